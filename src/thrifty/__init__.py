@@ -1,0 +1,97 @@
+"""Thrifty finds the efficiency frontier of a PyTorch model.
+
+The public names, in reading order. Each is imported when it is first used, so that ``import thrifty`` costs nothing
+and an engine's process never imports what it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thrifty.artifact import load as load
+    from thrifty.compilers.export import Export as Export
+    from thrifty.compilers.inductor import Inductor as Inductor
+    from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
+    from thrifty.frontier import best as best
+    from thrifty.frontier import frontier as frontier
+    from thrifty.method import Card as Card
+    from thrifty.method import Claim as Claim
+    from thrifty.method import Compiler as Compiler
+    from thrifty.method import Context as Context
+    from thrifty.method import Plan as Plan
+    from thrifty.method import TrainingMethod as TrainingMethod
+    from thrifty.method import Transform as Transform
+    from thrifty.posttraining.prune import Prune as Prune
+    from thrifty.posttraining.quantize import Quantize as Quantize
+    from thrifty.recipe import Recipe as Recipe
+    from thrifty.recipe import Train as Train
+    from thrifty.run import bench as bench
+    from thrifty.run import check as check
+    from thrifty.run import run as run
+    from thrifty.search.sweep import sweep as sweep
+    from thrifty.store import Store as Store
+    from thrifty.target import Target as Target
+    from thrifty.training.distillation import Distill as Distill
+    from thrifty.training.loop import fit as fit
+    from thrifty.training.mixed_precision import Bf16 as Bf16
+    from thrifty.training.optimizers import AdamW as AdamW
+    from thrifty.trial import Trial as Trial
+    from thrifty.workload import Accuracy as Accuracy
+    from thrifty.workload import BitsPerByte as BitsPerByte
+    from thrifty.workload import CrossEntropy as CrossEntropy
+    from thrifty.workload import Loss as Loss
+    from thrifty.workload import Offline as Offline
+    from thrifty.workload import Quality as Quality
+    from thrifty.workload import Scores as Scores
+    from thrifty.workload import Server as Server
+    from thrifty.workload import SingleStream as SingleStream
+    from thrifty.workload import Workload as Workload
+    from thrifty.workload import load_workload as load_workload
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    # what the user brings, and what it will run on
+    "Workload": "workload", "load_workload": "workload", "Loss": "workload", "CrossEntropy": "workload",
+    "Quality": "workload", "Scores": "workload", "Accuracy": "workload", "BitsPerByte": "workload",
+    "SingleStream": "workload", "Offline": "workload", "Server": "workload", "Target": "target",
+    # recipes and methods
+    "Recipe": "recipe", "Train": "recipe", "Transform": "method", "TrainingMethod": "method", "Compiler": "method",
+    "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
+    "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
+    "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
+    "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
+    # running, measuring, choosing
+    "fit": "training.loop", "check": "run", "run": "run", "bench": "run", "sweep": "search.sweep",
+    "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier", "best": "frontier",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        # Resolved once and kept: a submodule of the same name (`frontier`, `run`) must not shadow the verb.
+        value = getattr(importlib.import_module(f"thrifty.{_PLACES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'thrifty' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})
+
+
+class _Package(types.ModuleType):
+    """``thrifty.run`` and ``thrifty.frontier`` are verbs even once the files of the same names were imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PLACES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

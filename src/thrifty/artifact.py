@@ -1,0 +1,228 @@
+"""An artifact: a directory that serves, checked before it is opened. Importing this file imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from thrifty.errors import ThriftyError
+
+if TYPE_CHECKING:
+    from thrifty.engines.engine import Engine
+    from thrifty.method import Lowered
+    from thrifty.trial import Trial
+
+FORMAT = 1
+MANIFEST = "artifact.json"
+EXAMPLE = "example.npz"
+LARGEST_MANIFEST = 16 * 2**20
+
+
+class ArtifactError(ThriftyError):
+    """An artifact that must not be opened: damaged, hostile, or made for something else."""
+
+
+def write(directory: Path, lowered: Lowered, description: Mapping[str, Any],
+          inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    """Write ``artifact.json`` beside the engine's files, with their sizes and checksums, and one example.
+
+    Args:
+        directory: holds the files that ``lowered`` names.
+        lowered: what the compiler left.
+        description: recipe, workload, versions: whatever says where the artifact comes from.
+        inputs, outputs: of one request through the model that was lowered.
+    """
+    arrays = {f"input{i}": x for i, x in enumerate(inputs)} | {f"output{i}": x for i, x in enumerate(outputs)}
+    np.savez(directory / EXAMPLE, **arrays)  # type: ignore[arg-type]  # arrays, never objects: nothing is pickled
+    document = {
+        "format": FORMAT,
+        **description,
+        "engine": lowered.engine,
+        "files": {name: _digest(directory / name) for name in lowered.files},
+        "example": _digest(directory / EXAMPLE),
+        "inputs": [dataclasses.asdict(spec) for spec in lowered.inputs],
+        "outputs": [dataclasses.asdict(spec) for spec in lowered.outputs],
+        "portable": lowered.portable,
+        "native": lowered.native,
+        "needs": list(lowered.needs),
+        "precision": lowered.precision,
+        "instruction_set": lowered.instruction_set,
+        "machine": platform.machine(),
+        "facts": dict(lowered.facts),
+    }
+    (directory / MANIFEST).write_text(json.dumps(document, indent=1))
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def read(directory: Path | str) -> dict[str, Any]:
+    """Read and check ``artifact.json``; opens nothing else.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, of another version, or names files outside the directory.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{directory} is no artifact: it holds no {MANIFEST}")
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise ArtifactError(f"{path} is of format {found}; this version of Thrifty reads {FORMAT}")
+    for key, kind in {"engine": str, "files": dict, "example": dict, "inputs": list, "outputs": list, "machine": str}.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ArtifactError(f"{path} is damaged: {key} is missing or of the wrong kind")
+    for name in manifest["files"]:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise ArtifactError(f"{path} names the file {name!r}, outside the artifact; it is not opened")
+    return manifest
+
+
+def verify(directory: Path | str) -> dict[str, Any]:
+    """Read the manifest and check every file against its checksum.
+
+    Raises:
+        ArtifactError: a file is missing, a link, or differs by so much as a byte.
+    """
+    manifest = read(directory)
+    for name, expected in [*manifest["files"].items(), (EXAMPLE, manifest["example"])]:
+        path = Path(directory) / name
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactError(f"{path} is missing or no plain file; copy the artifact again")
+        if _digest(path) != expected:
+            raise ArtifactError(f"{path} is damaged: its checksum is not the one in {MANIFEST}; copy it again")
+    if manifest["machine"] != platform.machine() and not manifest.get("portable"):
+        raise ArtifactError(
+            f"{directory} was made for {manifest['machine']} processors and this one is {platform.machine()}; "
+            "run its recipe here"
+        )
+    return manifest
+
+
+def open_verified(directory: Path | str, *, threads: int = 1, device: str = "cpu",
+                  trust_native_code: bool = False) -> Engine:
+    """Verify an artifact and open its engine, importing nothing but that engine's runtime."""
+    from thrifty.engines import open_engine
+
+    manifest = verify(directory)
+    return open_engine(Path(directory), manifest, threads=threads, device=device,
+                       trust_native_code=trust_native_code)
+
+
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """An artifact's engine, callable on tensors or arrays like the model that it came from."""
+
+    engine: Engine
+    manifest: Mapping[str, Any]
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the engine.
+
+        Args:
+            inputs: one tensor or array for each input, of the shape and dtype that the manifest names.
+
+        Returns:
+            a tensor, or a tuple where the model gives several; arrays where arrays came in.
+
+        Raises:
+            ArtifactError: an input differs from what the engine takes.
+        """
+        specs = self.manifest["inputs"]
+        if len(inputs) != len(specs):
+            raise ArtifactError(f"this artifact takes {len(specs)} inputs but got {len(inputs)}")
+        tensors = not all(isinstance(x, np.ndarray) for x in inputs)
+        arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in inputs]
+        for spec, array in zip(specs, arrays, strict=True):
+            same = len(spec["shape"]) == array.ndim and all(
+                want in (-1, got) for want, got in zip(spec["shape"], array.shape, strict=True)
+            )
+            if not same or str(array.dtype) != spec["dtype"]:
+                raise ArtifactError(
+                    f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']} (-1: any) but is "
+                    f"{array.dtype} of shape {list(array.shape)}"
+                )
+        outputs = self.engine.arrays(self.engine.run(self.engine.native(arrays)))
+        if tensors:
+            import torch
+
+            outputs = [torch.from_numpy(np.array(x)) for x in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_native_code: bool = False) -> Loaded:
+    """Open an artifact; neither the workload nor the training code need be importable.
+
+    Args:
+        directory: that `thrifty run` or `Compiler.lower` wrote.
+        threads: of inference.
+        device: "cpu" or "cuda".
+        trust_native_code: machine code in the artifact (AOTInductor) runs only where this is True.
+
+    Raises:
+        ArtifactError: it is damaged or for another machine.
+        EngineError: its runtime is missing, or it holds native code that is not trusted.
+    """
+    engine = open_verified(directory, threads=threads, device=device, trust_native_code=trust_native_code)
+    return Loaded(engine, read(directory))
+
+
+def example(directory: Path | str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The stored request and the outputs of the model that was lowered."""
+    with np.load(Path(directory) / EXAMPLE, allow_pickle=False) as kept:
+        return ([kept[name] for name in kept.files if name.startswith("input")],
+                [kept[name] for name in kept.files if name.startswith("output")])
+
+
+def size(directory: Path | str) -> int:
+    """Bytes of the engine's files."""
+    return sum(int(entry["bytes"]) for entry in read(directory)["files"].values())
+
+
+def copy(source: Path, destination: Path) -> None:
+    """Copy an artifact; the destination appears whole or not at all."""
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(destination, ignore_errors=True)
+    partial.rename(destination)
+
+
+def write_card(directory: Path, trial: Trial) -> None:
+    """Write the model card: what it is, how it was made, what was measured, how to load it."""
+    manifest = read(directory)
+    quality, inference, training = trial.quality, trial.inference, trial.training
+    lines = [f"# {trial.workload}: `{trial.recipe}`", ""]
+    if quality is not None:
+        lines += [f"- {quality.name} on {quality.split}: {quality.value:.4f} (reference {quality.baseline:.4f}; drop "
+                  f"{quality.drop.value:+.4f}, 95% interval {quality.drop.low:+.4f} to {quality.drop.high:+.4f})"]
+    if inference is not None:
+        ratio = inference.speedup
+        interval = "one pair, no interval" if ratio.low is None else f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
+        lines += [f"- {inference.scenario}: median {inference.latency_p50 * 1e3:.3f} ms, "
+                  f"{ratio.value or 0:.2f}x eager fp32 ({interval}), on {trial.target}"]
+    if training is not None:
+        lines += [f"- it cost {training.seconds:.1f} s before serving"]
+    shapes = ", ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["inputs"])
+    flags = ", trust_native_code=True" if manifest.get("native") else ""
+    lines += [f"- engine: {manifest['engine']} ({manifest['precision']}); needs: {', '.join(manifest['needs'])}",
+              f"- inputs: {shapes}", "", "```python", "import thrifty", "",
+              f'model = thrifty.load("."{flags})', "outputs = model(*inputs)", "```", ""]
+    (directory / "README.md").write_text("\n".join(lines))

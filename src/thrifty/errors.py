@@ -1,0 +1,27 @@
+"""Errors that say what happened and what to do."""
+
+from __future__ import annotations
+
+
+class ThriftyError(Exception):
+    """The root of every error that Thrifty raises on purpose; its message is meant for the user."""
+
+
+class MissingExtra(ThriftyError):
+    """An optional package is needed: names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; it comes with: pip install 'thrifty[{extra}]'")
+        self.package, self.extra = package, extra
+
+
+class NoEffect(ThriftyError):
+    """A method changed nothing."""
+
+
+class EffectLost(ThriftyError):
+    """A later phase undid what an earlier method had claimed."""
+
+
+class TrainingFailed(ThriftyError):
+    """Training cannot go on (a loss that is not finite, say); the message names the step."""

@@ -1,0 +1,504 @@
+"""The process of one run: takes a recipe's phases one by one, checkpoints after each, lowers the end.
+
+Runs as ``python -m thrifty.execute`` with a job as JSON on stdin, and tells what happens as JSON lines, so that a crash
+or an out-of-memory takes nothing else with it and peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from thrifty import artifact, cache, checkpoint
+from thrifty.checkpoint import Checkpoint, MethodClaim
+from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
+from thrifty.ledger import Charge, Kind, Ledger
+from thrifty.measure import energy
+from thrifty.method import Compiler, Context, Transform
+from thrifty.recipe import PhaseOf, Recipe, Train, seed_of
+from thrifty.target import Target, cores
+from thrifty.training.loop import fit
+from thrifty.trial import Effect
+from thrifty.workload import Workload, as_inputs, batches, check_data, check_example, length, load_workload
+
+CALIBRATION_EXAMPLES = 256
+CALIBRATION_BATCH = 32
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """What one run is told to do.
+
+    Args:
+        workload: a reference that `load_workload` takes.
+        workload_hash: of its source and data.
+        recipe: text.
+        seed: of every random stream of the run.
+        target: what the model will run on.
+        lower: whether to end with an engine; a teacher or a baseline needs none.
+    """
+
+    workload: str
+    workload_hash: str
+    recipe: str
+    seed: int
+    target: Target
+    lower: bool = True
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: places, cost as if alone, effects, and how quality rose with seconds."""
+
+    checkpoint: str
+    artifact: str | None
+    charges: tuple[Charge, ...]
+    effects: tuple[Effect, ...]
+    curve: tuple[tuple[float, float], ...]
+
+
+class _Run:
+    """One job's phases."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self.job, self.tell = job, tell
+        self.workload = load_workload(job.workload)
+        self.recipe = Recipe.parse(job.recipe)
+        self.phases = self.recipe.transforms.phases
+        self.keys = [prefix_key(job, Recipe(self.phases[:i])) for i in range(len(self.phases) + 1)]
+
+    # -- phases -------------------------------------------------------------------------------------------------
+
+    def outcome(self) -> Outcome:
+        state, model = self.start()
+        for i in range(state_length(state), len(self.phases)):
+            self.tell({"event": "phase", "text": str(Recipe((self.phases[i],)))})
+            state, model = self.advance(i, state, model)
+        place = self.keep(len(self.phases), state, model)
+        charges = state.charges
+        effects = [effect(entry) for entry in state.claims]
+        directory = None
+        if self.job.lower:
+            directory, paid, lowered = self.lower(state, model, place)
+            charges += paid
+            effects = lowered
+        return Outcome(str(place), directory and str(directory), charges, tuple(effects), state.curve)
+
+    def start(self) -> tuple[Checkpoint, nn.Module]:
+        """The longest prefix that is kept, or the model as it comes."""
+        for i in range(len(self.phases), 0, -1):
+            place = cache.lookup("checkpoints", self.keys[i])
+            if place is not None:
+                return checkpoint.load(place, self.fresh())
+        check_data(self.workload)
+        model = self.fresh()
+        check_example(self.workload, model)
+        rehearse(self.workload, self.recipe, self.job.target, self.tell)
+        return Checkpoint(self.workload.source, ""), self.fresh()
+
+    def fresh(self) -> nn.Module:
+        torch.manual_seed(seed_of(self.job.seed, 0, "weights"))
+        return self.workload.model()
+
+    def advance(self, i: int, state: Checkpoint, model: nn.Module) -> tuple[Checkpoint, nn.Module]:
+        phase = self.phases[i]
+        torch.manual_seed(seed_of(self.job.seed, i, "global"))  # dropout and other draws that take no generator
+        after, model = (self.train(i, phase, state, model) if isinstance(phase, Train)
+                        else self.transform(i, phase, state, model))
+        after = dataclasses.replace(after, recipe=str(Recipe(self.phases[: i + 1])), claims=reprobe(after.claims, model))
+        self.keep(i + 1, after, model)
+        return after, model
+
+    def keep(self, i: int, state: Checkpoint, model: nn.Module) -> Path:
+        """Write the checkpoint once; a run beside this one may have been faster."""
+        place = cache.lookup("checkpoints", self.keys[i])
+        if place is None:
+            with cache.building("checkpoints", self.keys[i]) as directory:
+                checkpoint.save(state, model, directory)
+            place = cache.lookup("checkpoints", self.keys[i])
+            assert place is not None
+        return place
+
+    def train(self, i: int, phase: Train, state: Checkpoint, model: nn.Module) -> tuple[Checkpoint, nn.Module]:
+        teachers: dict[str, nn.Module] = {}
+        taught: list[Charge] = []
+
+        def teacher(text: str) -> nn.Module:
+            if text not in teachers:
+                teachers[text], paid = self.teacher(text, i)
+                taught.extend(paid)
+            return teachers[text]
+
+        earlier = sum(charge.seconds for charge in state.charges)
+        meter, counted = self.meter()
+        try:
+            done = run_training(self.workload, phase, model, seed_of(self.job.seed, i, "train"), self.job.target,
+                                teacher, self.tell, evaluate=lambda m: score(self.workload, m))
+        except TrainingFailed as error:
+            self.charge("failure", str(Recipe((phase,))), getattr(error, "seconds", 0.0),
+                        flops=getattr(error, "flops", None))
+            raise
+        charge = self.charge("training", str(Recipe((phase,))), done.seconds, flops=done.flops,
+                             uncounted=done.uncounted, joules=meter.between(counted, meter.read()))
+        if done.evaluation_seconds:
+            self.charge("evaluation", str(Recipe((phase,))), done.evaluation_seconds)
+        sign = 1 if self.workload.quality.higher_is_better else -1
+        paid = tuple(taught)
+        earlier += sum(entry.seconds for entry in paid)
+        curve = tuple((earlier + point.seconds, sign * point.quality) for point in done.evaluations)
+        claims = tuple(MethodClaim(name, claim.checked(name)) for name, claim in done.claims)
+        return dataclasses.replace(state, claims=state.claims + claims, charges=state.charges + paid + (charge,),
+                                   curve=state.curve + curve), done.model
+
+    def teacher(self, text: str, i: int) -> tuple[nn.Module, tuple[Charge, ...]]:
+        """The teacher's model, and what it costs this recipe: nothing where it is one of its own prefixes."""
+        recipe = Recipe.parse(text or self.workload.reference)
+        if not recipe.phases and self.workload.reference:
+            raise ThriftyError("a teacher needs a recipe")
+        if len(recipe) and recipe.transforms != recipe:
+            raise ThriftyError(f"a teacher is a model, not an engine: leave the compiler out of {recipe}")
+        job = dataclasses.replace(self.job, recipe=str(recipe), lower=False)
+        self.tell({"event": "phase", "text": f"teacher: {recipe or 'the model as it comes'}"})
+        inner = _Run(job, self.tell)
+        done = inner.outcome()
+        model = checkpoint.load(Path(done.checkpoint), inner.fresh())[1]
+        if inner.keys[-1] in self.keys[: i + 1]:
+            return model, ()
+        return model, tuple(dataclasses.replace(charge, kind="teacher") for charge in done.charges)
+
+    def transform(self, i: int, phase: PhaseOf, state: Checkpoint,
+                  model: nn.Module) -> tuple[Checkpoint, nn.Module]:
+        assert isinstance(phase, Transform)
+        text = str(Recipe((phase,)))
+        searched: list[float] = []
+        context = make_context(self.workload, self.job.target, seed_of(self.job.seed, i, "plan"), searched, self.tell)
+        before = copy.deepcopy(model)
+        meter, counted = self.meter()
+        began = time.perf_counter()
+        with torch.no_grad():
+            plan = phase.plan(model, context)
+            after = phase.build(model, plan).eval()
+        seconds = time.perf_counter() - began
+        charges = [self.charge("calibration", text, seconds - sum(searched), joules=meter.between(counted, meter.read()))]
+        if searched:
+            charges.append(self.charge("search", text, sum(searched)))
+        claims = tuple(MethodClaim(phase.name, claim.checked(phase.name)) for claim in phase.claims(before, after))
+        return dataclasses.replace(state, plans=(*state.plans, (text, plan)), claims=state.claims + claims,
+                                   charges=state.charges + tuple(charges)), after
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def lower(self, state: Checkpoint, model: nn.Module,
+              place: Path) -> tuple[Path, tuple[Charge, ...], list[Effect]]:
+        compiler = self.recipe.compiler
+        text = f"compile({compiler.name})" if compiler.name != "export" else "export"
+        key = hashlib.sha256(f"{self.keys[-1]}|{Recipe((compiler,)).hash()}|{runtime_versions()}".encode()).hexdigest()
+        kept = cache.lookup("engines", key)
+        if kept is None:
+            self.tell({"event": "phase", "text": str(Recipe((compiler,)))})
+            example = self.workload.example(1)
+            context = make_context(self.workload, self.job.target, seed_of(self.job.seed, len(self.phases), "lower"),
+                                   [], self.tell)
+            with cache.building("engines", key) as directory:
+                began = time.perf_counter()
+                lowered = compiler.lower(model, example, directory, context)
+                charge = self.charge("compilation", text, time.perf_counter() - began)
+                artifact.write(directory, lowered, {
+                    "recipe": str(self.recipe), "workload": self.workload.name, "seed": self.job.seed,
+                    "threads": self.job.target.threads, "device": self.job.target.device,
+                    "versions": runtime_versions(),
+                }, [x.numpy() for x in example], [x.numpy() for x in outputs_of(model, example)])
+                check_parity(self.workload, model, directory, lowered.precision)
+                (directory / "charges.json").write_text(json.dumps([charge.to_json()]))
+            kept = cache.lookup("engines", key)
+            assert kept is not None
+        charges = Ledger.from_json(json.loads((kept / "charges.json").read_text())).charges
+        facts = artifact.read(kept)["facts"]
+        return kept, charges, [self.final_effect(entry, facts) for entry in state.claims]
+
+    @staticmethod
+    def final_effect(entry: MethodClaim, facts: Mapping[str, float]) -> Effect:
+        if entry.claim.fact not in facts:
+            return effect(entry)
+        value = facts[entry.claim.fact]
+        if not entry.claim.holds(value):
+            raise EffectLost(
+                f"{entry.method} had changed {entry.claim.what} from {entry.claim.before:.6g} to "
+                f"{entry.claim.after:.6g}, and in the engine it is {value:.6g}: the compiler undid it; try another"
+            )
+        return Effect(entry.method, entry.claim.what, entry.claim.before, value, "engine")
+
+    def meter(self) -> tuple[energy.Meter, tuple[float, ...]]:
+        """A meter and its reading now."""
+        meter = energy.meter(self.job.target.device)
+        return meter, meter.read()
+
+    def charge(self, kind: Kind, what: str, seconds: float, *, flops: float | None = None,
+               uncounted: tuple[str, ...] = (), joules: float | None = None) -> Charge:
+        made = Charge(kind, what, seconds, flops, peak_memory(), joules, uncounted)
+        self.tell({"event": "charge", "charge": made.to_json()})
+        return made
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------
+
+
+def prefix_key(job: Job, prefix: Recipe) -> str:
+    """Recipes with a common prefix share its checkpoint: the hash of everything that determines the weights."""
+    facts = (job.workload_hash, prefix.hash(), job.seed, torch.__version__, sorted(job.target.to_json().items()))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def state_length(state: Checkpoint) -> int:
+    return len(Recipe.parse(state.recipe))
+
+
+def effect(entry: MethodClaim) -> Effect:
+    return Effect(entry.method, entry.claim.what, entry.claim.before, entry.claim.after)
+
+
+def reprobe(claims: tuple[MethodClaim, ...], model: nn.Module) -> tuple[MethodClaim, ...]:
+    """Probe every earlier claim on the model as it is now.
+
+    Raises:
+        EffectLost: a later phase undid what an earlier one had claimed.
+    """
+    kept = []
+    for entry in claims:
+        claim = entry.claim
+        value = claim.after if claim.probe is None else claim.probe(model)
+        if not claim.holds(value):
+            raise EffectLost(f"{entry.method} had changed {claim.what} from {claim.before:.6g} to {claim.after:.6g}, "
+                             f"and a later phase undid it: it is {value:.6g}")
+        kept.append(MethodClaim(entry.method, dataclasses.replace(claim, after=value)))
+    return tuple(kept)
+
+
+def score(workload: Workload, model: nn.Module) -> float:
+    """Quality on validation of a module in this process; higher is better whatever the measure."""
+    was_training = model.training
+    model.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        value = workload.quality(
+            lambda inputs: _to_cpu(model(*(x.to(device) for x in inputs))), workload.validation
+        ).value
+    model.train(was_training)
+    return value if workload.quality.higher_is_better else -value
+
+
+def _to_cpu(outputs: Any) -> Any:
+    return outputs.cpu() if isinstance(outputs, Tensor) else tuple(x.cpu() for x in outputs)
+
+
+def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMPLES) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of inputs drawn without replacement from the training set (validation inputs where there is none)."""
+    dataset = workload.training_set
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(length(dataset), generator=generator)[:examples].tolist()
+    for inputs, _ in batches(Subset(dataset, chosen), CALIBRATION_BATCH, workload.collate):
+        yield as_inputs(inputs)
+
+
+def make_context(workload: Workload, target: Target, seed: int, searched: list[float], tell: Tell,
+                 examples: int = CALIBRATION_EXAMPLES) -> Context:
+    """What a transform may use; the seconds of its timings and scorings are appended to ``searched``."""
+    example = workload.example(1)
+
+    def charged(measure: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
+        def call(model: nn.Module) -> float:
+            began = time.perf_counter()
+            try:
+                return measure(model)
+            finally:
+                searched.append(time.perf_counter() - began)
+
+        return call
+
+    return Context(
+        example=example,
+        calibration=lambda: calibration(workload, seed, examples),
+        seed=seed,
+        target=target,
+        time=charged(lambda model: eager_seconds(model, example, target)),
+        score=charged(lambda model: score(workload, model)),
+        shapes=workload.shapes,
+        progress=lambda text: tell({"event": "note", "text": text}),
+    )
+
+
+def eager_seconds(model: nn.Module, example: tuple[Tensor, ...], target: Target) -> float:
+    """Median seconds of one request through the module, on the target's threads."""
+    from torch.utils.benchmark import Timer
+
+    with torch.no_grad():
+        timer = Timer("model(*example)", globals={"model": model.eval(), "example": example},
+                      num_threads=target.threads)
+        return float(timer.blocked_autorange(min_run_time=0.2).median)
+
+
+def run_training(workload: Workload, phase: Train, model: nn.Module, seed: int, target: Target,
+                 teacher: Callable[[str], nn.Module], tell: Tell,
+                 evaluate: Callable[[nn.Module], float] | None = None) -> Any:
+    """One ``train`` phase of a workload through the loop."""
+    if workload.train is None or workload.loss is None:
+        raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
+    return fit(model, phase.methods, workload.train, workload.loss, settings=phase, batch_size=workload.batch_size,
+               seed=seed, forward=workload.forward, collate=workload.collate, device=target.device,
+               teachers=teacher, evaluate=evaluate,
+               progress=lambda step: tell({"event": "step", **dataclasses.asdict(step)}))
+
+
+def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> None:
+    """Take every phase for one step or one calibration batch, on a throw-away model, before anything long runs.
+
+    Raises:
+        ThriftyError: what would go wrong later.
+    """
+    tell({"event": "note", "text": "rehearsal: one step of each phase"})
+    model = workload.model()
+    for i, phase in enumerate(recipe):
+        seed = seed_of(0, i, "rehearsal")
+        if isinstance(phase, Train):
+            if workload.train is None:
+                raise ThriftyError(f"{workload.name} has no training set, so {phase} cannot train it")
+            size = min(phase.batch_size or workload.batch_size, 8, length(workload.train))
+            one = dataclasses.replace(phase, epochs=None, steps=1, batch_size=size, evaluations=0)
+            few = dataclasses.replace(workload, train=Subset(workload.train, range(size)))
+            model = run_training(few, one, model, seed, target, lambda text: workload.model().eval(), _silent).model
+        elif isinstance(phase, Transform):
+            before = copy.deepcopy(model)
+            context = make_context(workload, target, seed, [], _silent, examples=8)
+            with torch.no_grad():
+                after = phase.build(model, phase.plan(model, context)).eval()
+            for claim in phase.claims(before, after):
+                claim.checked(phase.name)
+            model = after
+        else:
+            rehearse_compiler(phase, workload, model)
+
+
+def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:
+    """A compiler is rehearsed by what it needs and by the graph that every compiler starts from."""
+    missing = type(compiler).missing()
+    if missing is not None:
+        raise ThriftyError(missing)
+    try:
+        torch.export.export(model.eval(), workload.example(1), strict=False)
+    except Exception as error:
+        raise ThriftyError(
+            f"the model cannot be exported for compile({compiler.name}): {str(error).splitlines()[0][:500]}. "
+            "Control flow that depends on data must become tensor operations (torch.where, torch.cond)"
+        ) from error
+
+
+def _silent(event: Mapping[str, Any]) -> None:
+    """Nothing is told of a rehearsal's steps."""
+
+
+PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
+"""Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
+
+
+def check_parity(workload: Workload, model: nn.Module, directory: Path, precision: str) -> None:
+    """Compare the engine, reloaded, with the module that it came from, on real inputs.
+
+    Raises:
+        ThriftyError: they differ by more than the precision explains.
+    """
+    engine = artifact.load(directory, trust_native_code=True)
+    bound = max(PARITY[part] for part in precision.split("+"))
+    with torch.no_grad():
+        for inputs in itertools.islice(calibration(workload, 0, 8), 8):
+            row = tuple(x[:1] for x in inputs)
+            got = engine(*row)
+            for a, b in zip(outputs_of(model, row), got if isinstance(got, tuple) else (got,), strict=True):
+                error = float((a.double() - b.double()).norm() / a.double().norm().clamp_min(1e-12))
+                if not error <= bound:
+                    raise ThriftyError(
+                        f"the engine's outputs differ from the model's by {error:.3g} (relative Frobenius error; "
+                        f"{precision} explains {bound:g}): the lowering is wrong, so nothing is kept"
+                    )
+
+
+def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The module's outputs as a tuple, on the CPU."""
+    with torch.no_grad():
+        outputs = _to_cpu(model(*inputs))
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def runtime_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an engine does."""
+    import importlib.metadata
+
+    known = {}
+    for package in ("thrifty", "torch", "onnxruntime", "onnx", "onnxscript", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            known[package] = importlib.metadata.version(package)
+    return known
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process so far."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent's end of stdin closes, however it died: nobody is left to tell."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+# -- the process ------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Read a job from stdin; tell events on the descriptor that was stdout."""
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not be mistaken for an event
+
+    def tell(event: Mapping[str, Any]) -> None:
+        print(json.dumps(event), file=events, flush=True)
+
+    values = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(cores())
+    try:
+        job = Job(**{**values, "target": Target(**values["target"])})
+        done = _Run(job, tell).outcome()
+        tell({"event": "done", **dataclasses.asdict(done)})
+        return 0
+    except ThriftyError as error:
+        tell({"event": "failed", "error": str(error), "kind": type(error).__name__})
+    except Exception as error:
+        traceback.print_exc()
+        tell({"event": "failed", "error": f"{type(error).__name__}: {error}", "kind": type(error).__name__})
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,439 @@
+"""A recipe: an ordered tuple of phases, a value that parses, prints, checks and hashes.
+
+Its text is a Python expression read with ``ast`` and never evaluated::
+
+    train(adamw(lr=0.001), epochs=8) | prune(ratio=0.5) | train(distill, epochs=1) | quantize(w8a8) | compile(onnxruntime)
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import keyword
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn, final
+
+from thrifty.errors import ThriftyError
+from thrifty.method import Compiler, HyperparameterError, Method, TrainingMethod, Transform, choice, number, validate
+from thrifty.registry import UnknownMethod, method_class, names
+
+MAX_PHASES = 64
+
+
+class RecipeError(ThriftyError):
+    """A recipe that cannot be read or cannot run; points at the offending piece of its text."""
+
+    def __init__(self, message: str, text: str = "", start: int = 0, end: int = 0) -> None:
+        self.reason, self.text, self.start, self.end = message, text, start, end
+        super().__init__(f"{message}\n  {text}\n  {' ' * start}{'^' * max(1, end - start)}" if text else message)
+
+
+# -- phases -----------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Train:
+    """One training phase: the methods that modify it and how long it lasts.
+
+    Args:
+        methods: at most one optimizer (AdamW where none is given), one precision and one parallelism.
+        epochs: passes over the training set, fractions allowed; or
+        steps: optimizer steps. One epoch where neither is given.
+        batch_size: examples; the workload's where None.
+        schedule: of the learning rate after warm-up: "cosine" to zero, "linear" to zero, or "constant".
+        warmup: share of the steps over which the learning rate rises linearly.
+        clip: largest norm of the gradient; None does not clip.
+        evaluations: times that quality is scored on validation, evenly spaced, the last at the end.
+
+    >>> str(Train(epochs=2))
+    'train(epochs=2)'
+    """
+
+    methods: tuple[TrainingMethod, ...] = ()
+    epochs: float | None = number(None, 0, open_low=True)
+    steps: int | None = number(None, 1)
+    batch_size: int | None = number(None, 1)
+    schedule: str = choice("cosine", "cosine", "linear", "constant")
+    warmup: float = number(0.1, 0, 1, open_high=True)
+    clip: float | None = number(1.0, 0, open_low=True)
+    evaluations: int = number(1, 0)
+
+    def __post_init__(self) -> None:
+        validate(self, "train")
+        object.__setattr__(self, "methods", tuple(self.methods))
+        if self.epochs is not None and self.steps is not None:
+            raise HyperparameterError(f"train(epochs={self.epochs}, steps={self.steps}): give epochs or steps, not both")
+        for i, method in enumerate(self.methods):
+            for other in self.methods[:i]:
+                if method.name == other.name:
+                    raise HyperparameterError(f"train names {method.name} twice")
+                if method.card.slot is not None and method.card.slot == other.card.slot:
+                    raise HyperparameterError(
+                        f"train has two methods that provide the {method.card.slot}: {other.name} and "
+                        f"{method.name}; keep one"
+                    )
+
+    def __str__(self) -> str:
+        settings = [f"{f.name}={_value(getattr(self, f.name))}" for f in dataclasses.fields(self)
+                    if f.name != "methods" and getattr(self, f.name) != f.default]
+        return f"train({', '.join([_call(m) for m in self.methods] + settings)})"
+
+    def __or__(self, other: Any) -> Recipe:
+        return Recipe((self,)) | other
+
+
+PhaseOf = Train | Transform | Compiler
+
+
+def _value(value: Any) -> str:
+    """As it stands in the text: values that are equal read the same, so that equal recipes hash the same."""
+    if isinstance(value, float):  # also numpy's, which prints as np.float64(...)
+        return repr(int(value)) if value.is_integer() else repr(float(value))
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_value, value))}{',' * (len(value) == 1)})"
+    return repr(value)
+
+
+def _word(value: Any) -> str:
+    """An option bare, where it can stand bare."""
+    return value if value.isidentifier() and not keyword.iskeyword(value) else repr(value)
+
+
+def _call(method: Method) -> str:
+    """A method as it stands in a recipe's text: its words bare and first, its defaults left out."""
+    words, keywords = [], []
+    fields = dataclasses.fields(method)
+    options = {f.name for f in fields if "options" in f.metadata}
+    positional = fields[0].name if fields and fields[0].name in options else None
+    for key, value in method.arguments().items():
+        if key == positional:
+            words.append(_word(value))
+        else:
+            keywords.append(f"{key}={_word(value) if key in options else _value(value)}")
+    if positional is not None and not words and isinstance(method, Transform):
+        words.append(_word(getattr(method, positional)))  # ``quantize(w8a8)`` says more than ``quantize``
+    inside = ", ".join(words + keywords)
+    if isinstance(method, Compiler):
+        return f"compile({', '.join([method.name, *words, *keywords])})"
+    return f"{method.name}({inside})" if inside else method.name
+
+
+def _phase(phase: PhaseOf) -> str:
+    if isinstance(phase, Train):
+        return str(phase)
+    text = _call(phase)
+    return text if text.endswith(")") else f"{text}()"
+
+
+# -- the recipe -------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered tuple of phases.
+
+    >>> recipe = Recipe.parse("train(adamw(lr=0.01), epochs=2) | compile(onnxruntime)")
+    >>> len(recipe.phases), Recipe.parse(str(recipe)) == recipe
+    (2, True)
+    """
+
+    phases: tuple[PhaseOf, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.phases) > MAX_PHASES:
+            raise RecipeError(f"a recipe has at most {MAX_PHASES} phases; this one has {len(self.phases)}")
+
+    @staticmethod
+    def of(part: Any) -> Recipe:
+        """A recipe from a recipe, a phase, a training method, or a text."""
+        match part:
+            case Recipe():
+                return part
+            case str():
+                return Recipe.parse(part)
+            case Train() | Transform() | Compiler():
+                return Recipe((part,))
+            case TrainingMethod():
+                return Recipe((Train((part,)),))
+        raise RecipeError(f"{part!r} is no part of a recipe: give a text, Train(...), a transform or a compiler")
+
+    @staticmethod
+    def parse(text: str) -> Recipe:
+        """Read a recipe's text; nothing of it is executed.
+
+        Raises:
+            RecipeError: it is not a recipe; points at the piece and names the nearest valid one.
+        """
+        return _Reader(text).recipe()
+
+    def __or__(self, other: Any) -> Recipe:
+        return Recipe(self.phases + Recipe.of(other).phases)
+
+    def __mul__(self, times: int) -> Recipe:
+        return Recipe(self.phases * times)
+
+    def __str__(self) -> str:
+        return " | ".join(_phase(phase) for phase in self.phases)
+
+    def __iter__(self) -> Iterator[PhaseOf]:
+        return iter(self.phases)
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def methods(self) -> list[Method]:
+        """Every method, in the order of the text."""
+        return [m for phase in self.phases for m in (phase.methods if isinstance(phase, Train) else (phase,))]
+
+    @property
+    def transforms(self) -> Recipe:
+        """The recipe without its compiler: what determines the model."""
+        return Recipe(tuple(phase for phase in self.phases if not isinstance(phase, Compiler)))
+
+    @property
+    def compiler(self) -> Compiler:
+        """The last phase where it is a compiler, else the uncompiled export."""
+        if self.phases and isinstance(self.phases[-1], Compiler):
+            return self.phases[-1]
+        export = method_class("export")()
+        assert isinstance(export, Compiler)
+        return export
+
+    def hash(self) -> str:
+        """Of the canonical text and the methods' versions."""
+        versions = ",".join(f"{m.name}{m.version}" for m in self.methods())
+        return hashlib.sha256(f"{self}#{versions}".encode()).hexdigest()
+
+
+# -- checking ---------------------------------------------------------------------------------------------------
+
+
+def check(recipe: Recipe, properties: frozenset[str]) -> frozenset[str]:
+    """Carry the model's properties through the phases.
+
+    Args:
+        properties: of the model as it comes: {"module", "float-weights"}, and "trained" where it was.
+
+    Returns:
+        the properties at the end.
+
+    Raises:
+        RecipeError: a phase requires what the model then lacks; says which earlier phase took it, or what would
+            give it.
+    """
+    took: dict[str, str] = {}
+    spans = _spans(recipe)
+    for phase, (start, end) in zip(recipe, spans, strict=True):
+        for method in phase.methods if isinstance(phase, Train) else (phase,):
+            lacking = sorted(method.card.requires - properties)
+            if lacking:
+                raise RecipeError(_lack(method, lacking[0], took), str(recipe), start, end)
+        if isinstance(phase, Train):
+            for lacks in sorted({"module", "float-weights"} - properties):
+                raise RecipeError(_lack(phase, lacks, took), str(recipe), start, end)
+            properties |= {"trained"}
+        for method in phase.methods if isinstance(phase, Train) else (phase,):
+            for gone in method.card.removes & properties:
+                took[gone] = method.name if not isinstance(method, Compiler) else f"compile({method.name})"
+            properties = (properties - method.card.removes) | method.card.provides
+    return properties
+
+
+def _lack(what: Method | Train, lacks: str, took: dict[str, str]) -> str:
+    name = "train" if isinstance(what, Train) else what.name
+    if took.get(lacks) == name:
+        return f"{name} requires {lacks}, which {name} before it took away: it is applied once; leave one out"
+    if lacks in took and isinstance(what, Compiler):
+        return f"{name} requires {lacks}, which {took[lacks]} before it took away; one compiler ends a recipe: keep one"
+    if lacks in took:
+        return f"{name} requires {lacks}, which {took[lacks]} before it took away; put {name} before {took[lacks]}"
+    if lacks == "trained":
+        return f"{name} requires a trained model; put train(...) before it, for instance the workload's reference"
+    givers = [m for m in names() if lacks in method_class(m).card.provides]
+    return f"{name} requires {lacks}; " + (f"given by {', '.join(givers)}" if givers else "no method gives it")
+
+
+def _spans(recipe: Recipe) -> list[tuple[int, int]]:
+    spans, at = [], 0
+    for phase in recipe:
+        text = _phase(phase)
+        spans.append((at, at + len(text)))
+        at += len(text) + 3
+    return spans
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads one text. Every error points at the node that it is about."""
+
+    def __init__(self, text: str) -> None:
+        self.text = re.sub(r"[\r\n\t\f\v]", " ", text).strip()  # what a text in quotes holds stays as it is
+
+    def recipe(self) -> Recipe:
+        if not self.text:
+            return Recipe()
+        if len(self.text) > 20_000:
+            raise RecipeError(f"a recipe's text is at most 20,000 characters; this one has {len(self.text):,}")
+        if "#" in self.text:
+            at = self.text.index("#")
+            raise RecipeError("a recipe has no comments: what follows # would be lost", self.text, at, at + 1)
+        try:
+            tree = ast.parse(self.text, mode="eval")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            at = max(0, (getattr(error, "offset", 1) or 1) - 1)
+            raise RecipeError(f"this is not a recipe: {getattr(error, 'msg', None) or error}",
+                              self.text, at, at + 1) from error
+        try:
+            phases = tuple(self.phases(tree.body))
+        except RecursionError as error:
+            raise RecipeError("this recipe is nested too deeply") from error
+        return Recipe(phases)
+
+    def fail(self, node: ast.AST, message: str) -> NoReturn:
+        start = getattr(node, "col_offset", 0)
+        end = getattr(node, "end_col_offset", start + 1)
+        prefix = self.text.encode()[:start].decode(errors="ignore")  # ast counts in UTF-8 bytes
+        piece = self.text.encode()[start:end].decode(errors="ignore")
+        raise RecipeError(message, self.text, len(prefix), len(prefix) + len(piece))
+
+    def phases(self, node: ast.expr) -> list[PhaseOf]:
+        match node:
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                found = self.phases(left) + self.phases(right)
+            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))) if (
+                not isinstance(times, bool)
+            ):
+                if not 1 <= times <= MAX_PHASES:
+                    self.fail(node, f"a part is repeated 1 to {MAX_PHASES} times but was asked for {times}")
+                found = self.phases(left) * times
+            case ast.Call() | ast.Name():
+                found = [self.phase(node)]
+            case _:
+                self.fail(node, "a recipe is made of phases joined by |, such as train(...) | quantize(w8a8); "
+                                "this is neither a phase nor a repetition (phase * 3), and is never executed")
+        if len(found) > MAX_PHASES:
+            self.fail(node, f"a recipe has at most {MAX_PHASES} phases; this one has {len(found)}")
+        return found
+
+    def phase(self, node: ast.Call | ast.Name) -> PhaseOf:
+        name, arguments, keywords = self.head(node)
+        if name == "train":
+            return self.train(node, arguments, keywords)
+        if name == "compile":
+            return self.compile(node, arguments, keywords)
+        cls = self.method(node, name, extra=["train", "compile"])
+        if issubclass(cls, TrainingMethod):
+            self.fail(node, f"{name} modifies a training phase; write train({name}, ...)")
+        if issubclass(cls, Compiler):
+            self.fail(node, f"{name} is a compiler; write compile({name})")
+        made = self.make(node, cls, arguments, keywords)
+        assert isinstance(made, Transform)
+        return made
+
+    def head(self, node: ast.expr) -> tuple[str, list[ast.expr], list[ast.keyword]]:
+        match node:
+            case ast.Name(id=name):
+                return name, [], []
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
+                return name, arguments, keywords
+        self.fail(node, "a method's name or a call of one was expected; nothing else is read, and nothing is executed")
+
+    def method(self, node: ast.expr, name: str, extra: list[str] | None = None) -> type[Method]:
+        try:
+            return method_class(name)
+        except UnknownMethod as error:
+            near = difflib.get_close_matches(name, (extra or []) + names(), n=1)
+            at = node.func if isinstance(node, ast.Call) else node
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join((extra or []) + names())}"
+            try:
+                self.fail(at, f"there is no method {name!r}; {hint}")
+            except RecipeError as pointed:
+                raise pointed from error
+
+    def train(self, node: ast.expr, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Train:
+        methods = []
+        for argument in arguments:
+            name, inner, inner_keywords = self.head(argument)
+            cls = self.method(argument, name)
+            if not issubclass(cls, TrainingMethod):
+                self.fail(argument, f"{name} is a phase of its own, not a training method; write train(...) | {name}")
+            methods.append(self.make(argument, cls, inner, inner_keywords))
+        return self.build(node, Train, {"methods": tuple(methods)}, keywords)
+
+    def compile(self, node: ast.expr, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Compiler:
+        compilers = [n for n in names() if issubclass(method_class(n), Compiler)]
+        if not arguments or not isinstance(arguments[0], ast.Name):
+            self.fail(node, f"compile needs a compiler's name: {', '.join(f'compile({c})' for c in compilers)}")
+        name = arguments[0].id
+        if name not in compilers:
+            near = difflib.get_close_matches(name, compilers, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(compilers)}"
+            self.fail(arguments[0], f"there is no compiler {name!r}; {hint}")
+        made = self.make(node, method_class(name), arguments[1:], keywords)
+        assert isinstance(made, Compiler)
+        return made
+
+    def make(self, node: ast.expr, cls: type[Method], arguments: list[ast.expr],
+             keywords: list[ast.keyword]) -> Any:
+        fields = dataclasses.fields(cls)
+        if len(arguments) > len(fields):
+            self.fail(arguments[len(fields)], f"{cls.name} takes at most {len(fields)} arguments")
+        values = {spec.name: self.value(argument, spec)
+                  for spec, argument in zip(fields, arguments, strict=False)}
+        return self.build(node, cls, values, keywords)
+
+    def build(self, node: ast.expr, cls: Any, values: dict[str, Any], keywords: list[ast.keyword]) -> Any:
+        fields = {spec.name: spec for spec in dataclasses.fields(cls)}
+        title = "train" if cls is Train else cls.name
+        for given in keywords:
+            key = given.arg
+            if key is None:
+                self.fail(given, f"{title} takes its arguments by name, one by one; ** is not read")
+            if key not in fields or (cls is Train and key == "methods"):
+                near = difflib.get_close_matches(key, list(fields), n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(fields) or 'none'}"
+                self.fail(given, f"{title} has no argument {key!r}; {hint}")
+            if key in values:
+                self.fail(given, f"{title} got {key!r} twice")
+            values[key] = self.value(given.value, fields[key])
+        try:
+            made = cls(**values)
+        except HyperparameterError as error:
+            at = next((k for k in keywords if f"({k.arg}=" in str(error)), node)
+            try:
+                self.fail(at, str(error))
+            except RecipeError as pointed:
+                raise pointed from error
+        for spec in fields.values():
+            if "recipe" in spec.metadata:
+                Recipe.parse(getattr(made, spec.name))
+        return made
+
+    def value(self, node: ast.expr, spec: dataclasses.Field[Any]) -> Any:
+        match node:
+            case ast.Name(id=word) if "options" in spec.metadata:
+                return word
+            case ast.Constant(value=bool() | int() | float() | str() | None as value):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                return tuple(self.value(part, spec) for part in parts)
+        what = "a number, a text in quotes, True, False or None"
+        if "options" in spec.metadata:
+            what = "one of " + ", ".join(spec.metadata["options"])
+        self.fail(node, f"{spec.name} must be {what}; code in a recipe is refused and never executed")
+
+
+def seed_of(seed: int, phase: int, stream: str) -> int:
+    """The seed of one stream of one phase: a 63-bit hash of (seed, phase index, stream)."""
+    digest = hashlib.sha256(f"{seed}/{phase}/{stream}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

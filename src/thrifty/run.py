@@ -1,0 +1,547 @@
+"""Run a recipe: in a process of its own, then measured in fresh ones, then kept. The verbs `run`, `check`, `bench`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+
+from thrifty import artifact, execute
+from thrifty.errors import ThriftyError
+from thrifty.execute import Job, Outcome
+from thrifty.ledger import Charge, Kind, Ledger
+from thrifty.measure.comparison import Comparison
+from thrifty.measure.predict import predictor
+from thrifty.measure.process import Worker
+from thrifty.measure.scenarios import measure
+from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
+from thrifty.measure.statistics import Interval, paired_drop, verdict
+from thrifty.method import Compiler
+from thrifty.recipe import Recipe, Train
+from thrifty.recipe import check as check_properties
+from thrifty.registry import method_class
+from thrifty.store import Store, Study, trial_id
+from thrifty.target import Target, cores
+from thrifty.trial import (
+    ArtifactFigure,
+    Drop,
+    Effect,
+    InferenceFigure,
+    QualityFigure,
+    Ratio,
+    TrainingFigure,
+    Trial,
+)
+from thrifty.workload import Scores, Split, Workload, WorkloadError, fingerprint, load_workload
+
+Event = Mapping[str, Any]
+Listener = Callable[[Event], None]
+CLAIM_PAIRS = 5
+
+
+class RunFailed(ThriftyError):
+    """A run that ended without a trial to measure; ``charges`` were spent all the same."""
+
+
+def ignore(event: Event) -> None:
+    """A listener that hears nothing."""
+
+
+# -- the child process ------------------------------------------------------------------------------------------
+
+
+def start(job: Job, listener: Listener = ignore) -> Outcome:
+    """Execute a job in a fresh process; its events reach the listener as they happen.
+
+    Raises:
+        RunFailed: the process said why it failed, or was killed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores()), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thrifty.execute"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    told: list[str] = []
+    with process:
+        stderr = _drain(process.stderr, told)
+        try:
+            values = {**vars(job), "target": job.target.to_json()}
+            process.stdin.write(json.dumps(values) + "\n")
+            process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
+            last: Event = {}
+            for line in process.stdout:
+                last = json.loads(line)
+                listener(last)
+            process.stdin.close()
+        except BaseException:
+            process.kill()
+            raise
+        code = process.wait()
+        stderr.join()
+    match last.get("event"):
+        case "done":
+            return Outcome(
+                checkpoint=last["checkpoint"], artifact=last["artifact"],
+                charges=Ledger.from_json(last["charges"]).charges,
+                effects=tuple(Effect(**value) for value in last["effects"]),
+                curve=tuple((seconds, quality) for seconds, quality in last["curve"]),
+            )
+        case "failed":
+            raise RunFailed(last["error"])
+    tail = "".join(told[-20:]).strip()
+    how = (f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "") if code < 0
+           else f"ended with exit code {code}")
+    raise RunFailed(f"the run's process {how} and said: {tail or 'nothing'}")
+
+
+def _drain(stream: Any, lines: list[str]) -> Any:
+    """Keep the child's stderr from filling its pipe."""
+    import threading
+
+    thread = threading.Thread(target=lambda: lines.extend(stream), daemon=True)
+    thread.start()
+    return thread
+
+
+# -- checking ---------------------------------------------------------------------------------------------------
+
+
+def initial_properties(workload: Workload) -> frozenset[str]:
+    """What can be said of the workload's model as it comes."""
+    trained = frozenset() if workload.reference else frozenset({"trained"})
+    return frozenset({"module", "float-weights"}) | trained
+
+
+def check_recipe(workload: Workload, recipe: Recipe) -> frozenset[str]:
+    """Everything that can be said against a recipe without running anything.
+
+    Returns:
+        the properties of the model at its end.
+
+    Raises:
+        ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks.
+    """
+    for method in recipe.methods():
+        for name in ("teacher",):
+            text = getattr(method, name, None)
+            if isinstance(text, str) and text:
+                teacher = Recipe.parse(text)
+                if any(isinstance(phase, Compiler) for phase in teacher):
+                    raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
+                check_recipe(workload, teacher)
+        if isinstance(method, Compiler) and (missing := type(method).missing()):
+            raise ThriftyError(missing)
+    if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
+        raise WorkloadError(
+            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
+            "its Workload, or leave train(...) out of the recipe"
+        )
+    return check_properties(recipe, initial_properties(workload))
+
+
+def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | None = None) -> frozenset[str]:
+    """Check a recipe's order and rehearse it: one step and one calibration batch of each phase, nothing long.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        recipe: text or value.
+        target: what it will run on.
+
+    Returns:
+        the properties of the model at the end of the recipe.
+
+    Raises:
+        ThriftyError: it would fail; says where and what to do.
+
+    >>> sorted(check("digits", "prune(ratio=0.5) | train(adamw)"))
+    ['float-weights', 'module', 'pruned', 'trained']
+    """
+    definition, parsed = resolve(workload), Recipe.of(recipe)
+    found = check_recipe(definition, parsed)
+    execute.check_data(definition)
+    execute.check_example(definition, definition.model())
+    execute.rehearse(definition, parsed, target or Target(), ignore)
+    return found
+
+
+def resolve(workload: str | Workload) -> Workload:
+    """The workload itself, with a place where a fresh process finds it."""
+    if isinstance(workload, str):
+        return load_workload(workload)
+    if not workload.source:
+        raise WorkloadError(
+            f"{workload.name} was not loaded from a file, and a run is a process of its own: write it in a file that "
+            'defines `workload` and give "file.py", or thrifty.load_workload("file.py")'
+        )
+    return workload
+
+
+# -- running ----------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Reference:
+    """What trials are compared with: the reference recipe's model, and its compiled fp32 engine where there is one."""
+
+    outcome: Outcome
+    compiled: Outcome | None
+
+
+class Runner:
+    """Runs recipes of one workload on one target with one seed, and keeps everything in one store.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        store: the study's directory.
+        target: what the models will run on.
+        seed: of every random stream.
+        price: dollars an hour of this machine; None where money is not asked for.
+        listener: hears events while things go on.
+    """
+
+    def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
+                 price: float | None = None, listener: Listener = ignore) -> None:
+        self.workload = resolve(workload)
+        self.hash = store.study.workload_hash
+        self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
+        self.listener = listener
+        self._reference: Reference | None = None
+
+    def id(self, recipe: Recipe) -> str:
+        return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
+
+    def run(self, recipe: str | Recipe, *, pairs: int = CLAIM_PAIRS, test: bool = False) -> Trial:
+        """Run, measure and keep one recipe; what the store already has is not done again.
+
+        Args:
+            recipe: text or value.
+            pairs: process pairs: 1 screens, 5 or more claim.
+            test: score on the test split too, which only a final front should be.
+
+        Returns:
+            the trial; failed ones too, with their reason.
+
+        Raises:
+            ThriftyError: the recipe cannot run; nothing was spent.
+        """
+        recipe = Recipe.of(recipe)
+        check_recipe(self.workload, recipe)
+        name = self.id(recipe)
+        known = self.store.trial(name)
+        if known is not None and known.status == "done" and self._enough(known, pairs, test):
+            return known
+        try:
+            reference = self.reference()
+            self.tell({"event": "recipe", "text": str(recipe), "id": name})
+            outcome = start(self.job(recipe), self.spender(name))
+            trial = self.measured(recipe, name, outcome, reference, pairs, test)
+        except RunFailed as error:
+            trial = self.failed(recipe, name, error)
+        self.store.put_trial(trial)
+        self.tell({"event": "trial", "trial": trial})
+        return trial
+
+    @staticmethod
+    def _enough(trial: Trial, pairs: int, test: bool) -> bool:
+        return (trial.inference is not None and trial.inference.speedup.pairs >= pairs
+                and (trial.test is not None or not test)
+                and trial.artifact is not None and Path(trial.artifact.path).is_dir())
+
+    def job(self, recipe: Recipe, lower: bool = True) -> Job:
+        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, lower)
+
+    def tell(self, event: Event) -> None:
+        self.listener(event)
+
+    def spender(self, trial: str | None) -> Listener:
+        """Every charge is in the store as soon as it is known."""
+
+        def hear(event: Event) -> None:
+            if event.get("event") == "charge":
+                self.store.charge(trial, Charge.from_json(event["charge"]))
+            self.tell(event)
+
+        return hear
+
+    def spend(self, trial: str | None, kind: Kind, what: str, began: float) -> None:
+        self.store.charge(trial, Charge(kind, what, time.perf_counter() - began))
+
+    # -- the reference ------------------------------------------------------------------------------------------
+
+    def reference(self) -> Reference:
+        """The reference's model and its compiled fp32 engine, run once."""
+        if self._reference is None:
+            recipe = Recipe.parse(self.workload.reference)
+            self.tell({"event": "recipe", "text": f"reference: {recipe or 'the model as it comes'}", "id": "reference"})
+            outcome = start(self.job(recipe, lower=False), self.spender("reference"))
+            inductor = method_class("inductor")
+            assert issubclass(inductor, Compiler)
+            compiled = None
+            if inductor.missing() is None:
+                try:
+                    compiled = start(self.job(recipe | inductor()), self.spender("reference"))
+                except RunFailed as error:
+                    self.tell({"event": "note", "text": f"no compiled baseline: {error}"})
+            self._reference = Reference(outcome, compiled)
+        return self._reference
+
+    def quality(self, name: str, side: Side, batch: int | None, split: Split) -> QualityFigure:
+        """An engine's quality against the reference's on the same examples; scored once each and kept."""
+        base = ModuleSide(self.workload.source, self.reference().outcome.checkpoint)
+        reference = self.scores(f"reference-{self.seed}", base, None, split)
+        scores = self.scores(name, side, batch, split)
+        measure = self.workload.quality
+        drop = paired_drop(reference, scores, measure.higher_is_better)
+        return QualityFigure(measure.name, measure.higher_is_better, scores.value, reference.value,
+                             Drop(drop.value, known(drop.low), known(drop.high)), split)
+
+    def scores(self, name: str, side: Side, batch: int | None, split: Split) -> Scores:
+        kept = self.store.scores(name, split)
+        if kept is None:
+            kept = self.scored(side, batch, split, name)
+            self.store.put_scores(name, split, kept)
+        return kept
+
+    def scored(self, side: Side, batch: int | None, split: Split, name: str) -> Scores:
+        """Scores of an engine, or of the module, in a worker of its own; the data stay here."""
+        began = time.perf_counter()
+        self.tell({"event": "phase", "text": f"scoring on {split}"})
+        with Worker(side, threads=cores() if self.target.device == "cpu" else 1, device=self.target.device) as worker:
+            worker.load()
+            scores = self.workload.quality(predictor(worker, batch), getattr(self.workload, split))
+        self.spend(name, "scoring", split, began)
+        return scores
+
+    # -- measuring ----------------------------------------------------------------------------------------------
+
+    def measured(self, recipe: Recipe, name: str, outcome: Outcome, reference: Reference, pairs: int,
+                 test: bool) -> Trial:
+        assert outcome.artifact is not None
+        place = self.store.path / "artifacts" / name
+        place.parent.mkdir(exist_ok=True)
+        artifact.copy(Path(outcome.artifact), place)
+        engine = ArtifactSide(str(place), trust_native_code=True)  # this process's child has just made it
+        manifest = artifact.read(place)
+        quality = self.quality(name, engine, batch_of(manifest), "validation")
+        final = self.quality(name, engine, batch_of(manifest), "test") if test else None
+        sides: dict[str, Side] = {
+            "eager": ModuleSide(self.workload.source, reference.outcome.checkpoint), "engine": engine,
+        }
+        if reference.compiled is not None and reference.compiled.artifact is not None:
+            sides["compiled"] = ArtifactSide(reference.compiled.artifact, trust_native_code=True)
+        began = time.perf_counter()
+        self.tell({"event": "phase", "text": f"timing, {pairs} rounds of fresh processes"})
+        comparison = measure(
+            self.workload.scenario, sides, "eager", self.inputs, threads=self.target.threads,
+            device=self.target.device, rounds=pairs, memory=self.target.memory,
+            progress=lambda done, total, what: self.tell({"event": "step", "step": done, "total": total, "text": what}),
+        )
+        self.spend(name, "timing", f"{pairs} rounds", began)
+        trial = assemble(self, recipe, name, outcome, reference, quality, final, comparison, place, manifest)
+        artifact.write_card(place, trial)
+        return trial
+
+    def inputs(self, n: int) -> list[np.ndarray]:
+        """n requests as arrays."""
+        return [x.numpy() for x in self.workload.example(n)]
+
+    def failed(self, recipe: Recipe, name: str, error: RunFailed) -> Trial:
+        spent = self.store.spent(name)
+        return Trial(
+            id=name, workload=self.workload.name, workload_hash=self.hash, recipe=str(recipe), seed=self.seed,
+            target=self.target.to_json(), status="failed", error=str(error),
+            training=training_figure(Ledger(spent.charges, self.price), None), environment=environment(),
+            ledger=Ledger(spent.charges, self.price), created=now(),
+        )
+
+
+def batch_of(manifest: Mapping[str, Any]) -> int | None:
+    """The batch that an engine takes: a number, or None where it takes any."""
+    first = manifest["inputs"][0]["shape"][0] if manifest["inputs"][0]["shape"] else 1
+    return None if first == -1 else int(first)
+
+
+# -- from readings to figures -----------------------------------------------------------------------------------
+
+
+def assemble(runner: Runner, recipe: Recipe, name: str, outcome: Outcome, reference: Reference,
+             quality: QualityFigure, test: QualityFigure | None, comparison: Comparison, place: Path,
+             manifest: Mapping[str, Any]) -> Trial:
+    """A trial from everything that was read."""
+    cost = Ledger(outcome.charges, runner.price)
+    base = Ledger(reference.outcome.charges, runner.price)
+    reached = seconds_to(outcome, quality)
+    speedup = None if reached is None or reached == 0 or base.seconds == 0 else base.seconds / reached
+    engine, eager = comparison.figures["engine"], comparison.figures["eager"]
+    over = comparison.ratio("engine", "compiled") if "compiled" in comparison.figures else None
+    ratio = figure_of(comparison.ratios["engine"])
+    inference = InferenceFigure(
+        scenario=comparison.scenario, latency_p50=engine.p50, latency_p90=engine.p90, speedup=ratio,
+        speedup_over_compiled=figure_of(over), throughput_per_second=engine.throughput_per_second,
+        peak_memory_bytes=engine.peak_memory_bytes, first_inference_seconds=engine.first_inference_seconds,
+        precision=manifest.get("precision"), baseline_seconds=eager.p50,
+    )
+    saving = eager.p50 / eager.batch - engine.p50 / engine.batch
+    return Trial(
+        id=name, workload=runner.workload.name, workload_hash=runner.hash, recipe=str(recipe), seed=runner.seed,
+        target=runner.target.to_json(), status="done", quality=quality, test=test, training=training_figure(cost, speedup),
+        inference=inference, artifact=ArtifactFigure(str(place), artifact.size(place), bool(manifest["portable"])),
+        break_even_requests=break_even(cost.seconds - base.seconds, saving, ratio), effects=outcome.effects,
+        environment=environment(), ledger=cost, raw=comparison.to_json(), created=now(),
+    )
+
+
+def known(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def figure_of(interval: Interval | None) -> Ratio:
+    if interval is None:
+        return Ratio(None)
+    return Ratio(interval.value, interval.low, interval.high, verdict(interval), interval.n)
+
+
+def training_figure(cost: Ledger, speedup: float | None) -> TrainingFigure:
+    return TrainingFigure(cost.seconds, cost.flops, cost.peak_memory_bytes, cost.joules, cost.dollars, speedup,
+                          cost.uncounted)
+
+
+def seconds_to(outcome: Outcome, quality: QualityFigure) -> float | None:
+    """Seconds of training until the reference's quality: at the first evaluation that reaches it, or at the end where
+    the drop is not significant; None where it never does. Compilation is no part of it."""
+    for seconds, value in outcome.curve:
+        if (value >= quality.baseline) if quality.higher_is_better else (value <= quality.baseline):
+            return seconds
+    trained = Ledger(outcome.charges).only("teacher", "search", "calibration", "training").seconds
+    return trained if quality.drop.low <= 0 and outcome.curve else None
+
+
+def break_even(extra: float, saving: float, speedup: Ratio) -> float | Literal["never"] | None:
+    """Requests after which the extra seconds before serving are paid back.
+
+    Args:
+        extra: seconds that the trial cost above the reference.
+        saving: seconds a request.
+        speedup: with its verdict; without a significant gain there is no saving.
+
+    >>> break_even(10.0, 0.5, Ratio(2.0, 1.9, 2.1, "faster", 5))
+    20.0
+    """
+    if speedup.low is None:
+        return None
+    if speedup.verdict != "faster":
+        return "never"
+    return max(0.0, extra / saving)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader must know to trust or repeat a figure."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": cores(), "system": platform.platform(), "python": platform.python_version(),
+            **execute.runtime_versions()}
+
+
+def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
+    """The study of a workload on a target, for writing; made where there is none.
+
+    Raises:
+        StoreError: it is another workload's or target's, of another version, or being written by another process.
+    """
+    return Store.open(path, "write", Study(workload.name, fingerprint(workload), target.to_json()))
+
+
+# -- verbs ------------------------------------------------------------------------------------------------------
+
+
+def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
+        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, listener: Listener = ignore) -> Trial:
+    """Run one recipe and measure it.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes: "digits", "my.py".
+        recipe: text or value.
+        store: the study's directory; made where there is none. Asking again resumes.
+        target: what it will run on; one thread of the CPU by default.
+        seed: of every random stream.
+        pairs: process pairs: 1 screens, 5 or more claim.
+        price: dollars an hour of this machine.
+        listener: hears events while things go on.
+
+    Returns:
+        the trial, failed ones too.
+
+    Raises:
+        ThriftyError: the workload or the recipe cannot run; nothing was spent.
+    """
+    definition, parsed, place = resolve(workload), Recipe.of(recipe), target or Target()
+    check_recipe(definition, parsed)
+    with open_study(store, definition, place) as opened:
+        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+        return runner.run(parsed, pairs=pairs)
+
+
+def bench(directory: str | Path, *, threads: int | None = None, rounds: int = CLAIM_PAIRS,
+          trust_native_code: bool = False) -> dict[str, Any]:
+    """Load an artifact in clean processes and measure it again.
+
+    Args:
+        directory: of the artifact.
+        threads: of inference; those that it was measured with where None.
+        rounds: fresh processes.
+        trust_native_code: needed by AOTInductor's artifacts.
+
+    Returns:
+        latency, throughput, memory, first inference, and the largest difference from the stored outputs.
+
+    Raises:
+        ArtifactError: it is damaged or for another machine.
+    """
+    from thrifty.measure.timing import alone
+
+    path = Path(directory)
+    manifest = artifact.verify(path)
+    inputs, outputs = artifact.example(path)
+    side = ArtifactSide(str(path), trust_native_code=trust_native_code)
+    used = threads or int(manifest.get("threads", 1))
+    with Worker(side, threads=used, device=manifest.get("device", "cpu")) as worker:
+        worker.load()
+        error = max(relative_error(a, b) for a, b in zip(outputs, worker.run(inputs), strict=True))
+    figures = alone(side, inputs, threads=used, device=manifest.get("device", "cpu"), rounds=rounds)
+    return {
+        "artifact": {"path": str(path), "bytes": artifact.size(path), "engine": manifest["engine"],
+                     "precision": manifest["precision"], "recipe": manifest.get("recipe")},
+        "inference": {
+            "latency_seconds": {"p50": figures.p50, "p90": figures.p90},
+            "throughput_per_second": figures.throughput_per_second,
+            "peak_memory_bytes": figures.peak_memory_bytes,
+            "first_inference_seconds": figures.first_inference_seconds,
+        },
+        "threads": used,
+        "output_error": error,
+        "environment": environment(),
+    }
+
+
+def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
+    """Frobenius norm of the difference over the expected norm."""
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / max(np.linalg.norm(expected), 1e-12))

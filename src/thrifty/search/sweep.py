@@ -1,0 +1,64 @@
+"""Measure a list of recipes: screen all, measure the front again with enough pairs for a claim, score it on test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from thrifty.frontier import Frontier, frontier
+from thrifty.recipe import Recipe
+from thrifty.run import CLAIM_PAIRS, Listener, Runner, check_recipe, ignore, open_study, resolve
+from thrifty.target import Target
+from thrifty.trial import Trial
+from thrifty.workload import Workload
+
+
+@final
+@dataclass(frozen=True)
+class Swept:
+    """The trials in the order of their recipes, the front's being measured again, and the frontier."""
+
+    trials: tuple[Trial, ...]
+    frontier: Frontier
+
+
+def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: str | Path = "study",
+          target: Target | None = None, seed: int = 0, price: float | None = None, promote: int = 4,
+          listener: Listener = ignore) -> Swept:
+    """Run recipes one by one and find their frontier.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        recipes: texts or values; all are checked before the first runs.
+        store: the study's directory; asking again resumes.
+        target: what they will run on.
+        seed: of every random stream.
+        price: dollars an hour of this machine.
+        promote: largest number of front trials, fastest first, that are measured again with five pairs and scored
+            on test.
+        listener: hears events while things go on.
+
+    Raises:
+        ThriftyError: a recipe cannot run; nothing was spent.
+    """
+    definition, place = resolve(workload), target or Target()
+    parsed = [Recipe.of(recipe) for recipe in recipes]
+    for recipe in parsed:
+        check_recipe(definition, recipe)
+    with open_study(store, definition, place) as opened:
+        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+        listener({"event": "sweep", "total": len(parsed)})
+        trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
+        for trial in promoted(list(trials.values()), promote):
+            listener({"event": "promote", "recipe": trial.recipe})
+            trials[trial.recipe] = runner.run(trial.recipe, pairs=CLAIM_PAIRS, test=True)
+        return Swept(tuple(trials.values()), frontier(list(trials.values())))
+
+
+def promoted(trials: Sequence[Trial], most: int) -> list[Trial]:
+    """Trials of the front, the fastest to serve first."""
+    found = frontier(trials)
+    front = [trial for trial in trials if found.status(trial.id) == "front"]
+    return sorted(front, key=lambda t: t.inference.latency_p50 if t.inference else float("inf"))[:most]

@@ -1,0 +1,56 @@
+"""What a model will run on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, final
+
+from thrifty.errors import ThriftyError
+
+
+class TargetError(ThriftyError):
+    """A target that this machine does not have."""
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@final
+@dataclass(frozen=True)
+class Target:
+    """The device and the resources that serve the model; part of every run and every hash.
+
+    Args:
+        device: "cpu" or "cuda".
+        threads: of inference; 1 by default, since timings on one thread are the steadiest.
+        memory: bytes that serving may use, None for what the machine has.
+
+    Raises:
+        TargetError: the device is unknown or absent, or threads exceed the processors at hand.
+
+    >>> Target(threads=1).device
+    'cpu'
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise TargetError(f"device must be 'cpu' or 'cuda' but is {self.device!r}")
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= cores():
+            raise TargetError(f"threads must be 1 to {cores()} on this machine but is {self.threads}")
+        if self.memory is not None and self.memory <= 0:
+            raise TargetError(f"memory must be above 0 bytes but is {self.memory}")
+        if self.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise TargetError("device 'cuda' was asked for, and torch sees no CUDA device; use --device cpu")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"device": self.device, "threads": self.threads, "memory": self.memory}
