@@ -75,14 +75,14 @@ def workloads(as_json: JsonOption = False) -> None:
 
     Example: thrifty workloads --json
     """
-    from thrifty.report import terminal
+    from thrifty.report import listing
     from thrifty.workloads import EMBEDDED
 
     if as_json:
         emit([{"name": name, "description": entry.description, "extra": entry.extra}
               for name, entry in EMBEDDED.items()])
     else:
-        terminal.print_workloads(EMBEDDED)
+        listing.print_workloads(EMBEDDED)
 
 
 @app.command()
@@ -93,17 +93,17 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's c
     Example: thrifty methods prune
     """
     from thrifty.registry import method_class, names
-    from thrifty.report import terminal
+    from thrifty.report import listing
 
     chosen = [method_class(each) for each in ([name] if name else names())]
     if as_json:
-        rows = [terminal.method_json(cls) for cls in chosen]
+        rows = [listing.method_json(cls) for cls in chosen]
         emit(rows[0] if name else [{key: row[key] for key in (
             "name", "family", "phase", "benefit", "trade_off", "paper")} for row in rows])
     elif name:
-        terminal.print_method(chosen[0])
+        listing.print_method(chosen[0])
     else:
-        terminal.print_methods(chosen)
+        listing.print_methods(chosen)
 
 
 @app.command()
@@ -217,11 +217,11 @@ def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what excee
     Example: thrifty cache --clean
     """
     from thrifty import cache as kept
-    from thrifty.report import terminal
+    from thrifty.report import listing
 
     removed = kept.clean(everything=everything) if clean else None
     usage = kept.usage()
-    emit(terminal.cache_json(usage, removed)) if as_json else terminal.print_cache(usage, removed)
+    emit(listing.cache_json(usage, removed)) if as_json else listing.print_cache(usage, removed)
 
 
 def show_store(store: Path, as_json: bool) -> None:

@@ -24,4 +24,10 @@ class EffectLost(ThriftyError):
 
 
 class TrainingFailed(ThriftyError):
-    """Training cannot go on (a loss that is not finite, say); the message names the step."""
+    """Training cannot go on (a loss that is not finite, say); the message names the step.
+
+    ``seconds`` and ``flops`` say what was spent by then.
+    """
+
+    seconds: float = 0.0
+    flops: float = 0.0

@@ -29,6 +29,7 @@ from torch.utils.data import Subset
 
 from thrifty import artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
+from thrifty.compilers.capture import capture
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
 from thrifty.ledger import Charge, Kind, Ledger
 from thrifty.measure import energy
@@ -65,6 +66,8 @@ class Job:
     seed: int
     target: Target
     lower: bool = True
+    spawned: float = 0.0
+    """time.time() when the process was started, so that its start is charged."""
 
 
 @final
@@ -107,16 +110,20 @@ class _Run:
         return Outcome(str(place), directory and str(directory), charges, tuple(effects), state.curve)
 
     def start(self) -> tuple[Checkpoint, nn.Module]:
-        """The longest prefix that is kept, or the model as it comes."""
-        for i in range(len(self.phases), 0, -1):
-            place = cache.lookup("checkpoints", self.keys[i])
-            if place is not None:
-                return checkpoint.load(place, self.fresh())
-        check_data(self.workload)
-        model = self.fresh()
-        check_example(self.workload, model)
-        rehearse(self.workload, self.recipe, self.job.target, self.tell)
-        return Checkpoint(self.workload.source, ""), self.fresh()
+        """The longest prefix that is kept, or the model as it comes; rehearsed where training is still to come."""
+        found = next(((i, place) for i in range(len(self.phases), 0, -1)
+                      if (place := cache.lookup("checkpoints", self.keys[i])) is not None), None)
+        done, place = found or (0, None)
+        if place is None:
+            check_data(self.workload)
+            check_example(self.workload, self.fresh())
+        if place is None or any(isinstance(phase, Train) for phase in self.phases[done:]):
+            began = time.perf_counter()
+            rehearse(self.workload, self.recipe, self.job.target, self.tell)
+            self.charge("rehearsal", str(self.recipe), time.perf_counter() - began)
+        if place is None:
+            return Checkpoint(self.workload.source, ""), self.fresh()
+        return checkpoint.load(place, self.fresh())
 
     def fresh(self) -> nn.Module:
         torch.manual_seed(seed_of(self.job.seed, 0, "weights"))
@@ -157,8 +164,7 @@ class _Run:
             done = run_training(self.workload, phase, model, seed_of(self.job.seed, i, "train"), self.job.target,
                                 teacher, self.tell, evaluate=lambda m: score(self.workload, m))
         except TrainingFailed as error:
-            self.charge("failure", str(Recipe((phase,))), getattr(error, "seconds", 0.0),
-                        flops=getattr(error, "flops", None))
+            self.charge("failure", str(Recipe((phase,))), error.seconds, flops=error.flops)
             raise
         charge = self.charge("training", str(Recipe((phase,))), done.seconds, flops=done.flops,
                              uncounted=done.uncounted, joules=meter.between(counted, meter.read()))
@@ -344,7 +350,7 @@ def make_context(workload: Workload, target: Target, seed: int, searched: list[f
         target=target,
         time=charged(lambda model: eager_seconds(model, example, target)),
         score=charged(lambda model: score(workload, model)),
-        shapes=workload.shapes,
+        shapes=workload.served_shapes,
         progress=lambda text: tell({"event": "note", "text": text}),
     )
 
@@ -385,7 +391,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
             if workload.train is None:
                 raise ThriftyError(f"{workload.name} has no training set, so {phase} cannot train it")
             size = min(phase.batch_size or workload.batch_size, 8, length(workload.train))
-            one = dataclasses.replace(phase, epochs=None, steps=1, batch_size=size, evaluations=0)
+            one = Train(*phase.methods, steps=1, batch_size=size, schedule=phase.schedule, clip=phase.clip, evaluations=0)
             few = dataclasses.replace(workload, train=Subset(workload.train, range(size)))
             model = run_training(few, one, model, seed, target, lambda text: workload.model().eval(), _silent).model
         elif isinstance(phase, Transform):
@@ -405,13 +411,7 @@ def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) 
     missing = type(compiler).missing()
     if missing is not None:
         raise ThriftyError(missing)
-    try:
-        torch.export.export(model.eval(), workload.example(1), strict=False)
-    except Exception as error:
-        raise ThriftyError(
-            f"the model cannot be exported for compile({compiler.name}): {str(error).splitlines()[0][:500]}. "
-            "Control flow that depends on data must become tensor operations (torch.where, torch.cond)"
-        ) from error
+    capture(model.eval(), workload.example(1), workload.served_shapes)
 
 
 def _silent(event: Mapping[str, Any]) -> None:
@@ -489,7 +489,9 @@ def main() -> int:
     torch.set_num_threads(cores())
     try:
         job = Job(**{**values, "target": Target(**values["target"])})
-        done = _Run(job, tell).outcome()
+        execution = _Run(job, tell)
+        execution.charge("start", "process and workload", max(0.0, time.time() - job.spawned))
+        done = execution.outcome()
         tell({"event": "done", **dataclasses.asdict(done)})
         return 0
     except ThriftyError as error:

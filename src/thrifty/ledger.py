@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-Kind = Literal["teacher", "search", "calibration", "training", "evaluation", "compilation", "scoring", "timing",
-               "failure"]
+Kind = Literal["teacher", "search", "calibration", "training", "evaluation", "compilation", "failure",
+               "start", "rehearsal", "scoring", "timing"]
+"""What for. The last four are spent on measuring: part of a study's *spent*, not of a trial's *cost*."""
 
 
 @final

@@ -73,11 +73,15 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
+        below = value < self.high if self._opens_high else value <= self.high
         return above and below
 
+    @property
+    def _opens_high(self) -> bool:
+        return self.open_high or self.high == math.inf
+
     def __str__(self) -> str:
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self._opens_high else ']'}"
 
 
 def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
@@ -112,7 +116,7 @@ def validate(method: Any, name: str) -> None:
                 raise HyperparameterError(f"{says} must be a number in {meta['range']}")
             if str(spec.type).startswith("int") and not isinstance(value, int):
                 raise HyperparameterError(f"{says} must be a whole number in {meta['range']}")
-            if value not in meta["range"] or value in (math.inf, -math.inf):
+            if value not in meta["range"]:
                 raise HyperparameterError(f"{says} must be in {meta['range']}")
         elif "options" in meta and value not in meta["options"]:
             raise HyperparameterError(f"{says} must be one of {', '.join(meta['options'])}")
@@ -219,7 +223,8 @@ class Method(abc.ABC):
     def __or__(self, other: Any) -> Recipe:
         from thrifty.recipe import Recipe
 
-        return Recipe.of(self) | other
+        joined: Recipe = Recipe.of(self) | other
+        return joined
 
     def arguments(self) -> dict[str, Any]:
         """Hyperparameters that differ from their defaults, in order."""

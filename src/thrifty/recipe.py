@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -36,7 +36,7 @@ class RecipeError(ThriftyError):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Train:
     """One training phase: the methods that modify it and how long it lasts.
 
@@ -50,8 +50,9 @@ class Train:
         clip: largest norm of the gradient; None does not clip.
         evaluations: times that quality is scored on validation, evenly spaced, the last at the end.
 
-    >>> str(Train(epochs=2))
-    'train(epochs=2)'
+    >>> from thrifty import AdamW, Bf16
+    >>> str(Train(AdamW(), Bf16(), epochs=2))
+    'train(adamw, bf16, epochs=2)'
     """
 
     methods: tuple[TrainingMethod, ...] = ()
@@ -63,9 +64,19 @@ class Train:
     clip: float | None = number(1.0, 0, open_low=True)
     evaluations: int = number(1, 0)
 
-    def __post_init__(self) -> None:
+    def __init__(self, *methods: TrainingMethod, epochs: float | None = None, steps: int | None = None,
+                 batch_size: int | None = None, schedule: str = "cosine", warmup: float = 0.1,
+                 clip: float | None = 1.0, evaluations: int = 1) -> None:
+        given = locals()
+        for spec in dataclasses.fields(self):
+            object.__setattr__(self, spec.name, given[spec.name])
+        self._check()
+
+    def _check(self) -> None:
         validate(self, "train")
-        object.__setattr__(self, "methods", tuple(self.methods))
+        for method in self.methods:
+            if not isinstance(method, TrainingMethod):
+                raise HyperparameterError(f"train({method!r}): only training methods stand in a train phase")
         if self.epochs is not None and self.steps is not None:
             raise HyperparameterError(f"train(epochs={self.epochs}, steps={self.steps}): give epochs or steps, not both")
         for i, method in enumerate(self.methods):
@@ -84,7 +95,8 @@ class Train:
         return f"train({', '.join([_call(m) for m in self.methods] + settings)})"
 
     def __or__(self, other: Any) -> Recipe:
-        return Recipe((self,)) | other
+        joined: Recipe = Recipe((self,)) | other
+        return joined
 
 
 PhaseOf = Train | Transform | Compiler
@@ -160,7 +172,7 @@ class Recipe:
             case Train() | Transform() | Compiler():
                 return Recipe((part,))
             case TrainingMethod():
-                return Recipe((Train((part,)),))
+                return Recipe((Train(part),))
         raise RecipeError(f"{part!r} is no part of a recipe: give a text, Train(...), a transform or a compiler")
 
     @staticmethod
@@ -206,9 +218,14 @@ class Recipe:
         return export
 
     def hash(self) -> str:
-        """Of the canonical text and the methods' versions."""
-        versions = ",".join(f"{m.name}{m.version}" for m in self.methods())
-        return hashlib.sha256(f"{self}#{versions}".encode()).hexdigest()
+        """Of the canonical text and the versions of all methods: of teachers, and of the optimizer by default, too."""
+        versions = [f"adamw{method_class('adamw').version}" for phase in self
+                    if isinstance(phase, Train) and not any(m.card.slot == "optimizer" for m in phase.methods)]
+        for method in self.methods():
+            versions.append(f"{method.name}{method.version}")
+            versions += [Recipe.parse(getattr(method, spec.name)).hash() for spec in dataclasses.fields(method)
+                         if "recipe" in spec.metadata]
+        return hashlib.sha256(f"{self}#{','.join(versions)}".encode()).hexdigest()
 
 
 # -- checking ---------------------------------------------------------------------------------------------------
@@ -266,6 +283,10 @@ def _spans(recipe: Recipe) -> list[tuple[int, int]]:
         spans.append((at, at + len(text)))
         at += len(text) + 3
     return spans
+
+
+def _compilers() -> list[str]:
+    return [name for name in names() if issubclass(method_class(name), Compiler)]
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
@@ -366,14 +387,15 @@ class _Reader:
             if not issubclass(cls, TrainingMethod):
                 self.fail(argument, f"{name} is a phase of its own, not a training method; write train(...) | {name}")
             methods.append(self.make(argument, cls, inner, inner_keywords))
-        return self.build(node, Train, {"methods": tuple(methods)}, keywords)
+        made: Train = self.build(node, Train, {}, keywords, methods)
+        return made
 
     def compile(self, node: ast.expr, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Compiler:
-        compilers = [n for n in names() if issubclass(method_class(n), Compiler)]
         if not arguments or not isinstance(arguments[0], ast.Name):
-            self.fail(node, f"compile needs a compiler's name: {', '.join(f'compile({c})' for c in compilers)}")
+            self.fail(node, f"compile needs a compiler's name: {', '.join(f'compile({c})' for c in _compilers())}")
         name = arguments[0].id
-        if name not in compilers:
+        if name not in names() or not issubclass(method_class(name), Compiler):
+            compilers = _compilers()
             near = difflib.get_close_matches(name, compilers, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(compilers)}"
             self.fail(arguments[0], f"there is no compiler {name!r}; {hint}")
@@ -390,7 +412,8 @@ class _Reader:
                   for spec, argument in zip(fields, arguments, strict=False)}
         return self.build(node, cls, values, keywords)
 
-    def build(self, node: ast.expr, cls: Any, values: dict[str, Any], keywords: list[ast.keyword]) -> Any:
+    def build(self, node: ast.expr, cls: Any, values: dict[str, Any], keywords: list[ast.keyword],
+              methods: Sequence[TrainingMethod] = ()) -> Any:
         fields = {spec.name: spec for spec in dataclasses.fields(cls)}
         title = "train" if cls is Train else cls.name
         for given in keywords:
@@ -405,7 +428,7 @@ class _Reader:
                 self.fail(given, f"{title} got {key!r} twice")
             values[key] = self.value(given.value, fields[key])
         try:
-            made = cls(**values)
+            made = Train(*methods, **values) if cls is Train else cls(**values)
         except HyperparameterError as error:
             at = next((k for k in keywords if f"({k.arg}=" in str(error)), node)
             try:

@@ -76,7 +76,7 @@ def start(job: Job, listener: Listener = ignore) -> Outcome:
     with process:
         stderr = _drain(process.stderr, told)
         try:
-            values = {**vars(job), "target": job.target.to_json()}
+            values = {**vars(job), "target": job.target.to_json(), "spawned": time.time()}
             process.stdin.write(json.dumps(values) + "\n")
             process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
             last: Event = {}

@@ -44,8 +44,8 @@ class Target:
             raise TargetError(f"device must be 'cpu' or 'cuda' but is {self.device!r}")
         if not isinstance(self.threads, int) or not 1 <= self.threads <= cores():
             raise TargetError(f"threads must be 1 to {cores()} on this machine but is {self.threads}")
-        if self.memory is not None and self.memory <= 0:
-            raise TargetError(f"memory must be above 0 bytes but is {self.memory}")
+        if self.memory is not None and not (isinstance(self.memory, int) and self.memory > 0):
+            raise TargetError(f"memory must be a whole number of bytes above 0 but is {self.memory!r}")
         if self.device == "cuda":
             import torch
 

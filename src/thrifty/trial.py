@@ -117,7 +117,7 @@ class Trial:
     training: TrainingFigure | None = None
     inference: InferenceFigure | None = None
     artifact: ArtifactFigure | None = None
-    break_even_requests: float | None = None
+    break_even_requests: float | Literal["never"] | None = None
     effects: tuple[Effect, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger = Ledger()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -198,6 +199,11 @@ class Scenario(abc.ABC):
     @abc.abstractmethod
     def name(self) -> str: ...
 
+    @property
+    def largest_batch(self) -> int:
+        """Requests that an engine may be given at once; above 1 its batch dimension must vary."""
+        return 1
+
 
 @final
 @dataclass(frozen=True)
@@ -214,6 +220,10 @@ class Offline(Scenario):
 
     name = "Offline"
     max_batch: int = 64
+
+    @property
+    def largest_batch(self) -> int:
+        return self.max_batch
 
 
 @final
@@ -303,6 +313,15 @@ class Workload:
             raise WorkloadError(f"reference {self.reference!r} trains, so `train` and `loss` are needed")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise WorkloadError(f"batch_size must be a whole number, 1 or more, but is {self.batch_size!r}")
+
+    @property
+    def served_shapes(self) -> dict[int, dict[int, tuple[int, int]]]:
+        """{input position: {dimension: (low, high)}} that an engine must take: ``shapes``, and the scenario's batch."""
+        varying = {i: dict(dimensions) for i, dimensions in self.shapes.items()}
+        if self.scenario.largest_batch > 1:
+            for i in range(len(self.example(1))):
+                varying.setdefault(i, {}).setdefault(0, (1, self.scenario.largest_batch))
+        return varying
 
     @property
     def training_set(self) -> Dataset[Any]:
@@ -433,7 +452,7 @@ def check_data(workload: Workload) -> None:
     """Refuse empty and one-class data sets before anything is spent on them.
 
     Raises:
-        WorkloadError: a split is empty, or every label of a classification set is the same.
+        WorkloadError: a split is empty, an item cannot be read, or every label of a classification set is the same.
     """
     for split in ("train", "validation", "test"):
         dataset = getattr(workload, split)
@@ -442,14 +461,25 @@ def check_data(workload: Workload) -> None:
         n = length(dataset)
         if n == 0:
             raise WorkloadError(f"the {split} set of {workload.name} is empty")
-        labels = [_label(dataset[i]) for i in _spread(n, 512)]
+        labels = [_label(_item(workload, split, i)) for i in _spread(n, 512)]
         if n > 1 and all(isinstance(x, int) for x in labels) and len(set(labels)) == 1:
-            whole = {_label(dataset[i]) for i in range(n)}
+            whole = {_label(_item(workload, split, i)) for i in range(n)}
             if len(whole) == 1:
                 raise WorkloadError(
                     f"every label of the {split} set of {workload.name} is {labels[0]}: nothing can be learnt or "
                     "judged from one class"
                 )
+
+
+def _item(workload: Workload, split: str, i: int) -> Any:
+    try:
+        return getattr(workload, split)[i]
+    except ThriftyError:
+        raise
+    except Exception as error:
+        raise WorkloadError(
+            f"item {i} of the {split} set of {workload.name} raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def _label(item: Any) -> int | None:
@@ -465,7 +495,7 @@ def _spread(n: int, most: int) -> list[int]:
 
 
 def fingerprint(workload: Workload) -> str:
-    """Hash of the workload's source and data: files beside it that it imported, and up to 512 items a split."""
+    """Hash of the workload's source and data: its file, those beside it that it imports, up to 512 items a split."""
     digest = hashlib.sha256()
     for path in _sources(workload):
         digest.update(path.read_bytes())
@@ -485,12 +515,19 @@ def _sources(workload: Workload) -> list[Path]:
     if not place:
         return []
     file = Path(place if place.endswith(".py") else sys.modules[place].__file__ or "")
-    beside = {
-        Path(module.__file__).resolve()
-        for module in list(sys.modules.values())
-        if getattr(module, "__file__", None) and Path(str(module.__file__)).resolve().parent == file.parent
-    }
-    return sorted(path for path in beside | {file} if path.suffix == ".py" and path.is_file())
+    found: set[Path] = set()
+    todo = [file]
+    while todo:  # read off the text: what else this process has imported must not count
+        path = todo.pop()
+        if path in found or path.suffix != ".py" or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names.append(node.module)
+            todo += [file.parent / f"{name.rpartition('.')[2]}.py" for name in names]
+    return sorted(found)
 
 
 def _update(digest: Any, item: Any) -> None:

@@ -60,5 +60,6 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
 def promoted(trials: Sequence[Trial], most: int) -> list[Trial]:
     """Trials of the front, the fastest to serve first."""
     found = frontier(trials)
-    front = [trial for trial in trials if found.status(trial.id) == "front"]
+    complete = [standing.trial.id for standing in found.standings]
+    front = [trial for trial in trials if trial.id in complete and found.standing(trial.id).status == "front"]
     return sorted(front, key=lambda t: t.inference.latency_p50 if t.inference else float("inf"))[:most]

@@ -1,0 +1,1 @@
+"""Compilers: one file a backend, from a model to an engine's files."""

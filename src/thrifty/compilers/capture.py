@@ -1,0 +1,118 @@
+"""From a module to a torch.export program, and what an engine must know of its inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from thrifty.errors import ThriftyError
+from thrifty.method import TensorSpec
+
+Shapes = Mapping[int, Mapping[int, tuple[int, int]]]
+
+
+class LoweringError(ThriftyError):
+    """A model that a backend cannot take; the message says what to change."""
+
+
+def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> ExportedProgram:
+    """Export a model for inference.
+
+    Args:
+        model: any nn.Module.
+        example: one request; dimensions that vary are made larger than 1 where they may be, since a 1 is a constant
+            to torch.export.
+        shapes: {input position: {dimension: (low, high)}} that vary; all others are fixed at the example's.
+
+    Raises:
+        LoweringError: the model cannot be exported, or a dimension that was to vary cannot.
+    """
+    check_shapes(example, shapes)
+    example = tuple(_grown(x, shapes.get(i, {})) for i, x in enumerate(example))
+    dynamic = [{d: Dim.AUTO(min=low, max=high) for d, (low, high) in shapes.get(i, {}).items() if high > low}
+               for i in range(len(example))]
+    try:
+        with torch.no_grad(), _steady(model):
+            program = torch.export.export(model.eval(), example, dynamic_shapes=tuple(dynamic))
+    except Exception as error:
+        raise LoweringError(
+            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}. Values that decide "
+            "control flow must be fixed, or the choice be written with torch.where; dimensions that cannot vary "
+            "must leave the workload's `shapes`"
+        ) from error
+    taken = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"][-len(example):]
+    for i, dims in enumerate(dynamic):
+        for d in dims:
+            if isinstance(taken[i].shape[d], int):
+                raise LoweringError(
+                    f"dimension {d} of input {i} was to vary, and the model fixes it to {taken[i].shape[d]}: take it "
+                    "out of the workload's `shapes`, or out of what the model's code depends on"
+                )
+    return program
+
+
+def check_shapes(example: tuple[Tensor, ...], shapes: Shapes) -> None:
+    for i, dims in shapes.items():
+        for d, (low, high) in dims.items():
+            if not (0 <= i < len(example) and 0 <= d < example[i].dim()):
+                raise LoweringError(f"`shapes` names dimension {d} of input {i}, which the example does not have")
+            if not low <= example[i].shape[d] <= high:
+                raise LoweringError(
+                    f"`shapes` lets dimension {d} of input {i} vary from {low} to {high}, and the example has "
+                    f"{example[i].shape[d]}"
+                )
+
+
+def _grown(x: Tensor, dims: Mapping[int, tuple[int, int]]) -> Tensor:
+    for d, (_, high) in dims.items():
+        if x.shape[d] == 1 and high > 1:
+            x = x.repeat_interleave(min(high, 2), d)
+    return x
+
+
+@contextmanager
+def _steady(model: nn.Module) -> Iterator[None]:
+    """Export without the fused transformer path of nn.TransformerEncoder: backends cannot lower it."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def specs(program: ExportedProgram, inputs: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of the call, -1 where a dimension varies."""
+    taken = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"][-inputs:] if inputs else []
+    given = [n.meta["val"] for n in program.graph.output_node().args[0]]
+    return _specs("input", taken), _specs("output", given)
+
+
+def _specs(kind: str, values: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(f"{kind}{i}", str(value.dtype).removeprefix("torch."),
+                   tuple(d if isinstance(d, int) else -1 for d in value.shape))
+        for i, value in enumerate(values)
+    )
+
+
+def precision_of(model: nn.Module) -> str:
+    """"int8", "bf16", "fp32" or two of them joined by "+", from what the model holds."""
+    from thrifty.numerics.modules import QuantConv, QuantLinear
+
+    parts = []
+    if any(isinstance(m, QuantConv | QuantLinear) for m in model.modules()):
+        parts.append("int8")
+    floats = [p for p in model.parameters() if p.is_floating_point()]
+    if floats and sum(p.numel() for p in floats if p.dtype == torch.bfloat16) * 2 > sum(p.numel() for p in floats):
+        parts.append("bf16")
+    return "+".join(parts) or "fp32"

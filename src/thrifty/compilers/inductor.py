@@ -1,0 +1,221 @@
+"""AOTInductor: the model as machine code for this processor, with its weights already in the kernels' order."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.engines.instructions import instruction_set
+from thrifty.errors import ThriftyError
+from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.numerics.graph import replace
+from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
+
+FILE = "model.pt2"
+OPTIONS = {
+    "freezing": True,  # decides: without it int8 is no faster than fp32 (0.9x), with it 3.6x
+    "aot_inductor.use_runtime_constant_folding": False,
+}
+
+
+class NoCompiler(ThriftyError):
+    """There is no C++ compiler."""
+
+
+@final
+@dataclass(frozen=True)
+class Inductor(Compiler):
+    """Fused C++ kernels, frozen weights, oneDNN for products; int8 layers run as oneDNN's integer kernels."""
+
+    name: ClassVar[str] = "inductor"
+    card: ClassVar[Card] = Card(
+        family="compilers",
+        benefit="inference time",
+        trade_off="compile time; machine code that serves one kind of processor",
+        paper='"PyTorch 2", Ansel et al. 2024, doi:10.1145/3620665.3640366',
+        provides=frozenset({"compiled"}),
+        removes=frozenset({"module"}),
+    )
+
+    def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
+        """Write ``model.pt2``, an AOTInductor package.
+
+        Raises:
+            NoCompiler: no C++ compiler is installed.
+            LoweringError: the model cannot be captured or compiled.
+        """
+        if lacks := self.missing():
+            raise NoCompiler(lacks)
+        from torch._inductor import aoti_compile_and_package
+
+        device = context.target.device
+        placed = _placed(copy.deepcopy(model).eval()).to(device)
+        example = tuple(x.to(device) for x in example)
+        with _patterns(), torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
+            program = capture(placed, example, context.shapes)
+            package = Path(scratch) / FILE
+            try:
+                aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(OPTIONS))
+            except Exception as error:
+                raise LoweringError(f"Inductor cannot compile this model: {str(error).strip()[:500]}") from error
+            source = _pack(package, directory / FILE)
+        inputs, outputs = specs(program, len(example))
+        return Lowered(
+            engine="inductor", files=(FILE,), inputs=inputs, outputs=outputs, portable=False, native=True,
+            needs=("torch",), precision=precision_of(model), instruction_set=instruction_set(),
+            facts=kernels(source),
+        )
+
+    @classmethod
+    def missing(cls) -> str | None:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            found = shutil.which(get_cpp_compiler())
+        except (InvalidCxxCompiler, RuntimeError, OSError):
+            found = None
+        return None if found else (
+            "compile(inductor) needs a C++ compiler and found none: install one (Debian, Ubuntu: apt-get install g++; "
+            "Fedora: dnf install gcc-c++), or set CXX to yours"
+        )
+
+
+INTEGER_KERNEL = re.compile(r"aoti_torch_\w*?(?:qlinear|qconv|_int_mm)\w*\(|kernels?\.\w*(?:qlinear|qconv)\w*\(")
+FLOAT_KERNEL = re.compile(
+    r"aoti_torch_\w*?(?:mkldnn__linear|_mkl_linear|mkldnn__convolution|cpu_convolution|cpu_addmm_out|cpu_mm_out)\w*\("
+)
+
+
+def kernels(source: str) -> dict[str, float]:
+    """Count, in the generated call sequence, the integer and the float kernels of weighted layers.
+
+    Returns:
+        integer_layers: calls of integer kernels; float_layers: of float ones.
+    """
+    body = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("//"))
+    return {
+        "integer_layers": float(len(INTEGER_KERNEL.findall(body))),
+        "float_layers": float(len(FLOAT_KERNEL.findall(body))),
+    }
+
+
+def _pack(package: Path, destination: Path) -> str:
+    """Copy a package compressed, without the C++ that it was compiled from; return that C++."""
+    source = ""
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(destination, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename.endswith(".cpp"):
+                source += content.decode() if ".wrapper" in entry.filename else ""
+                continue
+            if entry.filename.endswith(".so"):
+                content = _stripped(content, destination.parent)
+            root, _, rest = entry.filename.partition("/")
+            new.writestr(zipfile.ZipInfo(f"model/{rest}" if rest else root), content, zipfile.ZIP_DEFLATED)
+    return source
+
+
+def _stripped(library: bytes, scratch: Path) -> bytes:
+    """The library without debugging symbols, half of its bytes on a small model, where ``strip`` is installed."""
+    if (strip := shutil.which("strip")) is None:
+        return library
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=".so") as file:
+        file.write(library)
+        file.flush()
+        subprocess.run([strip, "--strip-unneeded", "-o", f"{file.name}.out", file.name], check=True)
+        smaller = Path(f"{file.name}.out")
+        content = smaller.read_bytes()
+        smaller.unlink()
+    return content
+
+
+# -- where quantize and dequantize stand ------------------------------------------------------------------------
+
+
+def _placed(model: nn.Module) -> nn.Module:
+    """Exchange integer modules for what Inductor's patterns find."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantConv):
+            replace(model, name, _Conv(module))
+        elif isinstance(module, QuantLinear):
+            replace(model, name, _Linear(module))
+        elif isinstance(module, QuantEdge):
+            replace(model, name, _Edge(float(module.scale), int(module.zero)))
+    return model
+
+
+@contextlib.contextmanager
+def _patterns() -> Iterator[None]:
+    """Register ``quantized_decomposed``, whose operators Inductor fuses into integer convolutions."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+    yield
+
+
+class _Edge(nn.Module):
+    def __init__(self, scale: float, zero: int) -> None:
+        super().__init__()
+        self.scale, self.zero = scale, zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops: Any = torch.ops.quantized_decomposed
+        q = ops.quantize_per_tensor.default(x, self.scale, self.zero, 0, 255, torch.uint8)
+        return ops.dequantize_per_tensor.default(q, self.scale, self.zero, 0, 255, torch.uint8)
+
+
+class _Conv(nn.Module):
+    def __init__(self, conv: QuantConv) -> None:
+        super().__init__()
+        self.conv = conv
+        # Under free dimensions oneDNN's wrapper misreads the layout of a single input channel (errors of 0.8 of the
+        # output's norm, torch 2.13): a second one, of zeros, costs nothing that can be measured.
+        self.padded = conv.weight.dim() == 4 and conv.groups == 1 and conv.weight.shape[1] == 1
+        if self.padded:
+            conv.weight = nn.functional.pad(conv.weight, (0, 0, 0, 0, 0, 1))
+        self.edge = _Edge(float(conv.x_scale), int(conv.x_zero)) if conv.rounds else nn.Identity()
+        # What is padded was rounded before: rounding again on the same grid changes nothing and is what is matched.
+        self.again = _Edge(float(conv.x_scale), int(conv.x_zero)) if self.padded and not conv.rounds else nn.Identity()
+        self.register_buffer("zeros", torch.zeros(len(conv.weight), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops: Any = torch.ops.quantized_decomposed
+        weight = ops.dequantize_per_channel.default(self.conv.weight, self.conv.scale, self.zeros, 0, -127, 127,
+                                                    torch.int8)
+        if self.padded:
+            x = nn.functional.pad(x, (0, 0, 0, 0, 0, 1))
+            x = self.again(x)
+        return self.conv.convolve(self.edge(x), weight, self.conv.bias)
+
+
+class _Linear(nn.Module):
+    """q = round(x / smooth / t); t * s_w * int_mm(q, q_w^T) + b: Inductor prepacks it for oneDNN."""
+
+    unsmooth: Tensor
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("unsmooth", 1 / linear.smooth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).float() * self.unsmooth
+        token = flat.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+        q = torch.round(flat * (1 / token)).to(torch.int8)
+        y = torch._int_mm(q, self.linear.weight.t()).to(torch.float32) * token * self.linear.scale
+        if self.linear.bias is not None:
+            y = y + self.linear.bias
+        return y.reshape(*x.shape[:-1], self.linear.out_features).to(x.dtype)

@@ -1,0 +1,53 @@
+"""Engines: one file a backend, loading and calling. Importing this package imports neither torch nor a runtime."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from thrifty.engines.engine import Engine as Engine
+from thrifty.engines.engine import EngineError as EngineError
+from thrifty.engines.instructions import missing_instructions
+
+RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime"}
+"""Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
+
+
+def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: int = 1, device: str = "cpu",
+                trust_native_code: bool = False) -> Engine:
+    """Open an artifact's engine; only its own runtime is imported.
+
+    Args:
+        directory: of the artifact, already verified.
+        manifest: its ``artifact.json``: engine, files, inputs, outputs, native, instruction_set.
+        threads: of inference.
+        device: "cpu" or "cuda".
+        trust_native_code: needed where ``native`` is true, since loading runs the artifact's machine code.
+
+    Raises:
+        EngineError: the engine is unknown, its runtime is missing or the processor lacks instructions that it was
+            compiled for, or it is native code and was not trusted.
+    """
+    name = manifest["engine"]
+    if name not in RUNTIMES:
+        raise EngineError(f"there is no engine {name!r}; this version of Thrifty opens {', '.join(RUNTIMES)}")
+    # What the engine is decides, not only what the manifest says: a manifest could claim not to be native.
+    if (manifest.get("native") or name == "inductor") and not trust_native_code:
+        raise EngineError(
+            f"{directory} holds machine code, which can do anything that you can; if you made it or trust who did, "
+            "pass trust_native_code=True (--trust-native-code)"
+        )
+    if lacking := missing_instructions(manifest.get("instruction_set", "")):
+        raise EngineError(
+            f"{directory} was compiled for {manifest['instruction_set']} and this processor lacks "
+            f"{', '.join(lacking)}; run its recipe again on this machine, or use compile(onnxruntime), which is portable"
+        )
+    if importlib.util.find_spec(RUNTIMES[name]) is None:
+        extra = f"thrifty[{name}]" if name == "onnxruntime" else "thrifty"
+        raise EngineError(f"{directory} needs {RUNTIMES[name]}, which is not installed: pip install '{extra}'")
+    module = importlib.import_module(f"thrifty.engines.{name}")
+    engine: Engine = module.open(Path(directory), manifest, threads, device)
+    return engine

@@ -1,0 +1,54 @@
+"""Opens an ONNX file in ONNX Runtime; imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import onnxruntime
+
+from thrifty.engines.engine import Engine, EngineError
+
+# The fused SkipLayerNormalization is scalar code on CPU: 240 us for [128, 384] against 35 us for what it replaces
+# (onnxruntime 1.32, one thread).
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@final
+class OnnxRuntimeEngine(Engine):
+    def __init__(self, path: Path, threads: int, device: str, profile: str = "") -> None:
+        provider = PROVIDERS[device]
+        if provider not in onnxruntime.get_available_providers():
+            raise EngineError(f"the installed onnxruntime has no {provider}: pip install onnxruntime-gpu, or use cpu")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Spinning workers would slow down whatever else is measured beside this process.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=[provider], disabled_optimizers=SLOW_FUSIONS
+            )
+        except Exception as error:  # the runtime raises its own kinds, all of them below Exception
+            raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {error}") from error
+        self.names = [x.name for x in self.session.get_inputs()]
+
+    def native(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.ascontiguousarray(x) for name, x in zip(self.names, arrays, strict=True)}
+
+    def run(self, native: dict[str, np.ndarray]) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = self.session.run(None, native)
+        return outputs
+
+    def arrays(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.asarray(x) for x in outputs]
+
+
+def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
+    return OnnxRuntimeEngine(directory / next(iter(manifest["files"])), threads, device)

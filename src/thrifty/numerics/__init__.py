@@ -1,0 +1,1 @@
+"""What quantization is: integer grids, observers, integer modules; shared by training and post-training."""

@@ -1,0 +1,91 @@
+"""Integer grids: how a real number becomes eight bits and what it is worth afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+INT8_MAX = 127
+"""Weights and tokens use [-127, 127]: a symmetric grid needs no zero point."""
+UINT8_MAX = 255
+TINY = 1e-12
+"""The least scale: it keeps rows of zeros from dividing by zero."""
+
+
+@final
+@dataclass(frozen=True)
+class Affine:
+    """The grid of a whole tensor: x is worth scale * (q - zero) with q in 0..255.
+
+    Args:
+        scale: step, in the unit of x; above 0.
+        zero: the integer that is worth 0.
+    """
+
+    scale: float
+    zero: int
+
+    @staticmethod
+    def of(low: float, high: float) -> Affine:
+        """The grid over [min(low, 0), max(high, 0)]: zero is on the grid, since convolutions pad with it.
+
+        >>> Affine.of(-1.0, 1.55)
+        Affine(scale=0.01, zero=100)
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / UINT8_MAX, TINY)
+        return Affine(round(scale, 12) if scale > 1e-6 else scale, min(UINT8_MAX, max(0, round(-low / scale))))
+
+
+def affine(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Round x to the grid of `Affine` and back: scale * (clamp(round(x / scale) + zero, 0, 255) - zero).
+
+    The division is by 1 / scale in float32, as the integer engines do it.
+    """
+    q = torch.clamp(torch.round(x / scale) + zero, 0, UINT8_MAX)
+    return (q - zero) * scale
+
+
+def per_row(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integer weights with one symmetric scale for each row (output channel).
+
+    q = round(w / s), s = max|w| / 127 over everything but the first dimension.
+
+    Args:
+        weight: [rows, ...], any float dtype.
+
+    Returns:
+        (int8 of weight's shape, float32 [rows]); |w - s q| <= s / 2.
+
+    >>> q, s = per_row(torch.tensor([[1.0, -127.0], [0.0, 0.0]]))
+    >>> q.tolist(), [round(x, 3) for x in s.tolist()]
+    ([[1, -127], [0, 0]], [1.0, 0.0])
+    """
+    flat = weight.detach().float().flatten(1)
+    scale = (flat.abs().amax(1) / INT8_MAX).clamp_min(TINY)
+    q = torch.round(flat / scale[:, None]).clamp(-INT8_MAX, INT8_MAX)
+    return q.to(torch.int8).reshape(weight.shape), scale
+
+
+def rows(q: Tensor, scale: Tensor) -> Tensor:
+    """The float32 weights that `per_row`'s integers stand for."""
+    return q.float() * scale.reshape(-1, *([1] * (q.dim() - 1)))
+
+
+def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric integers for each row along the last dimension, still stored as floats.
+
+    Args:
+        x: [..., features].
+
+    Returns:
+        (integers in [-127, 127] as float32 [..., features], float32 [..., 1]).
+
+    Raises: nothing. Paper: "ZeroQuant", Yao et al. 2022, arXiv:2206.01861 (token-wise activations).
+    """
+    x = x.float()
+    scale = x.abs().amax(-1, keepdim=True).clamp_min(TINY) / INT8_MAX
+    return torch.round(x / scale), scale

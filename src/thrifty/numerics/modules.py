@@ -1,0 +1,153 @@
+"""Layers that hold integers. Their eager forward simulates, in float32, what integer engines compute."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.numerics.grid import Affine, affine, per_row, per_token, rows
+
+
+def _tensor(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+@final
+class QuantEdge(nn.Module):
+    """Rounds a tensor to 256 values: the engine keeps it as bytes from here on."""
+
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, grid: Affine) -> None:
+        super().__init__()
+        self.register_buffer("scale", _tensor(grid.scale))
+        self.register_buffer("zero", _tensor(grid.zero))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.scale, self.zero)
+
+
+@final
+class QuantConv(nn.Module):
+    """A convolution of bytes (static grid) with int8 weights (a scale for each output channel).
+
+    y = conv(x_q, s_w * q_w) + b with x_q on the grid ``x_scale, x_zero``.
+
+    Args:
+        conv: Conv1d or Conv2d, float.
+        grid: of the input.
+        rounds: whether the input is rounded here; False where its producer was already.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    x_scale: Tensor
+    x_zero: Tensor
+
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, grid: Affine, rounds: bool) -> None:
+        super().__init__()
+        q, scale = per_row(conv.weight)
+        bias = torch.zeros(len(q)) if conv.bias is None else conv.bias.detach().float().clone()
+        for name, value in (("weight", q), ("scale", scale), ("bias", bias),
+                            ("x_scale", _tensor(grid.scale)), ("x_zero", _tensor(grid.zero))):
+            self.register_buffer(name, value)
+        self.rounds = rounds
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        # "same" and "valid" are words; engines want numbers. Other padding modes stay float.
+        self.padding = conv.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rounds:
+            x = affine(x.float(), self.x_scale, self.x_zero)
+        return self.convolve(x, rows(self.weight, self.scale), self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        function: Any = nn.functional.conv2d if weight.dim() == 4 else nn.functional.conv1d
+        result: Tensor = function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return result
+
+
+@final
+class QuantLinear(nn.Module):
+    """A product of int8 tokens (a scale for each, found as they come) with int8 weights (a scale a row).
+
+    y = t * s_w * (q_x q_w^T) + b, t q_x = x / smooth, s_w q_w = W * smooth.
+
+    ``smooth`` [in] moves what is hard to round from activations to weights ("SmoothQuant", Xiao et al. 2022,
+    arXiv:2211.10438). The integers are exact in float32 while their sums stay under 2^24.
+
+    Args:
+        linear: float.
+        smooth: [in], above 0.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    smooth: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, smooth: Tensor) -> None:
+        super().__init__()
+        q, scale = per_row(linear.weight.detach().float() * smooth)
+        self.register_buffer("weight", q)
+        self.register_buffer("scale", scale)
+        self.register_buffer("smooth", smooth.clone())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+
+    @property
+    def out_features(self) -> int:
+        return len(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, token = per_token(x / self.smooth)
+        y = nn.functional.linear(q, self.weight.float()) * token * self.scale
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+@final
+class QuantEmbedding(nn.Module):
+    """A table of int8 rows, a scale for each; rows are looked up first, so the float table never exists."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        q, scale = per_row(embedding.weight)
+        self.register_buffer("weight", q)
+        self.register_buffer("scale", scale)
+        self.dtype = embedding.weight.dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        # Indexing, not nn.functional.embedding: backends lower an int8 gather, few lower an int8 embedding.
+        return (self.weight[ids].float() * self.scale[ids].unsqueeze(-1)).to(self.dtype)
+
+
+@final
+class InBfloat16(nn.Module):
+    """Runs a bfloat16 model for float32 callers: casts inputs and outputs, nothing else."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        cast = {name: _cast(value, torch.float32, torch.bfloat16) for name, value in kwargs.items()}
+        out = self.module(*(_cast(value, torch.float32, torch.bfloat16) for value in args), **cast)
+        return _cast(out, torch.bfloat16, torch.float32)
+
+
+def _cast(value: Any, source: torch.dtype, to: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(to) if value.dtype == source else value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_cast(v, source, to) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(v, source, to) for v in value)
+    if isinstance(value, dict):
+        return type(value)((k, _cast(v, source, to)) for k, v in value.items())
+    return value

@@ -1,0 +1,111 @@
+"""The file under a store: its one writer's lock, its connection, and its errors in words that tell what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from thrifty.errors import ThriftyError
+
+FILE = "study.sqlite"
+
+Mode = Literal["read", "write"]
+
+
+class StoreError(ThriftyError):
+    """A store that cannot be opened, read or written; what was in it is as it was."""
+
+
+def connect(file: Path, mode: Mode) -> sqlite3.Connection:
+    # A reader that may write can roll back what a killed writer left half done; query_only keeps it a reader.
+    writable = mode == "write" or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+    access = "rwc" if mode == "write" else "rw" if writable else "ro"
+    db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={access}", uri=True, timeout=30, isolation_level=None,
+                         check_same_thread=False)
+    try:
+        if mode == "write":
+            db.execute("PRAGMA journal_mode = DELETE")
+            db.execute("PRAGMA synchronous = FULL")
+        else:
+            db.execute("PRAGMA query_only = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+_held: set[int] = set()
+
+
+def _forget() -> None:
+    """In a forked child: a lock must not outlive the writer in its children."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def acquire(path: Path) -> int:
+    """Take the writer's lock; the kernel gives it back when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise StoreError(f"{path.parent} is being written by process {owner}; wait for it, stop it, or use another "
+                         "--store (reading needs no lock)") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    _held.add(descriptor)
+    return descriptor
+
+
+def release(descriptor: int) -> None:
+    """Give the writer's lock back."""
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What SQLite and the system say, in words that tell what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(_explain(path, error)) from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be used as a study's directory: {error.strerror or error}") from error
+
+
+def _explain(path: Path, error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", None)
+    code = None if code is None else code & 0xFF  # the low byte; the rest is detail
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return (f"the disk that holds {path} is full or fails ({error}): what was kept before is intact, this was not "
+                "kept; free some space (thrifty cache --clean) and ask again")
+    if code == sqlite3.SQLITE_NOTADB:
+        return f"{path / FILE} is not a study of Thrifty's, nor any SQLite file: choose another directory"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"{path / FILE} cannot be opened or written ({error}): check its permissions"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"{path / FILE} is held by another program ({error}); close it and ask again"
+    if code == sqlite3.SQLITE_CORRUPT or type(error) is sqlite3.DatabaseError:
+        return f"{path / FILE} is damaged ({error}); restore it from a copy, or try: sqlite3 {FILE} .recover"
+    return f"{path / FILE}: {error}"
+
+
+def version() -> str:
+    """Thrifty's own, as it is installed."""
+    try:
+        return importlib.metadata.version("thrifty")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

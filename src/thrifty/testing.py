@@ -1,0 +1,286 @@
+"""The conformance kit: laws that every method keeps, ours and third parties'.
+
+A package that registers a method under the entry point ``thrifty.methods`` tests it with::
+
+    import pytest
+    from thrifty import testing
+
+    @pytest.mark.parametrize("law", testing.LAWS, ids=lambda law: law.__name__)
+    def test_my_method(law):
+        law(MyMethod(strength=0.5))
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from thrifty import artifact, checkpoint
+from thrifty.checkpoint import Checkpoint
+from thrifty.errors import ThriftyError
+from thrifty.execute import make_context, rehearse, run_training
+from thrifty.method import Claim, Compiler, Method, TrainingMethod, Transform
+from thrifty.recipe import Recipe, Train, check
+from thrifty.registry import method_class, names
+from thrifty.target import Target
+from thrifty.workload import Accuracy, CrossEntropy, Workload
+
+TRAINED = frozenset({"module", "float-weights", "trained"})
+
+
+# -- a small workload -------------------------------------------------------------------------------------------
+
+
+class SmallNet(nn.Module):
+    """Convolutions with batch norm, a residual sum, a linear layer wide enough to prune: a little of everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+                                   nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32))
+        self.head = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = torch.relu(y + self.inner(y))
+        return self.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def stripes(n: int, seed: int) -> TensorDataset:
+    """n noisy 12x12 images of stripes in four directions, and which direction it is."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 4
+    row, column = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    phases = torch.stack([row, column, row + column, row - column])[labels]
+    shift = torch.rand(n, 1, 1, generator=generator) * 6
+    images = torch.sin(phases * 1.5 + shift) + 0.3 * torch.randn(n, 12, 12, generator=generator)
+    return TensorDataset(images[:, None], labels)
+
+
+workload = Workload(
+    name="stripes",
+    model=SmallNet,
+    train=stripes(256, 0),
+    validation=stripes(64, 1),
+    test=stripes(64, 2),
+    loss=CrossEntropy(),
+    quality=Accuracy(),
+    example=lambda n: (stripes(n, 3).tensors[0],),
+    reference="train(adamw(lr=0.003), epochs=2)",
+    batch_size=32,
+    source="thrifty.testing:workload",
+)
+
+
+@functools.cache
+def _trained() -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = run_training(workload, Train(epochs=2), SmallNet(), 0, Target(), teacher, _hear).model
+    return model
+
+
+def trained() -> nn.Module:
+    """The small net as its reference leaves it; a copy each time."""
+    return copy.deepcopy(_trained())
+
+
+def teacher(text: str) -> nn.Module:
+    return trained().eval()
+
+
+def _hear(event: Any) -> None:
+    """Training is not watched here."""
+
+
+# -- what a method does, in one shape for all three kinds -------------------------------------------------------
+
+
+@functools.singledispatch
+def apply(method: Method, model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model after the method alone; the model that was given is not to be changed."""
+    raise TypeError(f"{type(method).__name__} is none of Transform, TrainingMethod, Compiler")
+
+
+@apply.register
+def _(method: Transform, model: nn.Module, seed: int = 0) -> nn.Module:
+    context = make_context(workload, Target(), seed, [], _hear, examples=64)
+    with torch.no_grad():
+        return method.build(copy.deepcopy(model), method.plan(model, context)).eval()
+
+
+@apply.register
+def _(method: TrainingMethod, model: nn.Module, seed: int = 0) -> nn.Module:
+    phase = Train(method, steps=3)
+    torch.manual_seed(seed)
+    trained_model: nn.Module = run_training(workload, phase, copy.deepcopy(model), seed, Target(), teacher, _hear).model
+    return trained_model
+
+
+class Served(nn.Module):
+    """An engine behind a module's call, one request at a time, so that laws read the same for compilers."""
+
+    def __init__(self, engine: Callable[..., Any]) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.engine(row) for row in x.split(1)])
+
+
+@apply.register
+def _(method: Compiler, model: nn.Module, seed: int = 0) -> nn.Module:
+    context = make_context(workload, Target(), seed, [], _hear, examples=64)
+    directory = Path(tempfile.mkdtemp(prefix="thrifty-conformance-"))
+    example = workload.example(1)
+    lowered = method.lower(copy.deepcopy(model).eval(), example, directory, context)
+    with torch.no_grad():
+        outputs = [model.eval()(*example).numpy()]
+    artifact.write(directory, lowered, {"recipe": str(Recipe.of(method))}, [x.numpy() for x in example], outputs)
+    return Served(artifact.load(directory, trust_native_code=True)).eval()
+
+
+def answers(model: nn.Module, n: int = 5) -> np.ndarray:
+    """Outputs on n requests that no law trained on."""
+    with torch.no_grad():
+        return model.eval()(*workload.example(n)).float().numpy()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of every parameter and buffer, bit by bit."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# -- the laws ---------------------------------------------------------------------------------------------------
+
+
+def text_round_trip(method: Method) -> None:
+    """Its text parses back to it, and its repr evaluates back to it."""
+    recipe = Recipe.of(method)
+    assert Recipe.parse(str(recipe)) == recipe, str(recipe)
+    assert eval(repr(method), {type(method).__name__: type(method)}) == method
+
+
+def json_round_trip(method: Method) -> None:
+    """Its hyperparameters survive JSON."""
+    values = json.loads(json.dumps(dataclasses.asdict(method)))
+    assert type(method)(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}) == method
+
+
+def card_is_whole(method: Method) -> None:
+    """Its card says what it is for, what it costs, and where it comes from."""
+    card = method.card
+    assert card.benefit and card.trade_off and card.paper
+    assert method.__doc__ and method_class(method.name) is type(method)
+
+
+def input_untouched(method: Method) -> None:
+    """The model that it is given is not changed."""
+    model = trained()
+    before = fingerprint(model)
+    apply(method, model)
+    assert fingerprint(model) == before, f"{method.name} changed the model that it was given"
+
+
+def same_seed_same_result(method: Method) -> None:
+    """The same seed gives the same answers, bit by bit."""
+    first, second = (answers(apply(method, trained(), seed=7)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def rebuilds_in_a_fresh_process(method: Method) -> None:
+    """Its plan, or its weights, give the same answers in a process that never saw the data."""
+    if isinstance(method, Compiler):  # its engine is reloaded by `apply` already
+        return
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        text = str(Recipe.of(method))
+        plans: tuple[Any, ...] = ()
+        if isinstance(method, Transform):
+            context = make_context(workload, Target(), 0, [], _hear, examples=64)
+            model = trained()
+            with torch.no_grad():
+                plan = method.plan(model, context)
+                after = method.build(trained(), plan).eval()
+            plans = ((text, plan),)
+        else:
+            after = apply(method, trained())
+        checkpoint.save(Checkpoint(workload.source, text, plans), after, directory)
+        script = ("import sys, numpy, thrifty.testing as t, thrifty.checkpoint as c\n"
+                  f"m = c.load_module({workload.source!r}, sys.argv[1])\n"
+                  "numpy.save(sys.argv[1] + '/answers.npy', t.answers(m))")
+        done = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_allclose(np.load(directory / "answers.npy"), answers(after), rtol=1e-5, atol=1e-6)
+
+
+def claims_are_true(method: Method) -> None:
+    """It changes what it says it changes: every claim holds, and probing again finds the claimed value."""
+    if isinstance(method, Compiler):
+        return
+    if isinstance(method, Transform):
+        before, after = trained(), apply(method, trained())
+        found = method.claims(before, after)
+        assert found, f"{method.name} claims nothing, so nothing can be checked of it"
+        for claim in found:
+            _true(claim, method, after)
+        return
+    phase = Train(method, steps=3)
+    done = run_training(workload, phase, trained(), 0, Target(), teacher, _hear)
+    for _, claim in done.claims:
+        _true(claim, method, done.model)
+
+
+def _true(claim: Claim, method: Method, after: nn.Module) -> None:
+    claim.checked(method.name)
+    if claim.probe is not None:
+        assert claim.probe(after) == claim.after
+        assert "<" not in claim.probe.__qualname__, "a probe is a function at the top of its module"
+
+
+def check_agrees(method: Method) -> None:
+    """Next to every other method: what `check` allows can be rehearsed, what it refuses says why."""
+    for recipe in neighbours(method):
+        try:
+            check(recipe, TRAINED)
+        except ThriftyError as error:
+            assert "requires" in str(error), f"{recipe} was refused without a reason: {error}"
+            continue
+        rehearse(workload, recipe, Target(), _hear)
+
+
+def neighbours(method: Method) -> Iterator[Recipe]:
+    """The method before and after every registered one, after a training phase."""
+    start = Recipe.of("train(epochs=1)")
+    for name in names():
+        other = method_class(name)()
+        both = {id(method): method, id(other): other}
+        if all(isinstance(m, TrainingMethod) for m in both.values()):
+            slots = {m.card.slot for m in both.values()}
+            if method.name != other.name and (slots == {None} or len(slots) == 2):
+                yield start | Train(method, other)
+        yield start | method | other
+        yield start | other | method
+
+
+LAWS: tuple[Callable[[Method], None], ...] = (
+    text_round_trip, json_round_trip, card_is_whole, input_untouched, same_seed_same_result,
+    rebuilds_in_a_fresh_process, claims_are_true, check_agrees,
+)

@@ -1,0 +1,1 @@
+"""Methods applied during training, and the one loop that drives them."""

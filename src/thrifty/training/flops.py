@@ -1,0 +1,67 @@
+"""Counting floating-point operations, and naming those that no formula counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+T = TypeVar("T")
+
+
+@final
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of one call, and the operators that ran without a formula for theirs."""
+
+    flops: float
+    uncounted: tuple[str, ...]
+
+
+class _Names(TorchDispatchMode):
+    """Notes the operators that read and write floating-point tensors and have no FLOP formula."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet not in flop_registry and not func.is_view and packet not in _FREE:
+            self.names.add(str(packet))
+        return out
+
+
+_FREE = {
+    getattr(torch.ops.aten, name)
+    for name in ("detach", "clone", "copy_", "_to_copy", "empty", "empty_like", "zeros", "zeros_like", "ones_like",
+                 "fill_", "zero_", "new_zeros", "new_empty", "new_empty_strided", "arange", "full", "full_like",
+                 "scalar_tensor", "_local_scalar_dense", "index", "cat", "stack", "embedding", "lift_fresh", "ones",
+                 "empty_strided", "set_", "resize_", "_unsafe_view", "constant_pad_nd", "ne", "eq", "isfinite",
+                 "slice_backward", "select_backward", "new_full", "new_ones", "equal", "_foreach_copy_")
+    if hasattr(torch.ops.aten, name)
+}
+"""Operators that move or make data: no arithmetic to count."""
+
+
+def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:
+    """Make a call and count it.
+
+    FLOPs are torch's: 2 for each multiply-add of matrix products, convolutions and attention, forward and backward.
+
+    Returns:
+        the call's result, and the count.
+
+    >>> _, count = count_flops(lambda: torch.ones(4, 8) @ torch.ones(8, 2))
+    >>> count.flops
+    128.0
+    """
+    names, counter = _Names(), FlopCounterMode(display=False)
+    with counter, names:
+        result = call()
+    return result, FlopCount(float(counter.get_total_flops()), tuple(sorted(names.names)))

@@ -1,0 +1,65 @@
+"""Optimizers: AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+
+from thrifty.method import Card, Layer, TrainingMethod, number
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+
+
+@final
+@dataclass(frozen=True)
+class AdamW(TrainingMethod):
+    """Adam with decoupled weight decay, torch's fused kernel: one pass over parameters, gradients and state.
+
+        m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+        p <- (1 - lr wd) p - lr m_hat / (sqrt(v_hat) + eps),  m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
+
+    Parameters of one dimension (biases, the scales of norms) are not decayed.
+
+    Args:
+        lr: learning rate after warm-up.
+        weight_decay: a step shrinks weights by lr * weight_decay.
+        beta1, beta2: of the running means of gradients and of their squares.
+        eps: added to the root.
+
+    >>> AdamW(lr=0.003)
+    AdamW(lr=0.003, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-08)
+    """
+
+    lr: float = number(1e-3, 0, open_low=True, log=True)
+    weight_decay: float = number(0.01, 0)
+    beta1: float = number(0.9, 0, 1, open_high=True)
+    beta2: float = number(0.999, 0, 1, open_high=True)
+    eps: float = number(1e-8, 0, open_low=True, log=True)
+
+    name: ClassVar[str] = "adamw"
+    layer: ClassVar[Layer] = "optimizer"
+    card: ClassVar[Card] = Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off="two states for each parameter: 8 bytes each in fp32",
+        paper='"Decoupled Weight Decay Regularization", Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2',
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        split = [
+            {**group, "params": [p for p in group["params"] if (p.ndim > 1) == decayed],
+             "weight_decay": group.get("weight_decay", self.weight_decay) if decayed else 0.0}
+            for group in groups
+            for decayed in (True, False)
+        ]
+        return [group for group in split if group["params"]]
+
+    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
+                                 weight_decay=self.weight_decay, fused=True)

@@ -1,0 +1,54 @@
+"""What every test gets: one thread, fixed seeds, a cache of its own, and a reason where a GPU test is skipped."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; worker processes inherit it
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from hypothesis import HealthCheck, settings
+
+    # Wall-clock deadlines fail on a busy machine for no fault of the code; the examples are the same at every run.
+    settings.register_profile("thrifty", deadline=None, derandomize=True, print_blob=True,
+                              suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+    settings.load_profile("thrifty")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="torch sees no CUDA device on this machine")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Checkpoints go to a folder of this session: nothing that an earlier one left can make a test pass."""
+    before = os.environ.get("THRIFTY_CACHE")
+    os.environ["THRIFTY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["THRIFTY_CACHE"]
+    else:
+        os.environ["THRIFTY_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)

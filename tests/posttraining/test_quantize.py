@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from thrifty.errors import NoEffect
+from thrifty.method import Context, Plan
+from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
+from thrifty.numerics.observers import CalibrationError
+from thrifty.posttraining.quantize import Quantize, bytes_a_weight, integer_layers
+from thrifty.testing import SmallNet
+
+
+def images(n: int = 64, channels: int = 1) -> torch.Tensor:
+    return torch.randn(n, channels, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    net = SmallNet().train()
+    net(images())
+    return net.eval()
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def test_a_net_becomes_integer_and_stays_close():
+    net, x = small(), images()
+    before = copy.deepcopy(net.state_dict())
+    quantized = Quantize()(net, [x])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())  # the input is untouched
+    assert integer_layers(quantized) == 5
+    assert bytes_a_weight(quantized) == 1.0
+    assert any(isinstance(m, QuantEdge) for m in quantized.modules())
+    with torch.no_grad():
+        assert error(quantized(x), net(x)) < 0.03
+        assert quantized(x[:3]).shape == (3, 4)
+
+
+def test_the_plan_rebuilds_the_model_from_files(tmp_path):
+    net, x = small(), images()
+    method = Quantize()
+    plan = method.plan(net, Context.of([x]))
+    first = method.build(copy.deepcopy(net), plan)
+    safetensors.torch.save_file(first.state_dict(), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.5 * sum(p.numel() * 4 for p in net.parameters())
+    values = json.loads(json.dumps(dict(plan.values)))
+    torch.manual_seed(7)
+    fresh = method.build(SmallNet(), Plan(values, plan.tensors))  # other weights: they are loaded last
+    fresh.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(fresh(x), first(x))
+
+
+def test_bare_sequential():
+    net = nn.Sequential(nn.Linear(17, 33), nn.GELU(), nn.Linear(33, 5)).eval()
+    x = torch.randn(40, 17, generator=torch.Generator().manual_seed(0))
+    quantized = Quantize()(net, [x])
+    assert isinstance(quantized[0], QuantLinear)
+    assert error(quantized(x), net(x)) < 0.02
+
+
+def test_a_linear_layer_alone_is_refused_or_quantized():
+    with pytest.raises(NoEffect, match="nothing to quantize"):
+        Quantize()(nn.Sequential(nn.ReLU()), [torch.randn(4, 4)])
+
+
+class Branch(nn.Module):
+    """Its Python looks at values, so there is no graph: convolutions round their own inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.depthwise(y) if float(y.detach().sum()) != 1e9 else y
+
+
+def test_a_net_that_cannot_be_traced():
+    torch.manual_seed(0)
+    net, x = Branch().eval(), images(channels=3)
+    quantized = Quantize()(net, [x])
+    assert [m.rounds for m in quantized.modules() if isinstance(m, QuantConv)] == [True, True]
+    assert error(quantized(x), net(x)) < 0.03
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(200, 16), nn.Linear(16, 200, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        return self.head(self.table(ids))
+
+
+def test_tied_tables_stay_one():
+    torch.manual_seed(0)
+    net, ids = Tied().eval(), torch.arange(120).reshape(4, 30)
+    quantized = Quantize()(net, [ids])
+    assert isinstance(quantized.table, QuantEmbedding)
+    assert quantized.table.weight.data_ptr() == quantized.head.weight.data_ptr()
+    assert error(quantized(ids), net(ids)) < 0.05
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda x: x * float("nan"), "NaN"), (lambda x: x * 0 + 1, "constant 1"),
+])
+def test_calibration_data_that_say_nothing(spoil, says):
+    with pytest.raises(CalibrationError, match=f"layer .*{says}"):
+        Quantize()(small(), [spoil(images())])
+
+
+def test_a_layer_that_is_never_reached_is_named():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.raises(CalibrationError, match="'idle' saw no calibration data"):
+        Quantize()(Idle(), [torch.randn(8, 4)])
+
+
+def test_bfloat16():
+    net, x = small(), images()
+    quantized = Quantize("bf16")(net, [x])
+    assert bytes_a_weight(quantized) == 2.0
+    got = quantized(x)
+    assert got.dtype == torch.float32
+    assert error(got, net(x)) < 0.03
+
+
+def test_the_rest_in_bfloat16():
+    net = nn.Sequential(nn.Embedding(50, 32), nn.LayerNorm(32), nn.Linear(32, 8)).eval()
+    ids = torch.arange(48).reshape(4, 12)
+    quantized = Quantize(rest="bf16")(net, [ids])
+    assert next(quantized.parameters()).dtype == torch.bfloat16
+    assert error(quantized(ids), net(ids)) < 0.05

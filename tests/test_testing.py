@@ -1,0 +1,33 @@
+"""Every registered method keeps every law of the conformance kit."""
+
+from __future__ import annotations
+
+import pytest
+
+from thrifty import testing
+from thrifty.method import Transform
+from thrifty.registry import method_class, names
+
+CASES = [method_class(name)() for name in names()]
+
+
+@pytest.mark.parametrize("law", testing.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("method", CASES, ids=lambda method: method.name)
+def test_method_keeps_law(method, law):
+    law(method)
+
+
+def test_the_kit_catches_a_method_that_lies():
+    """A kit that accepts anything proves nothing: a transform that does nothing must be caught."""
+    prune = method_class("prune")()
+    assert isinstance(prune, Transform)
+    still = testing.trained()
+    with pytest.raises(Exception, match="changed nothing"):
+        for claim in prune.claims(testing.trained(), still):
+            claim.checked("prune")
+
+
+def test_the_small_workload_learns():
+    model = testing.trained()
+    predictions = model(testing.stripes(64, 9).tensors[0]).argmax(-1)
+    assert (predictions == testing.stripes(64, 9).tensors[1]).float().mean() > 0.7
