@@ -174,18 +174,18 @@ def test_a_transform_that_changes_nothing_says_so() -> None:
         Scale()(nn.Linear(3, 2), [])
 
 
-@pytest.mark.parametrize("batch", [
-    torch.ones(4, 3),
-    (torch.ones(4, 3),),
-    (torch.ones(4, 3), torch.zeros(4)),
-    ((torch.ones(4, 3),), torch.zeros(4)),
-    [torch.ones(4, 3), torch.zeros(4)],
+@pytest.mark.parametrize(("batch", "shapes"), [
+    (torch.ones(4, 3), [(4, 3)]),
+    ((torch.ones(4, 3),), [(4, 3)]),
+    ((torch.ones(4, 3), torch.zeros(4, 2)), [(4, 3), (4, 2)]),
+    (((torch.ones(4, 3),), torch.zeros(4)), [(4, 3)]),
+    ([[torch.ones(4, 3), torch.zeros(4, 2)], torch.zeros(4)], [(4, 3), (4, 2)]),
 ])
-def test_calibration_takes_inputs_and_leaves_targets(batch: Any) -> None:
+def test_calibration_takes_a_tensor_inputs_or_inputs_with_a_target(batch: Any, shapes: list[tuple[int, ...]]) -> None:
     context = Context.of([batch, batch])
-    assert [tuple(x.shape for x in inputs) for inputs in context.calibration()] == [((4, 3),), ((4, 3),)]
+    assert [[tuple(x.shape) for x in inputs] for inputs in context.calibration()] == [shapes, shapes]
     assert len(list(context.calibration())) == 2, "a second look is as long as the first"
-    assert [tuple(x.shape) for x in context.example] == [(1, 3)]
+    assert [tuple(x.shape) for x in context.example] == [(1, *shape[1:]) for shape in shapes]
 
 
 def test_hooks_do_nothing_by_default() -> None:

@@ -64,7 +64,7 @@ def test_a_missing_measure_never_ranks_first():
     whole = trial("whole", 0.001, 2.0)
     missing = dataclasses.replace(trial("missing", 0.001, 2.0), inference=None)
     found = frontier([missing, whole])
-    assert [standing.trial.id for standing in found.front] == ["whole"]
+    assert [each.id for each in found.front] == ["whole"]
     assert best([missing, whole], max_drop="1pt").trial.id == "whole"
 
 

@@ -348,10 +348,10 @@ def test_the_fingerprint_is_the_same_in_every_process(write: Callable[[str], str
 
 
 def test_the_fingerprint_follows_the_files_that_are_imported_and_no_others(write: Callable[[str], str]) -> None:
-    helper = Path(write("WIDTH = 2"))
-    found = load_workload(write(f"from {helper.stem} import WIDTH\n" + HEAD + TAIL))
+    neighbour = Path(write("WIDTH = 2"))
+    found = load_workload(write(f"from {neighbour.stem} import WIDTH\n" + HEAD + TAIL))
     before = fingerprint(found)
     load_workload(write(HEAD + TAIL))
     assert fingerprint(found) == before, "another workload of the same folder was loaded"
-    helper.write_text("WIDTH = 2  # changed")
+    neighbour.write_text("WIDTH = 2  # changed")
     assert fingerprint(found) != before

@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -267,19 +268,31 @@ class Context:
     progress: Callable[[str], None] = lambda text: None
 
     @staticmethod
-    def of(data: Iterable[Any], seed: int = 0) -> Context:
-        """A context from an iterable of batches of inputs: tensors, tuples of them, or (inputs, target) pairs."""
-        known = [_inputs(batch) for batch in data]
+    def of(data: Iterable[Any], seed: int = 0, inputs: int | None = None) -> Context:
+        """A context from batches, such as a DataLoader's.
+
+        Args:
+            data: of tensors, or of sequences that begin with the model's inputs (targets behind them are left), or of
+                pairs whose first is the sequence of inputs.
+            seed: of whatever the method draws.
+            inputs: tensors that the model takes; None for all that a batch holds.
+        """
+        known = [_inputs(batch, inputs) for batch in data]
         if not known:
             raise ThriftyError("the calibration data is empty: give at least one batch of inputs")
         return Context(example=tuple(x[:1] for x in known[0]), calibration=lambda: iter(known), seed=seed)
 
 
-def _inputs(batch: Any) -> tuple[Tensor, ...]:
+def _inputs(batch: Any, count: int | None) -> tuple[Tensor, ...]:
     if isinstance(batch, Tensor):
         return (batch,)
-    first = batch[0]
-    return tuple(first) if isinstance(first, Sequence) else tuple(x for x in batch if isinstance(x, Tensor))[:1]
+    return tuple(batch[0] if isinstance(batch[0], list | tuple) else batch)[:count]
+
+
+def required_inputs(model: nn.Module) -> int:
+    """Positional arguments that the model's forward requires."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is p.empty for p in inspect.signature(model.forward).parameters.values())
 
 
 @dataclass(frozen=True)
@@ -309,7 +322,7 @@ class Transform(Method):
             NoEffect: nothing changed.
         """
         original = copy.deepcopy(model).eval()
-        context = Context.of(data, seed)
+        context = Context.of(data, seed, required_inputs(model) or None)
         after = self.build(copy.deepcopy(original), self.plan(copy.deepcopy(original), context))
         for claim in self.claims(original, after):
             claim.checked(self.name)

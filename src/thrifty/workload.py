@@ -511,22 +511,21 @@ def fingerprint(workload: Workload) -> str:
 
 
 def _sources(workload: Workload) -> list[Path]:
+    """The workload's file and, transitively, the files beside it that it imports."""
     place = workload.source.rpartition(":")[0]
     if not place:
         return []
-    file = Path(place if place.endswith(".py") else sys.modules[place].__file__ or "")
+    waiting = [Path(place if place.endswith(".py") else sys.modules[place].__file__ or "")]
     found: set[Path] = set()
-    todo = [file]
-    while todo:  # read off the text: what else this process has imported must not count
-        path = todo.pop()
-        if path in found or path.suffix != ".py" or not path.is_file():
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
             continue
         found.add(path)
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names.append(node.module)
-            todo += [file.parent / f"{name.rpartition('.')[2]}.py" for name in names]
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in getattr(node, "names", ())] + [getattr(node, "module", None) or ""]
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                waiting += [path.parent / f"{name.rpartition('.')[2]}.py" for name in names if name]
     return sorted(found)
 
 

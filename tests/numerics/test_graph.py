@@ -39,7 +39,7 @@ def test_edges_are_what_integer_kernels_read():
     assert graph is not None
     graphs.fold(graph)
     marked = graphs.edges(graph)
-    assert marked == ["input_1", "_2", "_3"]
+    assert marked == ["input_1", "_2", "_3", "_5"]
     assert graphs.same_grid(graph, marked) == {"_3": "_2"}
     assert graphs.input_edges(graph, marked) == {"0": "input_1", "4": "_3"}
 

@@ -27,7 +27,7 @@ def test_weights_equal_torchaos():
                                                   quant_min=-127, quant_max=127)
     observer(weight)
     scale, zero = observer.calculate_qparams()
-    theirs = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+    theirs = torch.fake_quantize_per_channel_affine(weight, scale, zero.int(), 0, -127, 127)
     torch.testing.assert_close(rows(*per_row(weight)), theirs, rtol=1e-6, atol=1e-7)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Context, Plan
+from thrifty.method import Context, HyperparameterError, Plan
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.quantize import Quantize, bytes_a_weight, integer_layers
@@ -146,3 +146,8 @@ def test_the_rest_in_bfloat16():
     quantized = Quantize(rest="bf16")(net, [ids])
     assert next(quantized.parameters()).dtype == torch.bfloat16
     assert error(quantized(ids), net(ids)) < 0.05
+
+
+def test_static_grids_and_a_bfloat16_rest_are_refused():
+    with pytest.raises(HyperparameterError, match="without convolutions"):
+        Quantize(rest="bf16")(small(), [images()])

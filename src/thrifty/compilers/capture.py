@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
                for i in range(len(example))]
     try:
         with torch.no_grad(), _steady(model):
-            program = torch.export.export(model.eval(), example, dynamic_shapes=tuple(dynamic))
+            program = torch.export.export(model.eval(), example, dynamic_shapes=_by_parameter(model, dynamic))
     except Exception as error:
         raise LoweringError(
             f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}. Values that decide "
@@ -54,6 +55,15 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
                     "out of the workload's `shapes`, or out of what the model's code depends on"
                 )
     return program
+
+
+def _by_parameter(model: nn.Module, dynamic: list[dict[int, Any]]) -> tuple[Any, ...]:
+    """As torch.export wants them: one entry for each parameter of forward, ``*args`` being one."""
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(dynamic)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*dynamic[:first], tuple(dynamic[first:])) if len(dynamic) > first else tuple(dynamic)
 
 
 def check_shapes(example: tuple[Tensor, ...], shapes: Shapes) -> None:

@@ -213,7 +213,7 @@ class _Linear(nn.Module):
         if self.unsmooth is not None:
             x = x * self.unsmooth
         peak = x.abs().amax(-1, keepdim=True).clamp_min(127 * TINY)
-        q = _op("QuantizeLinear", (x / peak, self.step, self.zero), x.shape, torch.uint8)
+        q = _op("QuantizeLinear", (x * (1 / peak), self.step, self.zero), x.shape, torch.uint8)
         shape = (*x.shape[:-1], self.weight.shape[1])
         y = _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero), shape,
                 torch.float32, version=1) * peak
@@ -242,7 +242,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
             bias = torch.where(bias, 0.0, -1e30)
         if bias.dim() > 4:
             return None
-        bias = bias[(None,) * (4 - bias.dim())]
+        bias = bias[(None,) * (4 - bias.dim())]  # the first two dimensions may be 1, the others may not
+        bias = bias.expand(-1, -1, query.shape[2], key.shape[2])
     joined = [x.transpose(1, 2).flatten(2) for x in (query, key, value)]  # [batch, tokens, heads * features]
     options: dict[str, Any] = {"num_heads": heads, "unidirectional": int(is_causal)}
     if scale is not None:

@@ -65,20 +65,22 @@ def fold(graph: fx.GraphModule) -> int:
 def edges(graph: fx.GraphModule) -> list[str]:
     """Names of the nodes whose outputs an integer engine keeps as bytes, in the order of the graph.
 
-    The inputs of convolutions, and what lies between two of them: activations, residual sums, pools, and the
-    convolutions that a sum reads. A value that only feeds a ReLU is left: the engine fuses the two.
+    Inputs and outputs of convolutions, and what lies between two of them: activations, residual sums, pools. A value
+    that only feeds a ReLU is left, since the engine fuses the two; so is a pool that feeds nothing of all this.
     """
     modules = dict(graph.named_modules())
     marked: list[str] = []
     inside: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if _bytes_out(node, modules, inside):
-            inside.add(node)
-            readers = list(node.users)
-            only_relu = len(readers) == 1 and _is(readers[0], modules, _RELUS, (nn.ReLU,))
-            feeds = any(_reads_bytes(user, modules) for user in readers)
-            if not only_relu and feeds:
-                marked.append(node.name)
+        if not _bytes_out(node, modules, inside):
+            continue
+        inside.add(node)
+        readers = list(node.users)
+        only_relu = len(readers) == 1 and _is(readers[0], modules, _RELUS, (nn.ReLU,))
+        last_pool = (_is(node, modules, _POOLS, _POOL_MODULES)
+                     and not any(_reads_bytes(reader, modules) for reader in readers))
+        if not only_relu and not last_pool:
+            marked.append(node.name)
     return marked
 
 

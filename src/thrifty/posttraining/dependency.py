@@ -1,332 +1,395 @@
-"""Which slices of which weights must be removed together: the dependency graph of a model's channels.
+"""Which slices of which tensors must go together when a channel is removed.
 
-Every element of every activation carries a *label*, the channel that it belongs to. The labels run through the
-exported graph: shape operators act on them as on the values, sums and products of two activations join the labels of
-matching elements, a layer that mixes channels gives its outputs new ones. A label that meets an operator that is not
-known here, the model's input or its output is joined to `FROZEN`: unknown operators cost pruning opportunities, never
-correctness.
+The model is exported to ATen operators. Every dimension of every weight gets one label an index; a rule per operator
+says which labels are the same channel (`Labels.join`) and which must stay (`Labels.freeze`). What no rule knows
+freezes whatever reaches it, so the answer may leave out channels that could go but never allows one that cannot.
 
-The idea of coupling layers by a dependency graph: "DepGraph", Fang et al. 2023, arXiv:2301.12900.
+After "DepGraph: Towards Any Structural Pruning", Fang et al. 2023, arXiv:2301.12900, with labels of single indices in
+place of layers: flattening, concatenation and broadcasting need no special case.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.fx import Node
 
-from thrifty.compilers.capture import capture
+from thrifty.errors import ThriftyError
+
+Dims = list[np.ndarray]
+"""A tensor's labels: one int64 array a dimension, as long as the dimension; FROZEN where nothing may go."""
 
 FROZEN = 0
-"""The label of what is never removed."""
-
-aten = torch.ops.aten
 
 
 @final
 @dataclass(frozen=True)
-class Slice:
-    """Index ``index`` of dimension ``dim`` of the parameter or buffer ``name``."""
+class Place:
+    """A dimension of a named parameter or buffer."""
 
-    name: str
+    tensor: str
     dim: int
-    index: int
 
 
 @final
 @dataclass(frozen=True)
 class Group:
-    """The channels of coupled layers: channel i is the slices ``channels[i]``, removed together or not at all.
+    """Channels that play the same part, so that any number of them can be removed.
 
     Args:
-        layers: names of the weights whose outputs these channels are.
-        channels: [n] tuples of slices.
+        members: {place: [channels, times] indices}: what one channel occupies of each dimension.
     """
 
-    layers: tuple[str, ...]
-    channels: tuple[tuple[Slice, ...], ...]
+    members: dict[Place, np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return len(next(iter(self.members.values())))
 
 
-def groups(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[Group, ...]:
-    """The groups of channels that can be removed from a model.
+@final
+@dataclass(frozen=True)
+class Dependencies:
+    """Args:
+        groups: in the order of the model's parameters.
+        reads: places that are summed over: zeros there make a channel unread.
+        scales: parameters that scale a channel, such as batch norm's.
+    """
+
+    groups: tuple[Group, ...]
+    reads: frozenset[Place]
+    scales: frozenset[str]
+
+
+def dependencies(model: nn.Module, example: tuple[Tensor, ...]) -> Dependencies:
+    """Find the groups of channels that can be removed from a model.
 
     Args:
-        model: any nn.Module that torch.export takes.
-        example: one request.
+        model: in eval mode.
+        example: inputs that it takes.
 
     Raises:
-        LoweringError: the model cannot be exported.
+        ThriftyError: the model cannot be exported.
 
-    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> [(group.layers, len(group.channels)) for group in groups(net, (torch.zeros(1, 4),))]
-    [(('0.weight',), 8)]
+    >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    >>> [(group.size, sorted((p.tensor, p.dim) for p in group.members))
+    ...  for group in dependencies(net, (torch.zeros(1, 4),)).groups]
+    [(16, [('0.bias', 0), ('0.weight', 0), ('2.weight', 1)])]
     """
-    return _Labels(capture(model, example, {})).groups()
+    try:
+        program = torch.export.export(model, example, strict=False)
+    except Exception as error:
+        raise ThriftyError(f"pruning follows channels through the exported model, and torch.export cannot export "
+                           f"this one: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                           ) from error
+    tracer = _Tracer(model)
+    tracer.run(program)
+    return Dependencies(tracer.groups(), frozenset(tracer.reads), frozenset(tracer.scales))
 
 
-class _Labels:
-    """Labels of one exported program."""
+class Labels:
+    """Union-find over labels; FROZEN wins every union."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        signature = program.graph_signature
-        self.weights: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.parent = [FROZEN]
-        self.of: dict[tuple[str, int], Tensor] = {}
-        """(weight, dimension) -> label of each index."""
-        self.producers: list[str] = []
-        self.values: dict[Node, Any] = {}
-        for node in program.graph.nodes:
-            self.values[node] = self.visit(node)
+    def __init__(self) -> None:
+        self._parent = [FROZEN]
 
-    # -- joining ------------------------------------------------------------------------------------------------
+    def fresh(self, n: int) -> np.ndarray:
+        start = len(self._parent)
+        self._parent.extend(range(start, start + n))
+        return np.arange(start, start + n)
 
-    def fresh(self, n: int) -> Tensor:
-        start = len(self.parent)
-        self.parent.extend(range(start, start + n))
-        return torch.arange(start, start + n)
-
-    def root(self, label: int) -> int:
-        while self.parent[label] != label:
-            self.parent[label] = self.parent[self.parent[label]]
-            label = self.parent[label]
+    def find(self, label: int) -> int:
+        parent = self._parent
+        while parent[label] != label:
+            parent[label] = parent[parent[label]]
+            label = parent[label]
         return label
 
-    def join(self, a: Tensor, b: Tensor) -> None:
-        a, b = torch.broadcast_tensors(a, b)
-        for x, y in torch.unique(torch.stack([a.flatten(), b.flatten()], 1), dim=0).tolist():
-            x, y = sorted((self.root(x), self.root(y)))
-            self.parent[y] = x  # the smaller is the root, so that FROZEN stays one
+    def join(self, a: np.ndarray, b: np.ndarray) -> None:
+        for x, y in zip(a.tolist(), b.tolist(), strict=True):
+            low, high = sorted((self.find(x), self.find(y)))
+            self._parent[high] = low
 
-    def freeze(self, *labels: Any) -> None:
-        for label in labels:
-            if isinstance(label, Tensor):
-                self.join(torch.unique(label), torch.tensor(FROZEN))
+    def freeze(self, *many: np.ndarray) -> None:
+        for labels in many:
+            for label in labels.tolist():
+                self._parent[self.find(label)] = FROZEN
 
-    def tie(self, name: str, dim: int, labels: Tensor) -> None:
-        """Index i of a weight's dimension belongs to the channel labels[i]."""
-        if (name, dim) in self.of:
-            self.join(self.of[name, dim], labels)
-        else:
-            self.of[name, dim] = labels
 
-    # -- the graph ----------------------------------------------------------------------------------------------
+def _data(shape: Sequence[int]) -> Dims:
+    return [np.zeros(int(n), dtype=np.int64) for n in shape]
 
-    def visit(self, node: Node) -> Any:
-        if node.op == "output":
-            self.freeze(*[self.values[n] for n in node.all_input_nodes])
-            return None
-        if node.op != "call_function":
-            return None if node.name in self.weights else self.frozen(node)
-        handler = _HANDLERS.get(_name(node.target), _Labels.unknown)
-        try:
-            return handler(self, node)
-        except _Mixed:
-            return self.unknown(node)
 
-    def value(self, argument: Any) -> Any:
-        """Labels of an argument; lists are mapped, what is no activation is itself."""
-        if isinstance(argument, Node):
-            return self.values[argument]
-        return [self.value(x) for x in argument] if isinstance(argument, list | tuple) else argument
+class _Tracer:
+    """Follows labels through one exported graph."""
 
-    def weight(self, argument: Any) -> str | None:
-        return self.weights.get(argument.name) if isinstance(argument, Node) else None
+    def __init__(self, model: nn.Module) -> None:
+        self.labels, self.reads, self.scales = Labels(), set[Place](), set[str]()
+        canonical: dict[int, str] = {}
+        self.names: dict[str, str] = {}  # tied parameters go by their first name
+        self.tensors: dict[str, Dims] = {}
+        for every in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+            for name, tensor in every:
+                self.names[name] = canonical.setdefault(id(tensor), name)
+                if self.names[name] == name:
+                    self.tensors[name] = [self.labels.fresh(n) for n in tensor.shape]
+        self.values: dict[Any, Any] = {}
+        self.sources: dict[Any, str] = {}
 
-    def frozen(self, node: Node) -> Any:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            return torch.full(tuple(int(n) for n in value.shape), FROZEN)
-        if isinstance(value, list | tuple):
-            return [torch.full(tuple(int(n) for n in v.shape), FROZEN) if isinstance(v, Tensor) else None for v in value]
-        return None
+    def run(self, program: torch.export.ExportedProgram) -> None:
+        signature = program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and named.get(node.name) in self.names:
+                self.sources[node] = self.names[named[node.name]]
+                self.values[node] = self.tensors[self.sources[node]]
+            elif node.op == "call_function":
+                self.values[node] = self.call(node)
+            elif node.op == "output":
+                self.freeze_all(node)
+            else:
+                self.values[node] = _outputs(node)
 
-    def unknown(self, node: Node) -> Any:
-        """Freeze whatever goes in: weights that it reads too."""
-        for argument in node.all_input_nodes:
-            self.freeze(self.values[argument])
-            name = self.weight(argument)
-            for dim in range(argument.meta["val"].ndim if name is not None else 0):
-                assert name is not None
-                self.tie(name, dim, torch.full((argument.meta["val"].shape[dim],), FROZEN))
-        return self.frozen(node)
+    def call(self, node: Any) -> Any:
+        if node.target is operator.getitem:
+            return self.values[node.args[0]][node.args[1]]
+        aten = getattr(node.target, "namespace", "") == "aten"
+        rule = _RULES.get(node.target._opname) if aten else None
+        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            rule = _pointwise
+        made = rule(self, node) if rule is not None else None
+        if made is None:  # unknown, or a form that the rule does not know
+            self.freeze_all(node)
+            return _outputs(node)
+        return made
 
-    def elementwise(self, node: Node) -> Any:
-        """Join the labels of matching elements; a weight of one long dimension follows its operand."""
-        operands = [a for a in node.args if isinstance(a, Node) and a.meta["val"].ndim > 0]
-        shape = tuple(node.meta["val"].shape)
-        labels = [self.values[a] for a in operands if self.weight(a) is None]
-        if not labels:
-            raise _Mixed
-        result = labels[0].expand(shape) if labels[0].numel() <= torch.Size(shape).numel() else labels[0]
-        for other in labels[1:]:
-            self.join(result, other.expand(shape))
-        for argument in operands:
-            name = self.weight(argument)
-            if name is not None:
-                self.follow(name, argument.meta["val"].shape, result)
-        return result
+    def freeze_all(self, node: Any) -> None:
+        for source in node.all_input_nodes:
+            for dims in _flat(self.values[source]):
+                self.labels.freeze(*dims)
 
-    def follow(self, name: str, shape: Sequence[int], result: Tensor) -> None:
-        """A weight added or multiplied element by element: its one long dimension belongs to the channels."""
-        long = [d for d, n in enumerate(shape) if n > 1]
-        if not long:
-            return
-        if len(long) > 1:
-            self.freeze(result)
-            raise _Mixed
-        at = result.ndim - len(shape) + long[0]
-        self.tie(name, long[0], _along(result, at))
-
-    def shape_operator(self, node: Node) -> Any:
-        assert callable(node.target)
-        kwargs = {k: v for k, v in node.kwargs.items() if k in ("dim", "dims", "start_dim", "end_dim")}
-        return node.target(*self.value(list(node.args)), **kwargs)
-
-    def item(self, node: Node) -> Any:
-        return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
-
-    def linear(self, node: Node) -> Any:
-        x, weight, *bias = node.args
-        self.tie(self.required(weight), 1, _along(self.value(x), -1))
-        return self.produce(weight, bias, node, -1)
-
-    def convolution(self, node: Node) -> Any:
-        x, weight, *rest = node.args
-        spatial = len(node.meta["val"].shape) - 2
-        convolution_groups = rest[4] if len(rest) > 4 else 1
-        channels = _along(self.value(x), 1)
-        name = self.required(weight)
-        out, per_group = weight.meta["val"].shape[:2]  # type: ignore[union-attr]
-        if convolution_groups == 1:
-            self.tie(name, 1, channels)
-            return self.produce(weight, rest[:1], node, 1)
-        if convolution_groups != len(channels) or out != len(channels) or per_group != 1:
-            raise _Mixed
-        self.tie(name, 0, channels)  # depthwise: channel i makes channel i
-        if rest and rest[0] is not None:
-            self.tie(self.required(rest[0]), 0, channels)
-        return channels.view(1, -1, *[1] * spatial).expand(node.meta["val"].shape)
-
-    def produce(self, weight: Any, bias: Any, node: Node, at: int) -> Tensor:
-        """New channels: one for each output of a layer."""
-        shape = tuple(node.meta["val"].shape)
-        name = self.required(weight)
-        labels = self.of.get((name, 0))
-        if labels is None:
-            labels = self.fresh(shape[at])
-            self.tie(name, 0, labels)
-            self.producers.append(name)
-        if bias and bias[0] is not None:
-            self.tie(self.required(bias[0]), 0, labels)
-        view = [1] * len(shape)
-        view[at] = -1
-        return labels.view(view).expand(shape)
-
-    def batch_norm(self, node: Node) -> Any:
-        x, *weights = node.args
-        channels = _along(self.value(x), 1)
-        for weight in weights[:4]:
-            if weight is not None:
-                self.tie(self.required(weight), 0, channels)
-        return self.value(x)
-
-    def channelwise(self, node: Node) -> Any:
-        """Pooling, padding: every output element comes from its own channel alone."""
-        value = node.meta["val"]
-        shape = tuple(value[0].shape if isinstance(value, tuple) else value.shape)
-        channels = _along(self.value(node.args[0]), 1)
-        if len(channels) != shape[1]:
-            raise _Mixed
-        found = channels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
-        return [found, None] if isinstance(value, tuple) else found
-
-    def mean(self, node: Node) -> Any:
-        """A mean over dimensions along which every element is of one channel."""
-        labels: Tensor = self.value(node.args[0])
-        dims = node.args[1] if len(node.args) > 1 else None
-        keep = bool(node.args[2]) if len(node.args) > 2 else False
-        if not isinstance(dims, list | tuple):
-            raise _Mixed
-        if not all((labels == labels.narrow(d, 0, 1)).all() for d in dims):  # type: ignore[arg-type]
-            raise _Mixed
-        for d in dims:
-            labels = labels.narrow(d, 0, 1)  # type: ignore[arg-type]
-        return labels if keep else labels.reshape(node.meta["val"].shape)
-
-    def same(self, node: Node) -> Any:
-        return self.value(node.args[0])
-
-    def required(self, argument: Any) -> str:
-        name = self.weight(argument)
-        if name is None:  # a weight that is computed, not kept: its slices cannot be removed
-            raise _Mixed
-        return name
-
-    # -- the result ---------------------------------------------------------------------------------------------
+    def read(self, node: Any, dim: int) -> None:
+        if node in self.sources:
+            self.reads.add(Place(self.sources[node], dim))
 
     def groups(self) -> tuple[Group, ...]:
-        slices: dict[int, list[Slice]] = defaultdict(list)
-        for (name, dim), labels in self.of.items():
-            for index, label in enumerate(labels.tolist()):
-                slices[self.root(label)].append(Slice(name, dim, index))
-        coupled: dict[int, int] = {}
-        layers: dict[int, list[str]] = defaultdict(list)
-        order: dict[int, list[int]] = defaultdict(list)
-        for name in self.producers:
-            roots = [self.root(label) for label in self.of[name, 0].tolist()]
-            if FROZEN in roots:
-                continue
-            group = next((coupled[r] for r in roots if r in coupled), roots[0])
-            for r in roots:
-                if r not in coupled:
-                    coupled[r] = group
-                    order[group].append(r)
-            layers[group].append(name)
-        return tuple(
-            Group(tuple(layers[group]), tuple(tuple(slices[r]) for r in channels)) for group, channels in order.items()
-        )
+        """Classes of labels by what they occupy: those that occupy the same places, equally often, are a group."""
+        occupied: dict[int, dict[Place, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for name, dims in self.tensors.items():
+            for dim, labels in enumerate(dims):
+                for index, label in enumerate(labels.tolist()):
+                    root = self.labels.find(label)
+                    if root != FROZEN:
+                        occupied[root][Place(name, dim)].append(index)
+        alike: dict[Any, list[dict[Place, list[int]]]] = defaultdict(list)
+        for places in occupied.values():
+            alike[tuple((place, len(indices)) for place, indices in places.items())].append(places)
+        found = []
+        for signature, channels in alike.items():
+            members = [place for place, _ in signature]
+            if self.reads.intersection(members):  # what nothing reads is beyond a check by masking
+                found.append(Group({p: np.array([channel[p] for channel in channels]) for p in members}))
+        return tuple(found)
 
 
-class _Mixed(Exception):
-    """Channels are mixed in a way that is not followed."""
+def _outputs(node: Any) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        return [_data(v.shape) if isinstance(v, Tensor) else [] for v in value]
+    return _data(value.shape) if isinstance(value, Tensor) else []
 
 
-def _along(labels: Tensor, dim: int) -> Tensor:
-    """Labels along one dimension, where all others agree."""
-    flat = labels.movedim(dim, 0).flatten(1)
-    if not (flat == flat[:, :1]).all():
-        raise _Mixed
-    return flat[:, 0]
+def _flat(value: Any) -> list[Dims]:
+    return value if value and isinstance(value[0], list) else [value]
 
 
-def _name(target: Any) -> str:
-    return target._overloadpacket.__name__ if hasattr(target, "_overloadpacket") else getattr(target, "__name__", "")
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in node.meta["val"].shape)
 
 
-def _table() -> dict[str, Callable[[_Labels, Node], Any]]:
-    kinds: dict[Callable[[_Labels, Node], Any], str] = {
-        _Labels.same: "relu relu_ gelu silu silu_ sigmoid tanh elu leaky_relu hardtanh hardtanh_ hardswish hardswish_ "
-                      "hardsigmoid relu6 softplus dropout dropout_ feature_dropout alpha_dropout neg exp sqrt rsqrt abs "
-                      "pow to _to_copy type_as contiguous clone alias detach_ detach lift_fresh_copy clamp square mish",
-        _Labels.elementwise: "add add_ sub sub_ mul mul_ div div_ maximum minimum",
-        _Labels.shape_operator: "view reshape flatten permute transpose t unsqueeze squeeze expand slice select cat stack "
-                                "split split_with_sizes chunk unbind movedim swapaxes narrow unflatten numpy_T",
-        _Labels.channelwise: "max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d "
-                             "adaptive_max_pool2d pad constant_pad_nd upsample_nearest2d upsample_bilinear2d",
-        _Labels.linear: "linear",
-        _Labels.convolution: "conv1d conv2d conv3d",
-        _Labels.batch_norm: "batch_norm _native_batch_norm_legit_no_training",
-        _Labels.mean: "mean",
-        _Labels.item: operator.getitem.__name__,
-    }
-    return {name: handler for handler, text in kinds.items() for name in text.split()}
+def _argument(node: Any, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-_HANDLERS = _table()
+# -- one rule an operator: labels of the outputs, or None where the operator is beyond the rule -------------------
+
+
+def _pointwise(tracer: _Tracer, node: Any) -> Dims | None:
+    shape, out = _shape(node), None
+    for source in node.all_input_nodes:
+        if not isinstance(source.meta.get("val"), Tensor):
+            continue
+        dims: Dims = tracer.values[source]
+        aligned: list[Any] = [None] * (len(shape) - len(dims)) + list(dims)
+        for d, labels in enumerate(aligned):
+            if labels is not None and len(labels) != shape[d]:
+                tracer.labels.freeze(labels)  # one value for the whole dimension
+                aligned[d] = None
+        if out is None:
+            out = aligned
+            continue
+        for d, labels in enumerate(aligned):
+            if out[d] is not None and labels is not None:
+                tracer.labels.join(out[d], labels)
+            elif labels is not None:
+                out[d] = labels
+    if out is None:
+        return None
+    return [labels if labels is not None else _data([n])[0] for labels, n in zip(out, shape, strict=True)]
+
+
+def _linear(tracer: _Tracer, node: Any) -> Dims:
+    x, weight = (tracer.values[a] for a in node.args[:2])
+    bias = _argument(node, 2, "bias")
+    tracer.labels.join(x[-1], weight[1])
+    tracer.read(node.args[1], 1)
+    if node.args[1] not in tracer.sources:
+        tracer.labels.freeze(*weight)
+    if bias is not None:
+        tracer.labels.join(tracer.values[bias][0], weight[0])
+    return [*x[:-1], weight[0]]
+
+
+def _convolution(tracer: _Tracer, node: Any) -> Dims | None:
+    x, weight = (tracer.values[a] for a in node.args[:2])
+    bias, groups = _argument(node, 2, "bias"), _argument(node, 6, "groups", 1)
+    if len(x) != len(weight) or node.args[1] not in tracer.sources:
+        return None
+    if groups == 1:
+        tracer.labels.join(x[1], weight[1])
+        tracer.read(node.args[1], 1)
+    elif groups == len(x[1]) == len(weight[0]):  # depthwise: a channel passes through
+        tracer.labels.join(x[1], weight[0])
+        tracer.labels.freeze(weight[1])
+    else:
+        return None
+    if bias is not None:
+        tracer.labels.join(tracer.values[bias][0], weight[0])
+    tracer.labels.freeze(*x[2:], *weight[2:])
+    return [x[0], weight[0], *_data(_shape(node)[2:])]
+
+
+def _batch_norm(tracer: _Tracer, node: Any) -> Dims:
+    x = tracer.values[node.args[0]]
+    for parameter in node.args[1:5]:
+        if parameter is not None:
+            tracer.labels.join(x[1], tracer.values[parameter][0])
+    if node.args[1] in tracer.sources:
+        tracer.scales.add(tracer.sources[node.args[1]])
+    return list(x)
+
+
+def _pool(tracer: _Tracer, node: Any) -> Dims | None:
+    x, shape = tracer.values[node.args[0]], _shape(node)
+    spatial = {"1": 1, "2": 2, "3": 3}[node.target._opname.removesuffix("d")[-1]]
+    tracer.labels.freeze(*x[-spatial:])
+    return [*x[:-spatial], *_data(shape[-spatial:])]
+
+
+def _reduce(tracer: _Tracer, node: Any) -> Dims | None:
+    x, over = tracer.values[node.args[0]], _argument(node, 1, "dim")
+    if over is None or over == []:
+        return None
+    gone = {d % len(x) for d in (over if isinstance(over, list | tuple) else [over])}
+    tracer.labels.freeze(*(x[d] for d in gone))
+    keep = _argument(node, 2, "keepdim", False)
+    return [_data([1])[0] if d in gone else labels for d, labels in enumerate(x) if keep or d not in gone]
+
+
+def _same_but(position: int, name: str) -> Any:
+    """The operator mixes the named dimensions (softmax) or all of the last ones (layer norm) and keeps the shape."""
+    def rule(tracer: _Tracer, node: Any) -> Dims:
+        x, over = tracer.values[node.args[0]], _argument(node, position, name)
+        mixed = x[-len(over):] if isinstance(over, list | tuple) else [x[over]]
+        tracer.labels.freeze(*mixed, *(d for s in node.all_input_nodes[1:] for d in tracer.values[s]))
+        return list(x)
+
+    return rule
+
+
+def _reshape(tracer: _Tracer, node: Any) -> Dims:
+    x, before, after = tracer.values[node.args[0]], _shape(node.args[0]), _shape(node)
+    out = _data(after)
+    taken: set[int] = set()
+    for d, labels in enumerate(x):
+        if not labels.any() or before[d] == 1:
+            tracer.labels.freeze(labels)
+            continue
+        prefix = math.prod(before[:d])
+        place = next((e for e in range(len(after))
+                      if math.prod(after[:e]) == prefix and after[e] % before[d] == 0), None)
+        times = after[place] // before[d] if place is not None else 0
+        end = d + 1
+        while place is not None and end < len(before) and math.prod(before[d + 1:end]) < times:
+            end += 1
+        if place is None or place in taken or math.prod(before[d + 1:end]) != times:
+            tracer.labels.freeze(labels)  # split, or merged where channels are not the slowest
+            continue
+        taken.add(place)
+        tracer.labels.freeze(*x[d + 1:end])
+        out[place] = np.repeat(labels, times)
+    return out
+
+
+def _permute(tracer: _Tracer, node: Any) -> Dims:
+    x = tracer.values[node.args[0]]
+    order = list(range(len(x)))
+    if node.target._opname == "permute":
+        order = [d % len(x) for d in node.args[1]]
+    else:
+        a, b = (node.args[1], node.args[2]) if len(node.args) > 1 else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    return [x[d] for d in order]
+
+
+def _cut(tracer: _Tracer, node: Any) -> Dims:
+    """Dimensions that keep their length pass; others are cut, padded or expanded, and stay as they are."""
+    x, shape = tracer.values[node.args[0]], _shape(node)
+    x = [*_data(shape[: len(shape) - len(x)]), *x]
+    tracer.labels.freeze(*(labels for labels, n in zip(x, shape, strict=True) if len(labels) != n))
+    return [labels if len(labels) == n else _data([n])[0] for labels, n in zip(x, shape, strict=True)]
+
+
+def _select(tracer: _Tracer, node: Any) -> Dims:
+    x = list(tracer.values[node.args[0]])
+    tracer.labels.freeze(x.pop(_argument(node, 1, "dim", 0)))
+    return x
+
+
+def _cat(tracer: _Tracer, node: Any) -> Dims:
+    parts = [tracer.values[part] for part in node.args[0]]
+    along = _argument(node, 1, "dim", 0) % len(parts[0])
+    for part in parts[1:]:
+        for d in range(len(part)):
+            if d != along:
+                tracer.labels.join(parts[0][d], part[d])
+    return [np.concatenate([part[d] for part in parts]) if d == along else parts[0][d] for d in range(len(parts[0]))]
+
+
+def _embedding(tracer: _Tracer, node: Any) -> Dims:
+    weight, ids = (tracer.values[a] for a in node.args[:2])
+    tracer.labels.freeze(weight[0])
+    return [*ids, weight[1]]
+
+
+_RULES: dict[str, Any] = {
+    "linear": _linear, "batch_norm": _batch_norm, "embedding": _embedding, "cat": _cat, "select": _select,
+    "layer_norm": _same_but(1, "normalized_shape"), "rms_norm": _same_but(1, "normalized_shape"),
+    "softmax": _same_but(1, "dim"), "_softmax": _same_but(1, "dim"), "log_softmax": _same_but(1, "dim"),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys((f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)), _pool),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), _reshape),
+    **dict.fromkeys(("permute", "transpose", "t", "numpy_T"), _permute),
+    **dict.fromkeys(("slice", "pad", "constant_pad_nd", "expand"), _cut),
+    **dict.fromkeys(("dropout", "dropout_", "feature_dropout", "contiguous", "clone", "to", "_to_copy", "type_as",
+                     "detach", "detach_", "alias", "float", "add", "add_", "mul", "mul_", "relu", "relu_", "relu6",
+                     "gelu", "silu", "silu_", "hardswish", "hardswish_", "hardtanh_", "leaky_relu_"), _pointwise),
+}

@@ -1,57 +1,60 @@
-"""Structured pruning: channels are removed, so that every tensor is really smaller."""
+"""Structured pruning: whole channels leave, and tensors become smaller."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.method import Card, Claim, Context, Plan, Transform, choice, number
-from thrifty.posttraining.dependency import Group, groups
+from thrifty.posttraining.dependency import Dependencies, Group, Place, dependencies
 
-TOLERANCE = 1e-3
-"""Largest relative difference between the pruned model and the original with the same channels masked."""
+Cut = Mapping[int, Sequence[int]]
+"""{group's position: the channels that stay, ascending}."""
 
 
 @final
 @dataclass(frozen=True)
 class Prune(Transform):
-    """Remove the channels of least norm, with everything that depends on them.
+    """Remove the least important channels of convolutions and the least important units of linear layers.
 
-    Layers are coupled by a dependency graph (residual sums, norms, flattening, gates); each group of coupled layers
-    loses the same share s of its channels, the ones with the smallest
+    Channels that are tied together (by a residual sum, a batch norm, a depthwise convolution, a flattening) leave
+    together. Every group of n such channels loses the same share, to a multiple of ``round_to``, the share being the
+    one that brings the parameters of the whole model nearest to (1 - ratio) of what they were. Within a group, the
+    channels of least importance leave:
 
-        ||w_c||_p = (sum over all weights' slices that belong to channel c of |w|^p)^(1/p),
+        importance(c) = sum over tied tensors W of ||W[c]|| / mean over c' of ||W[c']||
 
-    where s is found by bisection so that ``ratio`` of the model's parameters go. The channels that are kept are a
-    multiple of ``round_to``, since odd widths are slower than the next multiple of 8.
+    Inputs, outputs, and what passes a layer norm or an attention stay as they are: of a transformer, the hidden units
+    of its feed-forward layers leave. Nothing is trusted unseen: on the example, the smaller model must give what the
+    original gives with the channels' readers zeroed, or the group at fault stays whole.
 
     Args:
-        ratio: share of the model's parameters to remove. (Removing a share s of every layer's channels removes about
-            1 - (1 - s)^2 of the parameters: this is the share of parameters, what the user pays for.)
-        importance: ``l2`` or ``l1``: the norm's p.
-        round_to: kept channels of each layer are a multiple of this, and at least this many.
+        ratio: share of the model's parameters to remove.
+        importance: the norm, "l2" or "l1".
+        round_to: every pruned width is a multiple of it, and at least it.
 
-    >>> net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
-    >>> Prune(ratio=0.5)(net, [torch.randn(8, 4)])[0].out_features
-    32
+    >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    >>> Prune(ratio=0.5)(net, [torch.randn(16, 8)])[0]
+    Linear(in_features=8, out_features=32, bias=True)
     """
 
     ratio: float = number(0.5, 0, 1, open_low=True, open_high=True)
-    importance: str = choice("l2", "l1", "l2")
+    importance: str = choice("l2", "l2", "l1")
     round_to: int = number(8, 1)
 
     name: ClassVar[str] = "prune"
     card: ClassVar[Card] = Card(
         family="pruning",
         benefit="inference time",
-        trade_off="quality, which training afterwards wins back in part",
+        trade_off="quality, in part won back by training again",
         paper='"Pruning Filters for Efficient ConvNets", Li et al. 2016, arXiv:1608.08710; "DepGraph: Towards Any '
               'Structural Pruning", Fang et al. 2023, arXiv:2301.12900',
         requires=frozenset({"module", "float-weights"}),
@@ -59,174 +62,221 @@ class Prune(Transform):
     )
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
-        found = groups(model, context.example)
-        if not found:
-            raise NoEffect(
-                "prune found no channels that can be removed: every layer's channels reach the model's outputs, or an "
-                "operator that mixes them"
-            )
-        weights = {**dict(model.named_parameters(remove_duplicate=False)),
-                   **dict(model.named_buffers(remove_duplicate=False))}
-        keep = self._widths(found, {name: tuple(p.shape) for name, p in model.named_parameters()})
-        ranked = [rank(group, weights, {"l1": 1.0, "l2": 2.0}[self.importance]) for group in found]
-        removed: dict[tuple[str, int], set[int]] = defaultdict(set)
-        for group, order, kept in zip(found, ranked, keep, strict=True):
-            for channel in order[kept:]:
-                for part in group.channels[channel]:
-                    removed[part.name, part.dim].add(part.index)
-        kept_indices = {
-            f"{name}:{dim}": torch.tensor([i for i in range(weights[name].shape[dim]) if i not in gone])
-            for (name, dim), gone in removed.items()
-        }
-        plan = Plan({"layers": {group.layers[0]: kept for group, kept in zip(found, keep, strict=True)}}, kept_indices)
-        verify(model, self.build(copy.deepcopy(model), plan), plan, context.example)
-        return plan
-
-    def _widths(self, found: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-        """Channels that each group keeps, by bisection on the share that all groups lose.
+        """Decide which channels stay.
 
         Raises:
-            NoEffect: rounding leaves everything as it is.
-            ThriftyError: even the smallest widths do not remove ``ratio`` of the parameters.
+            NoEffect: no channel can be removed, or the ratio is below half the smallest cut.
+            ThriftyError: the ratio is above what can be removed, or the model cannot be exported.
         """
-        sizes = [len(group.channels) for group in found]
-        total = sum(_numel(shape) for shape in shapes.values())
+        model = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            found = dependencies(model, context.example)
+            scores = {i: importance(model, group, found, self.importance) for i, group in enumerate(found.groups)}
+            usable = set(scores)
+            while True:
+                cut = {i: _best(scores[i], kept) for i, kept in self.widths(model, found, usable).items()}
+                faulty = unsound(model, found, cut, context.example)
+                if not faulty:
+                    break
+                usable -= faulty  # the model's code takes these widths for granted: the others lose more
+        return Plan({"slices": [[p.tensor, p.dim, kept] for p, kept in slices(model, found, cut).items()]})
 
-        def widths(share: float) -> list[int]:
-            return [min(n, max(self.round_to, round((1 - share) * n / self.round_to) * self.round_to)) for n in sizes]
+    def widths(self, model: nn.Module, found: Dependencies, usable: set[int]) -> dict[int, int]:
+        """{group: channels that stay}, of the groups that lose any.
 
-        def gone(keep: Sequence[int]) -> float:
-            return 1 - parameters(found, keep, shapes) / total
+        Widths fall one multiple at a time, the group that has lost the smallest share first; the parameters fall
+        with them, so the step that comes nearest to the ratio is found by bisection.
+        """
+        steps = sorted((1 - kept / n, i, kept) for i in usable for n in [found.groups[i].size]
+                       for kept in range((n - 1) // self.round_to * self.round_to, 0, -self.round_to))
+        if not steps:
+            raise NoEffect(f"prune finds nothing to remove: no width that can change is above {self.round_to}")
+        sizes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+        total = sum(int(np.prod(shape)) for shape in sizes.values())
 
-        most = gone(widths(1.0))
-        if most < 0.9 * self.ratio:
-            raise ThriftyError(
-                f"prune(ratio={self.ratio}): at most {most:.3f} of the parameters can be removed here, since the rest "
-                f"is in layers that cannot shrink or are at {self.round_to} channels; ask for at most {most:.2f}"
-            )
-        low, high = 0.0, 1.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if gone(widths(middle)) < self.ratio else (low, middle)
-        keep = min((widths(low), widths(high)), key=lambda each: abs(gone(each) - self.ratio))
-        if keep == sizes:
-            keep = widths(high)
-        if keep == sizes:
-            raise NoEffect(f"prune(ratio={self.ratio}) removes nothing once widths are rounded to {self.round_to}")
-        return keep
+        def removed(count: int) -> float:
+            return 1 - _parameters(sizes, found, {i: kept for _, i, kept in steps[:count]}) / total
+
+        low, high = 0, len(steps)
+        most = removed(high)
+        if most < self.ratio and round(most, 3) < self.ratio:
+            raise ThriftyError(f"prune(ratio={self.ratio:g}): at most {most:.3f} of this model's parameters can be "
+                               f"removed (the rest belongs to inputs, outputs, embeddings, attention or norms, or to "
+                               f"widths of {self.round_to} and less); choose a ratio up to {np.floor(most * 100) / 100:g}")
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if removed(middle) <= self.ratio else (low, middle)
+        count = min((low, high), key=lambda k: abs(removed(k) - self.ratio))
+        if count == 0:
+            raise NoEffect(f"prune(ratio={self.ratio:g}) removes nothing: with widths in multiples of {self.round_to} "
+                           f"the smallest cut is {removed(1):.3f} of the parameters; raise ratio or lower round_to")
+        return {i: kept for _, i, kept in steps[:count]}
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
-        for place, kept in plan.tensors.items():
-            name, _, dim = place.rpartition(":")
-            shrink(model, name, int(dim), kept)
-        return model
+        return shrink(model, {Place(name, dim): kept for name, dim, kept in plan.values["slices"]})
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
-        old, new = count_parameters(before), count_parameters(after)
-        return (Claim("parameters", old, new, minimum=max(1.0, 0.5 * self.ratio * old), probe=count_parameters),)
+        had, has = parameters(before), parameters(after)
+        return (Claim("parameters", had, has, minimum=max(1.0, 0.5 * (had - has)), probe=parameters),)
 
 
-def count_parameters(model: nn.Module) -> float:
-    """Elements of all weights, whatever their type: quantized ones are counted too."""
-    seen = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values() if tensor.ndim > 1}
-    return float(sum(seen.values()))
+def parameters(model: nn.Module) -> float:
+    """Elements of all parameters."""
+    return float(sum(p.numel() for p in model.parameters()))
 
 
-def rank(group: Group, weights: Mapping[str, Tensor], p: float) -> list[int]:
-    """Channels of a group, the largest norm over all their slices of weights first; ties by position.
+# -- deciding ---------------------------------------------------------------------------------------------------
+
+
+def importance(model: nn.Module, group: Group, found: Dependencies, norm: str) -> np.ndarray:
+    """[channels] sum over the group's weights of the norms of each channel's slices, each weight's mean being 1.
+
+    Biases are left out: what they add is the same for every input.
+    """
+    weights = dict(model.named_parameters())
+    total = np.zeros(group.size)
+    for place, indices in group.members.items():
+        weight = weights.get(place.tensor)
+        if weight is None or (weight.ndim < 2 and place.tensor not in found.scales):
+            continue
+        rows = weight.detach().double().movedim(place.dim, 0).flatten(1) if weight.ndim > 1 else (
+            weight.detach().double()[:, None])
+        sums = (rows.abs() if norm == "l1" else rows.square()).sum(1).cpu().numpy()[indices].sum(1)
+        norms = sums if norm == "l1" else np.sqrt(sums)
+        total += norms / max(norms.mean(), 1e-30)
+    return total
+
+
+def _best(scores: np.ndarray, kept: int) -> list[int]:
+    """The ``kept`` highest, in ascending order; of equals the earlier."""
+    return sorted(np.argsort(-scores, kind="stable")[:kept].tolist())
+
+
+def _parameters(sizes: Mapping[str, tuple[int, ...]], found: Dependencies, widths: Mapping[int, int]) -> int:
+    """Parameters of the model when groups have these widths."""
+    shapes = {name: list(shape) for name, shape in sizes.items()}
+    for i, kept in widths.items():
+        for place, indices in found.groups[i].members.items():
+            if place.tensor in shapes:
+                shapes[place.tensor][place.dim] -= (len(indices) - kept) * indices.shape[1]
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def slices(model: nn.Module, found: Dependencies, cut: Cut) -> dict[Place, list[int]]:
+    """{place: indices that stay, ascending} of every dimension that shrinks."""
+    gone: dict[Place, set[int]] = defaultdict(set)
+    for i, kept in cut.items():
+        staying = set(kept)
+        leaving = [c for c in range(found.groups[i].size) if c not in staying]
+        for place, indices in found.groups[i].members.items():
+            gone[place].update(indices[leaving].reshape(-1).tolist())
+    shapes = {name: tensor.shape for name, tensor in _tensors(model)}
+    return {place: [k for k in range(shapes[place.tensor][place.dim]) if k not in lost]
+            for place, lost in gone.items()}
+
+
+def unsound(model: nn.Module, found: Dependencies, cut: Cut, example: tuple[Tensor, ...]) -> set[int]:
+    """The groups that cannot be cut with the others; most often none, which one look at them all tells."""
+    if sound(model, found, cut, example):
+        return set()
+    accepted: dict[int, Sequence[int]] = {}
+    for i, kept in cut.items():
+        if sound(model, found, {**accepted, i: kept}, example):
+            accepted[i] = kept
+    return set(cut) - set(accepted)
+
+
+def sound(model: nn.Module, found: Dependencies, cut: Cut, example: tuple[Tensor, ...]) -> bool:
+    """Whether the smaller model runs, and gives what the original gives when nothing reads the removed channels."""
+    kept = slices(model, found, cut)
+    try:
+        smaller = _answers(shrink(copy.deepcopy(model), kept)(*example))
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
+        return False
+    expected = _answers(masked(model, found, kept)(*example))
+    return len(smaller) == len(expected) and all(
+        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+        for a, b in zip(smaller, expected, strict=True) if b.numel()
+    )
+
+
+def masked(model: nn.Module, found: Dependencies, kept: Mapping[Place, Sequence[int]]) -> nn.Module:
+    """A copy of the model, of the same size, with zeros wherever a removed channel would be read."""
+    model = copy.deepcopy(model)
+    tensors = dict(_tensors(model))
+    with torch.no_grad():
+        for place, staying in kept.items():
+            if place in found.reads:
+                lost = torch.ones(tensors[place.tensor].shape[place.dim], dtype=torch.bool)
+                lost[list(staying)] = False
+                tensors[place.tensor].index_fill_(place.dim, lost.nonzero()[:, 0].to(tensors[place.tensor].device), 0)
+    return model
+
+
+def _answers(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, list | tuple) else ()
+    return [tensor for part in parts for tensor in _answers(part)]
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+# -- building ---------------------------------------------------------------------------------------------------
+
+
+def shrink(model: nn.Module, stays: Mapping[Place, Sequence[int]]) -> nn.Module:
+    """Slice tensors of a model in place, wherever they stand, and tell modules of their new widths.
 
     Args:
-        group: of coupled channels.
-        weights: by name.
-        p: of the norm.
-    """
-    norms: dict[tuple[str, int], Tensor] = {}
-    for channel in group.channels:
-        for part in channel:
-            if (part.name, part.dim) not in norms and weights[part.name].ndim > 1:
-                weight = weights[part.name].detach().double()
-                norms[part.name, part.dim] = weight.abs().pow(p).movedim(part.dim, 0).flatten(1).sum(1)
-    score = [sum(float(norms[x.name, x.dim][x.index]) for x in channel if (x.name, x.dim) in norms)
-             for channel in group.channels]
-    return sorted(range(len(score)), key=lambda i: (-score[i], i))
-
-
-def parameters(found: Sequence[Group], keep: Sequence[int], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Parameters that are left when each group keeps that many channels."""
-    share: dict[tuple[str, int], float] = defaultdict(float)
-    for group, kept in zip(found, keep, strict=True):
-        for channel in group.channels[kept:]:
-            for part in channel:
-                share[part.name, part.dim] += 1
-    return sum(_numel([n - share[name, dim] for dim, n in enumerate(shape)]) for name, shape in shapes.items())
-
-
-def _numel(shape: Sequence[float]) -> int:
-    product = 1.0
-    for n in shape:
-        product *= n
-    return int(product)
-
-
-_WIDTHS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
-    "weight": {0: ("out_channels", "out_features", "num_features", "num_channels"), 1: ("in_channels", "in_features")},
-}
-"""Attributes by which torch's layers repeat their weights' shapes."""
-
-
-def shrink(model: nn.Module, name: str, dim: int, kept: Tensor) -> None:
-    """Keep some indices of one dimension of a parameter or buffer, and the layer's own account of its shape."""
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    old: Tensor = getattr(module, attribute)
-    if kept.numel() == old.shape[dim]:
-        return
-    smaller = old.detach().index_select(dim, kept.to(old.device)).contiguous()
-    if isinstance(old, nn.Parameter):
-        setattr(module, attribute, nn.Parameter(smaller, requires_grad=old.requires_grad))
-    else:
-        setattr(module, attribute, smaller)
-    for width in _WIDTHS.get(attribute, {}).get(dim, ()):
-        if hasattr(module, width):
-            setattr(module, width, len(kept))
-    depthwise = getattr(module, "groups", 1) > 1
-    if depthwise and attribute == "weight" and dim == 0:
-        module.groups = module.in_channels = len(kept)  # type: ignore[assignment]
-
-
-def verify(model: nn.Module, pruned: nn.Module, plan: Plan, example: tuple[Tensor, ...]) -> None:
-    """Compare the pruned model with the original whose removed channels are cut off from what reads them.
+        stays: {dimension of a parameter or buffer: indices that stay}.
 
     Raises:
-        ThriftyError: they differ, or the pruned model does not run: the model's code depends on a width.
+        ThriftyError: the model does not have such a tensor.
     """
-    masked = copy.deepcopy(model)
-    for place, kept in plan.tensors.items():
-        name, _, dim = place.rpartition(":")
-        if int(dim) == 1:
-            weight = masked.get_submodule(name.rpartition(".")[0])
-            gone = torch.ones(getattr(weight, name.rpartition(".")[2]).shape[1], dtype=torch.bool)
-            gone[kept] = False
-            with torch.no_grad():
-                getattr(weight, name.rpartition(".")[2])[:, gone] = 0
-    try:
-        with torch.no_grad():
-            want, got = _flat(masked.eval()(*example)), _flat(pruned.eval()(*example))
-    except Exception as error:
-        raise ThriftyError(
-            f"the model's code depends on a width that prune would change: {type(error).__name__}: {error}. Write "
-            "sizes from tensors' shapes, such as x.flatten(1), rather than as numbers"
-        ) from error
-    difference = float((want - got).norm() / want.norm().clamp_min(1e-12))
-    if not difference <= TOLERANCE:
-        raise ThriftyError(
-            f"prune would change more than the channels that it removes (relative difference {difference:.3g}); the "
-            "model's code depends on a width"
-        )
+    cuts: dict[str, list[tuple[int, Sequence[int]]]] = defaultdict(list)
+    for place, kept in stays.items():
+        cuts[place.tensor].append((place.dim, kept))
+    smaller: dict[int, Tensor] = {}
+    before = dict(_tensors(model))
+    for name, parts in cuts.items():
+        if name not in before:
+            raise ThriftyError(f"the plan prunes {name}, which this model does not have: it was made for another model")
+        tensor = before[name].detach()
+        for dim, kept in parts:
+            if kept and (dim >= tensor.ndim or max(kept) >= tensor.shape[dim]):
+                raise ThriftyError(f"the plan does not fit {name} of shape {tuple(before[name].shape)}: it was made "
+                                   "for another model")
+            tensor = tensor.index_select(dim, torch.tensor(list(kept), device=tensor.device))
+        smaller[id(before[name])] = (nn.Parameter(tensor, requires_grad=before[name].requires_grad)
+                                     if isinstance(before[name], nn.Parameter) else tensor)
+    for module in model.modules():  # a tied tensor is replaced in every place by the same new one
+        changed = False
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in own:
+            for key, value in store.items():
+                if id(value) in smaller:
+                    store[key] = smaller[id(value)]
+                    changed = True
+        if changed:
+            _tell(module)
+    return model
 
 
-def _flat(outputs: Any) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs.double().flatten()
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    return torch.cat([_flat(x) for x in values if isinstance(x, Tensor)])
+def _tell(module: nn.Module) -> None:
+    """Bring a module's own record of its widths up to date: printing, exporting and depthwise groups depend on it."""
+    match module:
+        case nn.Linear():
+            module.out_features, module.in_features = module.weight.shape
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            if module.groups > 1:  # depthwise, the only one that is pruned
+                module.groups = module.weight.shape[0]
+            module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+        case nn.Embedding():
+            module.embedding_dim = module.weight.shape[1]
+        case nn.modules.batchnorm._BatchNorm():
+            width = module.weight if module.weight is not None else module.running_mean
+            module.num_features = len(width) if width is not None else module.num_features

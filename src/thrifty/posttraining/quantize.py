@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Card, Claim, Context, Plan, Transform, choice
+from thrifty.method import Card, Claim, Context, HyperparameterError, Plan, Transform, choice
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grid import Affine
 from thrifty.numerics.modules import InBfloat16, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
@@ -40,7 +40,7 @@ class Quantize(Transform):
 
     Args:
         scheme: ``w8a8``, or ``bf16``, where weights and activations are bfloat16 (no calibration is used).
-        rest: what is not int8 under ``w8a8`` runs in: ``fp32`` or ``bf16``.
+        rest: what is not int8 under ``w8a8`` runs in: ``fp32`` or ``bf16``; the latter without convolutions only.
 
     >>> net = nn.Sequential(nn.Linear(16, 8))
     >>> type(Quantize()(net, [torch.randn(32, 16)])[0]).__name__
@@ -84,15 +84,23 @@ class Quantize(Transform):
                 "quantize(w8a8) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d or nn.Conv2d "
                 "(those with a padding mode or words for padding stay float)"
             )
+        if layers["convolutions"] and self.rest == "bf16":
+            raise HyperparameterError(
+                "quantize(w8a8, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 values "
+                "of their static grids apart; leave rest out"
+            )
         same = graphs.same_grid(work, marked) if marked else {}
         fed = graphs.input_edges(work, marked) if marked else {}
         alone = [name for name in layers["convolutions"] if name not in fed]
 
         observers: dict[str, Observer] = {}
+        outputs: dict[str, Observer] = {}
         handles = []
         for name in alone:
             seen = observers[name] = Observer(name)
+            after = outputs[name] = Observer(name)
             handles.append(work.get_submodule(name).register_forward_pre_hook(lambda _, x, seen=seen: _see(seen, x[0])))
+            handles.append(work.get_submodule(name).register_forward_hook(lambda _, x, y, seen=after: _see(seen, y)))
         tokens = Tokens()
         handles += [work.get_submodule(name).register_forward_pre_hook(tokens.hook(name)) for name in layers["linears"]]
         at_edges: dict[str, Observer] = {}
@@ -110,14 +118,19 @@ class Quantize(Transform):
         for name in marked:
             if name in same:
                 grids[name] = grids[same[name]]
-        own = {name: observer.affine() for name, observer in observers.items()}
+        own = {name: [*_pair(observers[name]), *_pair(outputs[name])] for name in alone}
         smooth = smoothing(tokens, {name: work.get_submodule(name) for name in layers["linears"]})
+        tables = [work.get_submodule(name).weight for name in layers["embeddings"]]
+        for name in smooth:
+            if any(work.get_submodule(name).weight is table for table in tables):
+                smooth[name] = torch.ones_like(smooth[name])  # tied: the table's rows must stay as they are
         return Plan(
             {
                 "traced": bool(marked),
                 "edges": {name: [grid.scale, grid.zero] for name, grid in grids.items()},
-                "convolutions": {name: [grids[fed[name]].scale, grids[fed[name]].zero, False] if name in fed
-                                 else [own[name].scale, own[name].zero, True] for name in layers["convolutions"]},
+                # Scale and zero of the input; for a convolution off the graph's edges, of its output too.
+                "convolutions": {name: [grids[fed[name]].scale, grids[fed[name]].zero] if name in fed else own[name]
+                                 for name in layers["convolutions"]},
                 "linears": layers["linears"],
                 "embeddings": layers["embeddings"],
             },
@@ -136,9 +149,10 @@ class Quantize(Transform):
             graphs.insert(traced, plan.values["edges"], lambda name: QuantEdge(Affine(*plan.values["edges"][name])))
             model = traced
         shared: dict[Tensor, QuantLinear] = {}
-        for name, (scale, zero, rounds) in plan.values["convolutions"].items():
+        for name, (scale, zero, *output) in plan.values["convolutions"].items():
             conv: Any = model.get_submodule(name)
-            graphs.replace(model, name, QuantConv(conv, Affine(scale, zero), rounds))
+            integer_conv = QuantConv(conv, Affine(scale, zero), rounds=bool(output))
+            graphs.replace(model, name, nn.Sequential(integer_conv, QuantEdge(Affine(*output))) if output else integer_conv)
         for name in plan.values["linears"]:
             linear: Any = model.get_submodule(name)
             integer = QuantLinear(linear, plan.tensors[f"smooth.{name}"])
@@ -211,6 +225,11 @@ def _rows(context: Context, most: int) -> Iterator[tuple[Tensor, ...]]:
         seen += len(batch[0])
         if seen >= most:
             return
+
+
+def _pair(observer: Observer) -> list[float]:
+    grid = observer.affine()
+    return [grid.scale, grid.zero]
 
 
 def _see(observer: Observer, x: Tensor) -> None:

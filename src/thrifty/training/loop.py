@@ -105,6 +105,7 @@ class Fit:
         self._forward, self._teachers = forward, teachers
         self._memory: dict[str, dict[str, Any]] = {}
         self.step_number = 0
+        self._weight = torch.ones(())
         for method in self.methods:
             method.prepare(self)
         self.optimizer = self._make_optimizer()
@@ -205,6 +206,7 @@ class Fit:
         total, weight = self.loss(outputs, batch)
         for method in self.methods:
             total, weight = method.loss(self, outputs, batch, total, weight)
+        self._weight = weight
         return total / weight
 
     def _backward(self, loss: Tensor) -> None:
@@ -229,6 +231,8 @@ class Fit:
         where = f"the loss is {loss} at step {self.step_number} of {self.steps}"
         if any(x.is_floating_point() and not torch.isfinite(x).all() for x in batch[0]):
             return f"{where}: the batch's inputs hold NaN or infinity; clean the training data"
+        if float(self._weight) == 0:
+            return f"{where}: the batch has no valid target, so there is no mean; clean the data or enlarge the batch"
         bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         weights = f", and weights of {bad[0]} are no longer finite" if bad else ""
         rate = self.optimizer.param_groups[0]["lr"]
@@ -314,7 +318,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         loss: (outputs, batch) -> (sum, weight).
         settings: how long, and schedule, warm-up, clipping, evaluations; one epoch of ``Train()`` where None.
         batch_size: examples, where ``settings`` names none.
-        seed: of the order of the data; the same seed gives the same weights, bit for bit on a CPU.
+        seed: of the order of the data and of dropout; the same seed gives the same weights, bit for bit on a CPU.
         forward: (model, batch) -> outputs.
         collate: joins dataset items.
         device: "cpu" or "cuda".
@@ -338,36 +342,39 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
     size = min(settings.batch_size or batch_size, length(data))
     loader = Loader(data, size, seed, collate)
     steps = settings.steps or max(1, round((settings.epochs or 1) * loader.steps_per_epoch))
-    session = Fit(model, list(methods), loss, steps=steps, settings=settings, forward=forward, device=device,
-                  teachers=teachers)
-    clock, watch = _Clock(device), _Watch(progress, steps, size)
-    history: list[tuple[int, float]] = []
-    evaluations: list[Evaluation] = []
-    due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
-    counts: dict[Any, FlopCount] = {}
-    flops, uncounted = 0.0, set[str]()
-    try:
-        for batch, number in zip(loader, range(1, steps + 1), strict=False):
-            shape = tuple(tuple(x.shape) for x in batch[0])
-            if shape in counts:
-                value = session.step(batch)
-            else:  # the first step of a shape is counted as it runs
-                value, counts[shape] = count_flops(lambda batch=batch: session.step(batch))
-                uncounted |= set(counts[shape].uncounted)
-            flops += counts[shape].flops
-            history.append((number, float(value)))
-            watch(number, history[-1][1])
-            if number in due and evaluate is not None:
-                with clock.paused():
-                    quality = evaluate(session.evaluated())
-                    session.model.train()
-                evaluations.append(Evaluation(number, clock.seconds, flops, quality))
-    except TrainingFailed as error:
-        error.seconds, error.flops = clock.seconds, flops
-        raise
-    claims = session.claims()
-    return Fitted(session.finish(), steps, clock.seconds, clock.apart, flops, tuple(sorted(uncounted)),
-                  tuple(history), tuple(evaluations), claims)
+    # Dropout and the like draw from torch's own generators: seeded here, and left as they were found.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
+        torch.manual_seed(seed)
+        session = Fit(model, list(methods), loss, steps=steps, settings=settings, forward=forward, device=device,
+                      teachers=teachers)
+        clock, watch = _Clock(device), _Watch(progress, steps, size)
+        history: list[tuple[int, float]] = []
+        evaluations: list[Evaluation] = []
+        due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
+        counts: dict[Any, FlopCount] = {}
+        flops, uncounted = 0.0, set[str]()
+        try:
+            for batch, number in zip(loader, range(1, steps + 1), strict=False):
+                shape = tuple(tuple(x.shape) for x in batch[0])
+                if shape in counts:
+                    value = session.step(batch)
+                else:  # the first step of a shape is counted as it runs
+                    value, counts[shape] = count_flops(lambda batch=batch: session.step(batch))
+                    uncounted |= set(counts[shape].uncounted)
+                flops += counts[shape].flops
+                history.append((number, float(value)))
+                watch(number, history[-1][1])
+                if number in due and evaluate is not None:
+                    with clock.paused():
+                        quality = evaluate(session.evaluated())
+                        session.model.train()
+                    evaluations.append(Evaluation(number, clock.seconds, flops, quality))
+        except TrainingFailed as error:
+            error.seconds, error.flops = clock.seconds, flops
+            raise
+        claims = session.claims()
+        return Fitted(session.finish(), steps, clock.seconds, clock.apart, flops, tuple(sorted(uncounted)),
+                      tuple(history), tuple(evaluations), claims)
 
 
 class _Clock:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from thrifty.errors import ThriftyError
+
 
 @final
 @dataclass(frozen=True)
@@ -15,26 +17,74 @@ class Embedded:
         place: "module:attribute" of its Workload.
         description: one line for `thrifty workloads`.
         extra: the extra that brings its data or its weights.
+        recipes: that `thrifty sweep` measures where none is given: alone first, then composed.
     """
 
     place: str
     description: str
     extra: str = "workloads"
+    recipes: tuple[str, ...] = ()
+
+
+_DIGITS = "train(adamw(lr=0.003), epochs=3)"
+_TUNED = "train(adamw(lr=0.001), distill, epochs=1)"
+_LM = "train(adamw(lr=0.002), steps=600)"
 
 
 EMBEDDED: dict[str, Embedded] = {
     "digits": Embedded(
         "thrifty.workloads.digits:workload",
-        "a residual CNN on 5,000 MNIST digits; accuracy; trains in half a minute",
+        "a residual CNN on 5,000 MNIST digits; accuracy",
+        recipes=(
+            _DIGITS,
+            f"{_DIGITS} | compile(inductor)",
+            f"{_DIGITS} | compile(onnxruntime)",
+            f"{_DIGITS} | quantize(w8a8) | compile(onnxruntime)",
+            f"{_DIGITS} | quantize(w8a8) | compile(inductor)",
+            f"{_DIGITS} | quantize(bf16) | compile(inductor)",
+            "train(adamw(lr=0.003), bf16, epochs=3) | compile(onnxruntime)",
+            f"{_DIGITS} | prune(ratio=0.5) | train(adamw(lr=0.001), epochs=1) | compile(onnxruntime)",
+            f"{_DIGITS} | prune(ratio=0.5) | {_TUNED} | compile(onnxruntime)",
+            f"{_DIGITS} | prune(ratio=0.5) | {_TUNED} | quantize(w8a8) | compile(onnxruntime)",
+            f"{_DIGITS} | prune(ratio=0.75) | {_TUNED} | quantize(w8a8) | compile(onnxruntime)",
+            "prune(ratio=0.5) | train(adamw(lr=0.003), bf16, epochs=3) | quantize(w8a8) | compile(onnxruntime)",
+        ),
     ),
     "python-lm": Embedded(
         "thrifty.workloads.python_lm:workload",
-        "a transformer language model on Python's standard library; bits per byte; trains in three minutes",
+        "a transformer language model on Python's standard library; bits per byte",
+        recipes=(
+            _LM,
+            f"{_LM} | compile(inductor)",
+            f"{_LM} | quantize(bf16) | compile(inductor)",
+            f"{_LM} | quantize(w8a8) | compile(inductor)",
+            f"{_LM} | quantize(w8a8) | compile(onnxruntime)",
+            f"{_LM} | prune(ratio=0.25) | train(adamw(lr=0.001), distill, steps=100) | quantize(w8a8) | compile(onnxruntime)",
+        ),
     ),
     "minilm": Embedded(
         "thrifty.workloads.minilm:workload",
         "the pretrained MiniLM encoder; recall@10 of functions by their docstring; no training",
         extra="minilm",
+        recipes=(
+            "compile(inductor)",
+            "compile(onnxruntime)",
+            "quantize(bf16) | compile(inductor)",
+            "quantize(w8a8) | compile(inductor)",
+            "quantize(w8a8) | compile(onnxruntime)",
+            "quantize(w8a8, rest=bf16) | compile(inductor)",
+        ),
     ),
 }
 """Name -> place and description of each embedded workload, the default of `make demo` first."""
+
+
+def suggested(workload: str) -> list[str]:
+    """The recipes that `thrifty sweep` measures on an embedded workload.
+
+    Raises:
+        ThriftyError: the workload is not an embedded one, so that its recipes must be named.
+    """
+    if workload not in EMBEDDED:
+        raise ThriftyError(f"name the recipes to measure: thrifty sweep {workload} RECIPE RECIPE ...")
+    return list(EMBEDDED[workload].recipes)

@@ -1,0 +1,62 @@
+# Three commands on a fresh machine: make demo, make test, make lint. Each sets up .venv where it is not there yet.
+
+PYTHON ?= $(shell for v in 3.11 3.12; do command -v python$$v >/dev/null 2>&1 && python$$v -c '' >/dev/null 2>&1 && echo python$$v && break; done)
+TORCH := $(shell grep '^torch==' constraints.txt)
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp a state of the two files: a change of either installs again, a checkout with new dates does not.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STORE ?= study
+
+.PHONY: help setup compiler demo test test-all lint bench clean
+
+help:
+	@echo "make demo      measure twelve recipes on the embedded default and print the frontier"
+	@echo "make test      the tests (without those marked slow)"
+	@echo "make test-all  all tests"
+	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make bench     the benchmarks"
+	@echo "make clean     remove the environment and what the tools left"
+
+setup: $(STAMP)
+
+$(STAMP):
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "Thrifty needs Python 3.11 or 3.12 and found neither. Install one (Debian: apt install python3.11 python3.11-venv;" >&2; \
+	  echo "Fedora: dnf install python3.12; any system: pyenv install 3.12), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "$(PYTHON) is not Python 3.11 or 3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) could not make a virtual environment; on Debian: apt install $(notdir $(PYTHON))-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet "pip>=25.1"  # the first that reads dependency groups
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+# Inductor writes C++ and compiles it.
+compiler:
+	@$${CXX:-g++} --version >/dev/null 2>&1 || { \
+	  echo "No C++ compiler: Inductor needs one. Install g++ (Debian: apt install g++; Fedora: dnf install gcc-c++)," >&2; \
+	  echo "or name yours: CXX=clang++ make ..." >&2; exit 1; }
+
+demo: setup compiler
+	$(BIN)/thrifty sweep digits --store $(STORE)
+
+test: setup compiler
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup compiler
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup compiler
+	@set -e; for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
