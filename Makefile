@@ -56,7 +56,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup compiler
-	@set -e; for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

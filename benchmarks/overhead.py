@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from thrifty.run import environment, now
+from thrifty.environment import environment, now
 from thrifty.store import Store
 
 WORK = ("training", "calibration", "search", "compilation", "evaluation", "scoring", "start", "timing", "failure")

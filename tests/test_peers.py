@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from thrifty import testing
-from thrifty.errors import EffectLost, NoEffect
 from thrifty.checkpoint import MethodClaim
+from thrifty.errors import EffectLost, NoEffect
 from thrifty.execute import reprobe
 from thrifty.frontier import best, frontier
 from thrifty.ledger import Ledger

@@ -14,12 +14,13 @@ import pytest
 
 import thrifty
 from thrifty import testing
+from thrifty.checkpoint import MethodClaim
 from thrifty.errors import EffectLost
 from thrifty.execute import reprobe
-from thrifty.checkpoint import MethodClaim
+from thrifty.figures import break_even
 from thrifty.method import Claim
-from thrifty.run import Runner, break_even, check, check_recipe, open_study, resolve
 from thrifty.recipe import Recipe, RecipeError
+from thrifty.run import Runner, check, check_recipe, open_study, resolve
 from thrifty.store import Store
 from thrifty.target import Target
 from thrifty.trial import Ratio
@@ -80,7 +81,7 @@ def test_every_method_left_its_mark(study):
 
 
 def test_a_common_prefix_is_trained_once(study):
-    place, _, events = study
+    _, _, events = study
     trained = [event["charge"]["what"] for event in events
                if event.get("event") == "charge" and event["charge"]["kind"] == "training"]
     assert trained.count(REFERENCE) == 1

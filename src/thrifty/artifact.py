@@ -159,7 +159,7 @@ class Loaded:
                     f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']} (-1: any) but is "
                     f"{array.dtype} of shape {list(array.shape)}"
                 )
-        outputs = self.engine.arrays(self.engine.run(self.engine.native(arrays)))
+        outputs: list[Any] = list(self.engine.arrays(self.engine.run(self.engine.native(arrays))))
         if tensors:
             import torch
 

@@ -15,7 +15,6 @@ from thrifty.errors import ThriftyError
 if TYPE_CHECKING:
     from thrifty.report.terminal import Progress
     from thrifty.target import Target
-    from thrifty.trial import Trial
 
 DONE, FAILED, USAGE = 0, 1, 2
 

@@ -6,7 +6,6 @@ or an out-of-memory takes nothing else with it and peak memory is its own.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -30,6 +29,7 @@ from torch.utils.data import Subset
 from thrifty import artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
 from thrifty.compilers.capture import capture
+from thrifty.environment import runtime_versions
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
 from thrifty.ledger import Charge, Kind, Ledger
 from thrifty.measure import energy
@@ -107,7 +107,7 @@ class _Run:
             directory, paid, lowered = self.lower(state, model, place)
             charges += paid
             effects = lowered
-        return Outcome(str(place), directory and str(directory), charges, tuple(effects), state.curve)
+        return Outcome(str(place), str(directory) if directory else None, charges, tuple(effects), state.curve)
 
     def start(self) -> tuple[Checkpoint, nn.Module]:
         """The longest prefix that is kept, or the model as it comes; rehearsed where training is still to come."""
@@ -448,17 +448,6 @@ def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
     with torch.no_grad():
         outputs = _to_cpu(model(*inputs))
     return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def runtime_versions() -> dict[str, str]:
-    """Versions of the packages that decide what an engine does."""
-    import importlib.metadata
-
-    known = {}
-    for package in ("thrifty", "torch", "onnxruntime", "onnx", "onnxscript", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            known[package] = importlib.metadata.version(package)
-    return known
 
 
 def peak_memory() -> int:

@@ -2,116 +2,38 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
-import subprocess
-import sys
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 
 from thrifty import artifact, execute
+from thrifty.child import Event, Listener, RunFailed, ignore, start
+from thrifty.environment import environment, now
 from thrifty.errors import ThriftyError
 from thrifty.execute import Job, Outcome
+from thrifty.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
 from thrifty.ledger import Charge, Kind, Ledger
-from thrifty.measure.comparison import Comparison
+from thrifty.measure.comparison import Comparison, Reading
 from thrifty.measure.predict import predictor
 from thrifty.measure.process import Worker
 from thrifty.measure.scenarios import measure
 from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
-from thrifty.measure.statistics import Interval, paired_drop, verdict
+from thrifty.measure.timing import alone
 from thrifty.method import Compiler
 from thrifty.recipe import Recipe, Train
 from thrifty.recipe import check as check_properties
 from thrifty.registry import method_class
 from thrifty.store import Store, Study, trial_id
 from thrifty.target import Target, cores
-from thrifty.trial import (
-    ArtifactFigure,
-    Drop,
-    Effect,
-    InferenceFigure,
-    QualityFigure,
-    Ratio,
-    TrainingFigure,
-    Trial,
-)
+from thrifty.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.workload import Scores, Split, Workload, WorkloadError, fingerprint, load_workload
 
-Event = Mapping[str, Any]
-Listener = Callable[[Event], None]
 CLAIM_PAIRS = 5
-
-
-class RunFailed(ThriftyError):
-    """A run that ended without a trial to measure; ``charges`` were spent all the same."""
-
-
-def ignore(event: Event) -> None:
-    """A listener that hears nothing."""
-
-
-# -- the child process ------------------------------------------------------------------------------------------
-
-
-def start(job: Job, listener: Listener = ignore) -> Outcome:
-    """Execute a job in a fresh process; its events reach the listener as they happen.
-
-    Raises:
-        RunFailed: the process said why it failed, or was killed.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(cores()), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "thrifty.execute"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=environment,
-    )
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    told: list[str] = []
-    with process:
-        stderr = _drain(process.stderr, told)
-        try:
-            values = {**vars(job), "target": job.target.to_json(), "spawned": time.time()}
-            process.stdin.write(json.dumps(values) + "\n")
-            process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
-            last: Event = {}
-            for line in process.stdout:
-                last = json.loads(line)
-                listener(last)
-            process.stdin.close()
-        except BaseException:
-            process.kill()
-            raise
-        code = process.wait()
-        stderr.join()
-    match last.get("event"):
-        case "done":
-            return Outcome(
-                checkpoint=last["checkpoint"], artifact=last["artifact"],
-                charges=Ledger.from_json(last["charges"]).charges,
-                effects=tuple(Effect(**value) for value in last["effects"]),
-                curve=tuple((seconds, quality) for seconds, quality in last["curve"]),
-            )
-        case "failed":
-            raise RunFailed(last["error"])
-    tail = "".join(told[-20:]).strip()
-    how = (f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "") if code < 0
-           else f"ended with exit code {code}")
-    raise RunFailed(f"the run's process {how} and said: {tail or 'nothing'}")
-
-
-def _drain(stream: Any, lines: list[str]) -> Any:
-    """Keep the child's stderr from filling its pipe."""
-    import threading
-
-    thread = threading.Thread(target=lambda: lines.extend(stream), daemon=True)
-    thread.start()
-    return thread
 
 
 # -- checking ---------------------------------------------------------------------------------------------------
@@ -243,10 +165,10 @@ class Runner:
         if known is not None and known.status == "done" and self._enough(known, pairs, test):
             return known
         try:
-            reference = self.reference()
+            self.reference()
             self.tell({"event": "recipe", "text": str(recipe), "id": name})
             outcome = start(self.job(recipe), self.spender(name))
-            trial = self.measured(recipe, name, outcome, reference, pairs, test)
+            trial = self.measured(recipe, name, outcome, pairs, test)
         except RunFailed as error:
             trial = self.failed(recipe, name, error)
         self.store.put_trial(trial)
@@ -298,14 +220,10 @@ class Runner:
         return self._reference
 
     def quality(self, name: str, side: Side, batch: int | None, split: Split) -> QualityFigure:
-        """An engine's quality against the reference's on the same examples; scored once each and kept."""
+        """An engine's quality against the reference's on the same examples; each is scored once and kept."""
         base = ModuleSide(self.workload.source, self.reference().outcome.checkpoint)
         reference = self.scores(f"reference-{self.seed}", base, None, split)
-        scores = self.scores(name, side, batch, split)
-        measure = self.workload.quality
-        drop = paired_drop(reference, scores, measure.higher_is_better)
-        return QualityFigure(measure.name, measure.higher_is_better, scores.value, reference.value,
-                             Drop(drop.value, known(drop.low), known(drop.high)), split)
+        return quality_figure(self.workload.quality, reference, self.scores(name, side, batch, split), split)
 
     def scores(self, name: str, side: Side, batch: int | None, split: Split) -> Scores:
         kept = self.store.scores(name, split)
@@ -326,139 +244,83 @@ class Runner:
 
     # -- measuring ----------------------------------------------------------------------------------------------
 
-    def measured(self, recipe: Recipe, name: str, outcome: Outcome, reference: Reference, pairs: int,
-                 test: bool) -> Trial:
+    def measured(self, recipe: Recipe, name: str, outcome: Outcome, pairs: int, test: bool) -> Trial:
+        """Score and time the artifact; its rounds are kept one by one, so that a killed measurement goes on."""
         assert outcome.artifact is not None
         place = self.store.path / "artifacts" / name
         place.parent.mkdir(exist_ok=True)
         artifact.copy(Path(outcome.artifact), place)
-        engine = ArtifactSide(str(place), trust_native_code=True)  # this process's child has just made it
+        engine = ArtifactSide(str(place), trust_native_code=True)  # a child of this process has just made it
         manifest = artifact.read(place)
-        quality = self.quality(name, engine, batch_of(manifest), "validation")
-        final = self.quality(name, engine, batch_of(manifest), "test") if test else None
-        sides: dict[str, Side] = {
-            "eager": ModuleSide(self.workload.source, reference.outcome.checkpoint), "engine": engine,
-        }
+        batch = fixed_batch(manifest)
+        quality = self.quality(name, engine, batch, "validation")
+        final = self.quality(name, engine, batch, "test") if test else None
+        comparison = self.timed(name, engine, pairs)
+        inference = inference_figure(comparison, manifest.get("precision"))
+        cost, base = (Ledger(run.charges, self.price) for run in (outcome, self.reference().outcome))
+        eager, served = comparison.figures["eager"], comparison.figures["engine"]
+        trial = dataclasses.replace(
+            self.blank(recipe, name),
+            status="done",
+            quality=quality,
+            test=final,
+            training=training_figure(cost, training_speedup(base, outcome.charges, outcome.curve, quality)),
+            inference=inference,
+            artifact=ArtifactFigure(str(place), artifact.size(place), bool(manifest["portable"])),
+            break_even_requests=break_even(cost.seconds - base.seconds,
+                                           eager.p50 / eager.batch - served.p50 / served.batch, inference.speedup),
+            effects=outcome.effects,
+            ledger=cost,
+            raw=comparison.to_json(),
+        )
+        artifact.write_card(place, trial)
+        return trial
+
+    def timed(self, name: str, engine: Side, pairs: int) -> Comparison:
+        """The engine against the eager baseline and the compiled one, in ``pairs`` rounds of fresh processes.
+
+        Screening's rounds are no part of a claim's: the trial was promoted for them, so they flatter it.
+        """
+        reference, what = self.reference(), "screen" if pairs < CLAIM_PAIRS else "claim"
+        sides: dict[str, Side] = {"eager": ModuleSide(self.workload.source, reference.outcome.checkpoint),
+                                  "engine": engine}
         if reference.compiled is not None and reference.compiled.artifact is not None:
             sides["compiled"] = ArtifactSide(reference.compiled.artifact, trust_native_code=True)
+        kept = [Reading.from_json(value) for _, row in sorted(self.store.rounds(name, what).items())[:pairs]
+                for value in row["readings"]]
         began = time.perf_counter()
         self.tell({"event": "phase", "text": f"timing, {pairs} rounds of fresh processes"})
         comparison = measure(
             self.workload.scenario, sides, "eager", self.inputs, threads=self.target.threads,
-            device=self.target.device, rounds=pairs, memory=self.target.memory,
-            progress=lambda done, total, what: self.tell({"event": "step", "step": done, "total": total, "text": what}),
+            device=self.target.device, rounds=pairs, memory=self.target.memory, kept=kept,
+            on_round=lambda index, readings: self.store.put_round(
+                name, index, {"readings": [dataclasses.asdict(r) for r in readings]}, what),
+            progress=lambda done, total, text: self.tell({"event": "step", "step": done, "total": total, "text": text}),
         )
         self.spend(name, "timing", f"{pairs} rounds", began)
-        trial = assemble(self, recipe, name, outcome, reference, quality, final, comparison, place, manifest)
-        artifact.write_card(place, trial)
-        return trial
+        return comparison
 
     def inputs(self, n: int) -> list[np.ndarray]:
         """n requests as arrays."""
         return [x.numpy() for x in self.workload.example(n)]
 
-    def failed(self, recipe: Recipe, name: str, error: RunFailed) -> Trial:
-        spent = self.store.spent(name)
+    def blank(self, recipe: Recipe, name: str) -> Trial:
+        """A trial of which nothing is known yet but what was asked for."""
         return Trial(
             id=name, workload=self.workload.name, workload_hash=self.hash, recipe=str(recipe), seed=self.seed,
-            target=self.target.to_json(), status="failed", error=str(error),
-            training=training_figure(Ledger(spent.charges, self.price), None), environment=environment(),
-            ledger=Ledger(spent.charges, self.price), created=now(),
+            target=self.target.to_json(), status="failed", environment=environment(), created=now(),
         )
 
+    def failed(self, recipe: Recipe, name: str, error: RunFailed) -> Trial:
+        spent = Ledger(self.store.spent(name).charges, self.price)
+        return dataclasses.replace(self.blank(recipe, name), error=str(error), training=training_figure(spent),
+                                   ledger=spent)
 
-def batch_of(manifest: Mapping[str, Any]) -> int | None:
+
+def fixed_batch(manifest: Mapping[str, Any]) -> int | None:
     """The batch that an engine takes: a number, or None where it takes any."""
-    first = manifest["inputs"][0]["shape"][0] if manifest["inputs"][0]["shape"] else 1
-    return None if first == -1 else int(first)
-
-
-# -- from readings to figures -----------------------------------------------------------------------------------
-
-
-def assemble(runner: Runner, recipe: Recipe, name: str, outcome: Outcome, reference: Reference,
-             quality: QualityFigure, test: QualityFigure | None, comparison: Comparison, place: Path,
-             manifest: Mapping[str, Any]) -> Trial:
-    """A trial from everything that was read."""
-    cost = Ledger(outcome.charges, runner.price)
-    base = Ledger(reference.outcome.charges, runner.price)
-    reached = seconds_to(outcome, quality)
-    speedup = None if reached is None or reached == 0 or base.seconds == 0 else base.seconds / reached
-    engine, eager = comparison.figures["engine"], comparison.figures["eager"]
-    over = comparison.ratio("engine", "compiled") if "compiled" in comparison.figures else None
-    ratio = figure_of(comparison.ratios["engine"])
-    inference = InferenceFigure(
-        scenario=comparison.scenario, latency_p50=engine.p50, latency_p90=engine.p90, speedup=ratio,
-        speedup_over_compiled=figure_of(over), throughput_per_second=engine.throughput_per_second,
-        peak_memory_bytes=engine.peak_memory_bytes, first_inference_seconds=engine.first_inference_seconds,
-        precision=manifest.get("precision"), baseline_seconds=eager.p50,
-    )
-    saving = eager.p50 / eager.batch - engine.p50 / engine.batch
-    return Trial(
-        id=name, workload=runner.workload.name, workload_hash=runner.hash, recipe=str(recipe), seed=runner.seed,
-        target=runner.target.to_json(), status="done", quality=quality, test=test, training=training_figure(cost, speedup),
-        inference=inference, artifact=ArtifactFigure(str(place), artifact.size(place), bool(manifest["portable"])),
-        break_even_requests=break_even(cost.seconds - base.seconds, saving, ratio), effects=outcome.effects,
-        environment=environment(), ledger=cost, raw=comparison.to_json(), created=now(),
-    )
-
-
-def known(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def figure_of(interval: Interval | None) -> Ratio:
-    if interval is None:
-        return Ratio(None)
-    return Ratio(interval.value, interval.low, interval.high, verdict(interval), interval.n)
-
-
-def training_figure(cost: Ledger, speedup: float | None) -> TrainingFigure:
-    return TrainingFigure(cost.seconds, cost.flops, cost.peak_memory_bytes, cost.joules, cost.dollars, speedup,
-                          cost.uncounted)
-
-
-def seconds_to(outcome: Outcome, quality: QualityFigure) -> float | None:
-    """Seconds of training until the reference's quality: at the first evaluation that reaches it, or at the end where
-    the drop is not significant; None where it never does. Compilation is no part of it."""
-    for seconds, value in outcome.curve:
-        if (value >= quality.baseline) if quality.higher_is_better else (value <= quality.baseline):
-            return seconds
-    trained = Ledger(outcome.charges).only("teacher", "search", "calibration", "training").seconds
-    return trained if quality.drop.low <= 0 and outcome.curve else None
-
-
-def break_even(extra: float, saving: float, speedup: Ratio) -> float | Literal["never"] | None:
-    """Requests after which the extra seconds before serving are paid back.
-
-    Args:
-        extra: seconds that the trial cost above the reference.
-        saving: seconds a request.
-        speedup: with its verdict; without a significant gain there is no saving.
-
-    >>> break_even(10.0, 0.5, Ratio(2.0, 1.9, 2.1, "faster", 5))
-    20.0
-    """
-    if speedup.low is None:
-        return None
-    if speedup.verdict != "faster":
-        return "never"
-    return max(0.0, extra / saving)
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def environment() -> dict[str, Any]:
-    """What a reader must know to trust or repeat a figure."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": cores(), "system": platform.platform(), "python": platform.python_version(),
-            **execute.runtime_versions()}
+    shape = manifest["inputs"][0]["shape"]
+    return None if shape and shape[0] == -1 else int(shape[0] if shape else 1)
 
 
 def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
@@ -516,8 +378,6 @@ def bench(directory: str | Path, *, threads: int | None = None, rounds: int = CL
     Raises:
         ArtifactError: it is damaged or for another machine.
     """
-    from thrifty.measure.timing import alone
-
     path = Path(directory)
     manifest = artifact.verify(path)
     inputs, outputs = artifact.example(path)
@@ -544,4 +404,4 @@ def bench(directory: str | Path, *, threads: int | None = None, rounds: int = CL
 
 def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
     """Frobenius norm of the difference over the expected norm."""
-    return float(np.linalg.norm(found.astype(np.float64) - expected) / max(np.linalg.norm(expected), 1e-12))
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / max(float(np.linalg.norm(expected)), 1e-12))

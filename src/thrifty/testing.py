@@ -242,6 +242,7 @@ def claims_are_true(method: Method) -> None:
         for claim in found:
             _true(claim, method, after)
         return
+    assert isinstance(method, TrainingMethod)
     phase = Train(method, steps=3)
     done = run_training(workload, phase, trained(), 0, Target(), teacher, _hear)
     for _, claim in done.claims:
@@ -271,9 +272,8 @@ def neighbours(method: Method) -> Iterator[Recipe]:
     start = Recipe.of("train(epochs=1)")
     for name in names():
         other = method_class(name)()
-        both = {id(method): method, id(other): other}
-        if all(isinstance(m, TrainingMethod) for m in both.values()):
-            slots = {m.card.slot for m in both.values()}
+        if isinstance(method, TrainingMethod) and isinstance(other, TrainingMethod):
+            slots = {method.card.slot, other.card.slot}
             if method.name != other.name and (slots == {None} or len(slots) == 2):
                 yield start | Train(method, other)
         yield start | method | other

@@ -53,7 +53,7 @@ def test_float_parity_and_bytes(tmp_path):
     integer = quantized(net, x)
     fp32, engine, large = lowered(Inductor(), net, (x[:1],), tmp_path / "fp32")
     assert fp32.precision == "fp32"
-    assert fp32.facts["integer_layers"] == 0
+    assert fp32.facts == {"integer_layers": 0.0, "float_layers": 2.0}
     assert error(called(engine, x[:1]), net(x[:1])) < 1e-4
     record, engine, small = lowered(Inductor(), integer, (x[:1],), tmp_path / "int8")
     assert record.facts["integer_layers"] == 2
@@ -67,8 +67,11 @@ def test_kernels_are_counted_in_the_calls_alone():
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__qlinear_pointwise_tensor(a, b));
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__int_mm_out(a, b));
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(a, b));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(a, b));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise_binary(a, b));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise(a, b));
     """
-    assert kernels(source) == {"integer_layers": 2.0, "float_layers": 1.0}
+    assert kernels(source) == {"integer_layers": 2.0, "float_layers": 3.0}
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch, tmp_path):

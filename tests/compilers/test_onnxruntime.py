@@ -52,6 +52,7 @@ def test_attention_float_and_integer(tmp_path):
     one = (ids[:1], mask[:1])
     record, engine, _ = lowered(OnnxRuntime(), net, one, tmp_path / "fp32", BOTH)
     assert [x.dtype for x in record.inputs] == ["int64", "int64"]
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0}
     assert error(called(engine, ids, mask), net(ids, mask)) < 1e-4
     ran = executed(tmp_path / "fp32" / "model.onnx", [x.numpy() for x in one])
     assert ran["MultiHeadAttention"] == 1

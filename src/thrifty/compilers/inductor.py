@@ -96,7 +96,7 @@ class Inductor(Compiler):
 
 INTEGER_KERNEL = re.compile(r"aoti_torch_\w*?(?:qlinear|qconv|_int_mm)\w*\(|kernels?\.\w*(?:qlinear|qconv)\w*\(")
 FLOAT_KERNEL = re.compile(
-    r"aoti_torch_\w*?(?:mkldnn__linear|_mkl_linear|mkldnn__convolution|cpu_convolution|cpu_addmm_out|cpu_mm_out)\w*\("
+    r"aoti_torch_\w*(?:(?<!q)linear_pointwise|_mkl_linear|convolution|(?<!b)(?<!int_)mm_out)\w*\("
 )
 
 

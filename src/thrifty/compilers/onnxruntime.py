@@ -104,23 +104,34 @@ def kernels(path: Path, arrays: list[np.ndarray]) -> dict[str, float]:
     Returns:
         integer_layers: integer products; float_layers: float convolutions and products with weights.
     """
-    ran = executed(path, arrays)
+    import onnx
+
+    graph = onnx.load(path).graph
+    constants = {x.name for x in graph.initializer}
+    weighted = {node.name for node in graph.node if node.op_type == "MatMul" and constants.intersection(node.input)}
+    ran = _events(path, arrays)
     return {
-        "integer_layers": float(sum(ran[name] for name in INTEGER)),
-        "float_layers": float(sum(ran[name] for name in FLOAT)),
+        "integer_layers": float(sum(operator in INTEGER for _, operator in ran)),
+        "float_layers": float(sum(operator in FLOAT or (operator == "MatMul" and name in weighted)
+                                  for name, operator in ran)),
     }
 
 
 def executed(path: Path, arrays: list[np.ndarray]) -> Counter[str]:
     """Operators that ONNX Runtime executes for one request, after its own optimisations."""
+    return Counter(operator for _, operator in _events(path, arrays))
+
+
+def _events(path: Path, arrays: list[np.ndarray]) -> list[tuple[str, str]]:
+    """(node's name, operator) of each kernel that ran."""
     from thrifty.engines.onnxruntime import OnnxRuntimeEngine
 
     with tempfile.TemporaryDirectory() as scratch:
         engine = OnnxRuntimeEngine(path, 1, "cpu", profile=os.path.join(scratch, "ran"))
         engine.run(engine.native(arrays))
         events = json.loads(Path(engine.session.end_profiling()).read_text())
-    return Counter(event["args"]["op_name"] for event in events
-                   if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
+    return [(event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]) for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 
 # -- where quantize and dequantize stand ------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from thrifty.child import Listener, ignore
 from thrifty.frontier import Frontier, frontier
 from thrifty.recipe import Recipe
-from thrifty.run import CLAIM_PAIRS, Listener, Runner, check_recipe, ignore, open_study, resolve
+from thrifty.run import CLAIM_PAIRS, Runner, check_recipe, open_study, resolve
 from thrifty.target import Target
 from thrifty.trial import Trial
 from thrifty.workload import Workload
@@ -59,7 +60,5 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
 
 def promoted(trials: Sequence[Trial], most: int) -> list[Trial]:
     """Trials of the front, the fastest to serve first."""
-    found = frontier(trials)
-    complete = [standing.trial.id for standing in found.standings]
-    front = [trial for trial in trials if trial.id in complete and found.standing(trial.id).status == "front"]
+    front = frontier(trials).front
     return sorted(front, key=lambda t: t.inference.latency_p50 if t.inference else float("inf"))[:most]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -359,7 +360,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
                 if shape in counts:
                     value = session.step(batch)
                 else:  # the first step of a shape is counted as it runs
-                    value, counts[shape] = count_flops(lambda batch=batch: session.step(batch))
+                    value, counts[shape] = count_flops(functools.partial(session.step, batch))
                     uncounted |= set(counts[shape].uncounted)
                 flops += counts[shape].flops
                 history.append((number, float(value)))

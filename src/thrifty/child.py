@@ -1,0 +1,83 @@
+"""The parent's end of a run: starts its process, hears its events, survives its death."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+from thrifty.errors import ThriftyError
+from thrifty.execute import Job, Outcome
+from thrifty.ledger import Ledger
+from thrifty.target import cores
+from thrifty.trial import Effect
+
+Event = Mapping[str, Any]
+Listener = Callable[[Event], None]
+
+
+class RunFailed(ThriftyError):
+    """A run that ended without a trial to measure; ``charges`` were spent all the same."""
+
+
+def ignore(event: Event) -> None:
+    """A listener that hears nothing."""
+
+
+def start(job: Job, listener: Listener = ignore) -> Outcome:
+    """Execute a job in a fresh process; its events reach the listener as they happen.
+
+    Raises:
+        RunFailed: the process said why it failed, or was killed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores()), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thrifty.execute"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    told: list[str] = []
+    with process:
+        stderr = _drain(process.stderr, told)
+        try:
+            values = {**vars(job), "target": job.target.to_json(), "spawned": time.time()}
+            process.stdin.write(json.dumps(values) + "\n")
+            process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
+            last: Event = {}
+            for line in process.stdout:
+                last = json.loads(line)
+                listener(last)
+            process.stdin.close()
+        except BaseException:
+            process.kill()
+            raise
+        code = process.wait()
+        stderr.join()
+    match last.get("event"):
+        case "done":
+            return Outcome(
+                checkpoint=last["checkpoint"], artifact=last["artifact"],
+                charges=Ledger.from_json(last["charges"]).charges,
+                effects=tuple(Effect(**value) for value in last["effects"]),
+                curve=tuple((seconds, quality) for seconds, quality in last["curve"]),
+            )
+        case "failed":
+            raise RunFailed(last["error"])
+    tail = "".join(told[-20:]).strip()
+    how = (f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "") if code < 0
+           else f"ended with exit code {code}")
+    raise RunFailed(f"the run's process {how} and said: {tail or 'nothing'}")
+
+
+def _drain(stream: IO[str], lines: list[str]) -> threading.Thread:
+    """Keep the child's stderr from filling its pipe."""
+    thread = threading.Thread(target=lambda: lines.extend(stream), daemon=True)
+    thread.start()
+    return thread
+
+
