@@ -70,7 +70,7 @@ def test_a_failed_run_exits_with_1_and_keeps_its_trial(tmp_path):
     document = json.loads(done.stdout)
     assert document["status"] == "failed" and document["error"]
     shown = thrifty("show", str(tmp_path / "study"))
-    assert "epochs=1" in shown.stdout and "lower the learning rate" in shown.stdout
+    assert "Failures" in shown.stdout and "clip=None" in shown.stdout
 
 
 def test_what_is_not_finite_is_null(capsys):

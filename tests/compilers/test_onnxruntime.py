@@ -82,3 +82,26 @@ def test_bfloat16_is_refused(tmp_path):
     net = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(LoweringError, match=r"no bfloat16 kernels.*compile\(inductor\)"):
         lowered(OnnxRuntime(), Quantize("bf16")(net, [torch.randn(4, 4)]), (torch.randn(1, 4),), tmp_path)
+
+
+class Checked(nn.Module):
+    """Checks its input, as much code does: no graph can be traced, and torch.export still captures it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8)
+
+    def forward(self, x):
+        if x.shape[1] != 3:
+            raise ValueError("three channels, please")
+        return self.two(torch.relu(self.one(x)))
+
+
+def test_convolutions_of_a_net_that_cannot_be_traced(tmp_path):
+    torch.manual_seed(0)
+    net, x = Checked().eval(), torch.randn(20, 3, 15, 11)
+    integer = quantized(net, x)
+    record, engine, _ = lowered(OnnxRuntime(), integer, (x[:1],), tmp_path, BATCH)
+    assert record.facts == {"integer_layers": 2.0, "float_layers": 0.0}
+    assert error(called(engine, x[:5]), integer(x[:5])) < 0.01
+    assert error(called(engine, x[:5]), net(x[:5])) < 0.05

@@ -22,6 +22,7 @@ from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
 from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import replace
+from thrifty.numerics.grid import INT8_MAX, TINY
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
 
 FILE = "model.pt2"
@@ -213,7 +214,7 @@ class _Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float() * self.unsmooth
-        token = flat.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+        token = flat.abs().amax(1, keepdim=True).clamp_min(TINY) / INT8_MAX
         q = torch.round(flat * (1 / token)).to(torch.int8)
         y = torch._int_mm(q, self.linear.weight.t()).to(torch.float32) * token * self.linear.scale
         if self.linear.bias is not None:

@@ -223,7 +223,7 @@ class _Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.unsmooth is not None:
             x = x * self.unsmooth
-        peak = x.abs().amax(-1, keepdim=True).clamp_min(127 * TINY)
+        peak = x.abs().amax(-1, keepdim=True).clamp_min(TINY)
         q = _op("QuantizeLinear", (x * (1 / peak), self.step, self.zero), x.shape, torch.uint8)
         shape = (*x.shape[:-1], self.weight.shape[1])
         y = _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero), shape,

@@ -43,7 +43,9 @@ class Affine:
 def affine(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """Round x to the grid of `Affine` and back: scale * (clamp(round(x / scale) + zero, 0, 255) - zero).
 
-    The division is by 1 / scale in float32, as the integer engines do it.
+    Args:
+        x: of any shape, float32.
+        scale, zero: scalars, float32.
     """
     q = torch.clamp(torch.round(x / scale) + zero, 0, UINT8_MAX)
     return (q - zero) * scale
@@ -84,7 +86,11 @@ def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (integers in [-127, 127] as float32 [..., features], float32 [..., 1]).
 
-    Raises: nothing. Paper: "ZeroQuant", Yao et al. 2022, arXiv:2206.01861 (token-wise activations).
+    Paper: "ZeroQuant", Yao et al. 2022, arXiv:2206.01861 (token-wise activations).
+
+    >>> q, scale = per_token(torch.tensor([[1.0, -2.0]]))
+    >>> q.tolist(), round(float(scale), 5)
+    ([[64.0, -127.0]], 0.01575)
     """
     x = x.float()
     scale = x.abs().amax(-1, keepdim=True).clamp_min(TINY) / INT8_MAX

@@ -23,7 +23,6 @@ EMBEDDING_SHARE = 0.02
 CALIBRATION_ROWS = {True: 512, False: 64}
 """Examples to calibrate on, with and without convolutions: static grids want more than the peaks that smoothing
 needs, and what has no convolutions mostly reads a hundred tokens an example."""
-INTEGER = (QuantConv, QuantLinear, QuantEmbedding)
 
 
 @final
