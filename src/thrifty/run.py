@@ -252,7 +252,7 @@ class Runner:
         artifact.copy(Path(outcome.artifact), place)
         engine = ArtifactSide(str(place), trust_native_code=True)  # a child of this process has just made it
         manifest = artifact.read(place)
-        batch = fixed_batch(manifest)
+        batch = largest_batch(manifest, self.workload)
         quality = self.quality(name, engine, batch, "validation")
         final = self.quality(name, engine, batch, "test") if test else None
         comparison = self.timed(name, engine, pairs)
@@ -317,10 +317,12 @@ class Runner:
                                    ledger=spent)
 
 
-def fixed_batch(manifest: Mapping[str, Any]) -> int | None:
-    """The batch that an engine takes: a number, or None where it takes any."""
+def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
+    """Examples that an engine takes in one call."""
     shape = manifest["inputs"][0]["shape"]
-    return None if shape and shape[0] == -1 else int(shape[0] if shape else 1)
+    if shape and shape[0] == -1:
+        return workload.served_shapes[0][0][1]
+    return int(shape[0]) if shape else 1
 
 
 def open_study(path: str | Path, workload: Workload, target: Target) -> Store:

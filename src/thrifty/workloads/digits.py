@@ -162,5 +162,4 @@ workload = Workload(
     scenario=SingleStream(),
     reference="train(adamw(lr=3e-3), epochs=3)",
     batch_size=64,
-    shapes={0: {0: (1, 64)}},
 )

@@ -147,5 +147,4 @@ workload = Workload(
     quality=Recall(k=10),
     example=example,
     scenario=SingleStream(),
-    shapes={0: {0: (1, 64)}, 1: {0: (1, 64)}},
 )

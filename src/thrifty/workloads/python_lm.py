@@ -194,5 +194,4 @@ workload = Workload(
     scenario=SingleStream(),
     reference="train(adamw(lr=2e-3), steps=600)",
     batch_size=4,
-    shapes={0: {0: (1, 16)}},
 )
