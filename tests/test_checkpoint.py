@@ -75,6 +75,13 @@ def test_a_probe_must_be_a_function_of_a_module(tmp_path):
         checkpoint.read(tmp_path)
 
 
+def test_a_plan_may_name_one_tensor_twice(tmp_path):
+    shared = torch.arange(3.0)
+    kept = Checkpoint(testing.workload.source, "x", (("prune(ratio=0.5)", Plan({}, {"a": shared, "b": shared})),))
+    checkpoint.save(kept, testing.trained(), tmp_path)
+    assert torch.equal(checkpoint.read(tmp_path).plans[0][1].tensors["b"], shared)
+
+
 def test_the_model_as_it_comes():
     model = checkpoint.load_module(testing.workload.source, None)
     assert not model.training and isinstance(model, testing.SmallNet)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from thrifty.loading import check_data, check_example, load_workload
 from thrifty.method import Compiler
 from thrifty.registry import BUILT_IN, method_class
-from thrifty.workload import check_data, check_example, load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

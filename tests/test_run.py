@@ -15,7 +15,7 @@ import pytest
 import thrifty
 from thrifty import testing
 from thrifty.checkpoint import MethodClaim
-from thrifty.errors import EffectLost
+from thrifty.errors import EffectLost, WorkloadError
 from thrifty.execute import reprobe
 from thrifty.figures import break_even
 from thrifty.method import Claim
@@ -24,7 +24,6 @@ from thrifty.run import Runner, check, check_recipe, open_study, resolve
 from thrifty.store import Store
 from thrifty.target import Target
 from thrifty.trial import Ratio
-from thrifty.workload import WorkloadError
 
 WORKLOAD = "thrifty.testing:workload"
 REFERENCE = testing.workload.reference

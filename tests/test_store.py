@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from thrifty import plain
 from thrifty.ledger import Charge, Ledger
+from thrifty.quality import Scores
 from thrifty.store import FORMAT, Store, Study, trial_id
 from thrifty.storefile import FILE, StoreError
 from thrifty.trial import Trial
-from thrifty.workload import Scores
 
 TARGET = {"device": "cpu", "threads": 1, "memory": None}
 STUDY = Study("digits", "ab12" * 16, TARGET)
@@ -147,7 +147,7 @@ from thrifty.store import Store, Study
 sys.path.insert(0, {tests!r})
 from test_store import STUDY, trial
 import numpy as np
-from thrifty.workload import Scores
+from thrifty.quality import Scores
 store = Store.open(sys.argv[1], "write", STUDY)
 start = len(store.trials())
 print("open", flush=True)

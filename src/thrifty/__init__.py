@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.frontier import best as best
     from thrifty.frontier import frontier as frontier
+    from thrifty.loading import load_workload as load_workload
     from thrifty.method import Card as Card
     from thrifty.method import Claim as Claim
     from thrifty.method import Compiler as Compiler
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from thrifty.method import Transform as Transform
     from thrifty.posttraining.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
+    from thrifty.quality import Accuracy as Accuracy
+    from thrifty.quality import BitsPerByte as BitsPerByte
+    from thrifty.quality import Quality as Quality
+    from thrifty.quality import Scores as Scores
     from thrifty.recipe import Recipe as Recipe
     from thrifty.recipe import Train as Train
     from thrifty.run import bench as bench
@@ -40,24 +45,19 @@ if TYPE_CHECKING:
     from thrifty.training.mixed_precision import Bf16 as Bf16
     from thrifty.training.optimizers import AdamW as AdamW
     from thrifty.trial import Trial as Trial
-    from thrifty.workload import Accuracy as Accuracy
-    from thrifty.workload import BitsPerByte as BitsPerByte
     from thrifty.workload import CrossEntropy as CrossEntropy
     from thrifty.workload import Loss as Loss
     from thrifty.workload import Offline as Offline
-    from thrifty.workload import Quality as Quality
-    from thrifty.workload import Scores as Scores
     from thrifty.workload import Server as Server
     from thrifty.workload import SingleStream as SingleStream
     from thrifty.workload import Workload as Workload
-    from thrifty.workload import load_workload as load_workload
 
 __version__ = "0.1.0"
 
 _PLACES = {
     # what the user brings, and what it will run on
-    "Workload": "workload", "load_workload": "workload", "Loss": "workload", "CrossEntropy": "workload",
-    "Quality": "workload", "Scores": "workload", "Accuracy": "workload", "BitsPerByte": "workload",
+    "Workload": "workload", "load_workload": "loading", "Loss": "workload", "CrossEntropy": "workload",
+    "Quality": "quality", "Scores": "quality", "Accuracy": "quality", "BitsPerByte": "quality",
     "SingleStream": "workload", "Offline": "workload", "Server": "workload", "Target": "target",
     # recipes and methods
     "Recipe": "recipe", "Train": "recipe", "Transform": "method", "TrainingMethod": "method", "Compiler": "method",

@@ -19,9 +19,9 @@ from torch import nn
 
 from thrifty.errors import ThriftyError
 from thrifty.ledger import Charge, Ledger
+from thrifty.loading import load_workload
 from thrifty.method import Claim, Plan, Transform
 from thrifty.recipe import Recipe
-from thrifty.workload import load_workload
 
 FORMAT = 1
 
@@ -65,7 +65,7 @@ def save(checkpoint: Checkpoint, model: nn.Module, directory: Path) -> None:
     """Write a checkpoint into an existing directory."""
     safetensors.torch.save_model(model, str(directory / "model.safetensors"))
     tensors = {
-        f"{i}/{name}": tensor.detach().cpu().contiguous()
+        f"{i}/{name}": tensor.detach().cpu().contiguous().clone()  # a plan may name one tensor twice
         for i, (_, plan) in enumerate(checkpoint.plans)
         for name, tensor in plan.tensors.items()
     }

@@ -31,3 +31,7 @@ class TrainingFailed(ThriftyError):
 
     seconds: float = 0.0
     flops: float = 0.0
+
+
+class WorkloadError(ThriftyError):
+    """A workload that cannot be used: the message names the field and the way out."""

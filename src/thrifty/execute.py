@@ -32,13 +32,15 @@ from thrifty.compilers.capture import capture
 from thrifty.environment import runtime_versions
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
 from thrifty.ledger import Charge, Kind, Ledger
+from thrifty.loading import check_data, check_example, load_workload
 from thrifty.measure import energy
 from thrifty.method import Compiler, Context, Transform
+from thrifty.quality import as_inputs, batches, length
 from thrifty.recipe import PhaseOf, Recipe, Train, seed_of
 from thrifty.target import Target, cores
-from thrifty.training.loop import fit
+from thrifty.training.loop import Fit, fit
 from thrifty.trial import Effect
-from thrifty.workload import Workload, as_inputs, batches, check_data, check_example, length, load_workload
+from thrifty.workload import Workload
 
 CALIBRATION_EXAMPLES = 256
 CALIBRATION_BATCH = 32
@@ -388,12 +390,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
     for i, phase in enumerate(recipe):
         seed = seed_of(0, i, "rehearsal")
         if isinstance(phase, Train):
-            if workload.train is None:
-                raise ThriftyError(f"{workload.name} has no training set, so {phase} cannot train it")
-            size = min(phase.batch_size or workload.batch_size, 8, length(workload.train))
-            one = Train(*phase.methods, steps=1, batch_size=size, schedule=phase.schedule, clip=phase.clip, evaluations=0)
-            few = dataclasses.replace(workload, train=Subset(workload.train, range(size)))
-            model = run_training(few, one, model, seed, target, lambda text: workload.model().eval(), _silent).model
+            model = rehearse_training(phase, workload, model, target)
         elif isinstance(phase, Transform):
             before = copy.deepcopy(model)
             context = make_context(workload, target, seed, [], _silent, examples=8)
@@ -404,6 +401,20 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
             model = after
         else:
             rehearse_compiler(phase, workload, model)
+
+
+def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> nn.Module:
+    """One optimizer step on a few examples, with every method's hooks."""
+    if workload.train is None or workload.loss is None:
+        raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
+    few = Subset(workload.train, range(min(phase.batch_size or workload.batch_size, 8, length(workload.train))))
+    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=phase, forward=workload.forward,
+                  device=target.device, teachers=lambda text: workload.model().eval())
+    inputs, labels = next(batches(few, len(few), workload.collate))
+    session.step((as_inputs(inputs), labels))
+    for name, claim in session.claims():
+        claim.checked(name)
+    return session.finish()
 
 
 def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:

@@ -7,8 +7,8 @@ from typing import Literal
 from thrifty.ledger import Charge, Ledger
 from thrifty.measure.comparison import Comparison
 from thrifty.measure.statistics import Interval, paired_drop, verdict
+from thrifty.quality import Quality, Scores, Split
 from thrifty.trial import Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure
-from thrifty.workload import Quality, Scores, Split
 
 
 def quality_figure(quality: Quality, reference: Scores, scores: Scores, split: Split) -> QualityFigure:

@@ -117,22 +117,24 @@ def _word(value: Any) -> str:
 
 
 def _call(method: Method) -> str:
-    """A method as it stands in a recipe's text: its words bare and first, its defaults left out."""
-    words, keywords = [], []
+    """A method as it stands in a recipe's text: defaults are left out, a leading word is bare.
+
+    A transform's first hyperparameter is always there: ``quantize(w8a8)`` and ``prune(ratio=0.5)`` say more than
+    ``quantize`` and ``prune``.
+    """
     fields = dataclasses.fields(method)
-    options = {f.name for f in fields if "options" in f.metadata}
-    positional = fields[0].name if fields and fields[0].name in options else None
-    for key, value in method.arguments().items():
-        if key == positional:
-            words.append(_word(value))
-        else:
-            keywords.append(f"{key}={_word(value) if key in options else _value(value)}")
-    if positional is not None and not words and isinstance(method, Transform):
-        words.append(_word(getattr(method, positional)))  # ``quantize(w8a8)`` says more than ``quantize``
-    inside = ", ".join(words + keywords)
+    shown = method.arguments()
+    if fields and isinstance(method, Transform):
+        shown = {fields[0].name: getattr(method, fields[0].name), **shown}
+    parts = []
+    for position, spec in enumerate(fields):
+        if spec.name in shown:
+            word = "options" in spec.metadata
+            text = _word(shown[spec.name]) if word else _value(shown[spec.name])
+            parts.append(text if word and position == 0 else f"{spec.name}={text}")
     if isinstance(method, Compiler):
-        return f"compile({', '.join([method.name, *words, *keywords])})"
-    return f"{method.name}({inside})" if inside else method.name
+        return f"compile({', '.join([method.name, *parts])})"
+    return f"{method.name}({', '.join(parts)})" if parts else method.name
 
 
 def _phase(phase: PhaseOf) -> str:

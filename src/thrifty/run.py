@@ -14,10 +14,11 @@ import numpy as np
 from thrifty import artifact, execute
 from thrifty.child import Event, Listener, RunFailed, ignore, start
 from thrifty.environment import environment, now
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, WorkloadError
 from thrifty.execute import Job, Outcome
 from thrifty.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
 from thrifty.ledger import Charge, Kind, Ledger
+from thrifty.loading import fingerprint, load_workload
 from thrifty.measure.comparison import Comparison, Reading
 from thrifty.measure.predict import predictor
 from thrifty.measure.process import Worker
@@ -25,13 +26,14 @@ from thrifty.measure.scenarios import measure
 from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
 from thrifty.measure.timing import alone
 from thrifty.method import Compiler
+from thrifty.quality import Scores, Split
 from thrifty.recipe import Recipe, Train
 from thrifty.recipe import check as check_properties
 from thrifty.registry import method_class
 from thrifty.store import Store, Study, trial_id
 from thrifty.target import Target, cores
 from thrifty.trial import ArtifactFigure, QualityFigure, Trial
-from thrifty.workload import Scores, Split, Workload, WorkloadError, fingerprint, load_workload
+from thrifty.workload import Workload
 
 CLAIM_PAIRS = 5
 

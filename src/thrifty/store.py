@@ -23,9 +23,9 @@ import numpy as np
 
 from thrifty import plain
 from thrifty.ledger import Charge, Ledger
+from thrifty.quality import Scores
 from thrifty.storefile import FILE, Mode, StoreError, acquire, connect, explained, release, version
 from thrifty.trial import Trial
-from thrifty.workload import Scores
 
 FORMAT = 1
 """Raised whenever a store written by an older Thrifty could not be read as it is."""

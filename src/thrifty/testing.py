@@ -34,10 +34,11 @@ from thrifty.checkpoint import Checkpoint
 from thrifty.errors import ThriftyError
 from thrifty.execute import make_context, rehearse, run_training
 from thrifty.method import Claim, Compiler, Method, TrainingMethod, Transform
+from thrifty.quality import Accuracy
 from thrifty.recipe import Recipe, Train, check
 from thrifty.registry import method_class, names
 from thrifty.target import Target
-from thrifty.workload import Accuracy, CrossEntropy, Workload
+from thrifty.workload import CrossEntropy, Workload
 
 TRAINED = frozenset({"module", "float-weights", "trained"})
 

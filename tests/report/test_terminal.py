@@ -320,7 +320,7 @@ def test_progress_hears_a_sweep():
             progress.hear({"event": "phase", "text": "timing"})
             progress.hear({"event": "note", "text": "no compiled baseline"})
             progress.hear({"event": "trial", "trial": trial(str(i)) if i else failed("0", "x", "nan")})
-        progress.hear({"event": "promote", "recipe": "train()"})
+        progress.hear({"event": "promote", "total": 2, "pairs": 5})
         progress.hear({"event": "never heard of"})
     shown = out.getvalue()
     assert "\x1b" not in shown and "train(steps=1) \\x1b[2J" in shown

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import default_collate
 
 from thrifty.errors import MissingExtra
-from thrifty.workload import check_data, check_example
+from thrifty.loading import check_data, check_example
 from thrifty.workloads import digits, sources
 
 SPLITS = ("train", "validation", "test")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from thrifty.workload import load_workload
+from thrifty.loading import load_workload
 from thrifty.workloads import EMBEDDED
 
 PROBE = """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from thrifty.errors import MissingExtra
-from thrifty.workload import check_example
+from thrifty.loading import check_example
 from thrifty.workloads import functions, minilm, sources
 from thrifty.workloads.functions import PAIRS, first_sentence, pairs
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from thrifty.errors import MissingExtra
-from thrifty.workload import BitsPerByte, check_example
+from thrifty.loading import check_example
+from thrifty.quality import BitsPerByte
 from thrifty.workloads import python_lm, python_text, sources
 from thrifty.workloads.python_lm import CONTEXT, LanguageModel, Windows, window
 

@@ -94,7 +94,7 @@ class ModuleSide(Side):
     checkpoint: str | None = None
 
     def _workload(self) -> Any:
-        return resolve("thrifty.workload:load_workload")(self.workload)
+        return resolve("thrifty.loading:load_workload")(self.workload)
 
     def runtime(self) -> None:
         importlib.import_module("torch")

@@ -135,8 +135,10 @@ class Progress:
                 self.reach(done, event.get("total"), str(event.get("text", "")))
             case {"event": "note", "text": text}:
                 self.note(text)
-            case {"event": "promote", "recipe": text}:
-                self.note(f"measured again, with an interval: {text}")
+            case {"event": "promote", "total": total, "pairs": pairs}:
+                self._keep(0)
+                self.note(f"the front's fastest are measured again, {pairs} pairs each, and scored on test")
+                self.start("measured again", total)
             case {"event": "trial", "trial": trial}:
                 self._keep(self._outer)
                 self.note(_outcome(trial))

@@ -52,8 +52,10 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
         listener({"event": "sweep", "total": len(parsed)})
         trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
-        for trial in promoted(list(trials.values()), promote):
-            listener({"event": "promote", "recipe": trial.recipe})
+        chosen = promoted(list(trials.values()), promote)
+        if chosen:
+            listener({"event": "promote", "total": len(chosen), "pairs": CLAIM_PAIRS})
+        for trial in chosen:
             trials[trial.recipe] = runner.run(trial.recipe, pairs=CLAIM_PAIRS, test=True)
         return Swept(tuple(trials.values()), frontier(list(trials.values())))
 

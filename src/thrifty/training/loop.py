@@ -15,10 +15,11 @@ from torch.utils.data import Dataset, default_collate
 
 from thrifty.errors import ThriftyError, TrainingFailed
 from thrifty.method import LAYERS, Claim, TrainingMethod
+from thrifty.quality import as_inputs, length
 from thrifty.recipe import Train
 from thrifty.registry import method_class
 from thrifty.training.flops import FlopCount, count_flops
-from thrifty.workload import Batch, Forward, Loss, as_inputs, call_model, length
+from thrifty.workload import Batch, Forward, Loss, call_model
 
 
 @final

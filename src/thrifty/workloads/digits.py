@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from thrifty.workload import Accuracy, CrossEntropy, SingleStream, Workload
+from thrifty.quality import Accuracy
+from thrifty.workload import CrossEntropy, SingleStream, Workload
 from thrifty.workloads.sources import package_folder
 
 PER_CLASS = {"train": 300, "validation": 100, "test": 100}

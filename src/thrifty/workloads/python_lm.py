@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from thrifty.workload import BitsPerByte, CrossEntropy, SingleStream, Workload
+from thrifty.quality import BitsPerByte
+from thrifty.workload import CrossEntropy, SingleStream, Workload
 from thrifty.workloads.python_text import START, VOCABULARY, tokens
 
 CONTEXT = 256

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from thrifty.workload import Predict, Quality, Scores, batches
+from thrifty.quality import Predict, Quality, Scores, batches
 
 DOCUMENT, QUERY = 0, 1
 

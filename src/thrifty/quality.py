@@ -1,0 +1,129 @@
+"""How a model is judged: example by example, through whatever engine answers."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+
+from thrifty.errors import WorkloadError
+
+Predict = Callable[[tuple[Tensor, ...]], Any]
+"""Runs any engine on a tuple of input tensors of n examples and returns its outputs for the n examples."""
+
+Split = Literal["validation", "test"]
+
+
+@final
+@dataclass(frozen=True)
+class Scores:
+    """Quality per example: the value is sum(numerator) / sum(denominator).
+
+    Args:
+        numerator: [n] float64: hits, bits, ...
+        denominator: [n] float64: ones, bytes, ...
+        cluster: [n] int64: examples of one cluster (windows of one file) are not independent.
+    """
+
+    numerator: np.ndarray
+    denominator: np.ndarray
+    cluster: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {self.numerator.shape, self.denominator.shape, self.cluster.shape}
+        if len(shapes) != 1 or self.numerator.ndim != 1:
+            raise ValueError(f"numerator, denominator and cluster must be [n] and equally long but are {shapes}")
+
+    @property
+    def value(self) -> float:
+        return float(self.numerator.sum() / self.denominator.sum())
+
+
+class Quality(abc.ABC):
+    """Scores a predictor on a dataset, example by example, so that differences between models are paired."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abc.abstractmethod
+    def higher_is_better(self) -> bool: ...
+
+    @abc.abstractmethod
+    def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores: ...
+
+
+def batches(
+    dataset: Dataset[Any], batch_size: int, collate: Callable[[list[Any]], Any] | None = None
+) -> Any:
+    """Yield collated (inputs tuple, target) batches of a map-style dataset, in order."""
+    n = length(dataset)
+    join = collate or default_collate
+    for start in range(0, n, batch_size):
+        inputs, target = join([dataset[i] for i in range(start, min(start + batch_size, n))])
+        yield as_inputs(inputs), target
+
+
+def as_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """One input tensor, or a sequence of them, as the tuple that the model is called with."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def length(dataset: Dataset[Any]) -> int:
+    if not isinstance(dataset, Sized):
+        raise WorkloadError(
+            f"a {type(dataset).__name__} has no length; Thrifty needs map-style datasets with __len__ and "
+            "__getitem__, so that examples can be compared one by one"
+        )
+    return len(dataset)
+
+
+@final
+@dataclass(frozen=True)
+class Accuracy(Quality):
+    """Share of examples whose highest logit is the target's; numerator: hit, denominator: 1."""
+
+    batch_size: int = 256
+    name = "accuracy"
+    higher_is_better = True
+
+    def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
+        hits = [
+            (predict(inputs).argmax(-1) == target).double().numpy()
+            for inputs, target in batches(dataset, self.batch_size)
+        ]
+        numerator = np.concatenate(hits)
+        return Scores(numerator, np.ones_like(numerator), np.arange(len(numerator)))
+
+
+@final
+@dataclass(frozen=True)
+class BitsPerByte(Quality):
+    """Bits a language model needs per byte of text: sum of -log2 p(token) / bytes, clustered by file.
+
+    Dataset items are (ids [tokens], (target [tokens], bytes, file)); targets of -100 are not scored.
+    """
+
+    batch_size: int = 16
+    name = "bits_per_byte"
+    higher_is_better = False
+
+    def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
+        bits, sizes, files = [], [], []
+        for inputs, (target, size, file) in batches(dataset, self.batch_size):
+            logits = predict(inputs).float()
+            nats = nn.functional.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
+            )
+            bits.append(nats.view(target.shape).double().sum(-1).numpy() / math.log(2))
+            sizes.append(torch.as_tensor(size).double().numpy())
+            files.append(torch.as_tensor(file).long().numpy())
+        return Scores(np.concatenate(bits), np.concatenate(sizes), np.concatenate(files))
