@@ -238,7 +238,7 @@ class _Run:
                     "threads": self.job.target.threads, "device": self.job.target.device,
                     "versions": runtime_versions(),
                 }, [x.numpy() for x in example], [x.numpy() for x in outputs_of(model, example)])
-                check_parity(self.workload, model, directory, lowered.precision)
+                check_parity(self.workload, model, directory, lowered.precision, self.job.target)
                 (directory / "charges.json").write_text(json.dumps([charge.to_json()]))
             kept = cache.lookup("engines", key)
             assert kept is not None
@@ -431,16 +431,20 @@ def _silent(event: Mapping[str, Any]) -> None:
 
 PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
 """Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
+TF32_PARITY = 5e-3
+"""The same for fp32 on CUDA, where torch lets convolutions run in tf32."""
 
 
-def check_parity(workload: Workload, model: nn.Module, directory: Path, precision: str) -> None:
+def check_parity(workload: Workload, model: nn.Module, directory: Path, precision: str, target: Target) -> None:
     """Compare the engine, reloaded, with the module that it came from, on real inputs.
 
     Raises:
         ThriftyError: they differ by more than the precision explains.
     """
-    engine = artifact.load(directory, trust_native_code=True)
+    engine = artifact.load(directory, threads=cores(), device=target.device, trust_native_code=True)
     bound = max(PARITY[part] for part in precision.split("+"))
+    if target.device == "cuda":
+        bound = max(bound, TF32_PARITY)
     with torch.no_grad():
         for inputs in itertools.islice(calibration(workload, 0, 8), 8):
             row = tuple(x[:1] for x in inputs)
