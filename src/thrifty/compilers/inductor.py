@@ -122,8 +122,10 @@ def _pack(package: Path, destination: Path) -> str:
         for entry in old.infolist():
             content = old.read(entry)
             if entry.filename.endswith(".cpp"):
-                source += content.decode() if ".wrapper" in entry.filename else ""
-                continue
+                if ".wrapper" not in entry.filename:
+                    continue
+                source += content.decode()
+                content = b""  # torch 2.11 finds the metadata by this file's name
             if entry.filename.endswith(".so"):
                 content = _stripped(content, destination.parent)
             root, _, rest = entry.filename.partition("/")
