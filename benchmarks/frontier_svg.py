@@ -14,6 +14,7 @@ from thrifty.frontier import Standing, frontier
 from thrifty.store import Store
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 70, 20, 40, 60
+STEP = 0.005
 COLOURS = {"front": "#0b6e4f", "tied": "#b7791f", "dominated": "#9aa0a6"}
 
 
@@ -44,16 +45,13 @@ def draw(standings: tuple[Standing, ...]) -> str:
         f'<text x="{LEFT}" y="20" font-size="14">{escape(trial.workload)}: quality lost against speed, 95% intervals; '
         f"{escape(str(trial.environment.get('cpu')))}, {trial.target['threads']} thread, {trial.created[:10]}</text>",
     ]
-    for speed in (0.5, 1, 2, 5, 10, 20, 50):
-        if left <= math.log(speed) <= right:
-            parts.append(f'<path d="M{x(speed):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#e8eaed"/>'
-                         f'<text x="{x(speed):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{speed:g}x</text>')
-    step = 0.005
-    for i in range(math.ceil(low / step), math.floor(high / step) + 1):
-        parts.append(f'<path d="M{LEFT} {y(i * step):.1f}H{WIDTH - RIGHT}" stroke="#e8eaed"/>'
-                     f'<text x="{LEFT - 8}" y="{y(i * step) + 4:.1f}" text-anchor="end">{100 * i * step:+.1f}pt</text>')
-    for standing in sorted(standings, key=lambda s: s.status == "front"):
-        parts.append(point(standing, x, y))
+    parts += [f'<path d="M{x(speed):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#e8eaed"/>'
+              f'<text x="{x(speed):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{speed:g}x</text>'
+              for speed in (0.5, 1, 2, 5, 10, 20, 50) if left <= math.log(speed) <= right]
+    parts += [f'<path d="M{LEFT} {y(i * STEP):.1f}H{WIDTH - RIGHT}" stroke="#e8eaed"/>'
+              f'<text x="{LEFT - 8}" y="{y(i * STEP) + 4:.1f}" text-anchor="end">{100 * i * STEP:+.1f}pt</text>'
+              for i in range(math.ceil(low / STEP), math.floor(high / STEP) + 1)]
+    parts += [point(standing, x, y) for standing in sorted(standings, key=lambda s: s.status == "front")]
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 12}" text-anchor="middle">speed over eager fp32; '
                  "labels: seconds it cost before serving; green: on the front, grey: dominated, amber: tied</text></svg>")
     return "\n".join(parts) + "\n"

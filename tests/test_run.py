@@ -14,16 +14,12 @@ import pytest
 
 import thrifty
 from thrifty import testing
-from thrifty.checkpoint import MethodClaim
-from thrifty.errors import EffectLost, WorkloadError
-from thrifty.execute import reprobe
-from thrifty.figures import break_even
-from thrifty.method import Claim
+from thrifty.errors import RunFailed, WorkloadError
+from thrifty.measure.process import WorkerDied
 from thrifty.recipe import Recipe, RecipeError
 from thrifty.run import Runner, check, check_recipe, open_study, resolve
 from thrifty.store import Store
 from thrifty.target import Target
-from thrifty.trial import Ratio
 
 WORKLOAD = "thrifty.testing:workload"
 REFERENCE = testing.workload.reference
@@ -35,11 +31,14 @@ def study(tmp_path_factory):
     """Two trials that share the reference as a prefix, and one that fails, with the events that were heard."""
     events = []
     place = tmp_path_factory.mktemp("study")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path_factory.mktemp("cache")))  # empty: what is trained is seen
     workload = resolve(WORKLOAD)
     with open_study(place, workload, Target()) as store:
         runner = Runner(workload, store, price=3.6, listener=events.append)
         trials = [runner.run(text, pairs=1) for text in (REFERENCE, PRUNED, "train(adamw(lr=1e30), clip=None, epochs=1)")]
-    return place, trials, events
+    yield place, trials, events
+    monkeypatch.undo()
 
 
 def test_a_trial_has_everything_that_the_json_promises(study):
@@ -120,41 +119,7 @@ def test_the_artifact_is_measured_again(study):
     assert json.dumps(found)
 
 
-def test_a_claim_that_training_undid_is_an_error():
-    claim = MethodClaim("mask", Claim("share of zeros", 0.0, 0.5, 0.45, probe=zeros))
-    with pytest.raises(EffectLost, match="undid"):
-        reprobe((claim,), testing.trained())
-
-
-def zeros(model):
-    return 0.0
-
-
-# -- crashes ----------------------------------------------------------------------------------------------------
-
-DYING = '''
-import os, signal, torch
-from thrifty.testing import SmallNet, workload as base
-import dataclasses
-
-class Dying(SmallNet):
-    calls = 0
-    def forward(self, x):
-        if self.training and len(x) == 32:
-            Dying.calls += 1
-            if Dying.calls > 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(x)
-
-workload = dataclasses.replace(base, model=Dying, reference="")
-'''
-
-
-def test_a_crash_takes_nothing_else_with_it(tmp_path):
-    (tmp_path / "dying.py").write_text(DYING)
-    trial = thrifty.run(str(tmp_path / "dying.py"), "train(epochs=2)", store=tmp_path / "study", pairs=1)
-    assert trial.status == "failed"
-    assert "signal 9" in trial.error
+# -- killed ----------------------------------------------------------------------------------------------------
 
 
 def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path):
@@ -222,9 +187,19 @@ def test_a_workload_without_a_place_is_refused():
         resolve(dataclasses.replace(testing.workload, source=""))
 
 
-@pytest.mark.parametrize(("extra", "saving", "verdict", "expected"), [
-    (10.0, 0.5, "faster", 20.0), (-5.0, 0.5, "faster", 0.0), (10.0, 0.5, "no significant gain", "never"),
-    (10.0, -0.5, "slower", "never"),
-])
-def test_break_even(extra, saving, verdict, expected):
-    assert break_even(extra, saving, Ratio(1.0, 0.9, 1.1, verdict, 5)) == expected
+def test_a_reference_that_fails_stops_the_study(tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "import dataclasses\nfrom thrifty.testing import workload as base\n"
+        'workload = dataclasses.replace(base, reference="train(adamw(lr=1e30), clip=None, epochs=1)")\n')
+    with pytest.raises(RunFailed, match="the reference failed.*step"):
+        thrifty.run(str(tmp_path / "failing.py"), "train(epochs=1)", store=tmp_path / "study")
+
+
+def test_a_measurement_that_fails_is_a_failed_trial(study, monkeypatch, tmp_path):
+    def broken(*arguments, **options):
+        raise WorkerDied("the worker was killed by signal 9")
+
+    monkeypatch.setattr("thrifty.run.measure", broken)
+    trial = thrifty.run(WORKLOAD, f"{REFERENCE} | compile(onnxruntime)", store=tmp_path / "study", pairs=1)
+    assert trial.status == "failed" and "signal 9" in trial.error
+    assert trial.ledger.charges  # what was spent by then is kept

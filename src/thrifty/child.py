@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import RunFailed
 from thrifty.execute import Job, Outcome
 from thrifty.ledger import Ledger
 from thrifty.target import cores
@@ -19,10 +19,6 @@ from thrifty.trial import Effect
 
 Event = Mapping[str, Any]
 Listener = Callable[[Event], None]
-
-
-class RunFailed(ThriftyError):
-    """A run that ended without a trial to measure; ``charges`` were spent all the same."""
 
 
 def ignore(event: Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import RunFailed, ThriftyError
 
 if TYPE_CHECKING:
     from thrifty.report.terminal import Progress
@@ -246,9 +247,16 @@ def guarded(command: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
         command()
+    except RunFailed as error:
+        print(f"thrifty: {error}", file=sys.stderr)
+        return FAILED
     except ThriftyError as error:
         print(f"thrifty: {error}", file=sys.stderr)
         return USAGE
+    except OSError as error:
+        full = "; free some space: thrifty cache --clean frees what the cache holds" if error.errno == errno.ENOSPC else ""
+        print(f"thrifty: {error}{full}. What was measured is kept", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("thrifty: interrupted; what was measured is kept, and the same command goes on from there",
               file=sys.stderr)

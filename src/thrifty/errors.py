@@ -35,3 +35,7 @@ class TrainingFailed(ThriftyError):
 
 class WorkloadError(ThriftyError):
     """A workload that cannot be used: the message names the field and the way out."""
+
+
+class RunFailed(ThriftyError):
+    """A run that ended without a trial to measure; what it spent was told all the same."""

@@ -232,13 +232,13 @@ class _Run:
             with cache.building("engines", key) as directory:
                 began = time.perf_counter()
                 lowered = compiler.lower(model, example, directory, context)
-                charge = self.charge("compilation", text, time.perf_counter() - began)
                 artifact.write(directory, lowered, {
                     "recipe": str(self.recipe), "workload": self.workload.name, "seed": self.job.seed,
                     "threads": self.job.target.threads, "device": self.job.target.device,
                     "versions": runtime_versions(),
                 }, [x.numpy() for x in example], [x.numpy() for x in outputs_of(model, example)])
                 check_parity(self.workload, model, directory, lowered.precision, self.job.target)
+                charge = self.charge("compilation", text, time.perf_counter() - began)
                 (directory / "charges.json").write_text(json.dumps([charge.to_json()]))
             kept = cache.lookup("engines", key)
             assert kept is not None
@@ -507,4 +507,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # all is told and written: tearing torch down would only make the parent wait

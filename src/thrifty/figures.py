@@ -59,15 +59,20 @@ def training_speedup(reference: Ledger, charges: tuple[Charge, ...], curve: tupl
         quality: at its end.
 
     Returns:
-        None where it never reaches that quality, or where nothing is trained. Where no evaluation reaches it and the
-        final drop is not significant, the end counts. Compilation is no part of it.
+        None where its end is significantly worse than the reference, or where nothing is trained. Otherwise the time
+        from which on no evaluation falls below the reference; the end counts where its drop is not significant.
+        Compilation is no part of it.
     """
     def reaches(value: float) -> bool:
         return value >= quality.baseline if quality.higher_is_better else value <= quality.baseline
 
-    whole = Ledger(charges).only("teacher", "search", "calibration", "training").seconds
-    reached = next((seconds for seconds, value in curve if reaches(value)),
-                   whole if curve and quality.drop.low <= 0 else None)
+    if not reaches(quality.value) and quality.drop.low > 0:
+        return None
+    reached = Ledger(charges).only("teacher", "search", "calibration", "training").seconds
+    for seconds, value in reversed(curve):
+        if not reaches(value):
+            break
+        reached = seconds
     return reference.seconds / reached if reached and reference.seconds else None
 
 

@@ -12,9 +12,9 @@ from typing import Any, final
 import numpy as np
 
 from thrifty import artifact, execute
-from thrifty.child import Event, Listener, RunFailed, ignore, start
+from thrifty.child import Event, Listener, ignore, start
 from thrifty.environment import environment, now
-from thrifty.errors import ThriftyError, WorkloadError
+from thrifty.errors import RunFailed, ThriftyError, WorkloadError
 from thrifty.execute import Job, Outcome
 from thrifty.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
 from thrifty.ledger import Charge, Kind, Ledger
@@ -159,6 +159,7 @@ class Runner:
 
         Raises:
             ThriftyError: the recipe cannot run; nothing was spent.
+            RunFailed: the reference fails.
         """
         recipe = Recipe.of(recipe)
         check_recipe(self.workload, recipe)
@@ -166,12 +167,12 @@ class Runner:
         known = self.store.trial(name)
         if known is not None and known.status == "done" and self._enough(known, pairs, test):
             return known
+        self.reference()
+        self.tell({"event": "recipe", "text": str(recipe), "id": name})
         try:
-            self.reference()
-            self.tell({"event": "recipe", "text": str(recipe), "id": name})
             outcome = start(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
-        except RunFailed as error:
+        except ThriftyError as error:  # of this recipe alone: the next one may well run
             trial = self.failed(recipe, name, error)
         self.store.put_trial(trial)
         self.tell({"event": "trial", "trial": trial})
@@ -205,11 +206,18 @@ class Runner:
     # -- the reference ------------------------------------------------------------------------------------------
 
     def reference(self) -> Reference:
-        """The reference's model and its compiled fp32 engine, run once."""
+        """The reference's model and its compiled fp32 engine, run once.
+
+        Raises:
+            RunFailed: the reference itself fails, so that nothing can be compared with it.
+        """
         if self._reference is None:
             recipe = Recipe.parse(self.workload.reference)
             self.tell({"event": "recipe", "text": f"reference: {recipe or 'the model as it comes'}", "id": "reference"})
-            outcome = start(self.job(recipe, lower=False), self.spender("reference"))
+            try:
+                outcome = start(self.job(recipe, lower=False), self.spender("reference"))
+            except RunFailed as error:
+                raise RunFailed(f"the reference failed, and trials are compared with it: {error}") from error
             inductor = method_class("inductor")
             assert issubclass(inductor, Compiler)
             compiled = None
@@ -252,6 +260,7 @@ class Runner:
         place = self.store.path / "artifacts" / name
         place.parent.mkdir(exist_ok=True)
         artifact.copy(Path(outcome.artifact), place)
+        (place / "charges.json").unlink(missing_ok=True)  # the cache's own note: the trial's ledger has it
         engine = ArtifactSide(str(place), trust_native_code=True)  # a child of this process has just made it
         manifest = artifact.read(place)
         batch = largest_batch(manifest, self.workload)
@@ -313,7 +322,7 @@ class Runner:
             target=self.target.to_json(), status="failed", environment=environment(), created=now(),
         )
 
-    def failed(self, recipe: Recipe, name: str, error: RunFailed) -> Trial:
+    def failed(self, recipe: Recipe, name: str, error: ThriftyError) -> Trial:
         spent = Ledger(self.store.spent(name).charges, self.price)
         return dataclasses.replace(self.blank(recipe, name), error=str(error), training=training_figure(spent),
                                    ledger=spent)

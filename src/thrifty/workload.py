@@ -40,6 +40,7 @@ class CrossEntropy(Loss):
 
     ``outputs``: [batch, classes] with targets [batch], or [batch, tokens, classes] with targets [batch, tokens].
 
+    >>> import torch
     >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))
     >>> round(float(loss_sum / weight), 4), int(weight)
     (2.3026, 3)
