@@ -56,7 +56,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup compiler
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python benchmarks/overhead.py --store $(STORE)-overhead
+	$(BIN)/python benchmarks/aa.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -51,13 +51,14 @@ def draw(standings: tuple[Standing, ...]) -> str:
     parts += [f'<path d="M{LEFT} {y(i * STEP):.1f}H{WIDTH - RIGHT}" stroke="#e8eaed"/>'
               f'<text x="{LEFT - 8}" y="{y(i * STEP) + 4:.1f}" text-anchor="end">{100 * i * STEP:+.1f}pt</text>'
               for i in range(math.ceil(low / STEP), math.floor(high / STEP) + 1)]
-    parts += [point(standing, x, y) for standing in sorted(standings, key=lambda s: s.status == "front")]
+    order = sorted(standings, key=lambda s: s.trial.inference.latency_p50 if s.trial.inference else 0)
+    parts += [point(standing, x, y, -6 if i % 2 else 16) for i, standing in enumerate(order)]  # neighbours' labels part
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 12}" text-anchor="middle">speed over eager fp32; '
                  "labels: seconds it cost before serving; green: on the front, grey: dominated, amber: tied</text></svg>")
     return "\n".join(parts) + "\n"
 
 
-def point(standing: Standing, x, y) -> str:  # type: ignore[no-untyped-def]
+def point(standing: Standing, x, y, below: int) -> str:  # type: ignore[no-untyped-def]
     """One trial: its point, its intervals, its cost, its recipe as a tooltip."""
     trial, colour = standing.trial, COLOURS[standing.status]
     if not trial.quality or not trial.inference or not trial.training or not trial.inference.speedup.value:
@@ -69,7 +70,7 @@ def point(standing: Standing, x, y) -> str:  # type: ignore[no-untyped-def]
         bars += f"M{x(speed.low):.1f} {cy:.1f}H{x(speed.high):.1f}"
     return (f'<g><title>{escape(trial.recipe)}</title><path d="{bars}" stroke="{colour}" stroke-opacity="0.5"/>'
             f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{colour}"/>'
-            f'<text x="{cx + 8:.1f}" y="{cy - 6:.1f}" fill="{colour}">{trial.training.seconds:.0f} s</text></g>')
+            f'<text x="{cx + 8:.1f}" y="{cy + below:.1f}" fill="{colour}">{trial.training.seconds:.0f} s</text></g>')
 
 
 if __name__ == "__main__":

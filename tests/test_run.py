@@ -199,7 +199,7 @@ def test_a_measurement_that_fails_is_a_failed_trial(study, monkeypatch, tmp_path
     def broken(*arguments, **options):
         raise WorkerDied("the worker was killed by signal 9")
 
-    monkeypatch.setattr("thrifty.run.measure", broken)
+    monkeypatch.setattr(sys.modules["thrifty.run"], "measure", broken)
     trial = thrifty.run(WORKLOAD, f"{REFERENCE} | compile(onnxruntime)", store=tmp_path / "study", pairs=1)
     assert trial.status == "failed" and "signal 9" in trial.error
     assert trial.ledger.charges  # what was spent by then is kept

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from thrifty import artifact, cache, checkpoint
+from thrifty import __version__, artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
 from thrifty.compilers.capture import capture
 from thrifty.environment import runtime_versions
@@ -275,7 +275,8 @@ class _Run:
 
 def prefix_key(job: Job, prefix: Recipe) -> str:
     """Recipes with a common prefix share its checkpoint: the hash of everything that determines the weights."""
-    facts = (job.workload_hash, prefix.hash(), job.seed, torch.__version__, sorted(job.target.to_json().items()))
+    facts = (job.workload_hash, prefix.hash(), job.seed, __version__, torch.__version__,
+             sorted(job.target.to_json().items()))
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
