@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from thrifty import Prune
+from thrifty import Prune, Quantize, testing
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.method import Context, Plan
-from thrifty.posttraining.prune import parameters
+from thrifty.posttraining.prune import parameters, weight_elements
 from thrifty.workloads.digits import DigitsNet
 from thrifty.workloads.python_lm import LanguageModel
 
@@ -127,3 +127,13 @@ def test_a_plan_of_another_model_is_refused() -> None:
         Prune(ratio=0.5).build(net(16), plan)
     with pytest.raises(ThriftyError, match="another model"):
         Prune(ratio=0.5).build(nn.Linear(8, 4), plan)
+
+
+def test_what_was_pruned_is_still_counted_once_it_is_quantized() -> None:
+    model, data = testing.trained(), [testing.stripes(8, 3).tensors[0]]
+    smaller = Prune(ratio=0.5)(model, data)
+    integer = Quantize("w8a8")(smaller, data)
+    assert weight_elements(integer) == pytest.approx(weight_elements(smaller), rel=0.02)  # scales may be [n, 1]
+    (claim,) = Prune(ratio=0.5).claims(model, smaller)
+    assert claim.probe is not None and claim.holds(claim.probe(integer))
+    assert not claim.holds(claim.probe(Quantize("w8a8")(model, data)))
