@@ -7,7 +7,7 @@ import torch
 
 import thrifty
 from thrifty import AdamW, Bf16, Distill, Train, testing
-from thrifty.execute import score
+from thrifty.context import score
 from thrifty.target import Target
 
 pytestmark = pytest.mark.gpu

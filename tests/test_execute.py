@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
-from torch import nn
 
 from thrifty import testing
 from thrifty.checkpoint import MethodClaim
-from thrifty.errors import EffectLost, ThriftyError
-from thrifty.execute import Job, _Run, calibration, eager_seconds, prefix_key, rehearse, reprobe, score
+from thrifty.errors import EffectLost
+from thrifty.execute import Job, _Run, prefix_key, reprobe
 from thrifty.method import Claim
 from thrifty.recipe import Recipe
 from thrifty.target import Target
@@ -45,35 +43,3 @@ def test_a_claim_that_the_engine_lost_is_an_error():
         _Run.final_effect(MethodClaim("quantize", claim), {"integer_layers": 0.0})
     assert _Run.final_effect(MethodClaim("quantize", claim), {"integer_layers": 9.0}).read_from == "engine"
     assert _Run.final_effect(MethodClaim("quantize", claim), {}).read_from == "model"
-
-
-def test_scores_are_higher_the_better_and_leave_the_mode():
-    model = testing.trained().train()
-    assert 0.7 < score(testing.workload, model) <= 1.0
-    assert model.training
-
-
-def test_calibration_repeats_with_its_seed_and_differs_with_another():
-    first, again, other = (torch.cat([x for (x,) in calibration(testing.workload, seed, 40)]) for seed in (1, 1, 2))
-    assert len(first) == 40 and torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_a_rehearsal_finds_what_would_fail_later():
-    class Branches(testing.SmallNet):
-        def forward(self, x):
-            return super().forward(x if x.sum() > 0 else -x)
-
-    branching = dataclasses.replace(testing.workload, model=Branches)
-    with pytest.raises(ThriftyError, match=r"torch\.where"):
-        rehearse(branching, Recipe.parse("train(epochs=1) | compile(onnxruntime)"), Target(), lambda event: None)
-
-
-def test_eager_seconds_are_those_of_the_module():
-    class Slow(nn.Module):
-        def forward(self, x):
-            import time
-
-            time.sleep(0.02)
-            return x
-
-    assert 0.02 <= eager_seconds(Slow(), (torch.zeros(1),), Target()) < 0.2

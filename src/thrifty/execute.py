@@ -17,35 +17,28 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch import nn
 
 from thrifty import __version__, artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
-from thrifty.compilers.capture import capture
+from thrifty.context import Tell, calibration, make_context, outputs_of, run_training, score
 from thrifty.environment import runtime_versions
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
 from thrifty.ledger import Charge, Kind, Ledger
 from thrifty.loading import check_data, check_example, load_workload
 from thrifty.measure import energy
-from thrifty.method import Compiler, Context, Transform
-from thrifty.quality import as_inputs, batches, length
+from thrifty.method import Transform
 from thrifty.recipe import PhaseOf, Recipe, Train, seed_of
+from thrifty.rehearsal import rehearse
 from thrifty.target import Target, cores
-from thrifty.training.loop import Fit, fit
 from thrifty.trial import Effect
 from thrifty.workload import Workload
-
-CALIBRATION_EXAMPLES = 256
-CALIBRATION_BATCH = 32
-
-Tell = Callable[[Mapping[str, Any]], None]
 
 
 @final
@@ -305,131 +298,6 @@ def reprobe(claims: tuple[MethodClaim, ...], model: nn.Module) -> tuple[MethodCl
     return tuple(kept)
 
 
-def score(workload: Workload, model: nn.Module) -> float:
-    """Quality on validation of a module in this process; higher is better whatever the measure."""
-    was_training = model.training
-    model.eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        value = workload.quality(
-            lambda inputs: _to_cpu(model(*(x.to(device) for x in inputs))), workload.validation
-        ).value
-    model.train(was_training)
-    return value if workload.quality.higher_is_better else -value
-
-
-def _to_cpu(outputs: Any) -> Any:
-    return outputs.cpu() if isinstance(outputs, Tensor) else tuple(x.cpu() for x in outputs)
-
-
-def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMPLES) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of inputs drawn without replacement from the training set (validation inputs where there is none)."""
-    dataset = workload.training_set
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(length(dataset), generator=generator)[:examples].tolist()
-    for inputs, _ in batches(Subset(dataset, chosen), CALIBRATION_BATCH, workload.collate):
-        yield as_inputs(inputs)
-
-
-def make_context(workload: Workload, target: Target, seed: int, searched: list[float], tell: Tell,
-                 examples: int = CALIBRATION_EXAMPLES) -> Context:
-    """What a transform may use; the seconds of its timings and scorings are appended to ``searched``."""
-    example = workload.example(1)
-
-    def charged(measure: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
-        def call(model: nn.Module) -> float:
-            began = time.perf_counter()
-            try:
-                return measure(model)
-            finally:
-                searched.append(time.perf_counter() - began)
-
-        return call
-
-    return Context(
-        example=example,
-        calibration=lambda: calibration(workload, seed, examples),
-        seed=seed,
-        target=target,
-        time=charged(lambda model: eager_seconds(model, example, target)),
-        score=charged(lambda model: score(workload, model)),
-        shapes=workload.served_shapes,
-        progress=lambda text: tell({"event": "note", "text": text}),
-    )
-
-
-def eager_seconds(model: nn.Module, example: tuple[Tensor, ...], target: Target) -> float:
-    """Median seconds of one request through the module, on the target's threads."""
-    from torch.utils.benchmark import Timer
-
-    with torch.no_grad():
-        timer = Timer("model(*example)", globals={"model": model.eval(), "example": example},
-                      num_threads=target.threads)
-        return float(timer.blocked_autorange(min_run_time=0.2).median)
-
-
-def run_training(workload: Workload, phase: Train, model: nn.Module, seed: int, target: Target,
-                 teacher: Callable[[str], nn.Module], tell: Tell,
-                 evaluate: Callable[[nn.Module], float] | None = None) -> Any:
-    """One ``train`` phase of a workload through the loop."""
-    if workload.train is None or workload.loss is None:
-        raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    return fit(model, phase.methods, workload.train, workload.loss, settings=phase, batch_size=workload.batch_size,
-               seed=seed, forward=workload.forward, collate=workload.collate, device=target.device,
-               teachers=teacher, evaluate=evaluate,
-               progress=lambda step: tell({"event": "step", **dataclasses.asdict(step)}))
-
-
-def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> None:
-    """Take every phase for one step or one calibration batch, on a throw-away model, before anything long runs.
-
-    Raises:
-        ThriftyError: what would go wrong later.
-    """
-    tell({"event": "note", "text": "rehearsal: one step of each phase"})
-    model = workload.model()
-    for i, phase in enumerate(recipe):
-        seed = seed_of(0, i, "rehearsal")
-        if isinstance(phase, Train):
-            model = rehearse_training(phase, workload, model, target)
-        elif isinstance(phase, Transform):
-            before = copy.deepcopy(model)
-            context = make_context(workload, target, seed, [], _silent, examples=8)
-            with torch.no_grad():
-                after = phase.build(model, phase.plan(model, context)).eval()
-            for claim in phase.claims(before, after):
-                claim.checked(phase.name)
-            model = after
-        else:
-            rehearse_compiler(phase, workload, model)
-
-
-def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> nn.Module:
-    """One optimizer step on a few examples, with every method's hooks."""
-    if workload.train is None or workload.loss is None:
-        raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    few = Subset(workload.train, range(min(phase.batch_size or workload.batch_size, 8, length(workload.train))))
-    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=phase, forward=workload.forward,
-                  device=target.device, teachers=lambda text: workload.model().eval())
-    inputs, labels = next(batches(few, len(few), workload.collate))
-    session.step((as_inputs(inputs), labels))
-    for name, claim in session.claims():
-        claim.checked(name)
-    return session.finish()
-
-
-def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:
-    """A compiler is rehearsed by what it needs and by the graph that every compiler starts from."""
-    missing = type(compiler).missing()
-    if missing is not None:
-        raise ThriftyError(missing)
-    capture(model.eval(), workload.example(1), workload.served_shapes)
-
-
-def _silent(event: Mapping[str, Any]) -> None:
-    """Nothing is told of a rehearsal's steps."""
-
-
 PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
 """Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
 TF32_PARITY = 5e-3
@@ -457,13 +325,6 @@ def check_parity(workload: Workload, model: nn.Module, directory: Path, precisio
                         f"the engine's outputs differ from the model's by {error:.3g} (relative Frobenius error; "
                         f"{precision} explains {bound:g}): the lowering is wrong, so nothing is kept"
                     )
-
-
-def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The module's outputs as a tuple, on the CPU."""
-    with torch.no_grad():
-        outputs = _to_cpu(model(*inputs))
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def peak_memory() -> int:

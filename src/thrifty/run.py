@@ -11,14 +11,14 @@ from typing import Any, final
 
 import numpy as np
 
-from thrifty import artifact, execute
+from thrifty import artifact
 from thrifty.child import Event, Listener, ignore, start
 from thrifty.environment import environment, now
 from thrifty.errors import RunFailed, ThriftyError, WorkloadError
 from thrifty.execute import Job, Outcome
 from thrifty.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
 from thrifty.ledger import Charge, Kind, Ledger
-from thrifty.loading import fingerprint, load_workload
+from thrifty.loading import check_data, check_example, fingerprint, load_workload
 from thrifty.measure.comparison import Comparison, Reading
 from thrifty.measure.predict import predictor
 from thrifty.measure.process import Worker
@@ -30,6 +30,7 @@ from thrifty.quality import Scores, Split
 from thrifty.recipe import Recipe, Train
 from thrifty.recipe import check as check_properties
 from thrifty.registry import method_class
+from thrifty.rehearsal import rehearse
 from thrifty.store import Store, Study, trial_id
 from thrifty.target import Target, cores
 from thrifty.trial import ArtifactFigure, QualityFigure, Trial
@@ -93,9 +94,9 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
     """
     definition, parsed = resolve(workload), Recipe.of(recipe)
     found = check_recipe(definition, parsed)
-    execute.check_data(definition)
-    execute.check_example(definition, definition.model())
-    execute.rehearse(definition, parsed, target or Target(), ignore)
+    check_data(definition)
+    check_example(definition, definition.model())
+    rehearse(definition, parsed, target or Target(), ignore)
     return found
 
 

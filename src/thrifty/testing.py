@@ -31,12 +31,13 @@ from torch.utils.data import TensorDataset
 
 from thrifty import artifact, checkpoint
 from thrifty.checkpoint import Checkpoint
+from thrifty.context import make_context, run_training
 from thrifty.errors import ThriftyError
-from thrifty.execute import make_context, rehearse, run_training
 from thrifty.method import Claim, Compiler, Method, TrainingMethod, Transform
 from thrifty.quality import Accuracy
 from thrifty.recipe import Recipe, Train, check
 from thrifty.registry import method_class, names
+from thrifty.rehearsal import rehearse
 from thrifty.target import Target
 from thrifty.workload import CrossEntropy, Workload
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from thrifty.errors import ThriftyError, TrainingFailed
 from thrifty.method import LAYERS, Claim, TrainingMethod
-from thrifty.quality import as_inputs, length
+from thrifty.quality import length
 from thrifty.recipe import Train
 from thrifty.registry import method_class
+from thrifty.training.data import Loader
 from thrifty.training.flops import FlopCount, count_flops
 from thrifty.workload import Batch, Forward, Loss, call_model
 
@@ -257,50 +258,6 @@ def _moved(target: Any, device: str) -> Any:
     if isinstance(target, Tensor):
         return target.to(device)
     return type(target)(_moved(part, device) for part in target) if isinstance(target, list | tuple) else target
-
-
-# -- data -------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass
-class Loader:
-    """Shuffled batches of a map-style dataset, epoch after epoch, from a generator of its own."""
-
-    dataset: Dataset[Any]
-    batch_size: int
-    seed: int
-    collate: Callable[[list[Any]], Any] | None = None
-    _whole: Any = field(default=None, init=False)
-
-    LARGEST_WHOLE = 256 * 2**20
-
-    def __post_init__(self) -> None:
-        tensors = getattr(self.dataset, "tensors", None)
-        small = isinstance(tensors, tuple) and sum(t.nbytes for t in tensors) <= self.LARGEST_WHOLE
-        if small and self.collate is None and len(tensors or ()) == 2:
-            self._whole = tensors  # a TensorDataset is indexed at once: the same batches, without a Python loop
-
-    def __iter__(self) -> Iterator[Batch]:
-        n, epoch = length(self.dataset), 0
-        while True:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            order = torch.randperm(n, generator=generator)
-            for chosen in order.split(self.batch_size):
-                # A smaller last batch would be a noisier step, and another shape: it waits for the next epoch.
-                if len(chosen) == self.batch_size or n < self.batch_size:
-                    yield self.batch(chosen)
-            epoch += 1
-
-    def batch(self, chosen: Tensor) -> Batch:
-        if self._whole is not None:
-            return (self._whole[0][chosen],), self._whole[1][chosen]
-        inputs, target = (self.collate or default_collate)([self.dataset[int(i)] for i in chosen])
-        return as_inputs(inputs), target
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, length(self.dataset) // self.batch_size)
 
 
 # -- the verb ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""A rehearsal: every phase for one step or one calibration batch, before anything long runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from thrifty.compilers.capture import capture
+from thrifty.context import Tell, make_context
+from thrifty.errors import ThriftyError
+from thrifty.method import Compiler, Transform
+from thrifty.quality import as_inputs, batches, length
+from thrifty.recipe import Recipe, Train, seed_of
+from thrifty.target import Target
+from thrifty.training.loop import Fit
+from thrifty.workload import Workload
+
+
+def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> None:
+    """Take every phase for one step or one calibration batch, on a throw-away model, before anything long runs.
+
+    Raises:
+        ThriftyError: what would go wrong later.
+    """
+    tell({"event": "note", "text": "rehearsal: one step of each phase"})
+    model = workload.model()
+    for i, phase in enumerate(recipe):
+        seed = seed_of(0, i, "rehearsal")
+        if isinstance(phase, Train):
+            model = rehearse_training(phase, workload, model, target)
+        elif isinstance(phase, Transform):
+            before = copy.deepcopy(model)
+            context = make_context(workload, target, seed, [], _silent, examples=8)
+            with torch.no_grad():
+                after = phase.build(model, phase.plan(model, context)).eval()
+            for claim in phase.claims(before, after):
+                claim.checked(phase.name)
+            model = after
+        else:
+            rehearse_compiler(phase, workload, model)
+
+
+def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> nn.Module:
+    """One optimizer step on a few examples, with every method's hooks."""
+    if workload.train is None or workload.loss is None:
+        raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
+    few = Subset(workload.train, range(min(phase.batch_size or workload.batch_size, 8, length(workload.train))))
+    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=phase, forward=workload.forward,
+                  device=target.device, teachers=lambda text: workload.model().eval())
+    inputs, labels = next(batches(few, len(few), workload.collate))
+    session.step((as_inputs(inputs), labels))
+    for name, claim in session.claims():
+        claim.checked(name)
+    return session.finish()
+
+
+def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:
+    """A compiler is rehearsed by what it needs and by the graph that every compiler starts from."""
+    missing = type(compiler).missing()
+    if missing is not None:
+        raise ThriftyError(missing)
+    capture(model.eval(), workload.example(1), workload.served_shapes)
+
+
+def _silent(event: Mapping[str, Any]) -> None:
+    """Nothing is told of a rehearsal's steps."""

@@ -1,0 +1,55 @@
+"""Batches of training data: shuffled anew each epoch, from a generator of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from thrifty.quality import as_inputs, length
+from thrifty.workload import Batch
+
+
+@final
+@dataclass
+class Loader:
+    """Shuffled batches of a map-style dataset, epoch after epoch, from a generator of its own."""
+
+    dataset: Dataset[Any]
+    batch_size: int
+    seed: int
+    collate: Callable[[list[Any]], Any] | None = None
+    _whole: Any = field(default=None, init=False)
+
+    LARGEST_WHOLE = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        tensors = getattr(self.dataset, "tensors", None)
+        small = isinstance(tensors, tuple) and sum(t.nbytes for t in tensors) <= self.LARGEST_WHOLE
+        if small and self.collate is None and len(tensors or ()) == 2:
+            self._whole = tensors  # a TensorDataset is indexed at once: the same batches, without a Python loop
+
+    def __iter__(self) -> Iterator[Batch]:
+        n, epoch = length(self.dataset), 0
+        while True:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(n, generator=generator)
+            for chosen in order.split(self.batch_size):
+                # A smaller last batch would be a noisier step, and another shape: it waits for the next epoch.
+                if len(chosen) == self.batch_size or n < self.batch_size:
+                    yield self.batch(chosen)
+            epoch += 1
+
+    def batch(self, chosen: Tensor) -> Batch:
+        if self._whole is not None:
+            return (self._whole[0][chosen],), self._whole[1][chosen]
+        inputs, target = (self.collate or default_collate)([self.dataset[int(i)] for i in chosen])
+        return as_inputs(inputs), target
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, length(self.dataset) // self.batch_size)
