@@ -20,8 +20,10 @@ def test_break_even(extra, saving, verdict, expected):
     assert break_even(extra, saving, Ratio(1.0, 0.9, 1.1, verdict, 5)) == expected
 
 
-def test_one_pair_says_nothing_of_break_even():
-    assert break_even(10.0, 0.5, Ratio(9.0, None, None, "screened", 1)) is None
+def test_one_pair_gives_an_estimate_of_break_even():
+    assert break_even(10.0, 0.5, Ratio(9.0, None, None, "screened", 1)) == 20.0
+    assert break_even(10.0, -0.5, Ratio(0.9, None, None, "screened", 1)) == "never"
+    assert break_even(10.0, 0.5, Ratio(None)) is None
 
 
 @given(st.floats(0, 1e6), st.floats(1e-6, 1e3))

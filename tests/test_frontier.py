@@ -5,25 +5,14 @@ import math
 import moocore
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from thrifty.frontier import DropBar, FrontierError, best, dominance, frontier
-from thrifty.trial import ArtifactFigure, Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure, Trial
-
-
-def trial(id, drop=(0.0, 0.0, 0.0), seconds=10.0, speedup=(1.0, 1.0, 1.0), size=1000, **fields):
-    quality = drop and QualityFigure("accuracy", True, 0.9 - drop[0], 0.9, Drop(*drop))
-    given = {
-        "workload": "digits", "workload_hash": "ab12", "recipe": f"train(steps={id})", "seed": 0,
-        "target": {"device": "cpu"}, "status": "done", "quality": quality or None,
-        "training": seconds and TrainingFigure(seconds, None, None, None, None, None),
-        "inference": speedup and InferenceFigure("SingleStream", 0.01, 0.02, Ratio(*speedup), Ratio(None), None, None,
-                                                 None),
-        "artifact": size and ArtifactFigure("model", size, True),
-    }
-    return Trial(str(id), **(given | fields))
+from tests.factories import trial
+from thrifty.choosing import best
+from thrifty.frontier import FrontierError, dominance, frontier
+from thrifty.trial import Drop, QualityFigure
 
 
 def statuses(found):
@@ -165,65 +154,3 @@ def test_what_cannot_be_compared():
             frontier([trial("a"), other])
         with pytest.raises(FrontierError, match="cannot be compared"):
             best([trial("a"), other], "1pt")
-
-
-# -- choosing -----------------------------------------------------------------------------------------------------
-
-
-def test_the_upper_end_of_the_drop_is_judged():
-    safe = trial("safe", (0.004, 0.001, 0.0095), speedup=(2.0, 1.9, 2.1))
-    risky = trial("risky", (0.004, 0.000, 0.011), speedup=(5.0, 4.9, 5.1))
-    assert best([risky, safe], "1pt").trial is safe
-    assert best([risky, safe], "2pt").trial is risky
-    assert best([risky, safe], "1%").trial is None  # of 0.9
-    assert best([trial("exact", (0.0, 0.0, 0.98 - 0.97))], "1pt").trial is not None  # 0.01 and a rounding
-    assert best([], "1pt") == best([trial("x", None)], "1pt")
-
-
-def test_nothing_good_enough_is_said_not_hidden():
-    """INC returns its best trial even where that misses the target, unflagged."""
-    far, near = trial("far", (0.5, 0.4, 0.6), speedup=(9.0, 9.0, 9.0)), trial("near", (0.02, 0.01, 0.03))
-    choice = best([far, near], "1pt")
-    assert choice.trial is None
-    assert choice.nearest is near
-    assert choice.excess == pytest.approx(0.02)
-
-
-def test_a_speed_with_an_interval_comes_before_a_screened_one():
-    screened, claimed = trial("screened", speedup=(9.0, None, None)), trial("claimed", speedup=(3.0, 2.9, 3.1))
-    assert best([screened, claimed], "1pt").trial is claimed
-    assert best([screened], "1pt").trial is screened
-
-
-def test_other_things_to_minimize():
-    a, b = trial("a", size=10, seconds=20.0), trial("b", size=20, seconds=10.0)
-    assert best([a, b], "1pt", minimize="bytes").trial is a
-    assert best([a, b], "1pt", minimize="training").trial is b
-
-
-@given(st.lists(st.tuples(drops, speeds), max_size=8), st.integers(0, 6))
-def test_the_choice_is_the_fastest_that_meets_the_bar(rows, points):
-    trials = [trial(i, d, speedup=s) for i, (d, s) in enumerate(rows)]
-    choice = best(trials, f"{points}pt")
-    good = [t for t in trials if t.quality.drop.high <= points / 100]
-    assert (choice.trial is None) == (not good)
-    if good:
-        assert choice.trial in good
-        assert choice.trial.inference.speedup.low == max(t.inference.speedup.low for t in good)
-    elif trials:
-        assert choice.nearest.quality.drop.high == min(t.quality.drop.high for t in trials)
-
-
-@given(st.floats(0, 100))
-def test_bars_read_back(amount):
-    assume(amount == 0 or amount > 1e-9)
-    assert DropBar.parse(f"{amount:f}pt").amount == float(f"{amount:f}") / 100
-    assert DropBar.parse(f" {amount:f} % ").relative
-    assert DropBar.parse(amount).amount == amount
-    assert DropBar.parse(DropBar(0.5)) == DropBar(0.5)
-
-
-@pytest.mark.parametrize("text", ["", "1 point", "-1pt", "nan", "1pt or so", "%", "inf"])
-def test_bars_that_cannot_be_read(text):
-    with pytest.raises(FrontierError, match="1pt"):
-        DropBar.parse(text)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thrifty.artifact import load as load
+    from thrifty.bench import bench as bench
+    from thrifty.choosing import best as best
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
-    from thrifty.frontier import best as best
     from thrifty.frontier import frontier as frontier
     from thrifty.loading import load_workload as load_workload
     from thrifty.method import Card as Card
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from thrifty.quality import Scores as Scores
     from thrifty.recipe import Recipe as Recipe
     from thrifty.recipe import Train as Train
-    from thrifty.run import bench as bench
     from thrifty.run import check as check
     from thrifty.run import run as run
     from thrifty.search.sweep import sweep as sweep
@@ -66,8 +66,8 @@ _PLACES = {
     "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
     "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     # running, measuring, choosing
-    "fit": "training.loop", "check": "run", "run": "run", "bench": "run", "sweep": "search.sweep",
-    "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier", "best": "frontier",
+    "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "sweep": "search.sweep",
+    "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier", "best": "choosing",
 }
 
 __all__ = list(_PLACES)

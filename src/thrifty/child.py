@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
 
 from thrifty.errors import RunFailed
@@ -25,18 +25,21 @@ def ignore(event: Event) -> None:
     """A listener that hears nothing."""
 
 
-def start(job: Job, listener: Listener = ignore) -> Outcome:
-    """Execute a job in a fresh process; its events reach the listener as they happen.
+def start(job: Job, listener: Listener = ignore, processors: Iterable[int] = ()) -> Outcome:
+    """Execute a job in a fresh process, on all processors or on those given; its events reach the listener.
 
     Raises:
         RunFailed: the process said why it failed, or was killed.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(cores()), "PYTHONUNBUFFERED": "1"}
+    chosen = set(processors)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(chosen) or cores()), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "thrifty.execute"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, env=environment,
     )
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    if chosen:
+        os.sched_setaffinity(process.pid, chosen)
     told: list[str] = []
     with process:
         stderr = _drain(process.stderr, told)

@@ -191,8 +191,8 @@ def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 
     Example: thrifty bench study/artifacts/6f3ad6fd8ef4
     """
+    from thrifty.bench import bench as bench_artifact
     from thrifty.report import terminal
-    from thrifty.run import bench as bench_artifact
 
     found = bench_artifact(artifact, threads=threads, rounds=rounds, trust_native_code=trust_native_code)
     emit(found) if as_json else terminal.print_bench(found)

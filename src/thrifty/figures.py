@@ -85,16 +85,15 @@ def break_even(extra: float, saving: float, speedup: Ratio) -> float | Literal["
         speedup: with its verdict; without a significant gain there is no saving.
 
     Returns:
-        a number of requests, "never", or None where one pair ran and nothing can be said.
+        a number of requests (of a screened speed, an estimate), "never", or None where no speed was measured.
 
-    >>> break_even(10.0, 0.5, Ratio(2.0, 1.9, 2.1, "faster", 5))
-    20.0
+    >>> break_even(10.0, 0.5, Ratio(2.0, 1.9, 2.1, "faster", 5)), break_even(10.0, 0.5, Ratio(2.0, verdict="screened"))
+    (20.0, 20.0)
     """
-    if speedup.low is None:
+    if speedup.value is None:
         return None
-    if speedup.verdict != "faster":
-        return "never"
-    return max(0.0, extra / saving)
+    gains = speedup.verdict == "faster" or (speedup.verdict == "screened" and speedup.value > 1)
+    return max(0.0, extra / saving) if gains and saving > 0 else "never"
 
 
 def _known(value: float | None) -> float:

@@ -7,7 +7,6 @@ one objective at least, a's whole interval lies below b's. On intervals without 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -185,10 +184,11 @@ def frontier(trials: Iterable[Trial], objectives: Sequence[str] = ("quality", "t
     >>> frontier([]).front
     ()
     """
-    read = [_objective(name) for name in objectives]
+    for name in objectives:
+        objective(name)
     complete, figures, incomplete = [], [], []
     for trial in trials:
-        reason, row = _figures(trial, objectives, read)
+        reason, row = objectives_of(trial, objectives)
         if reason:
             incomplete.append(Incomplete(trial, reason))
         else:
@@ -196,7 +196,7 @@ def frontier(trials: Iterable[Trial], objectives: Sequence[str] = ("quality", "t
             figures.append(row)
     comparable(complete)
     table = np.array([[(x.value, x.low, x.high) for x in row] for row in figures], dtype=np.float64)
-    value, low, high = table.reshape(len(complete), len(read), 3).transpose(2, 0, 1)
+    value, low, high = table.reshape(len(complete), len(objectives), 3).transpose(2, 0, 1)
     beats, above = dominance(value, low, high), dominance(value, value, value)
     return Frontier(
         tuple(objectives),
@@ -216,17 +216,23 @@ def _standing(trials: list[Trial], i: int, beats: NDArray[np.bool_], above: NDAr
     return Standing(trials[i], status, trials[(on_front or list(best))[0]].id)
 
 
-def _objective(name: str) -> Objective:
+def objective(name: str) -> Objective:
+    """How to read an objective off a trial.
+
+    Raises:
+        FrontierError: there is none of that name.
+    """
     if name not in OBJECTIVES:
         raise FrontierError(f"there is no objective {name!r}; known: {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
 
 
-def _figures(trial: Trial, names: Sequence[str], read: Sequence[Objective]) -> tuple[str, list[Interval]]:
+def objectives_of(trial: Trial, names: Sequence[str]) -> tuple[str, list[Interval]]:
     """Why the trial cannot be compared ("" where it can), and its objectives."""
+    read = [objective(name) for name in names]
     if trial.status != "done":
         return f"failed: {trial.error or 'no reason was given'}", []
-    found = [objective(trial) for objective in read]
+    found = [each(trial) for each in read]
     missing = [_MEASURED_BY[name] for name, figure in zip(names, found, strict=True) if figure is None]
     return (f"not measured: {', '.join(missing)}" if missing else ""), [x for x in found if x is not None]
 
@@ -244,88 +250,3 @@ def comparable(trials: Sequence[Trial]) -> None:
     ):
         if len(keys) > 1:
             raise FrontierError(f"trials of different {what} cannot be compared: {'; '.join(sorted(keys))}")
-
-
-# -- choosing -----------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True)
-class DropBar:
-    """The most quality that may be lost: so many units of the quality, or a share of the baseline's."""
-
-    amount: float
-    relative: bool = False
-
-    @staticmethod
-    def parse(text: str | float | DropBar) -> DropBar:
-        """Read "1pt" (0.01, absolute), "1%" (of the baseline) or "0.02" (in the quality's own unit).
-
-        Raises:
-            FrontierError: it is none of these.
-
-        >>> DropBar.parse("1pt"), DropBar.parse("0.5%").relative
-        (DropBar(amount=0.01, relative=False), True)
-        """
-        if isinstance(text, DropBar):
-            return text
-        match = re.fullmatch(r"\s*(\d+\.?\d*(?:e-?\d+)?|\.\d+)\s*(pt|%|)\s*", str(text))
-        if not match:
-            raise FrontierError(f"a drop is written 1pt (absolute), 1% (relative) or 0.02 (in the quality's unit), "
-                                f"but is {text!r}")
-        amount, unit = float(match[1]), match[2]
-        return DropBar(amount / 100 if unit else amount, unit == "%")
-
-    def allows(self, baseline: float) -> float:
-        """The largest drop, in the quality's unit."""
-        return self.amount * abs(baseline) if self.relative else self.amount
-
-    def excess(self, trial: Trial) -> float:
-        """By how much the upper end of the trial's drop is over the bar; 0 or less meets it."""
-        assert trial.quality is not None
-        over = trial.quality.drop.high - self.allows(trial.quality.baseline)
-        return 0.0 if abs(over) < 1e-9 else over  # 0.98 - 0.97 is meant to be 0.01
-
-
-@final
-@dataclass(frozen=True)
-class Choice:
-    """The best trial that meets the bar, or None; then ``nearest`` is the one that misses it by least.
-
-    Args:
-        trial: meets the bar; None where nothing does.
-        nearest: the same trial, or what comes closest; None where nothing was measured.
-        excess: how far ``nearest`` is over the bar, in the quality's unit; 0 or less meets it.
-    """
-
-    trial: Trial | None
-    nearest: Trial | None
-    excess: float | None = None
-
-
-def best(trials: Iterable[Trial], max_drop: str | float | DropBar, minimize: str = "inference") -> Choice:
-    """Choose the trial with the least of something among those that keep the quality.
-
-    The drop is judged by the upper end of its interval, and so is what is minimised: a speed that was screened with
-    one pair comes after every speed that has an interval. Failed and unmeasured trials are never chosen.
-
-    Args:
-        trials: as for `frontier`.
-        max_drop: the bar, such as "1pt" or "1%".
-        minimize: of `OBJECTIVES`.
-
-    Raises:
-        FrontierError: the bar or the objective cannot be read, or the trials cannot be compared.
-    """
-    bar, names = DropBar.parse(max_drop), ("quality", minimize)
-    read = [_objective(name) for name in names]
-    ranked = []
-    for trial in trials:
-        reason, row = _figures(trial, names, read)
-        if not reason and not math.isnan(bar.excess(trial)):
-            ranked.append((row[1].high, row[1].value, row[0].high, trial))
-    comparable([trial for *_, trial in ranked])
-    ranked.sort(key=lambda entry: entry[:3])
-    chosen = next((trial for *_, trial in ranked if bar.excess(trial) <= 0), None)
-    nearest = chosen or min((trial for *_, trial in ranked), key=bar.excess, default=None)
-    return Choice(chosen, nearest, bar.excess(nearest) if nearest else None)

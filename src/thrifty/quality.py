@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from thrifty.errors import WorkloadError
 
@@ -59,6 +59,11 @@ class Quality(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores: ...
+
+    def sample(self, dataset: Dataset[Any], most: int) -> Dataset[Any]:
+        """At most ``most`` examples, evenly spread, to screen on; the whole set where examples judge one another."""
+        n = length(dataset)
+        return dataset if n <= most else Subset(dataset, [i * n // most for i in range(most)])
 
 
 def batches(

@@ -1,15 +1,19 @@
-"""Run a recipe: in a process of its own, then measured in fresh ones, then kept. The verbs `run`, `check`, `bench`."""
+"""Run a recipe: in a process of its own, then measured in fresh ones, then kept. The verbs `run` and `check`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from thrifty import artifact
 from thrifty.child import Event, Listener, ignore, start
@@ -24,9 +28,8 @@ from thrifty.measure.predict import predictor
 from thrifty.measure.process import Worker
 from thrifty.measure.scenarios import measure
 from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
-from thrifty.measure.timing import alone
 from thrifty.method import Compiler
-from thrifty.quality import Scores, Split
+from thrifty.quality import Scores, Split, length
 from thrifty.recipe import Recipe, Train
 from thrifty.recipe import check as check_properties
 from thrifty.registry import method_class
@@ -37,6 +40,8 @@ from thrifty.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.workload import Workload
 
 CLAIM_PAIRS = 5
+SCREENING_EXAMPLES = 1000
+"""Of validation, where fewer than `CLAIM_PAIRS` pairs screen."""
 
 
 # -- checking ---------------------------------------------------------------------------------------------------
@@ -143,6 +148,7 @@ class Runner:
         self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
         self.listener = listener
         self._reference: Reference | None = None
+        self._prepared: dict[str, Outcome] = {}
 
     def id(self, recipe: Recipe) -> str:
         return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
@@ -171,13 +177,29 @@ class Runner:
         self.reference()
         self.tell({"event": "recipe", "text": str(recipe), "id": name})
         try:
-            outcome = start(self.job(recipe), self.spender(name))
+            outcome = self._prepared.pop(name, None) or start(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
         except ThriftyError as error:  # of this recipe alone: the next one may well run
             trial = self.failed(recipe, name, error)
         self.store.put_trial(trial)
         self.tell({"event": "trial", "trial": trial})
         return trial
+
+    def prepare(self, recipes: Sequence[Recipe]) -> None:
+        """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
+
+        One that fails says so when it is run. Their events are not told: they would be of several at once.
+        """
+        shares = np.array_split(sorted(os.sched_getaffinity(0)), len(recipes))
+
+        def one(recipe: Recipe, processors: Sequence[int]) -> None:
+            with contextlib.suppress(ThriftyError):
+                name = self.id(recipe)
+                self._prepared[name] = start(self.job(recipe), self.spender(name, ignore), processors)
+
+        with ThreadPoolExecutor(len(recipes)) as pool:
+            for done in [pool.submit(one, *pair) for pair in zip(recipes, (share.tolist() for share in shares), strict=True)]:
+                done.result()
 
     @staticmethod
     def _enough(trial: Trial, pairs: int, test: bool) -> bool:
@@ -191,13 +213,13 @@ class Runner:
     def tell(self, event: Event) -> None:
         self.listener(event)
 
-    def spender(self, trial: str | None) -> Listener:
-        """Every charge is in the store as soon as it is known."""
+    def spender(self, trial: str | None, tell: Listener | None = None) -> Listener:
+        """Every charge is in the store as soon as it is known; ``tell`` hears the events, or else the listener."""
 
         def hear(event: Event) -> None:
             if event.get("event") == "charge":
                 self.store.charge(trial, Charge.from_json(event["charge"]))
-            self.tell(event)
+            (tell or self.tell)(event)
 
         return hear
 
@@ -230,27 +252,34 @@ class Runner:
             self._reference = Reference(outcome, compiled)
         return self._reference
 
-    def quality(self, name: str, side: Side, batch: int | None, split: Split) -> QualityFigure:
-        """An engine's quality against the reference's on the same examples; each is scored once and kept."""
-        base = ModuleSide(self.workload.source, self.reference().outcome.checkpoint)
-        reference = self.scores(f"reference-{self.seed}", base, None, split)
-        return quality_figure(self.workload.quality, reference, self.scores(name, side, batch, split), split)
+    def quality(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> QualityFigure:
+        """An engine's quality against the reference's on the same examples, ``most`` of them; each is scored once."""
+        reference = self.reference_scores(split, most)
+        return quality_figure(self.workload.quality, reference, self.scores(name, side, batch, split, most), split)
 
-    def scores(self, name: str, side: Side, batch: int | None, split: Split) -> Scores:
-        kept = self.store.scores(name, split)
+    def reference_scores(self, split: Split, most: int | None = None) -> Scores:
+        """The reference's own scores."""
+        base = ModuleSide(self.workload.source, self.reference().outcome.checkpoint)
+        return self.scores(f"reference-{self.seed}", base, None, split, most)
+
+    def scores(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> Scores:
+        dataset = getattr(self.workload, split)
+        some = dataset if most is None else self.workload.quality.sample(dataset, most)
+        what = split if some is dataset else f"{split}[{length(some)}]"
+        kept = self.store.scores(name, what)
         if kept is None:
-            kept = self.scored(side, batch, split, name)
-            self.store.put_scores(name, split, kept)
+            kept = self.scored(side, batch, some, name, what)
+            self.store.put_scores(name, what, kept)
         return kept
 
-    def scored(self, side: Side, batch: int | None, split: Split, name: str) -> Scores:
+    def scored(self, side: Side, batch: int | None, dataset: Dataset[Any], name: str, what: str) -> Scores:
         """Scores of an engine, or of the module, in a worker of its own; the data stay here."""
         began = time.perf_counter()
-        self.tell({"event": "phase", "text": f"scoring on {split}"})
+        self.tell({"event": "phase", "text": f"scoring on {what}"})
         with Worker(side, threads=cores() if self.target.device == "cpu" else 1, device=self.target.device) as worker:
             worker.load()
-            scores = self.workload.quality(predictor(worker, batch), getattr(self.workload, split))
-        self.spend(name, "scoring", split, began)
+            scores = self.workload.quality(predictor(worker, batch), dataset)
+        self.spend(name, "scoring", what, began)
         return scores
 
     # -- measuring ----------------------------------------------------------------------------------------------
@@ -265,7 +294,7 @@ class Runner:
         engine = ArtifactSide(str(place), trust_native_code=True)  # a child of this process has just made it
         manifest = artifact.read(place)
         batch = largest_batch(manifest, self.workload)
-        quality = self.quality(name, engine, batch, "validation")
+        quality = self.quality(name, engine, batch, "validation", SCREENING_EXAMPLES if pairs < CLAIM_PAIRS else None)
         final = self.quality(name, engine, batch, "test") if test else None
         comparison = self.timed(name, engine, pairs)
         inference = inference_figure(comparison, manifest.get("precision"))
@@ -374,48 +403,3 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     with open_study(store, definition, place) as opened:
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
         return runner.run(parsed, pairs=pairs)
-
-
-def bench(directory: str | Path, *, threads: int | None = None, rounds: int = CLAIM_PAIRS,
-          trust_native_code: bool = False) -> dict[str, Any]:
-    """Load an artifact in clean processes and measure it again.
-
-    Args:
-        directory: of the artifact.
-        threads: of inference; those that it was measured with where None.
-        rounds: fresh processes.
-        trust_native_code: needed by AOTInductor's artifacts.
-
-    Returns:
-        latency, throughput, memory, first inference, and the largest difference from the stored outputs.
-
-    Raises:
-        ArtifactError: it is damaged or for another machine.
-    """
-    path = Path(directory)
-    manifest = artifact.verify(path)
-    inputs, outputs = artifact.example(path)
-    side = ArtifactSide(str(path), trust_native_code=trust_native_code)
-    used = threads or int(manifest.get("threads", 1))
-    with Worker(side, threads=used, device=manifest.get("device", "cpu")) as worker:
-        worker.load()
-        error = max(relative_error(a, b) for a, b in zip(outputs, worker.run(inputs), strict=True))
-    figures = alone(side, inputs, threads=used, device=manifest.get("device", "cpu"), rounds=rounds)
-    return {
-        "artifact": {"path": str(path), "bytes": artifact.size(path), "engine": manifest["engine"],
-                     "precision": manifest["precision"], "recipe": manifest.get("recipe")},
-        "inference": {
-            "latency_seconds": {"p50": figures.p50, "p90": figures.p90},
-            "throughput_per_second": figures.throughput_per_second,
-            "peak_memory_bytes": figures.peak_memory_bytes,
-            "first_inference_seconds": figures.first_inference_seconds,
-        },
-        "threads": used,
-        "output_error": error,
-        "environment": environment(),
-    }
-
-
-def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
-    """Frobenius norm of the difference over the expected norm."""
-    return float(np.linalg.norm(found.astype(np.float64) - expected) / max(float(np.linalg.norm(expected)), 1e-12))

@@ -46,7 +46,7 @@ class Prune(Transform):
     Linear(in_features=8, out_features=32, bias=True)
     """
 
-    ratio: float = number(0.5, 0, 1, open_low=True, open_high=True)
+    ratio: float = number(0.5, 0, 1, open_low=True, open_high=True, search=(0.25, 0.5, 0.75, 0.875))
     importance: str = choice("l2", "l2", "l1")
     round_to: int = number(8, 1)
 

@@ -46,7 +46,7 @@ class Quantize(Transform):
     'QuantLinear'
     """
 
-    scheme: str = choice("w8a8", "w8a8", "bf16")
+    scheme: str = choice("w8a8", "w8a8", "bf16", search=("w8a8", "bf16"))
     rest: str = choice("fp32", "fp32", "bf16")
 
     name: ClassVar[str] = "quantize"

@@ -1,0 +1,298 @@
+"""Explore: the frontier under a budget. The reference, each method alone, then what Optuna proposes.
+
+Every decision is a function of what the store holds: an exploration that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal, final
+
+from thrifty.child import Listener, ignore
+from thrifty.choosing import Bars, Choice, choose
+from thrifty.errors import ThriftyError
+from thrifty.frontier import Frontier, frontier
+from thrifty.ledger import Ledger
+from thrifty.measure.statistics import paired_drop
+from thrifty.method import Compiler
+from thrifty.recipe import Recipe, Train
+from thrifty.run import CLAIM_PAIRS, Runner, open_study, resolve
+from thrifty.search.costs import Costs
+from thrifty.search.estimate import reference_seconds
+from thrifty.search.propose import propose
+from thrifty.search.space import Space
+from thrifty.store import Store
+from thrifty.target import Target, cores
+from thrifty.trial import Trial
+from thrifty.workload import Workload
+
+ALONE_SHARE = 0.5
+"""Of the budget at most, for each method alone: what is left composes them."""
+CLAIM_SHARE = 0.4
+"""Of the budget at most, kept for measuring the front again."""
+BATCH = 3
+"""Proposals asked for at once; those whose beginnings are kept run first."""
+
+Ended = Literal["budget", "nothing left", "interrupted"]
+
+
+class ExploreError(ThriftyError):
+    """A budget or bars that nothing can come of; says what they would have to be."""
+
+
+@final
+@dataclass(frozen=True)
+class Explored:
+    """What an exploration found.
+
+    Args:
+        trials: of the study, in the order in which they first ran.
+        frontier: over quality, training and what is minimised.
+        choice: the recommended trial, or the nearest where none meets the bars.
+        ended: by its budget, for want of recipes, or by the user.
+    """
+
+    trials: tuple[Trial, ...]
+    frontier: Frontier
+    choice: Choice
+    ended: Ended
+
+
+def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
+            methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
+            promote: int = 4, workers: int = 1, listener: Listener = ignore) -> Explored:
+    """Find the frontier of a workload within a budget.
+
+    Recipes are screened with one pair; then the front's that may meet the bars are measured again with five pairs,
+    for which a part of the budget is kept, and scored on test. What the store holds is not run again, and what was
+    spent on it counts: the same call after an interruption goes on, and after its end changes nothing.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        budget: seconds that the study may spend in all.
+        store: the study's directory.
+        bars: what the recommended trial keeps to, and what is made smallest.
+        methods: names of the methods to use; all that are installed where none is given.
+        target: what the models will run on.
+        seed: of every random stream.
+        price: dollars an hour of this machine.
+        promote: largest number of trials that are measured again.
+        workers: recipes without training that are compiled side by side; timing is always alone.
+        listener: hears events while things go on.
+
+    Raises:
+        ExploreError: the budget does not reach for the reference, or the reference itself cannot meet a bar.
+        ThriftyError: the workload or a method cannot be used; nothing was spent.
+    """
+    definition, place = resolve(workload), target or Target()
+    if not budget > 0:
+        raise ExploreError(f"a budget is above 0 seconds, but here is {budget:g}")
+    if not 1 <= workers <= cores():
+        raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
+    space = Space.of(definition, methods)
+    with open_study(store, definition, place) as opened, _terminable():
+        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+        search = _Search(runner, space, bars, budget, promote, workers)
+        try:
+            ended = search.run()
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        trials = opened.trials()
+        return Explored(trials, frontier(trials, objectives(bars)), choose(trials, bars), ended)
+
+
+def objectives(bars: Bars) -> tuple[str, ...]:
+    """What the frontier is drawn over: quality, the cost of training, what is minimised."""
+    return tuple(dict.fromkeys(("quality", "training", bars.objective)))
+
+
+class _Search:
+    """One exploration under way."""
+
+    def __init__(self, runner: Runner, space: Space, bars: Bars, budget: float, promote: int, workers: int) -> None:
+        self.runner, self.space, self.bars, self.promote, self.workers = runner, space, bars, promote, workers
+        self.store: Store = runner.store
+        self.budget = budget
+        self.before, self.began = self.store.spent().seconds, time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the budget that are gone: what the study had spent, and the time since."""
+        return self.before + time.perf_counter() - self.began
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return self.store.trials()
+
+    def run(self) -> Ended:
+        self.runner.tell({"event": "explore", "total": self.budget, "spent": self.spent})
+        self.afford_reference()
+        self.runner.reference()
+        self.check_bars()
+        ended: Ended = "budget"
+        while (left := self.budget - self.spent - self.reserve()) > 0:
+            batch = self.batch()
+            if not batch:
+                ended = "nothing left"
+                break
+            costs = self.costs()
+            affordable = [recipe for recipe in batch if costs.seconds(recipe) <= left]
+            if not affordable:
+                break
+            self.screen(affordable)
+        self.claim()
+        return ended
+
+    # -- before anything is spent -------------------------------------------------------------------------------
+
+    def afford_reference(self) -> None:
+        if self.trials:
+            return
+        needed = reference_seconds(self.runner)
+        if self.budget - self.spent < needed:
+            raise ExploreError(f"training the reference, with which everything is compared, alone takes about "
+                               f"{needed:.0f} s here, and the budget is {self.budget:g} s: give at least "
+                               f"--budget {4 * needed:.0f}s, so that there is something left to explore with")
+
+    def check_bars(self) -> None:
+        """A bar that the reference itself misses is missed by everything."""
+        if self.bars.max_drop is None:
+            return
+        scores, quality = self.runner.reference_scores("validation"), self.runner.workload.quality
+        resolution, allowed = paired_drop(scores, scores, quality.higher_is_better).high, self.bars.max_drop.allows(scores.value)
+        if resolution is not None and resolution > allowed:
+            raise ExploreError(
+                f"the reference itself misses --max-drop {self.bars.max_drop}: on {len(scores.numerator)} validation "
+                f"examples no drop below {resolution:.4f} can be told from none (95%), and the bar is {allowed:.4f}; "
+                f"raise it to {resolution:.4f} or more, or give more validation examples"
+            )
+
+    # -- what next ----------------------------------------------------------------------------------------------
+
+    def batch(self) -> list[Recipe]:
+        """Methods alone, the cheapest first, for their share of the budget; then proposals, cheapest first."""
+        costs = self.costs()
+        alone = sorted(self.alone(), key=costs.seconds)
+        if alone and self.spent + costs.seconds(alone[0]) <= ALONE_SHARE * (self.budget - self.reserve()):
+            return alone[:1] if self.workers == 1 else alone[:self.workers]
+        proposed = propose(self.space, self.trials, self.bars, max(BATCH, self.workers), self.runner.seed)
+        return sorted(proposed, key=costs.seconds)
+
+    def alone(self) -> list[Recipe]:
+        """Each method that has not run, on its own: compilers on the reference, the others with the fastest compiler.
+
+        A structural transform comes with the training that recovers from it, where there is one.
+        """
+        known = {trial.recipe for trial in self.trials}
+        compilers = [slot for slot in self.space.slots if slot.name == "compile"]
+        choices = [{**self.space.plain, "compile": option} for slot in compilers for option in slot.options]
+        recipes = [recipe for choice in choices if (recipe := self.space.recipe(choice)) is not None]
+        if all(str(recipe) in known for recipe in recipes):
+            quick = choose([t for t in self.trials if t.recipe in {str(recipe) for recipe in recipes}], self.bars).nearest
+            fastest = self.space.choice(Recipe.parse(quick.recipe)) if quick else None
+            base = {**self.space.plain, **({"compile": fastest["compile"]} if fastest and compilers else {})}
+            for slot in self.space.slots:
+                for option in _representative(slot.options[1:]) if slot.name not in ("compile", "recover", "place") else ():
+                    choice = {**base, slot.name: option}
+                    if slot.name.startswith("structure.") and "recover" in self.space.parts:
+                        choice["recover"] = list(self.space.parts["recover"])[-1]
+                    if (recipe := self.space.recipe(choice)) is not None:
+                        recipes.append(recipe)
+        return [recipe for recipe in dict.fromkeys(recipes) if str(recipe) not in known]
+
+    def costs(self) -> Costs:
+        trials = self.trials
+        reference = self.runner.reference().outcome.charges
+        return Costs.of(trials, {t.id: self.store.spent(t.id) for t in trials}, Ledger(reference), self.space.reference)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def screen(self, recipes: Sequence[Recipe]) -> None:
+        if self.workers > 1:
+            kept = self.costs().kept
+            free = [recipe for recipe in recipes if not _trains(recipe, kept)][: self.workers]
+            if len(free) > 1:
+                self.runner.prepare(free)
+        for recipe in recipes:
+            if self.spent + self.reserve() >= self.budget:
+                return
+            self.runner.run(recipe, pairs=1)
+            self.runner.tell({"event": "explore", "total": self.budget, "spent": self.spent})
+
+    # -- measuring again ----------------------------------------------------------------------------------------
+
+    def reserve(self) -> float:
+        """Seconds kept for measuring the front again."""
+        return min(self.promote * self.claim_seconds(), CLAIM_SHARE * self.budget)
+
+    def claim_seconds(self) -> float:
+        """What measuring one trial again takes, by what screening took."""
+        spent = [self.store.spent(trial.id) for trial in self.trials if trial.status == "done"]
+        rounds = [charge.seconds for ledger in spent for charge in ledger.only("timing").charges if charge.what == "1 rounds"]
+        scorings = [charge.seconds for ledger in spent for charge in ledger.only("scoring").charges]
+        return CLAIM_PAIRS * (statistics.median(rounds) if rounds else 4.0) + (statistics.median(scorings) if scorings else 3.0)
+
+    def claim(self) -> None:
+        """Measure again what may be recommended: first what would be, then the rest of the front, while time is left."""
+        for _ in range(self.promote):
+            waiting = [trial for trial in self.candidates() if not claimed(trial)]
+            first = not any(claimed(trial) for trial in self.trials)
+            if not waiting or not (first or self.spent + self.claim_seconds() <= self.budget):
+                return
+            self.runner.tell({"event": "promote", "total": 1, "pairs": CLAIM_PAIRS})
+            self.runner.run(waiting[0].recipe, pairs=CLAIM_PAIRS, test=True)
+
+    def candidates(self) -> list[Trial]:
+        """Trials of the front, the best first: those that meet the bars, those that may, the nearest."""
+        trials = self.trials
+        standings = frontier(trials, objectives(self.bars)).standings
+        front = [s.trial for s in standings if s.status == "front" and self.bars.open(s.trial)]
+        ranked = []
+        while (found := choose(front, self.bars).nearest) is not None:
+            ranked.append(found)
+            front = [trial for trial in front if trial.id != found.id]
+        nearest = choose(trials, self.bars).nearest
+        return ranked or ([nearest] if nearest is not None else [])
+
+
+def claimed(trial: Trial) -> bool:
+    """Whether its speed has an interval and its quality was scored on test."""
+    return trial.inference is not None and trial.inference.speedup.pairs >= CLAIM_PAIRS and trial.test is not None
+
+
+def _representative(options: Sequence[str]) -> list[str]:
+    """One option of each method, the middle one of its values: alone, a method runs once."""
+    names = list(dict.fromkeys(option.partition("(")[0] for option in options))
+    grouped = [[option for option in options if option.partition("(")[0] == name] for name in names]
+    return [group[len(group) // 2] for group in grouped]
+
+
+def _trains(recipe: Recipe, kept: frozenset[str]) -> bool:
+    """Whether a training of the recipe is still to run: its seconds are a figure, so it runs alone."""
+    return any(isinstance(phase, Train) and str(Recipe(recipe.phases[: i + 1])) not in kept
+               for i, phase in enumerate(recipe.phases) if not isinstance(phase, Compiler))
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends an exploration as Ctrl-C does: with the frontier so far."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
