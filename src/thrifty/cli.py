@@ -42,19 +42,9 @@ TrustOption = Annotated[bool, typer.Option("--trust-native-code", help="Let an a
 
 def emit(value: Any) -> None:
     """The one JSON object of a command, on stdout; what was not measured, and what is not finite, is null."""
+    from thrifty.report.document import finite
+
     print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON has not."""
-    match value:
-        case float() if value != value or value in (float("inf"), float("-inf")):
-            return None
-        case dict():
-            return {key: finite(part) for key, part in value.items()}
-        case list() | tuple():
-            return [finite(part) for part in value]
-    return value
 
 
 def progress() -> Progress:
@@ -227,13 +217,14 @@ def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what excee
 def show_store(store: Path, as_json: bool) -> None:
     from thrifty.frontier import frontier
     from thrifty.report import terminal
+    from thrifty.report.document import study_json
     from thrifty.store import Store
 
     with Store.open(store) as opened:
         trials, spent, failures = opened.trials(), opened.spent(), opened.failures()
     found = frontier(trials)
     if as_json:
-        emit(terminal.study_json(trials, found, spent, failures))
+        emit(study_json(trials, found, spent, failures))
     else:
         terminal.print_study(trials, found, spent, failures)
 

@@ -184,15 +184,6 @@ def test_many_trials_all_have_a_mark():
     assert "(50)" in shown and all(f"t{i} seed 0" in shown for i in range(50))
 
 
-def test_json_of_a_study():
-    trials = [trial("aaa"), failed("bbb", "x", "y")]
-    found = terminal.study_json(trials, frontier(trials), SPENT, [Failure("bbb", "x", "y", "now")])
-    found = json.loads(json.dumps(found))
-    assert found["frontier"]["standings"] == [{"id": "aaa", "status": "front", "by": None}]
-    assert found["frontier"]["not_ranked"] == [{"id": "bbb", "reason": "failed: y"}]
-    assert found["spent"]["seconds"] == 80.0 and found["failures"][0]["reason"] == "y"
-
-
 # -- one trial, one artifact --------------------------------------------------------------------------------------
 
 

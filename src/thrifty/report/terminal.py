@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Group, RenderableType
@@ -22,7 +21,7 @@ from thrifty.store import Failure
 from thrifty.trial import QualityFigure, Trial
 
 __all__ = [
-    "Progress", "print_study", "study_json", "print_trial", "print_bench", "print_workloads", "print_methods",
+    "Progress", "print_study", "print_trial", "print_bench", "print_workloads", "print_methods",
     "print_method", "method_json", "print_cache", "cache_json",
 ]
 
@@ -191,22 +190,6 @@ def _spent_row(name: str, part: Ledger, whole: float) -> list[object]:
 
 def _plain(value: float | None) -> str:
     return NOT_MEASURED if value is None else significant(value)
-
-
-def study_json(trials: Sequence[Trial], found: Frontier, spent: Ledger,
-               failures: Iterable[Failure] = ()) -> dict[str, Any]:
-    """A study as JSON values."""
-    return {
-        "trials": [trial.to_json() for trial in trials],
-        "frontier": {
-            "objectives": list(found.objectives),
-            "standings": [{"id": s.trial.id, "status": s.status, "by": s.by} for s in found.standings],
-            "not_ranked": [{"id": x.trial.id, "reason": x.reason} for x in found.incomplete],
-        },
-        "failures": [dataclasses.asdict(failure) for failure in failures],
-        "spent": {"seconds": spent.seconds, "flops": spent.flops, "joules": spent.joules, "dollars": spent.dollars,
-                  "charges": spent.to_json()},
-    }
 
 
 # -- one trial, one artifact ----------------------------------------------------------------------------------------

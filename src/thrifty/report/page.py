@@ -1,0 +1,133 @@
+"""A study as one HTML file that works offline: nothing is loaded, and nothing that the study says is ever executed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import thrifty
+from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.frontier import frontier
+from thrifty.report.document import finite, study_json
+from thrifty.store import Store
+
+SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "scatter", "parallel", "answer", "spent", "detail",
+           "table", "main")
+"""The page's own script, in the order in which one part uses another."""
+
+
+class PageError(ThriftyError):
+    """A page that cannot be written where or as it was asked for."""
+
+
+def write(store_path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
+          requests_per_day: float | None = None) -> Path:
+    """Write a study's page.
+
+    Args:
+        store_path: the study's directory.
+        out: the file; ``report.html`` in the study's directory where None.
+        requests_per_day: how many the model will serve, above 0: tells break-even in days. The page can change it.
+
+    Returns:
+        the file's path.
+
+    Raises:
+        ThriftyError: there is no study, plotly is missing, or the file cannot be there.
+    """
+    if requests_per_day is not None and not (math.isfinite(requests_per_day) and requests_per_day > 0):
+        raise PageError(f"requests per day must be a number above 0 but is {requests_per_day}")
+    store_path = Path(store_path)
+    path = store_path / "report.html" if out is None else Path(out)
+    if path.is_dir():
+        raise PageError(f"{path} is a directory; name a file, such as {path / 'report.html'}")
+    if not path.parent.is_dir() and out is not None:
+        raise PageError(f"there is no directory {path.parent}; make it, or choose another --out")
+    with Store.open(store_path) as store:
+        trials, spent, failures = store.trials(), store.spent(), store.failures()
+    document = study_json(trials, frontier(trials), spent, failures)
+    text = page(document, store=str(store_path), requests_per_day=requests_per_day)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)  # a reader never sees half a page
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day: float | None = None) -> str:
+    """The page of a document.
+
+    Args:
+        document: as `study_json` makes it.
+        store: the study's directory, as the page's commands are to name it.
+        requests_per_day: see `write`.
+
+    Raises:
+        MissingExtra: plotly is not installed.
+    """
+    plotly, script = plotly_script(), own_script()
+    options = {"store": store, "requests_per_day": requests_per_day}
+    parts = {
+        "policy": policy(plotly, script),
+        "version": thrifty.__version__,
+        "title": text(f"{document['workload'] or 'An empty study'}: Thrifty report"),
+        "style": asset("page.css"),
+        "document": island({"study": document, "options": options}),
+        "plotly": plotly,
+        "script": script,
+    }
+    # In one pass: what stands in a part is never taken for a place.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], asset("page.html"))
+
+
+def policy(*scripts: str) -> str:
+    """The content security policy: these scripts alone run, and nothing is loaded from anywhere.
+
+    Styles may stand inline because plotly writes its own; images are those that it makes.
+    """
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in scripts)
+    return (f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+            "base-uri 'none'; form-action 'none'")
+
+
+def island(value: Any) -> str:
+    """JSON in ASCII that can stand in a script element: nothing in it ends the element or begins another.
+
+    >>> island({"recipe": "</script><b>"})
+    '{"recipe": "\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e"}'
+    """
+    escaped = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+    return re.sub("[<>&]", lambda c: escaped[c[0]], json.dumps(finite(value), allow_nan=False))
+
+
+def text(value: str) -> str:
+    """A text as HTML, also one that UTF-8 has no bytes for."""
+    return html.escape(value.encode("utf-8", "backslashreplace").decode())
+
+
+def asset(name: str) -> str:
+    return (resources.files("thrifty.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def own_script() -> str:
+    """One function that holds all: it leaves no name behind."""
+    return '(() => {\n"use strict";\n' + "\n".join(asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
+
+
+def plotly_script() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtra("plotly", "report") from error
+    return str(get_plotlyjs())
