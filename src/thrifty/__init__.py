@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thrifty.artifact import load as load
     from thrifty.bench import bench as bench
+    from thrifty.choosing import Bars as Bars
     from thrifty.choosing import best as best
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
+    from thrifty.findings import Findings as Findings
     from thrifty.frontier import frontier as frontier
     from thrifty.loading import load_workload as load_workload
     from thrifty.method import Card as Card
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from thrifty.recipe import Train as Train
     from thrifty.run import check as check
     from thrifty.run import run as run
+    from thrifty.search.explore import explore as explore
     from thrifty.search.sweep import sweep as sweep
     from thrifty.store import Store as Store
     from thrifty.target import Target as Target
@@ -66,8 +69,9 @@ _PLACES = {
     "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
     "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     # running, measuring, choosing
-    "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "sweep": "search.sweep",
-    "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier", "best": "choosing",
+    "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "explore": "search.explore", "sweep": "search.sweep",
+    "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",
+    "Bars": "choosing", "best": "choosing", "Findings": "findings",
 }
 
 __all__ = list(_PLACES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -164,6 +164,11 @@ class Bars:
         lower = self.max_drop is None or trial.quality is None or (
             trial.quality.drop.low <= self.max_drop.allows(trial.quality.baseline))
         return lower and all(miss.bar == "max_drop" for miss in self.misses(trial))
+
+    @staticmethod
+    def of(kept: Mapping[str, Any] | None) -> Bars:
+        """From what `to_json` gave; no bars where nothing was kept."""
+        return Bars.read(**(kept or {}))
 
     def to_json(self) -> dict[str, Any]:
         return {"max_drop": self.max_drop and str(self.max_drop), "max_bytes": self.max_bytes,

@@ -37,6 +37,13 @@ PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs:
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and run nothing.")]
+BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]
+MaxDropOption = Annotated[str | None, typer.Option(
+    "--max-drop", help="Quality that may be lost, judged by the interval's upper end: 1pt, 1% or 0.02.")]
+MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Of the artifact: 500kB, 2MB.")]
+MaxLatencyOption = Annotated[str | None, typer.Option("--max-latency", help="Median of a request: 200us, 5ms.")]
+MinimizeOption = Annotated[str, typer.Option("--minimize", help="latency, bytes, memory or training.")]
+TrafficOption = Annotated[float | None, typer.Option("--requests-per-day", min=0.0, help="Tells break-even in days.")]
 TrustOption = Annotated[bool, typer.Option("--trust-native-code", help="Let an artifact run its machine code.")]
 
 
@@ -173,6 +180,78 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
 
 
 @app.command()
+def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropOption = None,
+            max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
+            minimize: MinimizeOption = "latency",
+            store: Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
+            = Path("study"),
+            only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
+            = None,
+            device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
+            workers: Annotated[int, typer.Option("--workers", min=1, help="Recipes compiled side by side.")] = 1,
+            requests_per_day: TrafficOption = None, price: PriceOption = None, as_json: JsonOption = False,
+            dry_run: DryRunOption = False) -> None:
+    """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
+
+    Ctrl-C ends it with the frontier so far; the same command goes on from there.
+
+    Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
+    """
+    from thrifty.choosing import Bars, seconds
+    from thrifty.run import resolve
+    from thrifty.search.explore import explore as explore_recipes
+    from thrifty.search.space import Space
+
+    bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
+    methods = [name.strip() for name in (only or "").split(",") if name.strip()]
+    definition, target = resolve(workload), target_of(device, threads)
+    space = Space.of(definition, methods)
+    if dry_run:
+        slots = {slot.name: list(slot.options) for slot in space.slots}
+        emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(
+            "\n".join(f"{name}: {', '.join(options)}" for name, options in slots.items()))
+        return
+    with progress() as shown:
+        found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
+                                price=price, workers=workers, listener=shown.hear)
+    show_store(store, as_json, requests_per_day)
+    if not as_json:
+        print(f"\nThe page: thrifty report {store}")
+    if found.ended == "interrupted":
+        raise KeyboardInterrupt
+    raise typer.Exit(DONE if found.choice.trial is not None else FAILED)
+
+
+@app.command()
+def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
+         max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
+         minimize: MinimizeOption = "latency",
+         save: Annotated[Path | None, typer.Option("--save", help="Copy its artifact into this new directory.")] = None,
+         requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
+    """Choose the best trial of a study that keeps to the bars, and save its artifact.
+
+    Example: thrifty best study/ --max-drop 0.5pt --save model/
+    """
+    from thrifty import artifact
+    from thrifty.choosing import Bars, choose
+    from thrifty.report.choice import print_choice
+    from thrifty.store import Store
+
+    bars = Bars.read(max_drop, max_bytes, max_latency, minimize)
+    with Store.open(store) as opened:
+        choice, spent = choose(opened.trials(), bars), opened.spent()
+    if save is not None and choice.trial is not None and choice.trial.artifact is not None:
+        artifact.copy(Path(choice.trial.artifact.path), save)
+    if as_json:
+        emit({"trial": choice.trial and choice.trial.to_json(), "nearest": choice.nearest and choice.nearest.id,
+              "misses": [vars(miss) for miss in choice.misses], "bars": bars.to_json(),
+              "saved": str(save) if save is not None and choice.trial is not None else None})
+    else:
+        print_choice(choice, bars, spent, requests_per_day)
+    raise typer.Exit(DONE if choice.trial is not None else FAILED)
+
+
+@app.command()
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
           threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
           rounds: Annotated[int, typer.Option("--rounds", min=1, help="Fresh processes.")] = 5,
@@ -190,12 +269,12 @@ def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 
 @app.command()
 def show(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
-         as_json: JsonOption = False) -> None:
-    """Show a study's trials, its frontier, its failures and where the time went.
+         requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
+    """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
 
     Example: thrifty show study/
     """
-    show_store(store, as_json)
+    show_store(store, as_json, requests_per_day)
 
 
 @app.command()
@@ -214,19 +293,20 @@ def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what excee
     emit(listing.cache_json(usage, removed)) if as_json else listing.print_cache(usage, removed)
 
 
-def show_store(store: Path, as_json: bool) -> None:
-    from thrifty.frontier import frontier
+def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:
+    from thrifty.findings import Findings
     from thrifty.report import terminal
+    from thrifty.report.choice import print_choice
     from thrifty.report.document import study_json
-    from thrifty.store import Store
 
-    with Store.open(store) as opened:
-        trials, spent, failures = opened.trials(), opened.spent(), opened.failures()
-    found = frontier(trials)
+    found = Findings.read(store)
     if as_json:
-        emit(study_json(trials, found, spent, failures))
-    else:
-        terminal.print_study(trials, found, spent, failures)
+        emit(study_json(found))
+        return
+    terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
+    if found.bars is not None:
+        print()
+        print_choice(found.choice, found.bars, found.spent, requests_per_day)
 
 
 def main() -> NoReturn:

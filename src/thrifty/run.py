@@ -300,6 +300,7 @@ class Runner:
         inference = inference_figure(comparison, manifest.get("precision"))
         cost, base = (Ledger(run.charges, self.price) for run in (outcome, self.reference().outcome))
         eager, served = comparison.figures["eager"], comparison.figures["engine"]
+        saved = eager.p50 / eager.batch - served.p50 / served.batch
         trial = dataclasses.replace(
             self.blank(recipe, name),
             status="done",
@@ -308,8 +309,8 @@ class Runner:
             training=training_figure(cost, training_speedup(base, outcome.charges, outcome.curve, quality)),
             inference=inference,
             artifact=ArtifactFigure(str(place), artifact.size(place), bool(manifest["portable"])),
-            break_even_requests=break_even(cost.seconds - base.seconds,
-                                           eager.p50 / eager.batch - served.p50 / served.batch, inference.speedup),
+            break_even_requests=break_even(cost.seconds - base.seconds, saved, inference.speedup),
+            saved_seconds_per_request=saved,
             effects=outcome.effects,
             ledger=cost,
             raw=comparison.to_json(),

@@ -137,6 +137,18 @@ class Store:
                  trace: TracebackType | None) -> None:
         self.close()
 
+    # -- what was asked of it -----------------------------------------------------------------------------------
+
+    def put_bars(self, bars: Mapping[str, Any]) -> None:
+        """Keep what the last search was asked for, so that whoever shows the study can say what it recommends."""
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('bars', ?)", (plain.dumps(bars),))
+
+    def bars(self) -> dict[str, Any] | None:
+        """What the last search was asked for, None where none was."""
+        rows = self._read("SELECT value FROM meta WHERE key = 'bars'")
+        return json.loads(rows[0][0]) if rows else None
+
     # -- trials -------------------------------------------------------------------------------------------------
 
     def put_trial(self, trial: Trial, scores: Mapping[str, Scores] | None = None) -> None:

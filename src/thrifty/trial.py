@@ -118,6 +118,8 @@ class Trial:
     inference: InferenceFigure | None = None
     artifact: ArtifactFigure | None = None
     break_even_requests: float | Literal["never"] | None = None
+    saved_seconds_per_request: float | None = None
+    """The baseline's seconds less this engine's, each at its own batch; below 0 where it is slower."""
     effects: tuple[Effect, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger = Ledger()
@@ -152,6 +154,7 @@ class Trial:
             },
             "artifact": self.artifact and dataclasses.asdict(self.artifact),
             "break_even_requests": self.break_even_requests,
+            "saved_seconds_per_request": self.saved_seconds_per_request,
             "effects": [dataclasses.asdict(effect) for effect in self.effects],
             "environment": dict(self.environment),
             "ledger": self.ledger.to_json(),

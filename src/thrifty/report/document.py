@@ -5,48 +5,39 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thrifty.frontier import Frontier
-    from thrifty.ledger import Ledger
-    from thrifty.store import Failure
+    from thrifty.findings import Findings
     from thrifty.trial import Trial
 
 
-def study_json(trials: Sequence[Trial], found: Frontier, spent: Ledger, failures: Iterable[Failure] = (),
-               recommended: str | None = None, nearest: str | None = None,
-               bars: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def study_json(found: Findings) -> dict[str, Any]:
     """A study as JSON values; ``docs/json.md`` says what each field is.
 
-    Args:
-        trials: all of them, failed ones too.
-        found: their frontier.
-        spent: all that really ran.
-        failures: every run that failed, in order.
-        recommended: the id of the trial that a search chose; None where nothing was asked, or nothing meets the bars.
-        nearest: the id of the one that comes closest to the bars.
-        bars: what the choice had to meet.
-
+    >>> from thrifty.choosing import Choice
+    >>> from thrifty.findings import Findings
     >>> from thrifty.frontier import frontier
     >>> from thrifty.ledger import Ledger
-    >>> study_json([], frontier([]), Ledger())["frontier"]
+    >>> study_json(Findings((), frontier([]), None, Choice(None, None), Ledger(), ()))["frontier"]
     []
     """
+    trials, standings, spent = found.trials, found.frontier, found.spent
+    asked = found.bars is not None
     return {
         "workload": trials[0].workload if trials else None,
         "target": dict(trials[0].target) if trials else None,
         "environments": environments(trials),
         "trials": [trial.to_json() for trial in trials],
-        "frontier": [trial.id for trial in found.front],
-        "objectives": list(found.objectives),
-        "standings": [{"id": s.trial.id, "status": s.status, "by": s.by} for s in found.standings],
-        "not_ranked": [{"id": x.trial.id, "reason": x.reason} for x in found.incomplete],
-        "recommended": recommended,
-        "nearest": nearest,
-        "bars": None if bars is None else dict(bars),
-        "failures": [dataclasses.asdict(failure) for failure in failures],
+        "frontier": [trial.id for trial in standings.front],
+        "objectives": list(standings.objectives),
+        "standings": [{"id": s.trial.id, "status": s.status, "by": s.by} for s in standings.standings],
+        "not_ranked": [{"id": x.trial.id, "reason": x.reason} for x in standings.incomplete],
+        "recommended": found.choice.trial.id if asked and found.choice.trial else None,
+        "nearest": found.choice.nearest.id if asked and found.choice.nearest else None,
+        "bars": found.bars and found.bars.to_json(),
+        "failures": [dataclasses.asdict(failure) for failure in found.failures],
         "spent": {"seconds": spent.seconds, "flops": spent.flops, "joules": spent.joules, "dollars": spent.dollars,
                   "charges": spent.to_json()},
     }

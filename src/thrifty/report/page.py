@@ -16,9 +16,8 @@ from typing import Any
 
 import thrifty
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.frontier import frontier
+from thrifty.findings import Findings
 from thrifty.report.document import finite, study_json
-from thrifty.store import Store
 
 SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "scatter", "parallel", "answer", "spent", "detail",
            "table", "main")
@@ -52,9 +51,7 @@ def write(store_path: str | os.PathLike[str], out: str | os.PathLike[str] | None
         raise PageError(f"{path} is a directory; name a file, such as {path / 'report.html'}")
     if not path.parent.is_dir() and out is not None:
         raise PageError(f"there is no directory {path.parent}; make it, or choose another --out")
-    with Store.open(store_path) as store:
-        trials, spent, failures = store.trials(), store.spent(), store.failures()
-    document = study_json(trials, frontier(trials), spent, failures)
+    document = study_json(Findings.read(store_path))
     text = page(document, store=str(store_path), requests_per_day=requests_per_day)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -123,6 +123,13 @@ class Progress:
                 self._keep(0)
                 self.start("recipes", total)
                 self._outer = 1
+            case {"event": "explore", "total": total, "spent": spent}:
+                if not self._steps or self._steps[0].title != "exploring":
+                    self._keep(0)
+                    self.start("exploring", total)
+                    self._outer = 1
+                self._keep(1)
+                self.reach(spent)
             case {"event": "recipe", "text": text}:
                 self._keep(self._outer)
                 if self._bars is not None:
@@ -142,13 +149,16 @@ class Progress:
             case {"event": "trial", "trial": trial}:
                 self._keep(self._outer)
                 self.note(_outcome(trial))
-                self.advance()
+                if self._steps and self._steps[-1].title != "exploring":  # whose measure is time
+                    self.advance()
 
     def _position(self) -> str:
         """Which one of how many comes next, and how long the rest will take."""
         if not self._steps or self._steps[-1].total is None:
             return ""
         outer = self._steps[-1]
+        if outer.title == "exploring":
+            return f"{seconds(outer.done)} of {seconds(outer.total)}: "
         left = outer.left(self._clock())
         rest = "" if left is None else f" (about {seconds(left)} left)"
         return f"{min(outer.done + 1, outer.total or 0):g}/{outer.total:g}{rest} "

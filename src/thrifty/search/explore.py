@@ -19,6 +19,7 @@ from typing import Literal, final
 from thrifty.child import Listener, ignore
 from thrifty.choosing import Bars, Choice, choose
 from thrifty.errors import ThriftyError
+from thrifty.findings import objectives
 from thrifty.frontier import Frontier, frontier
 from thrifty.ledger import Ledger
 from thrifty.measure.statistics import paired_drop
@@ -99,6 +100,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
     space = Space.of(definition, methods)
     with open_study(store, definition, place) as opened, _terminable():
+        opened.put_bars(bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
         search = _Search(runner, space, bars, budget, promote, workers)
         try:
@@ -107,11 +109,6 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
             ended = "interrupted"
         trials = opened.trials()
         return Explored(trials, frontier(trials, objectives(bars)), choose(trials, bars), ended)
-
-
-def objectives(bars: Bars) -> tuple[str, ...]:
-    """What the frontier is drawn over: quality, the cost of training, what is minimised."""
-    return tuple(dict.fromkeys(("quality", "training", bars.objective)))
 
 
 class _Search:

@@ -1,0 +1,53 @@
+"""What a study says: its trials, their frontier, what it recommends, what it took."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import final
+
+from thrifty.choosing import Bars, Choice, choose
+from thrifty.frontier import Frontier, frontier
+from thrifty.ledger import Ledger
+from thrifty.store import Failure, Store
+from thrifty.trial import Trial
+
+
+@final
+@dataclass(frozen=True)
+class Findings:
+    """A study, read and judged.
+
+    Args:
+        trials: in the order in which they first ran.
+        frontier: over quality, the cost of training, and what is minimised.
+        bars: of the last exploration; None where there was none.
+        choice: by those bars; without any, the fastest.
+        spent: all that really ran.
+        failures: every run that failed.
+    """
+
+    trials: tuple[Trial, ...]
+    frontier: Frontier
+    bars: Bars | None
+    choice: Choice
+    spent: Ledger
+    failures: tuple[Failure, ...]
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Findings:
+        """The findings of the study in a directory.
+
+        Raises:
+            ThriftyError: there is none, or it cannot be read.
+        """
+        with Store.open(path) as store:
+            trials, spent, failures, kept = store.trials(), store.spent(), store.failures(), store.bars()
+        bars = Bars.of(kept)
+        return Findings(trials, frontier(trials, objectives(bars)), bars if kept is not None else None,
+                        choose(trials, bars), spent, failures)
+
+
+def objectives(bars: Bars) -> tuple[str, ...]:
+    """What a frontier is drawn over: quality, the cost of training, and what is minimised."""
+    return tuple(dict.fromkeys(("quality", "training", bars.objective)))
