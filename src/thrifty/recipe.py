@@ -247,15 +247,14 @@ def check(recipe: Recipe, properties: frozenset[str]) -> frozenset[str]:
             give it.
     """
     took: dict[str, str] = {}
-    spans = _spans(recipe)
-    for phase, (start, end) in zip(recipe, spans, strict=True):
+    for i, phase in enumerate(recipe):
         for method in phase.methods if isinstance(phase, Train) else (phase,):
             lacking = sorted(method.card.requires - properties)
             if lacking:
-                raise RecipeError(_lack(method, lacking[0], took), str(recipe), start, end)
+                raise RecipeError(_lack(method, lacking[0], took), str(recipe), *_span(recipe, i))
         if isinstance(phase, Train):
             for lacks in sorted({"module", "float-weights"} - properties):
-                raise RecipeError(_lack(phase, lacks, took), str(recipe), start, end)
+                raise RecipeError(_lack(phase, lacks, took), str(recipe), *_span(recipe, i))
             properties |= {"trained"}
         for method in phase.methods if isinstance(phase, Train) else (phase,):
             for gone in method.card.removes & properties:
@@ -278,13 +277,11 @@ def _lack(what: Method | Train, lacks: str, took: dict[str, str]) -> str:
     return f"{name} requires {lacks}; " + (f"given by {', '.join(givers)}" if givers else "no method gives it")
 
 
-def _spans(recipe: Recipe) -> list[tuple[int, int]]:
-    spans, at = [], 0
-    for phase in recipe:
-        text = _phase(phase)
-        spans.append((at, at + len(text)))
-        at += len(text) + 3
-    return spans
+def _span(recipe: Recipe, i: int) -> tuple[int, int]:
+    """Where the i-th phase stands in the text."""
+    texts = [_phase(phase) for phase in recipe]
+    start = sum(len(text) + len(" | ") for text in texts[:i])
+    return start, start + len(texts[i])
 
 
 def _compilers() -> list[str]:

@@ -26,6 +26,7 @@ from thrifty.measure.statistics import paired_drop
 from thrifty.method import Compiler
 from thrifty.recipe import Recipe, Train
 from thrifty.run import CLAIM_PAIRS, Runner, open_study, resolve
+from thrifty.search.alone import alone, candidates
 from thrifty.search.costs import Costs
 from thrifty.search.estimate import reference_seconds
 from thrifty.search.propose import propose
@@ -175,35 +176,13 @@ class _Search:
     # -- what next ----------------------------------------------------------------------------------------------
 
     def batch(self) -> list[Recipe]:
-        """Methods alone, the cheapest first, for their share of the budget; then proposals, cheapest first."""
-        costs = self.costs()
-        alone = sorted(self.alone(), key=costs.seconds)
-        if alone and self.spent + costs.seconds(alone[0]) <= ALONE_SHARE * (self.budget - self.reserve()):
-            return alone[:1] if self.workers == 1 else alone[:self.workers]
-        proposed = propose(self.space, self.trials, self.bars, max(BATCH, self.workers), self.runner.seed)
+        """Methods alone, for their share of the budget; then proposals. The cheapest first."""
+        costs, trials = self.costs(), self.trials
+        waiting = sorted(alone(self.space, trials, self.bars), key=costs.seconds)
+        if waiting and self.spent + costs.seconds(waiting[0]) <= ALONE_SHARE * (self.budget - self.reserve()):
+            return waiting[: self.workers]
+        proposed = propose(self.space, trials, self.bars, max(BATCH, self.workers), self.runner.seed)
         return sorted(proposed, key=costs.seconds)
-
-    def alone(self) -> list[Recipe]:
-        """Each method that has not run, on its own: compilers on the reference, the others with the fastest compiler.
-
-        A structural transform comes with the training that recovers from it, where there is one.
-        """
-        known = {trial.recipe for trial in self.trials}
-        compilers = [slot for slot in self.space.slots if slot.name == "compile"]
-        choices = [{**self.space.plain, "compile": option} for slot in compilers for option in slot.options]
-        recipes = [recipe for choice in choices if (recipe := self.space.recipe(choice)) is not None]
-        if all(str(recipe) in known for recipe in recipes):
-            quick = choose([t for t in self.trials if t.recipe in {str(recipe) for recipe in recipes}], self.bars).nearest
-            fastest = self.space.choice(Recipe.parse(quick.recipe)) if quick else None
-            base = {**self.space.plain, **({"compile": fastest["compile"]} if fastest and compilers else {})}
-            for slot in self.space.slots:
-                for option in _representative(slot.options[1:]) if slot.name not in ("compile", "recover", "place") else ():
-                    choice = {**base, slot.name: option}
-                    if slot.name.startswith("structure.") and "recover" in self.space.parts:
-                        choice["recover"] = list(self.space.parts["recover"])[-1]
-                    if (recipe := self.space.recipe(choice)) is not None:
-                        recipes.append(recipe)
-        return [recipe for recipe in dict.fromkeys(recipes) if str(recipe) not in known]
 
     def costs(self) -> Costs:
         trials = self.trials
@@ -238,38 +217,21 @@ class _Search:
         return CLAIM_PAIRS * (statistics.median(rounds) if rounds else 4.0) + (statistics.median(scorings) if scorings else 3.0)
 
     def claim(self) -> None:
-        """Measure again what may be recommended: first what would be, then the rest of the front, while time is left."""
-        for _ in range(self.promote):
-            waiting = [trial for trial in self.candidates() if not claimed(trial)]
-            first = not any(claimed(trial) for trial in self.trials)
-            if not waiting or not (first or self.spent + self.claim_seconds() <= self.budget):
+        """Measure the front again, the best first, while time is left; one trial that meets the bars in any case."""
+        for done in range(self.promote):
+            waiting = [trial for trial in candidates(self.trials, self.bars) if not claimed(trial)]
+            recommended = choose(self.trials, self.bars).trial
+            needed = recommended is None or not claimed(recommended)
+            if not waiting or not (needed or self.spent + self.claim_seconds() <= self.budget):
                 return
-            self.runner.tell({"event": "promote", "total": 1, "pairs": CLAIM_PAIRS})
+            if not done:
+                self.runner.tell({"event": "promote", "total": min(self.promote, len(waiting)), "pairs": CLAIM_PAIRS})
             self.runner.run(waiting[0].recipe, pairs=CLAIM_PAIRS, test=True)
-
-    def candidates(self) -> list[Trial]:
-        """Trials of the front, the best first: those that meet the bars, those that may, the nearest."""
-        trials = self.trials
-        standings = frontier(trials, objectives(self.bars)).standings
-        front = [s.trial for s in standings if s.status == "front" and self.bars.open(s.trial)]
-        ranked = []
-        while (found := choose(front, self.bars).nearest) is not None:
-            ranked.append(found)
-            front = [trial for trial in front if trial.id != found.id]
-        nearest = choose(trials, self.bars).nearest
-        return ranked or ([nearest] if nearest is not None else [])
 
 
 def claimed(trial: Trial) -> bool:
     """Whether its speed has an interval and its quality was scored on test."""
     return trial.inference is not None and trial.inference.speedup.pairs >= CLAIM_PAIRS and trial.test is not None
-
-
-def _representative(options: Sequence[str]) -> list[str]:
-    """One option of each method, the middle one of its values: alone, a method runs once."""
-    names = list(dict.fromkeys(option.partition("(")[0] for option in options))
-    grouped = [[option for option in options if option.partition("(")[0] == name] for name in names]
-    return [group[len(group) // 2] for group in grouped]
 
 
 def _trains(recipe: Recipe, kept: frozenset[str]) -> bool:

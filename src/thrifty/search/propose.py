@@ -20,7 +20,7 @@ from thrifty.recipe import Recipe
 from thrifty.search.space import Space
 from thrifty.trial import Trial
 
-ASKS = 24
+ASKS = 8
 """Asks in vain (a recipe that is known, or no recipe) after which chance decides."""
 STARTUP = 4
 """Trials before which the Gaussian processes have nothing to say."""
@@ -55,8 +55,8 @@ def propose(space: Space, trials: Sequence[Trial], bars: Bars, count: int, seed:
         MissingExtra: optuna or scipy is not installed.
     """
     optuna = _optuna()
-    known = {trial.recipe for trial in trials}
     told = outcomes(space, trials, bars)
+    known = {trial.recipe: values_of(trial, bars) for trial in trials}
     width = 2 if bars.minimize == "training" else 3
     worst = tuple(map(max, zip(*(values for _, values in told if values is not None), strict=True))) or (1.0,) * width
     slots = {slot.name: optuna.distributions.CategoricalDistribution(slot.options)
@@ -74,11 +74,11 @@ def propose(space: Space, trials: Sequence[Trial], bars: Bars, count: int, seed:
                 break
             asked = study.ask(slots)
             recipe = space.recipe({**space.plain, **asked.params})
-            if recipe is None or str(recipe) in known or str(recipe) in found:
-                study.tell(asked, worst)  # nothing is to be gained there
+            if recipe is None or str(recipe) in known:
+                study.tell(asked, known.get(str(recipe)) or worst)
             else:
                 found[str(recipe)] = recipe  # left running: the next ask keeps away from it
-    return [*found.values(), *_by_chance(space, known | found.keys(), count - len(found), seed)]
+    return [*found.values(), *_by_chance(space, {*known, *found}, count - len(found), seed)]
 
 
 def outcomes(space: Space, trials: Iterable[Trial], bars: Bars) -> list[tuple[dict[str, str], Values | None]]:

@@ -93,18 +93,7 @@ class Space:
 
     def recipe(self, choice: Choice) -> Recipe | None:
         """The recipe of a choice; None where its phases cannot follow one another in any order that is offered."""
-        part = {name: options[choice[name]] for name, options in self.parts.items()}
-        first, structure, last = ([x for name, x in part.items() if x is not None and name.startswith(f"{kind}.")]
-                                  for kind in ("first", "structure", "last"))
-        training = _trained(self.reference, part.get("length", 1.0), part.get("precision"), part.get("optimizer"))
-        recovery = part.get("recover")
-        if part.get("place") == "before":
-            first, structure = first + structure, []
-        if not structure:
-            recovery = None
-        end = (part["compile"],) if part.get("compile") is not None else ()
-        for order in itertools.product(*(itertools.permutations(x) for x in (first, structure, last))):
-            recipe = Recipe((*order[0], *training, *order[1], *([recovery] if recovery else []), *order[2], *end))
+        for recipe in self._orders(choice):
             try:
                 check(recipe, self.properties)
             except RecipeError:
@@ -112,24 +101,30 @@ class Space:
             return recipe
         return None
 
+    def _orders(self, choice: Choice) -> Iterator[Recipe]:
+        """The choice's phases, the transforms of one kind in every order."""
+        part = {name: options[choice[name]] for name, options in self.parts.items()}
+        first, structure, last = ([x for name, x in part.items() if x is not None and name.startswith(f"{kind}.")]
+                                  for kind in ("first", "structure", "last"))
+        training = _trained(self.reference, part.get("length", 1.0), part.get("precision"), part.get("optimizer"))
+        recovery = [part["recover"]] if structure and part.get("recover") is not None else []
+        if part.get("place") == "before":
+            first, structure, recovery = first + structure, [], []
+        end = [part["compile"]] if part.get("compile") is not None else []
+        for order in itertools.product(*(itertools.permutations(x) for x in (first, structure, last))):
+            yield Recipe((*order[0], *training, *order[1], *recovery, *order[2], *end))
+
     def choice(self, recipe: Recipe) -> dict[str, str] | None:
         """The first choice that makes a recipe, None where none does."""
-        text = str(recipe)
-        phases = {str(Recipe((phase,))) for phase in recipe}
+        here = set(recipe)
         fits = [[option for option, part in options.items()
-                 if not isinstance(part, Transform | Compiler | Train) or str(Recipe((part,))) in phases]
+                 if not isinstance(part, Transform | Compiler | Train) or part in here]
                 for options in self.parts.values()]
         for options in itertools.product(*fits):
             choice = dict(zip(self.parts, options, strict=True))
-            if (made := self.recipe(choice)) is not None and str(made) == text:
+            if recipe in self._orders(choice) and self.recipe(choice) == recipe:
                 return choice
         return None
-
-    def alone(self) -> Iterator[dict[str, str]]:
-        """The reference, then every option that differs from it in one slot, compilers first."""
-        yield self.plain
-        for slot in sorted(self.slots, key=lambda slot: slot.name != "compile"):
-            yield from ({**self.plain, slot.name: option} for option in slot.options[1:])
 
     def size(self) -> int:
         """How many choices there are; several may make one recipe."""
