@@ -14,7 +14,7 @@ function barRow(key) {
   } });
   const typed = element("input", { type: "number", id: `type-${key}`, step: "any", placeholder: "any", "aria-label": `largest ${label}${unit ? `, in ${unit}` : ""}`,
     onchange: () => limit(key, typed.value === "" ? null : Number(typed.value) / factor) });
-  return [element("label", { for: slide.id }, `largest ${label}`), slide, typed, element("span", { class: "label" }, unit)];
+  return [element("label", { for: slide.id }, `largest ${label}`), slide, typed, element("span", { class: "unit" }, unit)];
 }
 
 function limit(key, value) {

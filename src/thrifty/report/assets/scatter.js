@@ -85,7 +85,8 @@ function crosshair() {
     if (value == null) return [];
     const place = (FIGURES[key].scale || 1) * value;
     const span = axis === "x" ? { x0: place, x1: place, y0: 0, y1: 1, yref: "paper" } : { y0: place, y1: place, x0: 0, x1: 1, xref: "paper" };
-    const label = { text: "reference", textposition: axis === "x" ? "end" : "start", textangle: axis === "x" ? -90 : 0, font: { size: 11, color: colour("soft") } };
+    const anchor = axis === "x" ? { xanchor: "left", yanchor: "top" } : { xanchor: "right", yanchor: "bottom" };
+    const label = { text: "reference", textposition: "end", textangle: 0, ...anchor, font: { size: 11, color: colour("soft") } };
     return [{ type: "line", layer: "below", line: { color: colour("soft"), width: 1, dash: "dash" }, label, ...span }];
   };
   return [...line("x", state.x), ...line("y", state.y)];
@@ -103,7 +104,7 @@ function axisLayout(axis) {
   const log = onLog(axis);
   return { title: { text: `${literal(title)}, ${less ? "lower" : "higher"} is better`, standoff: 12, font: { size: 13, color: colour("soft") } }, type: log ? "log" : "linear",
     gridcolor: colour("line", 0.6), zeroline: false, linecolor: colour("line"), automargin: true, tickfont: { color: colour("soft") }, ticksuffix: suffix,
-    ...(suffix && { tickformat: "~s" }), ...(log && { dtick: null, nticks: 8, minor: { showgrid: false } }) };
+    ...(["s", "B"].includes(suffix) && { tickformat: "~s" }), ...(log && { dtick: null, nticks: 8, minor: { showgrid: false } }) };
 }
 
 function baseLayout() {
@@ -132,7 +133,9 @@ function describe(rows) {
   };
   const missing = shown().filter((row) => !rows.includes(row));
   const never = missing.filter((row) => [state.x, state.y].includes("even") && row.trial.break_even_requests === "never").length;
-  const absent = missing.length ? ` ${missing.length} have no place here: ${never ? `${never} never break even, ` : ""}the others lack a figure.` : "";
+  const lacking = missing.length - never;
+  const why = [never && `${never} never break even`, lacking && `${lacking} lack${lacking === 1 ? "s" : ""} a figure`].filter(Boolean);
+  const absent = missing.length ? ` Not drawn: ${why.join(", ")}.` : "";
   return `${y.label}${range(state.y)} against ${x.label}${range(state.x)}: ${counts.map(([n, says]) => `${n} ${says}`).join(", ") || "no trial"}.${absent} `
     + "Hollow: screened, without an interval. Dashed: the reference, eager fp32. Drag to select; the table below holds the same figures.";
 }
