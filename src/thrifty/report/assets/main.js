@@ -7,7 +7,8 @@ const state = {
 
 const VIEWS = [
   { draw: drawAnswer, of: ["limits", "minimise", "environment"] },
-  { draw: drawScatter, of: ["x", "y", "log-x", "log-y", "intervals", "environment", "chosen", "selected", "best", "theme"] },
+  { draw: drawScatter, of: ["x", "y", "log-x", "log-y", "intervals", "environment", "chosen", "selected", "theme"] },
+  { draw: moveArrow, of: ["best"] },
   { draw: drawParallel, of: ["environment", "chosen", "selected", "theme"] },
   { draw: drawDetail, of: ["chosen", "perDay"] },
   { draw: drawTable, of: ["environment", "selected", "sort", "perDay"] },

@@ -92,7 +92,7 @@ function crosshair() {
   return [...line("x", state.x), ...line("y", state.y)];
 }
 
-function bestArrow(rows) {
+function bestArrow(rows = placed(shown(), state.x, state.y)) {
   const row = rows.find((each) => each === state.best.row);
   const place = (axis) => (onLog(axis) ? Math.log10(at(row, state[axis])) : at(row, state[axis]));
   return row ? [{ x: place("x"), y: place("y"), text: "best under the bars", showarrow: true, arrowhead: 0, arrowcolor: colour("soft"), ax: 0, ay: -34, standoff: 8,
@@ -121,6 +121,11 @@ function drawScatter() {
     uirevision: [state.x, state.y, onLog("x"), onLog("y"), state.environment].join() };
   Plotly.react("scatter", [beaten(rows), ...grouped(rows).map(scatterTrace), ring(rows)], layout, CONFIG);
   fill("scatter-text", describe(rows));
+}
+
+// A slider moves this alone, and quickly.
+function moveArrow() {
+  Plotly.relayout("scatter", { annotations: bestArrow() });
 }
 
 // What the chart shows, for those who do not see it.
