@@ -101,8 +101,10 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self):
+        """What the page asked for; Chromium's own first tab asks for its parts too."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        asked = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [each["request"]["url"] for each in asked if not each["documentURL"].startswith("chrome:")]
 
 
 @pytest.fixture(scope="module")
