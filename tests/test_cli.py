@@ -45,6 +45,8 @@ def test_lists_read_well_off_a_terminal():
     (["run", "digits", "train", "--threads", "4000"], "threads"),
     (["bench", "nothing"], "no artifact"),
     (["show", "nothing"], "no study"),
+    (["report", "nothing"], "no study"),
+    (["report", "nothing", "--requests-per-day", "0"], "above 0"),
     (["methods", "prun"], "did you mean 'prune'"),
     (["run", "digits"], "RECIPE"),
     (["frobnicate"], "frobnicate"),
@@ -79,7 +81,7 @@ def test_what_is_not_finite_is_null(capsys):
 
 
 def test_every_verb_has_help_with_an_example():
-    for verb in ("workloads", "methods", "check", "run", "sweep", "bench", "show", "cache"):
+    for verb in ("workloads", "methods", "check", "run", "sweep", "bench", "show", "report", "cache"):
         done = thrifty(verb, "--help")
         assert done.returncode == 0 and "Example" in done.stdout, verb
 

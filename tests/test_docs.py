@@ -22,7 +22,7 @@ from thrifty.registry import BUILT_IN, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-NEED_ARGUMENTS_OF_A_STUDY = {"bench", "show"}
+NEED_ARGUMENTS_OF_A_STUDY = {"bench", "show", "report"}
 """Verbs whose arguments exist only after a real run: their options are checked by --help."""
 
 

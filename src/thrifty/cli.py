@@ -278,6 +278,22 @@ def show(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
 
 
 @app.command()
+def report(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
+           out: Annotated[Path | None, typer.Option("--out", help="The file; report.html in the study by default.")] = None,
+           requests_per_day: Annotated[float | None, typer.Option(
+               "--requests-per-day", help="How many the model will serve: tells break-even in days.")] = None,
+           as_json: JsonOption = False) -> None:
+    """Write a study's page: one HTML file that works offline, and print its path.
+
+    Example: thrifty report study/ --out frontier.html --requests-per-day 100000
+    """
+    from thrifty.report.page import write
+
+    path = write(store, out, requests_per_day=requests_per_day)
+    emit({"page": str(path)}) if as_json else print(path)
+
+
+@app.command()
 def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what exceeds the quota, oldest first.")] = False,
           everything: Annotated[bool, typer.Option("--all", help="With --clean: remove all.")] = False,
           as_json: JsonOption = False) -> None:

@@ -19,9 +19,11 @@ from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.findings import Findings
 from thrifty.report.document import finite, study_json
 
-SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "scatter", "parallel", "answer", "spent", "detail",
+SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "scatter", "parallel", "answer", "spent", "detail",
            "table", "main")
 """The page's own script, in the order in which one part uses another."""
+
+STYLES = ("base", "parts", "narrow")
 
 
 class PageError(ThriftyError):
@@ -79,7 +81,7 @@ def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day:
         "policy": policy(plotly, script),
         "version": thrifty.__version__,
         "title": text(f"{document['workload'] or 'An empty study'}: Thrifty report"),
-        "style": asset("page.css"),
+        "style": "".join(asset(f"{name}.css") for name in STYLES),
         "document": island({"study": document, "options": options}),
         "plotly": plotly,
         "script": script,

@@ -2,19 +2,42 @@
 
 // A slider stops at every value that some trial has, so that each step lets one more trial in; its last stop is "any".
 function stops(key) {
-  const ends = placed(shown().filter((row) => row.trial.status === "done"), key).map((row) => upper(row.figures[key]));
+  const ends = placed(
+    shown().filter((row) => row.trial.status === "done"),
+    key,
+  ).map((row) => upper(row.figures[key]));
   return [...new Set(ends)].sort((a, b) => a - b);
 }
 
 function barRow(key) {
-  const { label, unit: [factor, unit] } = FIGURES[key];
-  const slide = element("input", { type: "range", id: `bar-${key}`, min: 0, step: 1, oninput: () => {
-    const values = stops(key);
-    limit(key, slide.value >= values.length ? null : values[slide.value]);
-  } });
-  const typed = element("input", { type: "number", id: `type-${key}`, step: "any", placeholder: "any", "aria-label": `largest ${label}${unit ? `, in ${unit}` : ""}`,
-    onchange: () => limit(key, typed.value === "" ? null : Number(typed.value) / factor) });
-  return [element("label", { for: slide.id }, `largest ${label}`), slide, typed, element("span", { class: "label" }, unit)];
+  const {
+    label,
+    unit: [factor, unit],
+  } = FIGURES[key];
+  const slide = element("input", {
+    type: "range",
+    id: `bar-${key}`,
+    min: 0,
+    step: 1,
+    oninput: () => {
+      const values = stops(key);
+      limit(key, slide.value >= values.length ? null : values[slide.value]);
+    },
+  });
+  const typed = element("input", {
+    type: "number",
+    id: `type-${key}`,
+    step: "any",
+    placeholder: "any",
+    "aria-label": `largest ${label}${unit ? `, in ${unit}` : ""}`,
+    onchange: () => limit(key, typed.value === "" ? null : Number(typed.value) / factor),
+  });
+  return [
+    element("label", { for: slide.id }, `largest ${label}`),
+    slide,
+    typed,
+    element("span", { class: "unit" }, unit),
+  ];
 }
 
 function limit(key, value) {
@@ -22,25 +45,41 @@ function limit(key, value) {
 }
 
 function buildBars() {
-  fill("bars", ...BARS.flatMap(barRow), element("label", { for: "minimise" }, "and then the least"),
-    select("minimise", Object.entries(MINIMISED).map(([key, { label }]) => [key, label]), state.minimise, { onchange: (event) => change({ minimise: event.target.value }) }));
+  fill(
+    "bars",
+    ...BARS.flatMap(barRow),
+    element("label", { for: "minimise" }, "and then the least"),
+    select(
+      "minimise",
+      Object.entries(MINIMISED).map(([key, { label }]) => [key, label]),
+      state.minimise,
+      { onchange: (event) => change({ minimise: event.target.value }) },
+    ),
+  );
 }
 
 function showBars() {
   for (const key of BARS) {
     const [values, value] = [stops(key), state.limits[key]];
-    const { text, unit: [factor] } = FIGURES[key];
+    const {
+      text,
+      unit: [factor],
+    } = FIGURES[key];
     const [slide, typed] = [by(`bar-${key}`), by(`type-${key}`)];
     slide.max = values.length;
-    slide.value = value == null ? values.length : Math.max(0, values.filter((each) => each <= value + TOLERANCE).length - 1);
+    slide.value =
+      value == null ? values.length : Math.max(0, values.filter((each) => each <= value + TOLERANCE).length - 1);
     slide.setAttribute("aria-valuetext", value == null ? "any" : `at most ${text(value)}`);
     slide.disabled = typed.disabled = !values.length;
-    if (document.activeElement !== typed) typed.value = value == null ? "" : String(Number((value * factor).toPrecision(4)));
+    if (document.activeElement !== typed)
+      typed.value = value == null ? "" : String(Number((value * factor).toPrecision(4)));
   }
 }
 
 function asked() {
-  const bars = BARS.filter((key) => state.limits[key] != null).map((key) => `${FIGURES[key].label} at most ${FIGURES[key].text(state.limits[key])}`);
+  const bars = BARS.filter((key) => state.limits[key] != null).map(
+    (key) => `${FIGURES[key].label} at most ${FIGURES[key].text(state.limits[key])}`,
+  );
   return bars.length ? bars.join(", ") : "no bar at all";
 }
 
@@ -51,21 +90,66 @@ function drawAnswer() {
   by("answer").className = row ? "" : "none";
   by("answer").dataset.best = row ? row.id : "";
   by("answer").dataset.nearest = nearest ? nearest.id : "";
-  const of = found && ["drop", "latency", "speedup", "bytes", "training"].map((key) => [FIGURES[key].label, figureText(found, key)]);
+  const of =
+    found &&
+    ["drop", "latency", "speedup", "bytes", "training"].map((key) => [FIGURES[key].label, figureText(found, key)]);
   const name = found && element("p", { class: "name" }, mark(found), row ? "Best: " : "Nearest: ", link(found));
-  fill("answer",
-    row ? null : element("p", {}, element("strong", {}, found ? "No trial meets this. " : "No trial has these figures. "), asked(), "."),
-    name, found && element("code", { class: "recipe" }, found.recipe), found && list(of, { class: "figures" }),
-    row && element("p", { class: "note" }, `${meeting} of ${shown().length} trials meet ${asked()}, by the upper ends of their intervals; this one has the least ${MINIMISED[state.minimise].label}.`),
-    !row && found && element("p", { class: "note" }, `It misses ${misses.map((key) => `${FIGURES[key].label}: up to ${FIGURES[key].text(upper(found.figures[key]))}`).join("; ")}.`),
-    found && found.screened && element("p", { class: "note" }, "Its speed was screened with one pair and has no interval: measure it again before relying on it."),
-    letters.size > 1 && !state.environment && element("p", { class: "note" }, "Trials of several environments are compared here, whose speeds may not be comparable: choose one at the chart."),
-    searchText());
+  fill(
+    "answer",
+    row
+      ? null
+      : element(
+          "p",
+          {},
+          element("strong", {}, found ? "No trial meets this: " : "No trial has these figures: "),
+          asked(),
+          ".",
+        ),
+    name,
+    found && element("code", { class: "recipe" }, found.recipe),
+    found && list(of, { class: "figures" }),
+    row &&
+      element(
+        "p",
+        { class: "note" },
+        `${meeting} of ${shown().length} trials meet ${asked()}, by the upper ends of their intervals; this one has the least ${MINIMISED[state.minimise].label}.`,
+      ),
+    !row &&
+      found &&
+      element(
+        "p",
+        { class: "note" },
+        `It misses ${misses.map((key) => `${FIGURES[key].label}: up to ${FIGURES[key].text(upper(found.figures[key]))}`).join("; ")}.`,
+      ),
+    found &&
+      found.screened &&
+      element(
+        "p",
+        { class: "note" },
+        "Its speed was screened with one pair and has no interval: measure it again before relying on it.",
+      ),
+    letters.size > 1 &&
+      !state.environment &&
+      element(
+        "p",
+        { class: "note" },
+        "Trials of several environments are compared here, whose speeds may not be comparable: choose one at the chart.",
+      ),
+    searchText(),
+  );
 }
 
 function searchText() {
   if (!STUDY.bars) return null;
-  const words = Object.entries(STUDY.bars).filter(([, value]) => value != null).map(([key, value]) => `${key.replaceAll("_", " ")} ${value}`);
+  const words = Object.entries(STUDY.bars)
+    .filter(([, value]) => value != null)
+    .map(([key, value]) => `${key.replaceAll("_", " ")} ${value}`);
   const [id, says] = STUDY.recommended ? [STUDY.recommended, "recommended"] : [STUDY.nearest, "found none; nearest is"];
-  return element("p", { class: "note" }, `The search was asked for ${words.join(", ") || "nothing"} and ${says} `, BY_ID.has(id) ? link(BY_ID.get(id)) : "nothing", ".");
+  return element(
+    "p",
+    { class: "note" },
+    `The search was asked for ${words.join(", ") || "nothing"} and ${says} `,
+    BY_ID.has(id) ? link(BY_ID.get(id)) : "nothing",
+    ".",
+  );
 }

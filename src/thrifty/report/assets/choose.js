@@ -19,26 +19,45 @@ function upper(figure) {
 function best(rows, limits, minimise) {
   const bars = BARS.filter((key) => limits[key] != null);
   const { read, speed } = MINIMISED[minimise];
-  const known = rows.filter((row) => row.trial.status === "done" && row.figures.drop && row.figures.drop.high != null && read(row)
-    && bars.every((key) => row.figures[key]));
-  const span = Object.fromEntries(bars.map((key) => {
-    const ends = known.map((row) => upper(row.figures[key]));
-    return [key, Math.max(...ends) - Math.min(...ends) || 1];
-  }));
-  const excess = (row) => Math.max(0, ...bars.map((key) => {
-    const over = upper(row.figures[key]) - limits[key];
-    return over <= TOLERANCE ? 0 : over / span[key];
-  }));
+  const known = rows.filter(
+    (row) =>
+      row.trial.status === "done" &&
+      row.figures.drop &&
+      row.figures.drop.high != null &&
+      read(row) &&
+      bars.every((key) => row.figures[key]),
+  );
+  const span = Object.fromEntries(
+    bars.map((key) => {
+      const ends = known.map((row) => upper(row.figures[key]));
+      return [key, Math.max(...ends) - Math.min(...ends) || 1];
+    }),
+  );
+  const excess = (row) =>
+    Math.max(
+      0,
+      ...bars.map((key) => {
+        const over = upper(row.figures[key]) - limits[key];
+        return over <= TOLERANCE ? 0 : over / span[key];
+      }),
+    );
   const screened = (row) => Number((speed || limits.latency != null) && row.screened);
   const rank = (row) => [screened(row), upper(read(row)), read(row).value, row.figures.drop.high];
-  const ranked = known.map((row) => ({ row, key: rank(row), excess: excess(row) })).sort((a, b) => {
-    const at = a.key.findIndex((part, i) => part !== b.key[i]);
-    return at < 0 ? 0 : a.key[at] - b.key[at];
-  });
+  const ranked = known
+    .map((row) => ({ row, key: rank(row), excess: excess(row) }))
+    .sort((a, b) => {
+      const at = a.key.findIndex((part, i) => part !== b.key[i]);
+      return at < 0 ? 0 : a.key[at] - b.key[at];
+    });
   const chosen = ranked.find((each) => each.excess === 0);
   const nearest = chosen || ranked.reduce((least, each) => (!least || each.excess < least.excess ? each : least), null);
   const misses = nearest ? bars.filter((key) => upper(nearest.row.figures[key]) - limits[key] > TOLERANCE) : [];
-  return { row: chosen ? chosen.row : null, nearest: nearest ? nearest.row : null, misses, meeting: ranked.filter((each) => each.excess === 0).length };
+  return {
+    row: chosen ? chosen.row : null,
+    nearest: nearest ? nearest.row : null,
+    misses,
+    meeting: ranked.filter((each) => each.excess === 0).length,
+  };
 }
 
 // What the search was asked, as far as the page has it; otherwise a drop of 1 point, or of 1% of the reference.
@@ -48,10 +67,16 @@ function firstLimits() {
   const baseline = quality ? Math.abs(quality.baseline) : 1;
   const read = /^\s*([\d.]+(?:e-?\d+)?)\s*(pt|%|)\s*$/.exec(String(asked.max_drop ?? (IN_POINTS ? "1pt" : "1%")));
   const drop = read && Number(read[1]) * { pt: 0.01, "%": 0.01 * baseline, "": 1 }[read[2]];
-  return { drop: STUDY.bars && asked.max_drop == null ? null : drop, latency: number(asked.max_latency), bytes: number(asked.max_bytes), training: null };
+  return {
+    drop: STUDY.bars && asked.max_drop == null ? null : drop,
+    latency: number(asked.max_latency),
+    bytes: number(asked.max_bytes),
+    training: null,
+  };
 }
 
 function firstMinimised() {
-  const asked = { latency: "inference", quality: "drop" }[STUDY.bars && STUDY.bars.minimize] || (STUDY.bars && STUDY.bars.minimize);
+  const asked =
+    { latency: "inference", quality: "drop" }[STUDY.bars && STUDY.bars.minimize] || (STUDY.bars && STUDY.bars.minimize);
   return asked in MINIMISED ? asked : "inference";
 }

@@ -21,11 +21,21 @@ function fill(id, ...children) {
 
 // An item is a [name, value] pair; null is left out.
 function list(items, attributes = {}) {
-  return element("dl", attributes, ...items.filter(Boolean).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  return element(
+    "dl",
+    attributes,
+    ...items
+      .filter(Boolean)
+      .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
+  );
 }
 
 function select(id, options, value, attributes = {}) {
-  const made = element("select", { id, ...attributes }, ...options.map(([key, text]) => element("option", { value: key }, text)));
+  const made = element(
+    "select",
+    { id, ...attributes },
+    ...options.map(([key, text]) => element("option", { value: key }, text)),
+  );
   made.value = value;
   return made;
 }
@@ -36,12 +46,34 @@ function labelled(text, control) {
 
 // A column is [heading, number?]; a row's cells are texts or elements.
 function plainTable(caption, columns, rows) {
-  return element("table", { class: "plain" }, element("caption", {}, caption),
-    element("thead", {}, element("tr", {}, ...columns.map(([heading, number]) => element("th", { scope: "col", class: number && "number" }, heading)))),
-    element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell, i) => {
-      const attributes = { class: columns[i][1] && "number" };
-      return i === 0 ? element("th", { scope: "row", ...attributes }, cell) : element("td", attributes, cell);
-    })))));
+  return element(
+    "table",
+    { class: "plain" },
+    element("caption", {}, caption),
+    element(
+      "thead",
+      {},
+      element(
+        "tr",
+        {},
+        ...columns.map(([heading, number]) => element("th", { scope: "col", class: number && "number" }, heading)),
+      ),
+    ),
+    element(
+      "tbody",
+      {},
+      ...rows.map((cells) =>
+        element(
+          "tr",
+          {},
+          ...cells.map((cell, i) => {
+            const attributes = { class: columns[i][1] && "number" };
+            return i === 0 ? element("th", { scope: "row", ...attributes }, cell) : element("td", attributes, cell);
+          }),
+        ),
+      ),
+    ),
+  );
 }
 
 function mark(row) {

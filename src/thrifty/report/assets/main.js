@@ -1,14 +1,31 @@
 // What is shown now, and what is drawn again when it changes.
 
 const state = {
-  x: "speedup", y: "drop", "log-x": true, "log-y": false, intervals: ROWS.length > MANY ? "front" : "all", environment: "", chosen: null, selected: null,
-  limits: firstLimits(), minimise: firstMinimised(), best: null, sort: { column: 0, down: false }, perDay: OPTIONS.requests_per_day, theme: "",
+  x: "speedup",
+  y: "drop",
+  "log-x": true,
+  "log-y": false,
+  intervals: ROWS.length > MANY ? "front" : "all",
+  environment: "",
+  chosen: null,
+  selected: null,
+  limits: firstLimits(),
+  minimise: firstMinimised(),
+  best: null,
+  sort: { column: 0, down: false },
+  perDay: OPTIONS.requests_per_day,
+  theme: "",
+  paper: false,
 };
 
 const VIEWS = [
   { draw: drawAnswer, of: ["limits", "minimise", "environment"] },
-  { draw: drawScatter, of: ["x", "y", "log-x", "log-y", "intervals", "environment", "chosen", "selected", "best", "theme"] },
-  { draw: drawParallel, of: ["environment", "chosen", "selected", "theme"] },
+  {
+    draw: drawScatter,
+    of: ["x", "y", "log-x", "log-y", "intervals", "environment", "chosen", "selected", "theme", "paper"],
+  },
+  { draw: moveArrow, of: ["best"] },
+  { draw: drawParallel, of: ["environment", "chosen", "selected", "theme", "paper"] },
   { draw: drawDetail, of: ["chosen", "perDay"] },
   { draw: drawTable, of: ["environment", "selected", "sort", "perDay"] },
   { draw: markChosen, of: ["chosen"] },
@@ -36,23 +53,62 @@ function choose(id) {
 
 function buildAxes() {
   const options = Object.entries(FIGURES).map(([key, { label }]) => [key, label]);
-  const axis = (name, text) => [labelled(text, select(name, options, state[name], { onchange: (event) => {
-    by(`log-${name}`).disabled = !FIGURES[event.target.value].log;
-    change({ [name]: event.target.value });
-  } })), labelled("log", element("input", { type: "checkbox", id: `log-${name}`, checked: state[`log-${name}`], disabled: !FIGURES[state[name]].log, "aria-label": `logarithmic ${text} axis`,
-    onchange: (event) => change({ [`log-${name}`]: event.target.checked }) }))];
-  const intervals = [["all", "all"], ["front", "of the front and the chosen"], ["none", "none"]];
-  const machines = [["", "all, not comparable"], ...[...letters].map(([key, letter]) => [key, `machine ${letter}`])];
+  const axis = (name, text) => [
+    labelled(
+      text,
+      select(name, options, state[name], {
+        onchange: (event) => {
+          by(`log-${name}`).disabled = !FIGURES[event.target.value].log;
+          change({ [name]: event.target.value });
+        },
+      }),
+    ),
+    labelled(
+      "log",
+      element("input", {
+        type: "checkbox",
+        id: `log-${name}`,
+        checked: state[`log-${name}`],
+        disabled: !FIGURES[state[name]].log,
+        "aria-label": `logarithmic ${text} axis`,
+        onchange: (event) => change({ [`log-${name}`]: event.target.checked }),
+      }),
+    ),
+  ];
+  const intervals = [
+    ["all", "all"],
+    ["front", "of the front and the chosen"],
+    ["none", "none"],
+  ];
+  const places = [["", "all, not comparable"], ...[...letters].map(([key, letter]) => [key, `environment ${letter}`])];
   const reset = () => Plotly.relayout("scatter", { "xaxis.autorange": true, "yaxis.autorange": true });
-  fill("axes", ...axis("x", "across"), ...axis("y", "up"), labelled("intervals", select("intervals", intervals, state.intervals, { onchange: (event) => change({ intervals: event.target.value }) })),
-    letters.size > 1 ? labelled("trials of", select("environment", machines, "", { onchange: (event) => change({ environment: event.target.value }) })) : null,
-    element("button", { type: "button", class: "push", onclick: reset }, "Reset the zoom"));
+  fill(
+    "axes",
+    ...axis("x", "across"),
+    ...axis("y", "up"),
+    labelled(
+      "intervals",
+      select("intervals", intervals, state.intervals, {
+        onchange: (event) => change({ intervals: event.target.value }),
+      }),
+    ),
+    letters.size > 1
+      ? labelled(
+          "trials of",
+          select("environment", places, "", { onchange: (event) => change({ environment: event.target.value }) }),
+        )
+      : null,
+    element("button", { type: "button", class: "push", onclick: reset }, "Reset the zoom"),
+  );
 }
 
 function listenTo(id) {
   const ids = (event) => event.points.map((point) => point.customdata).filter((each) => typeof each === "string");
   by(id).on("plotly_click", (event) => ids(event).slice(0, 1).forEach(choose));
-  by(id).on("plotly_selected", (event) => event && event.points.length && setTimeout(() => change({ selected: new Set(ids(event)) })));
+  by(id).on(
+    "plotly_selected",
+    (event) => event && event.points.length && setTimeout(() => change({ selected: new Set(ids(event)) })),
+  );
   by(id).on("plotly_deselect", () => setTimeout(() => change({ selected: null })));
 }
 
@@ -72,9 +128,15 @@ drawFailures();
 change(state);
 listenTo("scatter");
 listenTo("parallel");
-if (state.best.row || ROWS.length) choose((state.best.row || BY_ID.get(STUDY.recommended) || ROWS[0]).id);
+if (ROWS.length) choose((state.best.nearest || ROWS[0]).id);
 by("theme").addEventListener("change", (event) => theme(event.target.value));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => change({ theme: state.theme }));
-addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; change({ theme: state.theme }); });
-addEventListener("afterprint", () => theme(state.theme));
+addEventListener("beforeprint", () => {
+  document.documentElement.dataset.theme = "light";
+  change({ paper: true });
+});
+addEventListener("afterprint", () => {
+  state.paper = false;
+  theme(state.theme);
+});
 document.documentElement.dataset.ready = "";

@@ -8,7 +8,10 @@ function sum(charges, key) {
 // One line a kind of charge, the dearest first.
 function spentTable(charges, caption) {
   const whole = sum(charges, "seconds");
-  const kinds = [...new Set(charges.map((charge) => charge.kind))].map((kind) => ({ kind, part: charges.filter((charge) => charge.kind === kind) }));
+  const kinds = [...new Set(charges.map((charge) => charge.kind))].map((kind) => ({
+    kind,
+    part: charges.filter((charge) => charge.kind === kind),
+  }));
   kinds.sort((a, b) => sum(b.part, "seconds") - sum(a.part, "seconds"));
   const share = (time) => {
     const bar = element("span", { "aria-hidden": "true" });
@@ -18,26 +21,62 @@ function spentTable(charges, caption) {
   const known = (key) => charges.some((charge) => charge[key] != null);
   const row = (name, part) => {
     const time = sum(part, "seconds");
-    return [name, String(part.length), seconds(time), whole ? `${Math.round((100 * time) / whole)}%` : "", share(time),
-      ...(known("flops") ? [scaled(sum(part, "flops"), "FLOP")] : []), ...(known("joules") ? [sum(part, "joules") == null ? NOT_MEASURED : significant(sum(part, "joules"))] : [])];
+    return [
+      name,
+      String(part.length),
+      seconds(time),
+      whole ? `${Math.round((100 * time) / whole)}%` : "",
+      share(time),
+      ...(known("flops") ? [scaled(sum(part, "flops"), "FLOP")] : []),
+      ...(known("joules") ? [sum(part, "joules") == null ? NOT_MEASURED : significant(sum(part, "joules"))] : []),
+    ];
   };
-  const columns = [["spent on"], ["times", true], ["time", true], ["share", true], [""], ...(known("flops") ? [["FLOPs", true]] : []), ...(known("joules") ? [["joules", true]] : [])];
+  const columns = [
+    ["spent on"],
+    ["times", true],
+    ["time", true],
+    ["share", true],
+    [""],
+    ...(known("flops") ? [["FLOPs", true]] : []),
+    ...(known("joules") ? [["joules", true]] : []),
+  ];
   const made = plainTable(caption, columns, [...kinds.map(({ kind, part }) => row(kind, part)), row("all", charges)]);
-  made.querySelectorAll("td:nth-child(5)").forEach((cell) => { cell.className = "share"; });
+  made.querySelectorAll("td:nth-child(5)").forEach((cell) => {
+    cell.className = "share";
+  });
   return made;
 }
 
 function drawSpent() {
   const { charges, dollars } = STUDY.spent;
-  fill("spent", charges.length ? spentTable(charges, `All that really ran, failures and measuring too${dollars == null ? "" : `: ${significant(dollars)} dollars at the price given`}.`)
-    : element("p", { class: "note" }, "Nothing was charged."));
+  fill(
+    "spent",
+    charges.length
+      ? spentTable(
+          charges,
+          `All that really ran, failures and measuring too${dollars == null ? "" : `: ${significant(dollars)} dollars at the price given`}.`,
+        )
+      : element("p", { class: "note" }, "Nothing was charged."),
+  );
 }
 
 function drawFailures() {
-  const rows = STUDY.failures.map((failure) => [failure.recipe || "(the model as it comes)", failure.reason, failure.at,
-    BY_ID.has(failure.trial) ? link(BY_ID.get(failure.trial)) : failure.trial || ""]);
-  fill("failures", rows.length ? plainTable("Every run that failed, those too that succeeded later", [["recipe"], ["reason"], ["when"], ["trial"]], rows)
-    : element("p", { class: "note" }, "No run failed."));
+  const rows = STUDY.failures.map((failure) => [
+    failure.recipe || "(the model as it comes)",
+    failure.reason,
+    failure.at,
+    BY_ID.has(failure.trial) ? link(BY_ID.get(failure.trial)) : failure.trial || "",
+  ]);
+  fill(
+    "failures",
+    rows.length
+      ? plainTable(
+          "Every run that failed, those too that succeeded later",
+          [["recipe"], ["reason"], ["when"], ["trial"]],
+          rows,
+        )
+      : element("p", { class: "note" }, "No run failed."),
+  );
 }
 
 function valueText(value) {
@@ -46,13 +85,35 @@ function valueText(value) {
 
 function drawHeader() {
   fill("workload", STUDY.workload ?? "An empty study");
-  const target = Object.entries(STUDY.target || {}).filter(([, value]) => value != null).map(([key, value]) => `${key} ${valueText(value)}`);
-  fill("target", `${target.join(", ")}${target.length ? " · " : ""}${ROWS.length} trials, ${STUDY.frontier.length} on the front over ${STUDY.objectives.join(", ")}`);
+  const target = Object.entries(STUDY.target || {})
+    .filter(([, value]) => value != null)
+    .map(([key, value]) => `${key} ${valueText(value)}`);
+  fill(
+    "target",
+    `${target.join(", ")}${target.length ? " · " : ""}${ROWS.length} trials, ${STUDY.frontier.length} on the front over ${STUDY.objectives.join(", ")}`,
+  );
   const all = Object.values(STUDY.environments).map(({ values }) => values);
   const keys = [...new Set(all.flatMap(Object.keys))];
   const differ = keys.filter((key) => new Set(all.map((values) => JSON.stringify(values[key]))).size > 1);
-  const machines = [...letters].map(([key, letter]) => [`machine ${letter}`, `${STUDY.environments[key].trials.length} trials: ${differ.map((name) => `${name} ${valueText(STUDY.environments[key].values[name])}`).join(", ")}`]);
-  fill("machine", list(keys.filter((key) => !differ.includes(key)).map((key) => [key, valueText(all[0][key])])),
-    all.length > 1 ? element("div", { class: "warning", role: "note" }, element("p", {}, element("strong", {}, "Not comparable: "),
-      `trials were measured in ${all.length} environments that differ in ${differ.join(", ")}. Compare speeds within one only.`), list(machines)) : null);
+  const machines = [...letters].map(([key, letter]) => [
+    `environment ${letter}`,
+    `${STUDY.environments[key].trials.length} trials: ${differ.map((name) => `${name} ${valueText(STUDY.environments[key].values[name])}`).join(", ")}`,
+  ]);
+  fill(
+    "machine",
+    list(keys.filter((key) => !differ.includes(key)).map((key) => [key, valueText(all[0][key])])),
+    all.length > 1
+      ? element(
+          "div",
+          { class: "warning", role: "note" },
+          element(
+            "p",
+            {},
+            element("strong", {}, "Not comparable: "),
+            `trials were measured in ${all.length} environments that differ in ${differ.join(", ")}. Compare speeds within one only.`,
+          ),
+          list(machines),
+        )
+      : null,
+  );
 }

@@ -26,19 +26,33 @@ function phases(recipe) {
   return [...found, recipe.slice(start).trim()].filter(Boolean);
 }
 
-const letters = new Map(Object.keys(STUDY.environments).map((key, i) => [key, String.fromCharCode(65 + (i % 26)) + (i < 26 ? "" : Math.floor(i / 26))]));
+const letters = new Map(
+  Object.keys(STUDY.environments).map((key, i) => [
+    key,
+    String.fromCharCode(65 + (i % 26)) + (i < 26 ? "" : Math.floor(i / 26)),
+  ]),
+);
 const standings = new Map(STUDY.standings.map((standing) => [standing.id, standing]));
 const reasons = new Map(STUDY.not_ranked.map((each) => [each.id, each.reason]));
-const environmentOf = new Map(Object.entries(STUDY.environments).flatMap(([key, { trials }]) => trials.map((id) => [id, key])));
+const environmentOf = new Map(
+  Object.entries(STUDY.environments).flatMap(([key, { trials }]) => trials.map((id) => [id, key])),
+);
 
 function rowOf(trial) {
   const standing = standings.get(trial.id);
   const speedup = trial.inference && trial.inference.speedup;
   return {
-    trial, id: trial.id, phases: phases(trial.recipe), recipe: trial.recipe || "(the model as it comes)",
-    status: standing ? standing.status : "unranked", by: standing ? standing.by : null, reason: reasons.get(trial.id) || null,
-    screened: Boolean(speedup) && speedup.value != null && speedup.low == null, environment: environmentOf.get(trial.id),
-    figures: Object.fromEntries(Object.entries(FIGURES).map(([key, { read }]) => [key, read(trial)])), relativeTime: relativeTime(trial),
+    trial,
+    id: trial.id,
+    phases: phases(trial.recipe),
+    recipe: trial.recipe || "(the model as it comes)",
+    status: standing ? standing.status : "unranked",
+    by: standing ? standing.by : null,
+    reason: reasons.get(trial.id) || null,
+    screened: Boolean(speedup) && speedup.value != null && speedup.low == null,
+    environment: environmentOf.get(trial.id),
+    figures: Object.fromEntries(Object.entries(FIGURES).map(([key, { read }]) => [key, read(trial)])),
+    relativeTime: relativeTime(trial),
   };
 }
 
@@ -50,7 +64,9 @@ function before(a, b) {
 }
 
 const ROWS = STUDY.trials.map(rowOf).sort(before);
-ROWS.forEach((row, i) => { row.name = `#${i + 1}`; });
+ROWS.forEach((row, i) => {
+  row.name = `#${i + 1}`;
+});
 const BY_ID = new Map(ROWS.map((row) => [row.id, row]));
 
 function nameOf(id) {
@@ -85,5 +101,7 @@ function standingText(row) {
 function figureText(row, key) {
   const [{ text }, found] = [FIGURES[key], row.figures[key]];
   if (!found) return key === "even" && row.trial.break_even_requests === "never" ? "never" : NOT_MEASURED;
-  return found.low == null || found.high == null ? text(found.value) : `${text(found.value)} [${text(found.low)}, ${text(found.high)}]`;
+  return found.low == null || found.high == null
+    ? text(found.value)
+    : `${text(found.value)} [${text(found.low)}, ${text(found.high)}]`;
 }

@@ -1,16 +1,45 @@
 // The same figures as a table: sorted by any column, chosen by click or keys, taken away as CSV or JSON.
 
-const number = (key) => ({ label: FIGURES[key].label, number: true, text: (row) => figureText(row, key), sort: (row) => row.figures[key] && row.figures[key].value });
+const number = (key) => ({
+  label: FIGURES[key].label,
+  number: true,
+  text: (row) => figureText(row, key),
+  sort: (row) => row.figures[key] && row.figures[key].value,
+});
 
 const TABLE = [
   { label: "trial", text: (row) => row.name, sort: (row) => ROWS.indexOf(row) },
   { label: "standing", text: standingText, sort: (row) => Object.keys(STATUSES).indexOf(row.status) },
   { label: "recipe", text: (row) => row.recipe, sort: (row) => row.recipe },
-  number("quality"), number("drop"), number("training"), number("latency"), number("speedup"),
-  { label: "verdict", text: ({ trial }) => (trial.inference ? trial.inference.speedup.verdict : NOT_MEASURED), sort: ({ trial }) => trial.inference && trial.inference.speedup.verdict },
-  number("compiled"), number("bytes"), number("memory"), number("throughput"),
-  { label: "break-even", number: true, text: ({ trial }) => breakEven(trial.break_even_requests, state.perDay), sort: (row) => (row.trial.break_even_requests === "never" ? Infinity : row.trial.break_even_requests) },
-  ...(letters.size > 1 ? [{ label: "machine", text: (row) => letters.get(row.environment), sort: (row) => letters.get(row.environment) }] : []),
+  number("quality"),
+  number("drop"),
+  number("training"),
+  number("latency"),
+  number("speedup"),
+  {
+    label: "verdict",
+    text: ({ trial }) => (trial.inference ? trial.inference.speedup.verdict : NOT_MEASURED),
+    sort: ({ trial }) => trial.inference && trial.inference.speedup.verdict,
+  },
+  number("compiled"),
+  number("bytes"),
+  number("memory"),
+  number("throughput"),
+  {
+    label: "break-even",
+    number: true,
+    text: ({ trial }) => breakEven(trial.break_even_requests, state.perDay),
+    sort: (row) => (row.trial.break_even_requests === "never" ? Infinity : row.trial.break_even_requests),
+  },
+  ...(letters.size > 1
+    ? [
+        {
+          label: "environment",
+          text: (row) => letters.get(row.environment),
+          sort: (row) => letters.get(row.environment),
+        },
+      ]
+    : []),
 ];
 
 // What was not measured comes last either way.
@@ -32,7 +61,11 @@ function heading({ label, number: right }, column) {
     change({ sort: { column, down: sort.column === column && !sort.down } });
     by("table").querySelectorAll("thead button")[column].focus();
   };
-  return element("th", { scope: "col", "aria-sort": direction, class: right && "number" }, element("button", { type: "button", onclick: press }, label));
+  return element(
+    "th",
+    { scope: "col", "aria-sort": direction, class: right && "number" },
+    element("button", { type: "button", onclick: press }, label),
+  );
 }
 
 function tableRow(row) {
@@ -41,7 +74,12 @@ function tableRow(row) {
     const kind = { standing: "status", recipe: "recipe" }[label] || (right && "number");
     return element("td", { class: kind }, label === "standing" && mark(row), text(row));
   });
-  return element("tr", { "data-id": row.id, onclick: () => choose(row.id) }, element("th", { scope: "row" }, pick), ...cells);
+  return element(
+    "tr",
+    { "data-id": row.id, onclick: () => choose(row.id) },
+    element("th", { scope: "row" }, pick),
+    ...cells,
+  );
 }
 
 // One row alone is in the order of the tab key; arrows move on from it.
@@ -52,7 +90,9 @@ function moveIn(event) {
   if (here < 0 || to === undefined) return;
   event.preventDefault();
   const next = picks[Math.min(picks.length - 1, Math.max(0, to))];
-  picks.forEach((pick) => { pick.tabIndex = -1; });
+  picks.forEach((pick) => {
+    pick.tabIndex = -1;
+  });
   next.tabIndex = 0;
   next.focus();
 }
@@ -63,9 +103,21 @@ function listed() {
 
 function drawTable() {
   const rows = sorted(listed());
-  fill("table", element("table", { onkeydown: moveIn },
-    element("caption", {}, state.selected ? `${rows.length} selected of ${shown().length} trials` : `${rows.length} trials`, ", with 95% intervals in brackets. A heading sorts; arrow keys move between trials, Enter chooses."),
-    element("thead", {}, element("tr", {}, ...TABLE.map(heading))), element("tbody", {}, ...rows.map(tableRow))));
+  fill(
+    "table",
+    element(
+      "table",
+      { onkeydown: moveIn },
+      element(
+        "caption",
+        {},
+        state.selected ? `${rows.length} selected of ${shown().length} trials` : `${rows.length} trials`,
+        ", with 95% intervals in brackets. A heading sorts; arrow keys move between trials, Enter chooses.",
+      ),
+      element("thead", {}, element("tr", {}, ...TABLE.map(heading))),
+      element("tbody", {}, ...rows.map(tableRow)),
+    ),
+  );
   by("clear").disabled = !state.selected;
   markChosen();
 }
@@ -85,7 +137,8 @@ function markChosen() {
 
 // Nested figures by their path, "inference.speedup.low"; lists of records are in the JSON alone.
 function flat(value, path = "") {
-  if (Array.isArray(value)) return value.some((part) => part !== null && typeof part === "object") ? [] : [[path, value.join(" ")]];
+  if (Array.isArray(value))
+    return value.some((part) => part !== null && typeof part === "object") ? [] : [[path, value.join(" ")]];
   if (value === null || typeof value !== "object") return [[path, value]];
   return Object.entries(value).flatMap(([key, part]) => flat(part, path ? `${path}.${key}` : key));
 }
@@ -99,10 +152,16 @@ function csvCell(value) {
 }
 
 function csv() {
-  const rows = ROWS.map((row) => new Map([...flat(row.trial), ["standing", row.status], ["by", row.by], ["not_ranked", row.reason]]));
+  const rows = ROWS.map(
+    (row) => new Map([...flat(row.trial), ["standing", row.status], ["by", row.by], ["not_ranked", row.reason]]),
+  );
   const leaves = new Set(rows.flatMap((row) => [...row.keys()]));
   const columns = [...leaves].filter((name) => ![...leaves].some((other) => other.startsWith(`${name}.`))); // "inference" is null where it failed
-  return [columns, ...rows.map((row) => columns.map((name) => row.get(name)))].map((cells) => cells.map(csvCell).join(",")).join("\r\n") + "\r\n";
+  return (
+    [columns, ...rows.map((row) => columns.map((name) => row.get(name)))]
+      .map((cells) => cells.map(csvCell).join(","))
+      .join("\r\n") + "\r\n"
+  );
 }
 
 function download(name, type, text) {
@@ -112,18 +171,47 @@ function download(name, type, text) {
 }
 
 function buildTableControls() {
-  const filter = element("input", { type: "search", id: "filter", placeholder: "part of a recipe", oninput: () => {
-    const part = filter.value.toLowerCase();
-    change({ selected: part ? new Set(ROWS.filter((row) => row.recipe.toLowerCase().includes(part)).map((row) => row.id)) : null });
-  } });
-  const perDay = element("input", { type: "number", id: "per-day", min: 1, step: "any", placeholder: "unknown", value: state.perDay, oninput: () =>
-    change({ perDay: Number(perDay.value) > 0 ? Number(perDay.value) : null }) });
+  const filter = element("input", {
+    type: "search",
+    id: "filter",
+    placeholder: "part of a recipe",
+    oninput: () => {
+      const part = filter.value.toLowerCase();
+      change({
+        selected: part
+          ? new Set(ROWS.filter((row) => row.recipe.toLowerCase().includes(part)).map((row) => row.id))
+          : null,
+      });
+    },
+  });
+  const perDay = element("input", {
+    type: "number",
+    id: "per-day",
+    min: 1,
+    step: "any",
+    placeholder: "unknown",
+    value: state.perDay,
+    oninput: () => change({ perDay: Number(perDay.value) > 0 ? Number(perDay.value) : null }),
+  });
   const clear = () => {
     filter.value = "";
     change({ selected: null });
     say("The selection was cleared.");
   };
-  fill("table-controls", labelled("select by recipe", filter), element("button", { type: "button", id: "clear", onclick: clear }, "Clear the selection"), labelled("requests a day", perDay),
-    element("button", { type: "button", id: "csv", class: "push", onclick: () => download("trials.csv", "text/csv", csv()) }, "CSV"),
-    element("button", { type: "button", id: "json", onclick: () => download("study.json", "application/json", JSON.stringify(STUDY)) }, "JSON"));
+  fill(
+    "table-controls",
+    labelled("select by recipe", filter),
+    element("button", { type: "button", id: "clear", onclick: clear }, "Clear the selection"),
+    labelled("requests a day", perDay),
+    element(
+      "button",
+      { type: "button", id: "csv", class: "push", onclick: () => download("trials.csv", "text/csv", csv()) },
+      "CSV",
+    ),
+    element(
+      "button",
+      { type: "button", id: "json", onclick: () => download("study.json", "application/json", JSON.stringify(STUDY)) },
+      "JSON",
+    ),
+  );
 }

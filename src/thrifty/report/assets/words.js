@@ -15,12 +15,20 @@ function seconds(value) {
   if (value < 1) return `${significant(value * 1e3)} ms`;
   if (value < 120) return `${significant(value)} s`;
   const minutes = Math.round(value / 60);
-  return minutes < 120 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+  return minutes < 120
+    ? `${minutes} min`
+    : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
 function scaled(value, unit) {
   if (value == null) return NOT_MEASURED;
-  for (const [prefix, size] of [["P", 1e15], ["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
+  for (const [prefix, size] of [
+    ["P", 1e15],
+    ["T", 1e12],
+    ["G", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ]) {
     if (Math.abs(value) >= size) return `${significant(value / size)} ${prefix}${unit}`;
   }
   return `${Number(value.toPrecision(6))} ${unit}`;
