@@ -22,7 +22,7 @@ from thrifty.registry import BUILT_IN, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-NEED_ARGUMENTS_OF_A_STUDY = {"bench", "show", "report"}
+NEED_ARGUMENTS_OF_A_STUDY = {"bench", "best", "show", "report"}
 """Verbs whose arguments exist only after a real run: their options are checked by --help."""
 
 
@@ -69,7 +69,7 @@ def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.
 
 def assert_accepted(words: list[str]) -> None:
     """The command is well-formed: nothing long runs."""
-    if words[0] in ("run", "sweep"):
+    if words[0] in ("run", "sweep", "explore"):
         words = [*words, "--dry-run"]
     elif words[0] in NEED_ARGUMENTS_OF_A_STUDY:
         words = [words[0], "--help"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from thrifty.choosing import Bars, Choice, choose
 from thrifty.frontier import Frontier, frontier
@@ -42,10 +43,19 @@ class Findings:
             ThriftyError: there is none, or it cannot be read.
         """
         with Store.open(path) as store:
-            trials, spent, failures, kept = store.trials(), store.spent(), store.failures(), store.bars()
-        bars = Bars.of(kept)
-        return Findings(trials, frontier(trials, objectives(bars)), bars if kept is not None else None,
-                        choose(trials, bars), spent, failures)
+            return Findings.of(store.trials(), store.spent(), store.failures(), store.bars())
+
+    @staticmethod
+    def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
+           asked: Mapping[str, Any] | None = None) -> Findings:
+        """The findings of trials, judged by the bars that were asked for.
+
+        >>> Findings.of([]).choice.trial is None
+        True
+        """
+        bars = Bars.of(asked)
+        return Findings(tuple(trials), frontier(trials, objectives(bars)), None if asked is None else bars,
+                        choose(trials, bars), spent, tuple(failures))
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.trials import MACHINE, TARGET, failed, keep, ledger_of, many, trial
 
-from thrifty.frontier import frontier
+from thrifty.findings import Findings
 from thrifty.ledger import Charge, Ledger
 from thrifty.report.document import environments, finite, study_json
 from thrifty.store import Failure
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_part_of_a_study():
     trials = [trial("aaa", speed=3.0), trial("bbb", speed=2.0, drop=0.05), failed("ccc", "prune(ratio=0.9)", "nan")]
     spent = Ledger((Charge("training", "train()", 60.0, 1e12), Charge("timing", "x", 20.0)), price=3.6)
-    found = study_json(trials, frontier(trials), spent, [Failure("ccc", "prune(ratio=0.9)", "nan", "now")])
+    found = study_json(Findings.of(trials, spent, [Failure("ccc", "prune(ratio=0.9)", "nan", "now")]))
     assert json.loads(json.dumps(found)) == json.loads(json.dumps({
         "workload": "digits", "target": TARGET,
         "environments": {next(iter(found["environments"])): {"values": MACHINE, "trials": ["aaa", "bbb", "ccc"]}},
@@ -35,13 +35,15 @@ def test_every_part_of_a_study():
 
 
 def test_what_a_search_chose():
-    bars = {"max_drop": "1pt", "max_bytes": None, "max_latency": None, "minimize": "latency"}
-    found = study_json([trial("aaa")], frontier([trial("aaa")]), Ledger(), recommended="aaa", nearest="aaa", bars=bars)
+    bars = {"max_drop": "0.5", "max_bytes": None, "max_latency": None, "minimize": "latency"}
+    found = study_json(Findings.of([trial("aaa")], asked=bars))
     assert (found["recommended"], found["nearest"], found["bars"]) == ("aaa", "aaa", bars)
+    missed = study_json(Findings.of([trial("aaa")], asked={"max_bytes": 1}))
+    assert (missed["recommended"], missed["nearest"]) == (None, "aaa")
 
 
 def test_an_empty_study():
-    found = study_json([], frontier([]), Ledger())
+    found = study_json(Findings.of([]))
     assert found["workload"] is None and found["target"] is None
     assert found["trials"] == found["frontier"] == found["standings"] == [] and found["environments"] == {}
 
@@ -56,7 +58,7 @@ def test_machines_are_told_apart():
 
 def test_the_front_and_the_standings_agree():
     trials = many(60)
-    found = study_json(trials, frontier(trials), ledger_of(trials))
+    found = study_json(Findings.of(trials, ledger_of(trials)))
     standings = found["standings"]
     assert found["frontier"] == [s["id"] for s in standings if s["status"] == "front"] != []
     assert {s["id"] for s in standings} | {x["id"] for x in found["not_ranked"]} == {t["id"] for t in found["trials"]}
@@ -80,7 +82,7 @@ def test_every_field_is_documented():
     page = (ROOT / "docs" / "json.md").read_text()
     section = page[page.index("## `thrifty show`"):page.index("## `thrifty report`")]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(study_json([], frontier([]), Ledger()))
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(study_json(Findings.of([])))
 
 
 def test_thrifty_show_prints_it(tmp_path, capsys):
@@ -89,4 +91,4 @@ def test_thrifty_show_prints_it(tmp_path, capsys):
     trials = [trial("aaa", speed=3.0), trial("bbb", speed=2.0, drop=0.05)]
     show_store(keep(tmp_path / "study", trials), as_json=True)
     spent = Ledger(tuple(charge for each in trials for charge in each.ledger.charges))
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(study_json(trials, frontier(trials), spent)))
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(study_json(Findings.of(trials, spent))))

@@ -15,8 +15,7 @@ from tests.trials import failed, keep, ledger_of, many, trial
 
 from thrifty import cli
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.frontier import frontier
-from thrifty.ledger import Ledger
+from thrifty.findings import Findings
 from thrifty.report import page as pages
 from thrifty.report.document import finite, study_json
 from thrifty.report.page import PageError, island, page, write
@@ -50,7 +49,7 @@ class Outline(html.parser.HTMLParser):
 
 
 def document(trials, failures=()):
-    return study_json(trials, frontier(trials), ledger_of(trials), failures)
+    return study_json(Findings.of(trials, ledger_of(trials), failures))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,7 @@ def test_the_study_in_the_page_is_the_stores(tmp_path):
     with Store.open(store) as opened:
         kept, spent, failures = opened.trials(), opened.spent(), opened.failures()
     found = json.loads(data[1])
-    assert found["study"] == json.loads(json.dumps(finite(study_json(kept, frontier(kept), spent, failures))))
+    assert found["study"] == json.loads(json.dumps(finite(study_json(Findings.of(kept, spent, failures)))))
     assert found["options"] == {"store": str(store), "requests_per_day": 1e5}
     assert title[0][1] == "digits: Thrifty report"
 
@@ -144,7 +143,7 @@ def test_every_asset_ships_and_is_used():
 
 
 def test_an_empty_study():
-    assert "An empty study" in page(study_json([], frontier([]), Ledger()))
+    assert "An empty study" in page(study_json(Findings.of([])))
 
 
 def test_it_goes_into_the_study_by_default(tmp_path, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.trials import BASELINE_SECONDS, MACHINE, failed, ledger_of, many, trial
 
+from thrifty.findings import Findings
 from thrifty.frontier import best, frontier
 from thrifty.report.document import study_json
 from thrifty.report.page import page
@@ -46,7 +47,7 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
     def open(self, trials, failures=(), *, store="study", **search):
-        document = study_json(trials, frontier(trials), ledger_of(trials), failures, **search)
+        document = study_json(Findings.of(trials, ledger_of(trials), failures)) | search
         path = self.folder / "page.html"
         path.write_text(page(document, store=store, requests_per_day=1000))
         self.driver.get_log("browser")
@@ -413,7 +414,7 @@ def test_figures_can_be_taken_away(quiet):
         assert number(row["inference.speedup.low"]) == (each.inference and each.inference.speedup.low)
         assert number(row["training.joules"]) is None and number(row["artifact.bytes"]) == (each.artifact and each.artifact.bytes)
         assert row["error"] == (each.error or "")
-    assert json.loads(whole.read_text()) == json.loads(json.dumps(study_json(trials, frontier(trials), ledger_of(trials))))
+    assert json.loads(whole.read_text()) == json.loads(json.dumps(study_json(Findings.of(trials, ledger_of(trials)))))
 
 
 def test_light_and_dark(quiet):

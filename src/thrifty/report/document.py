@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 def study_json(found: Findings) -> dict[str, Any]:
     """A study as JSON values; ``docs/json.md`` says what each field is.
 
-    >>> from thrifty.choosing import Choice
     >>> from thrifty.findings import Findings
-    >>> from thrifty.frontier import frontier
-    >>> from thrifty.ledger import Ledger
-    >>> study_json(Findings((), frontier([]), None, Choice(None, None), Ledger(), ()))["frontier"]
+    >>> study_json(Findings.of([]))["frontier"]
     []
     """
     trials, standings, spent = found.trials, found.frontier, found.spent
