@@ -49,6 +49,7 @@ PROPERTIES: Mapping[str, str] = {
     "trained": "weights that were trained",
     "quantized": "integer weights",
     "pruned": "structures were removed",
+    "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
 }
 """What can be said of a model; recipes are checked by carrying these through their phases."""
@@ -86,14 +87,20 @@ class Range:
 
 
 def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
-           open_high: bool = False, log: bool = False) -> Any:
-    """A numeric hyperparameter (int or float after its annotation) with its permitted range."""
-    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log)})
+           open_high: bool = False, log: bool = False, search: tuple[float, ...] = ()) -> Any:
+    """A numeric hyperparameter (int or float after its annotation) with its permitted range.
+
+    ``search`` are the values that an exploration tries; where it is empty, the default stays.
+    """
+    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search})
 
 
-def choice(default: str, *options: str) -> Any:
-    """A hyperparameter that is one of a few words; in a recipe's text it is written bare: ``quantize(w8a8)``."""
-    return field(default=default, metadata={"options": options})
+def choice(default: str, *options: str, search: tuple[str, ...] = ()) -> Any:
+    """A hyperparameter that is one of a few words; in a recipe's text it is written bare: ``quantize(w8a8)``.
+
+    ``search`` are the words that an exploration tries; where it is empty, the default stays.
+    """
+    return field(default=default, metadata={"options": options, "search": search})
 
 
 def recipe_text(default: str = "") -> Any:
