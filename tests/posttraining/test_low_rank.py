@@ -42,23 +42,23 @@ def correlated(n: int, width: int, seed: int) -> Tensor:
 
 
 def error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+    return float(((a - b).norm() / b.norm()).detach())
 
 
 # -- what is removed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("model", "example", "ratio"), [
-    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.2),
-    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.5),
-    (testing.SmallNet(), images(), 0.35),
-    (net(), correlated(64, 16, 0), 0.3),
+@pytest.mark.parametrize(("model", "example", "ratio", "within"), [
+    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.2, 0.01),
+    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.5, 0.01),
+    (testing.SmallNet(), images(), 0.35, 0.03),
+    (net(), correlated(64, 16, 0), 0.3, 0.1),  # a step of its one wide layer is a fifth of the model
 ])
 @pytest.mark.parametrize("whiten", [True, False])
 def test_the_share_removed_is_at_least_the_ratio_and_near_it(model: nn.Module, example: Tensor, ratio: float,
-                                                            whiten: bool) -> None:
+                                                             within: float, whiten: bool) -> None:
     thin = LowRank(ratio=ratio, whiten=whiten)(model, [example])
-    assert ratio <= 1 - parameters(thin) / parameters(model) <= ratio + 0.03
+    assert ratio <= 1 - parameters(thin) / parameters(model) <= ratio + within
     assert thin(example).shape == model(example).shape
     for module in thin.modules():
         if isinstance(module, Factored):
@@ -206,7 +206,7 @@ def test_frozen_weights_stay_frozen_and_dtypes_stay() -> None:
     thin = LowRank(ratio=0.5)(model, [torch.randn(64, 16, dtype=torch.bfloat16)])
     assert {p.dtype for p in thin.parameters()} == {torch.bfloat16}
     assert not any(part.weight.requires_grad for part in parts(thin[2])) and thin[2][-1].bias.requires_grad
-    assert thin[0][0].weight.requires_grad
+    assert thin[0].weight.requires_grad
 
 
 # -- calibration ------------------------------------------------------------------------------------------------
@@ -217,9 +217,11 @@ def test_frozen_weights_stay_frozen_and_dtypes_stay() -> None:
 ], ids=["fewer rows than columns", "dead columns", "constant"])
 def test_calibration_that_says_little_still_serves_what_it_says(data: Tensor) -> None:
     model = net()
-    thin = LowRank(ratio=0.5)(model, [data])
-    assert all(p.isfinite().all() for p in thin.parameters())
-    assert error(thin(data), model(data)) < 0.05
+    with torch.no_grad():
+        white, plain, exact = (m(data) for m in (*(LowRank(ratio=0.5, whiten=w)(model, [data]) for w in (True, False)),
+                                                 model))
+    assert white.isfinite().all()
+    assert error(white, exact) < 0.5 * error(plain, exact)
 
 
 @pytest.mark.parametrize(("spoil", "says"), [

@@ -106,6 +106,7 @@ def unread(model: nn.Module, layers: Mapping[str, nn.Module], example: tuple[Ten
             return False
         return True
 
+    model(*example)  # what it raises by itself is no layer's fault
     return dict(layers) if works(layers) else {name: layer for name, layer in layers.items() if works([name])}
 
 

@@ -13,7 +13,8 @@ Ranks = tuple[int, ...]
 """(rank,) of a matrix; (rank of the inputs, rank of the outputs) of a convolution."""
 
 FLOOR = 1e-6
-"""Eigenvalues of a second moment are clamped at this share of the largest: no data says less than nothing."""
+"""Eigenvalues of a second moment are clamped at this share of the largest: directions that calibration did not show
+keep a little weight. On correlated inputs 1e-4 cost up to twice the error on held-out ones, and 1e-8 gained nothing."""
 SWEEPS = 8
 SETTLED = 1e-9
 
