@@ -163,6 +163,14 @@ def test_costs_are_the_elements_of_the_factors() -> None:
     assert tucker.ranks(4) == [(4, 4), (4, 8)]
 
 
+@pytest.mark.parametrize("kernel", [(), (1, 1), (3, 3)])
+def test_a_weight_of_zeros_loses_nothing(kernel: tuple[int, ...]) -> None:
+    shape = shape_of(torch.zeros(8, 6, *kernel, dtype=torch.float64), root_of(correlated(30, 6, 0)))
+    ranks = shape.ranks(2)[0]
+    assert shape.kept(ranks) == 1
+    assert not back(shape.factors(ranks)).any()
+
+
 def test_a_pointwise_convolution_is_a_matrix() -> None:
     shape = shape_of(drawn(8, 6, 1, 1, seed=0), plain(6))
     assert isinstance(shape, Matrix)

@@ -72,9 +72,9 @@ class Matrix:
         return writes * self.parameters(ranks)
 
     def kept(self, ranks: Ranks) -> float:
-        """Share of ||W S||_F^2 that these ranks keep."""
+        """Share of ||W S||_F^2 that these ranks keep; 1 of a weight that is zero."""
         energy = self._svd[1].square()
-        return float(energy[:ranks[0]].sum() / energy.sum())
+        return float(energy[:ranks[0]].sum() / energy.sum()) if energy.any() else 1.0
 
     def factors(self, ranks: Ranks) -> list[Tensor]:
         """What is applied first, then second: [k, n] and [m, k] (a convolution's with [1, 1] behind)."""
@@ -118,7 +118,7 @@ class Tucker:
         outputs, inputs = self._bases
         core = torch.einsum("mnhw,mb,na->abhw", self._whitened, outputs, inputs)
         sums = core.square().sum((2, 3)).cumsum(0).cumsum(1)
-        return torch.nn.functional.pad(sums / sums[-1, -1], (1, 0, 1, 0))
+        return torch.nn.functional.pad(sums / sums[-1, -1] if sums.any() else torch.ones_like(sums), (1, 0, 1, 0))
 
     def ranks(self, step: int) -> list[Ranks]:
         """Pairs of multiples of ``step``."""

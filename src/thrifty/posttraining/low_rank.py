@@ -115,8 +115,8 @@ class LowRank(Transform):
         held = sum(int(c.parameters[0]) for c in choices)
         most, goal = held - sum(int(c.parameters.min()) for c in choices), int(np.ceil(self.ratio * total - 1e-6))
         if most < goal:
-            raise ThriftyError(f"low_rank(ratio={self.ratio:g}): at most {most / total:.3f} of this model's parameters can be "
-                               f"removed with ranks of {self.round_to} (the rest belongs to embeddings, norms, tied "
+            raise ThriftyError(f"low_rank(ratio={self.ratio:g}): at most {most / total:.3f} of this model's parameters "
+                               f"can be removed with ranks of {self.round_to} (the rest belongs to embeddings, norms, tied "
                                "weights, or to layers that no rank makes smaller); choose a ratio up to "
                                f"{np.floor(100 * most / total) / 100:g}, or lower round_to")
         chosen = allocate(choices, held - goal)
