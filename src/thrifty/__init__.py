@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from thrifty.method import Plan as Plan
     from thrifty.method import TrainingMethod as TrainingMethod
     from thrifty.method import Transform as Transform
+    from thrifty.posttraining.low_rank import LowRank as LowRank
     from thrifty.posttraining.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.quality import Accuracy as Accuracy
@@ -66,8 +67,8 @@ _PLACES = {
     "Recipe": "recipe", "Train": "recipe", "Transform": "method", "TrainingMethod": "method", "Compiler": "method",
     "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
     "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
-    "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
-    "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
+    "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
+    "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     # running, measuring, choosing
     "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "explore": "search.explore", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",

@@ -49,6 +49,7 @@ PROPERTIES: Mapping[str, str] = {
     "trained": "weights that were trained",
     "quantized": "integer weights",
     "pruned": "structures were removed",
+    "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
 }
 """What can be said of a model; recipes are checked by carrying these through their phases."""

@@ -17,6 +17,7 @@ BUILT_IN = {
     "adamw": "thrifty.training.optimizers:AdamW",
     "bf16": "thrifty.training.mixed_precision:Bf16",
     "distill": "thrifty.training.distillation:Distill",
+    "low_rank": "thrifty.posttraining.low_rank:LowRank",
     "prune": "thrifty.posttraining.prune:Prune",
     "quantize": "thrifty.posttraining.quantize:Quantize",
     "export": "thrifty.compilers.export:Export",
