@@ -11,7 +11,7 @@ STORE ?= study
 .PHONY: help setup compiler demo test test-all lint bench clean
 
 help:
-	@echo "make demo      measure twelve recipes on the embedded default and print the frontier"
+	@echo "make demo      explore the embedded default for five minutes, print the frontier, write its page"
 	@echo "make test      the tests (without those marked slow)"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff, mypy, import-linter"
@@ -42,7 +42,8 @@ compiler:
 	  echo "or name yours: CXX=clang++ make ..." >&2; exit 1; }
 
 demo: setup compiler
-	$(BIN)/thrifty sweep digits --store $(STORE)
+	$(BIN)/thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out $(STORE)
+	$(BIN)/thrifty report $(STORE)
 
 test: setup compiler
 	$(BIN)/python -m pytest -m "not slow"

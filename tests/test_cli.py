@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from tests.trials import keep, trial
 from thrifty import cli
+from thrifty.trial import ArtifactFigure
 
 
 def thrifty(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,15 @@ def test_lists_read_well_off_a_terminal():
     (["show", "nothing"], "no study"),
     (["report", "nothing"], "no study"),
     (["report", "nothing", "--requests-per-day", "0"], "above 0"),
+    (["explore", "digits", "--budget", "soon"], "a duration is written"),
+    (["explore", "digits", "--budget", "0s"], "above 0"),
+    (["explore", "digits", "--budget", "5m", "--max-drop", "some"], "1pt (absolute)"),
+    (["explore", "digits", "--budget", "5m", "--minimize", "colour"], "latency, bytes, memory, training"),
+    (["explore", "digits", "--budget", "5m", "--methods", "prun"], "did you mean 'prune'"),
+    (["explore", "minilm", "--budget", "5m", "--methods", "bf16"], "no training set"),
+    (["explore", "digits"], "--budget"),
+    (["best", "nothing"], "no study"),
+    (["best", "nothing", "--max-bytes", "0"], "a size is written"),
     (["methods", "prun"], "did you mean 'prune'"),
     (["run", "digits"], "RECIPE"),
     (["frobnicate"], "frobnicate"),
@@ -65,6 +76,40 @@ def test_a_dry_run_runs_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_exploration_names_its_slots(tmp_path):
+    done = thrifty("explore", "digits", "--budget", "5m", "--dry-run", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert found["choices"] > 100 and "inductor" in found["slots"]["compile"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_of_a_study_is_named_and_saved(tmp_path):
+    made = tmp_path / "artifact"
+    made.mkdir()
+    (made / "artifact.json").write_text("{}")
+    fast = trial("fast", "prune(ratio=0.5)", 6.0, 0.004, artifact=ArtifactFigure(str(made), 7, True),
+                 break_even_requests=1000.0, saved_seconds_per_request=0.01)
+    keep(tmp_path / "study", [trial("slow", "train()", 2.0), fast, trial("lost", "prune(ratio=0.9)", 9.0, 0.05)])
+    done = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["trial"]["id"] == found["nearest"] == "fast" and found["misses"] == [] and found["saved"] == "model"
+    assert (tmp_path / "model" / "artifact.json").is_file()
+    shown = thrifty("best", "study", "--max-drop", "1pt", "--requests-per-day", "500", cwd=tmp_path)
+    assert "Recommended" in shown.stdout and "2.0 days" in shown.stdout
+    again = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", cwd=tmp_path)
+    assert again.returncode == cli.USAGE and "is there already" in again.stderr
+
+
+def test_where_nothing_meets_the_bars_the_nearest_is_shown(tmp_path):
+    keep(tmp_path / "study", [trial("near", "train()", 2.0, 0.02), trial("far", "prune(ratio=0.9)", 9.0, 0.5)])
+    done = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", cwd=tmp_path)
+    assert done.returncode == cli.FAILED
+    assert "No trial meets the bars; the nearest" in done.stdout and "near seed 0" in done.stdout
+    assert "max_drop: 0.0230, and 0.0100 is allowed" in done.stdout
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_failed_run_exits_with_1_and_keeps_its_trial(tmp_path):
     done = thrifty("run", "thrifty.testing:workload", "train(adamw(lr=1e30), clip=None, epochs=1)", "--pairs", "1",
                    "--store", str(tmp_path / "study"), "--json")
@@ -81,7 +126,7 @@ def test_what_is_not_finite_is_null(capsys):
 
 
 def test_every_verb_has_help_with_an_example():
-    for verb in ("workloads", "methods", "check", "run", "sweep", "bench", "show", "report", "cache"):
+    for verb in ("workloads", "methods", "check", "run", "sweep", "explore", "best", "bench", "show", "report", "cache"):
         done = thrifty(verb, "--help")
         assert done.returncode == 0 and "Example" in done.stdout, verb
 

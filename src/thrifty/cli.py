@@ -238,6 +238,8 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
     from thrifty.store import Store
 
     bars = Bars.read(max_drop, max_bytes, max_latency, minimize)
+    if save is not None and save.exists():
+        raise ThriftyError(f"{save} is there already: name a new directory to save the artifact in")
     with Store.open(store) as opened:
         choice, spent = choose(opened.trials(), bars), opened.spent()
     if save is not None and choice.trial is not None and choice.trial.artifact is not None:

@@ -32,8 +32,9 @@ def ran(recipe, **fields):
 
 
 def first(count):
+    """The first trials of an exploration: at most seven methods stand alone here."""
     trials = []
-    while len(trials) < count:
+    while len(trials) < min(count, 7):
         trials += [ran(recipe) for recipe in alone(SPACE, trials, Bars())][: count - len(trials)]
     return trials
 
@@ -44,7 +45,7 @@ def test_methods_alone_come_with_the_best_compiler():
     while waiting := alone(SPACE, trials, Bars()):
         seen.append(str(waiting[0]))
         trials.append(ran(waiting[0]))
-    assert seen[:3] == [f"{WORKLOAD.reference}{end}" for end in
+    assert sorted(seen[:3]) == [f"{WORKLOAD.reference}{end}" for end in
                         ("", " | compile(inductor)", " | compile(onnxruntime)")]
     assert all(text.endswith("compile(onnxruntime)") for text in seen[3:])
     assert any("quantize(w8a8)" in text for text in seen) and any("quantize(bf16)" in text for text in seen)
@@ -75,12 +76,12 @@ def test_a_small_space_is_exhausted_and_then_nothing_is_proposed():
 
 
 def test_the_best_of_a_known_world_is_found_early():
-    """The fastest recipe that keeps the quality, in an eighth of a space of two hundred."""
-    bars, trials = Bars.read("2pt"), first(8)
+    """The fastest recipe that keeps the quality, in a tenth of a space of two hundred."""
+    bars, trials = Bars.read("2pt"), first(7)
     everything = [ran(text) for text in SPACE.recipes()]
     good = [t for t in everything if t.quality.drop.high <= 0.02]
     goal = max(t.inference.speedup.value for t in good)
-    while len(trials) < len(everything) // 8:
+    while len(trials) < len(everything) // 10:
         trials += [ran(recipe) for recipe in propose(SPACE, trials, bars, 3, seed=0)]
     best = max(t.inference.speedup.value for t in trials if t.quality.drop.high <= 0.02)
     assert best >= 0.95 * goal

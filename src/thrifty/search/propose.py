@@ -20,8 +20,8 @@ from thrifty.recipe import Recipe
 from thrifty.search.space import Space
 from thrifty.trial import Trial
 
-ASKS = 8
-"""Asks in vain (a recipe that is known, or no recipe) after which chance decides."""
+ASKS = 4
+"""Asks for each proposal, known recipes and choices without one included; then chance decides."""
 STARTUP = 4
 """Trials before which the Gaussian processes have nothing to say."""
 DROP_CAP = 3.0
