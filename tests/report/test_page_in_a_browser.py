@@ -456,6 +456,19 @@ def test_a_hostile_study_runs_nothing(quiet):
                     "document.querySelectorAll('script').length]") == ["undefined", 0, 3]
 
 
+def test_the_policy_holds(browser):
+    """What a gap in the escaping would let in could neither run nor ask for anything."""
+    browser.open([trial("aaa")])
+    browser.js("const s = document.createElement('script'); s.textContent = 'window.pwned = 1'; document.body.append(s); "
+               "document.body.insertAdjacentHTML('beforeend', arguments[0])",
+               '<img src="https://example.invalid/x.png" onerror="window.pwned=1">')
+    browser.until(lambda: len(browser.js("return document.body.lastChild.complete ? 'ok' : ''")) > 0)
+    assert browser.js("return fetch('https://example.invalid/').then(() => 'sent', () => 'refused')") == "refused"
+    assert browser.js("return typeof window.pwned") == "undefined"
+    said = " ".join(browser.complaints())
+    assert "script-src" in said and "img-src" in said and "default-src" in said
+
+
 def test_nothing_measured_yet(quiet):
     quiet.open([])
     assert quiet.one("#workload").text == "An empty study" and "No trial chosen" in quiet.one("#detail").text
