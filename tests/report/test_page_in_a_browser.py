@@ -457,6 +457,29 @@ def test_a_hostile_study_runs_nothing(quiet):
                     "document.querySelectorAll('script').length]") == ["undefined", 0, 3]
 
 
+def test_plotlys_own_markup_means_nothing_in_a_study(quiet):
+    text = "<b>bold</b><br><a href='https://example.invalid'>x</a> &lt; %{x}"
+    quiet.open([trial("aaa", text, quality=QualityFigure("<b>q</b>", True, 0.9, 0.98, Drop(0.08, 0.07, 0.09)))])
+    quiet.js("const g = document.getElementById('scatter'); Plotly.Fx.hover(g, [{curveNumber: g.data.findIndex("
+             "(t) => t.customdata), pointNumber: 0}])")
+    assert text in quiet.texts("#scatter .hoverlayer tspan.line")
+    assert "drop in <b>q</b> (points), lower is better" in quiet.texts("#scatter .ytitle")
+    assert quiet.js("return document.querySelectorAll('.chart a').length") == 0
+
+
+def test_the_policy_holds(browser):
+    """What a gap in the escaping would let in could neither run nor ask for anything."""
+    browser.open([trial("aaa")])
+    browser.js("const s = document.createElement('script'); s.textContent = 'window.pwned = 1'; document.body.append(s); "
+               "document.body.insertAdjacentHTML('beforeend', arguments[0])",
+               '<img src="https://example.invalid/x.png" onerror="window.pwned=1">')
+    browser.until(lambda: len(browser.js("return document.body.lastChild.complete ? 'ok' : ''")) > 0)
+    assert browser.js("return fetch('https://example.invalid/').then(() => 'sent', () => 'refused')") == "refused"
+    assert browser.js("return typeof window.pwned") == "undefined"
+    said = " ".join(browser.complaints())
+    assert "script-src" in said and "img-src" in said and "default-src" in said
+
+
 def test_nothing_measured_yet(quiet):
     quiet.open([])
     assert quiet.one("#workload").text == "An empty study" and "No trial chosen" in quiet.one("#detail").text
