@@ -11,7 +11,7 @@ STORE ?= study
 .PHONY: help setup compiler demo test test-all lint bench clean
 
 help:
-	@echo "make demo      measure twelve recipes on the embedded default and print the frontier"
+	@echo "make demo      measure thirteen recipes on the embedded default and print the frontier"
 	@echo "make test      the tests (without those marked slow)"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff, mypy, import-linter"

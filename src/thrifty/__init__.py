@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
+    from thrifty.compilers.openvino import OpenVino as OpenVino
     from thrifty.frontier import best as best
     from thrifty.frontier import frontier as frontier
     from thrifty.loading import load_workload as load_workload
@@ -64,7 +65,7 @@ _PLACES = {
     "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
     "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
     "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
-    "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
+    "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime", "OpenVino": "compilers.openvino",
     # running, measuring, choosing
     "fit": "training.loop", "check": "run", "run": "run", "bench": "run", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier", "best": "frontier",
