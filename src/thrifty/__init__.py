@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
+    from thrifty.compilers.openvino import OpenVino as OpenVino
     from thrifty.findings import Findings as Findings
     from thrifty.frontier import frontier as frontier
     from thrifty.loading import load_workload as load_workload
@@ -69,6 +70,7 @@ _PLACES = {
     "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
+    "OpenVino": "compilers.openvino",
     # running, measuring, choosing
     "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "explore": "search.explore", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",

@@ -23,6 +23,7 @@ BUILT_IN = {
     "export": "thrifty.compilers.export:Export",
     "inductor": "thrifty.compilers.inductor:Inductor",
     "onnxruntime": "thrifty.compilers.onnxruntime:OnnxRuntime",
+    "openvino": "thrifty.compilers.openvino:OpenVino",
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""
 

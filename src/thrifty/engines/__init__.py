@@ -12,7 +12,8 @@ from thrifty.engines.engine import Engine as Engine
 from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
 
-RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime"}
+RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
+                                "openvino": "openvino"}
 """Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
 
 
@@ -46,7 +47,7 @@ def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: 
             f"{', '.join(lacking)}; run its recipe again on this machine, or use compile(onnxruntime), which is portable"
         )
     if importlib.util.find_spec(RUNTIMES[name]) is None:
-        extra = f"thrifty[{name}]" if name == "onnxruntime" else "thrifty"
+        extra = "thrifty" if RUNTIMES[name] == "torch" else f"thrifty[{name}]"
         raise EngineError(f"{directory} needs {RUNTIMES[name]}, which is not installed: pip install '{extra}'")
     module = importlib.import_module(f"thrifty.engines.{name}")
     engine: Engine = module.open(Path(directory), manifest, threads, device)

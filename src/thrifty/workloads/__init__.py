@@ -40,6 +40,7 @@ EMBEDDED: dict[str, Embedded] = {
             f"{_DIGITS} | compile(inductor)",
             f"{_DIGITS} | compile(onnxruntime)",
             f"{_DIGITS} | quantize(w8a8) | compile(onnxruntime)",
+            f"{_DIGITS} | quantize(w8a8) | compile(openvino)",
             f"{_DIGITS} | quantize(w8a8) | compile(inductor)",
             f"{_DIGITS} | quantize(bf16) | compile(inductor)",
             "train(adamw(lr=0.003), bf16, epochs=3) | compile(onnxruntime)",
@@ -72,7 +73,8 @@ EMBEDDED: dict[str, Embedded] = {
             "quantize(bf16) | compile(inductor)",
             "quantize(w8a8) | compile(inductor)",
             "quantize(w8a8) | compile(onnxruntime)",
-            "quantize(w8a8, rest=bf16) | compile(inductor)",
+            "quantize(w8a8) | compile(openvino)",
+            "quantize(w8a8, rest=bf16) | compile(openvino)",
         ),
     ),
 }

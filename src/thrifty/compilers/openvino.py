@@ -1,0 +1,189 @@
+"""OpenVINO IR: integer layers as its low-precision transformations find them, floats in the precision they were given."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
+from thrifty.errors import MissingExtra
+from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.numerics.graph import replace
+from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
+from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
+
+FILES = ("model.xml", "model.bin")
+WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
+"""How the names of its operators with weights begin, after its transformations."""
+
+
+@final
+@dataclass(frozen=True)
+class OpenVino(Compiler):
+    """OpenVINO's intermediate representation, portable to every processor that OpenVINO serves."""
+
+    name: ClassVar[str] = "openvino"
+    card: ClassVar[Card] = Card(
+        family="compilers",
+        benefit="inference time",
+        trade_off="operators that OpenVINO lacks; processors only",
+        paper='"OpenVINO deep learning workbench", Gorbachev et al. 2019, ICCV Workshops; https://docs.openvino.ai',
+        provides=frozenset({"compiled"}),
+        removes=frozenset({"module"}),
+    )
+
+    def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
+        """Write ``model.xml``, the graph, and ``model.bin``, its weights.
+
+        Raises:
+            MissingExtra: openvino is not installed.
+            LoweringError: the target is no processor, the model cannot be captured or translated, or its precision is
+                none that this processor runs.
+        """
+        if importlib.util.find_spec("openvino") is None:
+            raise MissingExtra("openvino", "openvino")
+        if context.target.device != "cpu":
+            raise LoweringError(f"compile(openvino) serves processors, not {context.target.device}: use compile(inductor)")
+        precision = precision_of(model)
+        example = tuple(x.cpu() for x in example)
+        with torch.no_grad():
+            program = capture(_placed(copy.deepcopy(model).eval().cpu()), example, context.shapes)
+            inputs, outputs = specs(program, len(example))
+            _write(program, example, context.shapes, directory)
+        return Lowered(
+            engine="openvino", files=FILES, inputs=inputs, outputs=outputs, portable=True, native=False,
+            needs=("openvino",), precision=precision,
+            facts=kernels(directory / FILES[0], [x.numpy() for x in example], precision),
+        )
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed: pip install 'thrifty[openvino]'"
+        return None
+
+
+def _write(program: Any, example: tuple[Tensor, ...], shapes: Shapes, directory: Path) -> None:
+    from thrifty.engines.openvino import openvino  # which silences its telemetry first
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            converted = openvino.convert_model(program)
+        converted.reshape({
+            i: openvino.PartialShape([openvino.Dimension(*shapes.get(i, {}).get(d, (size, size)))
+                                      for d, size in enumerate(x.shape)])
+            for i, x in enumerate(example)
+        })
+    except Exception as error:
+        raise LoweringError(f"OpenVINO cannot express this model: {str(error).strip()[:500]}") from error
+    openvino.save_model(converted, directory / FILES[0], compress_to_fp16=False)
+
+
+def executed(path: Path, arrays: list[np.ndarray], precision: str = "fp32") -> list[tuple[str, str]]:
+    """(operator, kernel) of all that OpenVINO executes for one request, after its own transformations."""
+    from thrifty.engines.openvino import OpenVinoEngine
+
+    engine = OpenVinoEngine(path, 1, precision, profile=True)
+    engine.run(engine.native(arrays))
+    return engine.executed()
+
+
+def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, float]:
+    """Run the file once under the runtime's own profiler and count the weighted layers that it executed.
+
+    Returns:
+        integer_layers: convolutions and products that read bytes; float_layers: those that read floats; bf16_layers:
+        of these, in bfloat16.
+
+    Raises:
+        LoweringError: a float32 model ran in bfloat16, or nothing of a bfloat16 model did.
+    """
+    half = "bf16" in precision.split("+")
+    ran = Counter(kernel.rpartition("_")[2].lower() for operator, kernel in executed(path, arrays, precision)
+                  if operator.startswith(WEIGHTED))
+    integers = ran.pop("i8", 0) + ran.pop("u8", 0)
+    if ran and half != bool(ran["bf16"]):
+        raise LoweringError(
+            f"OpenVINO runs this {precision} model's float layers in {', '.join(sorted(ran))}: this processor has no "
+            "kernels for what was asked; use another scheme of quantize, or compile(inductor)"
+        )
+    return {"integer_layers": float(integers), "float_layers": float(ran.total()), "bf16_layers": float(ran["bf16"])}
+
+
+# -- where quantize and dequantize stand ------------------------------------------------------------------------
+
+
+def _placed(model: nn.Module) -> nn.Module:
+    """Exchange integer modules for what the low-precision transformations look for."""
+    kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
+    }
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) in kinds and name:
+            replace(model, name, kinds[type(module)](module))
+    return model if type(model) not in kinds else kinds[type(model)](model)
+
+
+def _rounded(x: Tensor, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
+    """A FakeQuantize: scale * (clamp(round(x / scale) + zero, low, high) - zero)."""
+    import torch.ao.quantization.fx._decomposed  # registers the operators
+
+    ops: Any = torch.ops.quantized_decomposed
+    q = ops.quantize_per_tensor.default(x, scale, zero, low, high, dtype)
+    result: Tensor = ops.dequantize_per_tensor.default(q, scale, zero, low, high, dtype)
+    return result
+
+
+class _Edge(nn.Module):
+    """A FakeQuantize of 256 levels; the weights beside it are int8, times a scale, and stay int8 in the file."""
+
+    def __init__(self, scale: Tensor, zero: Tensor) -> None:
+        super().__init__()
+        self.scale, self.zero = float(scale), int(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _rounded(x, self.scale, self.zero, 0, UINT8_MAX, torch.uint8)
+
+
+class _Conv(nn.Module):
+    def __init__(self, conv: QuantConv) -> None:
+        super().__init__()
+        self.conv = conv
+        self.edge = _Edge(conv.x_scale, conv.x_zero) if conv.rounds else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.convolve(self.edge(x), rows(self.conv.weight, self.conv.scale), self.conv.bias)
+
+
+class _Linear(nn.Module):
+    """t * ((s_w q_w) round(x / smooth / t)) + b, t the token's step.
+
+    The rounding is a FakeQuantize whose grid, the whole numbers, is static; so the product runs in the integer kernel of
+    static activations. OpenVINO's own dynamic quantization is slower, and groups tokens' features by a rule of its own.
+    Where several layers read one tensor, OpenVINO finds that they round it alike and does it once.
+    """
+
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.float() if self.unsmooth is None else x.float() * self.unsmooth
+        peak = flat.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        q = _rounded(flat * (INT8_MAX / peak), 1.0, 0, -INT8_MAX, INT8_MAX, torch.int8)
+        y = nn.functional.linear(q, rows(self.linear.weight, self.linear.scale)) * (peak / INT8_MAX)
+        return (y if self.linear.bias is None else y + self.linear.bias).to(x.dtype)

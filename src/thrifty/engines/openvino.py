@@ -1,0 +1,84 @@
+"""Opens OpenVINO IR; imports neither torch nor what the IR was made with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+# Unless the user's own code did, `import openvino` would start its telemetry: an identifier written to the home
+# directory, events sent for the import and for each conversion. Without that package it does neither.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino as openvino  # noqa: E402  # by this name for the compiler too
+
+from thrifty.engines.engine import Engine, EngineError  # noqa: E402
+
+
+@final
+class OpenVinoEngine(Engine):
+    """Args:
+        path: of the ``.xml``; its ``.bin`` lies beside it.
+        threads: of inference.
+        precision: as `Lowered` has it; floats are computed in bf16 where "bf16" is a part of it, in fp32 otherwise. The
+            choice is asked for and read back: left alone, OpenVINO runs fp32 models in bf16 where the processor can.
+        profile: whether `executed` will be asked.
+    """
+
+    def __init__(self, path: Path, threads: int, precision: str, profile: bool = False) -> None:
+        half = "bf16" in precision.split("+")
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # what is rounded says the model, never the runtime
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two pinned processes may share a core while others idle
+            "PERF_COUNT": profile,
+        }
+        try:
+            self.compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        except Exception as error:  # the runtime raises its own kinds, all of them below Exception
+            raise EngineError(f"openvino {openvino.__version__} cannot open {path}: {error}") from error
+        floats = openvino.Type.bf16 if half else openvino.Type.f32
+        for option, wanted in (("INFERENCE_PRECISION_HINT", floats), ("INFERENCE_NUM_THREADS", threads)):
+            if (got := self.compiled.get_property(option)) != wanted:
+                raise EngineError(
+                    f"openvino has set {option} to {got} where {options[option]} was asked for: this processor, or the "
+                    "processors that this process may use, do not allow it"
+                )
+        self.request = self.compiled.create_infer_request()
+        self.shapes = [x.get_partial_shape() for x in self.compiled.inputs]
+
+    def native(self, arrays: Sequence[np.ndarray]) -> list[openvino.Tensor]:
+        for i, (array, shape) in enumerate(zip(arrays, self.shapes, strict=True)):
+            if not shape.compatible(openvino.PartialShape(list(array.shape))):
+                raise EngineError(f"input {i} must be of shape {shape} but is of {list(array.shape)}")
+        return [openvino.Tensor(np.ascontiguousarray(x), shared_memory=True) for x in arrays]
+
+    def run(self, native: list[openvino.Tensor]) -> list[np.ndarray]:
+        for i, tensor in enumerate(native):
+            self.request.set_input_tensor(i, tensor)
+        self.request.infer()
+        # Copied: the request writes its next outputs to the same memory.
+        return [np.array(tensor.data) for tensor in self.request.output_tensors]
+
+    def arrays(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        return outputs
+
+    def executed(self) -> list[tuple[str, str]]:
+        """(operator, kernel) of all that ran in the last call, such as ("Convolution", "brgconv_avx512_I8").
+
+        The kernel's last part is the type of what it reads.
+        """
+        return [(node.node_type, node.exec_type) for node in self.request.profiling_info
+                if node.status == node.Status.EXECUTED]
+
+
+def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
+    if device != "cpu":
+        raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(openvino) serves processors")
+    model = next(name for name in manifest["files"] if name.endswith(".xml"))
+    return OpenVinoEngine(directory / model, threads, manifest["precision"])
