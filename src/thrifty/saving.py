@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from thrifty import __version__, cache, checkpoint
 from thrifty.artifact import figure_lines
@@ -20,7 +21,7 @@ from thrifty.context import outputs_of
 from thrifty.errors import ThriftyError
 from thrifty.execute import Job, prefix_key
 from thrifty.loading import fingerprint
-from thrifty.quality import batches
+from thrifty.quality import batches, length
 from thrifty.recipe import Recipe, seed_of
 from thrifty.target import Target
 from thrifty.trial import Trial
@@ -98,10 +99,10 @@ def _fresh(workload: Workload, seed: int) -> nn.Module:
 def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: Listener = ignore) -> Path:
     """Write a trial's model as a directory that ``from_pretrained`` of transformers loads, with equal outputs.
 
-    config.json says what changed, tokenizer and processor are taken over, README.md has the measured figures. Where
-    feed-forward layers were pruned to several widths, of which config.json can name one, the narrower are filled up
-    with zeros to the widest: nothing reads them, and outputs stay. What was written is loaded again and compared
-    before it takes its name.
+    config.json says what changed, tokenizer and processor are taken over, README.md has the measured figures. Of
+    pruned widths config.json can say one, that of the feed-forward layers: it says the widest, and whatever is
+    narrower (another layer, a pooler) is filled up with zeros: nothing reads them, and outputs stay. What was written
+    is loaded again and compared before it takes its name.
 
     Args:
         directory: new, or empty.
@@ -131,7 +132,7 @@ def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: L
             _standard(_body(model)[1]).save_pretrained(partial)
         _take_over(partial, workload)
         _compare(partial, model, workload)
-        (partial / "README.md").write_text(_card(trial))
+        (partial / "README.md").write_text(_card(trial, type(_body(model)[1]).__name__))
         if path.exists():
             path.rmdir()
         partial.rename(path)
@@ -192,17 +193,15 @@ def _standard(body: Any) -> Any:
     shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
     if changed := sorted(shapes.keys() ^ weights.keys()):
         raise SavingError(f"{type(body).__name__} has other weights, such as {', '.join(changed[:3])}")
-    narrowed = {name: [d for d in range(tensor.ndim) if tensor.shape[d] != shapes[name][d]]
-                for name, tensor in weights.items() if tensor.shape != shapes[name] and tensor.ndim == len(shapes[name])}
+    narrowed = {(shapes[name][d], tensor.shape[d]) for name, tensor in weights.items()
+                if tensor.ndim == len(shapes[name]) for d in range(tensor.ndim) if tensor.shape[d] < shapes[name][d]}
     if narrowed:
-        config = _narrowed(body.config, {(int(shapes[n][d]), int(weights[n].shape[d])) for n, ds in narrowed.items() for d in ds})
-        plain = _instance(body, config, dtype)
+        plain = _instance(body, _narrowed(body.config, narrowed), dtype)
         shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
-        weights = {name: _filled(tensor, shapes[name]) if name in narrowed else tensor for name, tensor in weights.items()}
+        weights = {name: _filled(tensor, shapes[name]) for name, tensor in weights.items()}
     if unlike := [name for name, tensor in weights.items() if tensor.shape != shapes[name]]:
         raise SavingError(f"{unlike[0]} is of shape {tuple(weights[unlike[0]].shape)} and the config means "
                           f"{tuple(shapes[unlike[0]])}")
-    plain.to_empty(device="cpu") if any(p.is_meta for p in plain.parameters()) else None
     plain.load_state_dict(weights)
     return plain.eval()
 
@@ -224,19 +223,16 @@ def _narrowed(config: Any, widths: set[tuple[int, int]]) -> Any:
         widths: (before, now) of every dimension that changed.
     """
     config = copy.deepcopy(config)
-    befores, nows = {before for before, _ in widths}, {now for _, now in widths}
     name = next((n for n in FFN_WIDTHS if hasattr(config, n)), None)
-    width = name and (getattr(config, name) or 4 * config.hidden_size)  # GPT-2's n_inner is None for 4 times the width
-    if name is None or befores != {width} or max(nows) > max(befores):
-        raise SavingError(f"dimensions of {sorted(befores)} became {sorted(nows)}, and its config can only say another "
-                          "width of the feed-forward layers")
-    setattr(config, name, max(nows))
+    if name is not None:
+        before = getattr(config, name) or 4 * config.hidden_size  # GPT-2's n_inner is None for 4 times the width
+        setattr(config, name, max((now for was, now in widths if was == before), default=before))
     return config
 
 
 def _filled(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor with zeros behind its last index of every dimension, up to the shape."""
-    if any(n > want for n, want in zip(tensor.shape, shape, strict=True)):
+    """The tensor with zeros behind its last index of every dimension, up to the shape; itself where it exceeds it."""
+    if tensor.ndim != len(shape) or any(n > want for n, want in zip(tensor.shape, shape, strict=True)):
         return tensor
     whole = tensor.new_zeros(shape)
     whole[tuple(slice(n) for n in tensor.shape)] = tensor
@@ -262,25 +258,27 @@ def _compare(directory: Path, model: nn.Module, workload: Workload) -> None:
     place, body = _body(model)
     with quiet():
         again = type(body).from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype="auto").eval()
-    other = copy.deepcopy(model)
-    other.set_submodule(place, again) if place else None
-    inputs, _ = next(batches(torch.utils.data.Subset(workload.validation, range(min(ROWS, len(workload.validation)))),
-                             ROWS, workload.collate))
-    for a, b in zip(outputs_of(model.eval(), inputs), outputs_of((other if place else again).eval(), inputs), strict=True):
+    other = again
+    if place:
+        other = copy.deepcopy(model).eval()
+        other.set_submodule(place, again)
+    few = Subset(workload.validation, range(min(ROWS, length(workload.validation))))
+    inputs, _ = next(batches(few, ROWS, workload.collate))
+    for a, b in zip(outputs_of(model.eval(), inputs), outputs_of(other, inputs), strict=True):
         error = float((a.double() - b.double()).norm() / a.double().norm().clamp_min(1e-12))
         if not error <= PARITY[body.dtype]:
             raise SavingError(f"what transformers loads answers differently (relative error {error:.3g}): the recipe "
                               f"changed more than weights and widths, so nothing is kept; {OTHER_FORMAT}")
 
 
-def _card(trial: Trial) -> str:
+def _card(trial: Trial, architecture: str) -> str:
     """README.md: front matter that hubs read, then what was measured."""
     facts: Mapping[str, Any] = {"recipe": trial.recipe, "seed": trial.seed, "workload": trial.workload,
                                 "workload_hash": trial.workload_hash, "trial": trial.id, "version": __version__}
     lines = ["---", "library_name: transformers", "tags: [thrifty]", "thrifty:",
              *(f"  {key}: {json.dumps(value)}" for key, value in facts.items()), "---", "",
              f"# {trial.workload}: `{trial.recipe}`", "", *figure_lines(trial), ""]
-    if not Recipe.parse(trial.recipe).transforms == Recipe.parse(trial.recipe):
+    if Recipe.parse(trial.recipe).transforms != Recipe.parse(trial.recipe):
         lines += ["The speed is that of the engine which the recipe compiles, not of this directory under transformers.", ""]
-    return "\n".join([*lines, "```python", "from transformers import AutoConfig", "",
-                      'print(AutoConfig.from_pretrained(".").architectures)', "```", ""])
+    return "\n".join([*lines, "```python", f"from transformers import {architecture}", "",
+                      f'model = {architecture}.from_pretrained(".")', "```", ""])

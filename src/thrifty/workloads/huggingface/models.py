@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,10 @@ class TextLogits(nn.Module):
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.options = body, _without_cache(body)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.body(input_ids=ids, attention_mask=mask).logits
+        return self.body(input_ids=ids, attention_mask=mask, **self.options).logits
 
 
 @final
@@ -44,10 +45,10 @@ class TokenLogits(nn.Module):
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.options = body, _without_cache(body)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.body(input_ids=ids, use_cache=False).logits
+        return self.body(input_ids=ids, **self.options).logits
 
 
 @final
@@ -61,10 +62,10 @@ class Embedder(nn.Module):
 
     def __init__(self, body: nn.Module, pooling: str) -> None:
         super().__init__()
-        self.body, self.pooling = body, pooling
+        self.body, self.pooling, self.options = body, pooling, _without_cache(body)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        states = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = self.body(input_ids=ids, attention_mask=mask, **self.options).last_hidden_state
         if self.pooling == "cls":
             return F.normalize(states[:, 0], dim=-1)
         weight = mask.unsqueeze(-1).to(states.dtype)
@@ -85,6 +86,11 @@ class ImageLogits(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.body(pixel_values=pixels).logits
+
+
+def _without_cache(body: nn.Module) -> dict[str, bool]:
+    """One call answers a request: keys and values that a decoder would keep for the next token are of no use."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
 
 
 def pooling_of(directory: Directory) -> str:
@@ -154,10 +160,9 @@ def _with_linears(body: nn.Module) -> nn.Module:
     for module in list(body.modules()):
         for name, child in module.named_children():
             if is_transposed(child):
-                inputs, outputs = child.weight.shape
-                linear = nn.Linear(inputs, outputs, device="meta")
-                linear.weight = nn.Parameter(child.weight.detach().T.contiguous())
-                linear.bias = child.bias
+                weight, bias = child.state_dict().values()
+                linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
+                linear.weight, linear.bias = nn.Parameter(weight.T.contiguous()), nn.Parameter(bias)
                 setattr(module, name, linear)
     return body
 
