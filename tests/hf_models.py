@@ -90,7 +90,7 @@ def byte_pairs(path: Path, start: str = "<|endoftext|>") -> int:
         show_progress=False))
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": {"content": start}}))
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": start}))
     return int(tokenizer.get_vocab_size())
 
 
@@ -106,8 +106,8 @@ def bert(path: Path, kind: str = "BertForSequenceClassification", **config: Any)
         torch.manual_seed(0)
         made = transformers.BertConfig(
             vocab_size=word_pieces(path), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=64, initializer_range=0.2,
-            **{"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}, **config})
+            intermediate_size=64, max_position_embeddings=64,
+            **{"initializer_range": 0.2, "id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}, **config})
         return save(getattr(transformers, kind)(made), path)
 
 

@@ -60,7 +60,7 @@ def test_a_byte_order_mark_and_other_fields_are_let_be(tmp_path: Path) -> None:
     ('{"text": "a", "label": 1.5}', '"label" must be a whole number or a text but is 1.5'),
     ('{"text": " \\t", "label": 1}', '"text" is blank'),
     ('{"text": "\\ud800", "label": 1}', "half a surrogate pair"),
-    ('{"text": "a", "label": 1, "split": "dev"}', 'a "split", while line 1 has none'),
+    ('{"text": "a", "label": 1, "split": "test"}', 'a "split", while line 1 has none'),
 ])
 def test_a_wrong_line_is_answered_with_its_number_and_a_right_one(line: str, words: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *rows(3), line, *rows())

@@ -33,6 +33,13 @@ def test_what_a_tokenizer_knows_of_its_model(bytewise: text.Words, pieces: text.
     assert (pieces.longest, pieces.pad, pieces.start) == (64, 0, None)
 
 
+def test_a_special_token_may_be_an_object(tmp_path: Path) -> None:
+    hf_models.word_pieces(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "[SEP]"}, "bos_token": "not in it"}')
+    words = text.words_of(Directory(tmp_path, {"bos_token_id": [2, 9]}))
+    assert (words.pad, words.start) == (3, 2)
+
+
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60), st.integers(8, 5000))
 def test_the_length_is_a_power_of_two_that_holds_most_texts(counts: list[int], longest: int) -> None:
     chosen = text.fixed_length(counts, longest)

@@ -19,8 +19,8 @@ from thrifty.errors import MissingExtra, WorkloadError
 from thrifty.workloads.huggingface.directory import IMAGES, Directory
 from thrifty.workloads.huggingface.models import EXTRA
 
-RESAMPLE = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, and torch's names for what gives the same."""
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, and torch's names for what gives the same, bytes rounded apart by one."""
 LARGEST = 100 * 10**6
 """Pixels; a file of a few kilobytes can claim billions."""
 
@@ -49,8 +49,7 @@ class Pixels:
         """[channels, height, width] uint8 -> the same in float32, of the served size."""
         if self.size:
             height, width = self._resized(*image.shape[1:])
-            smooth = {} if self.resample.startswith("nearest") else {"antialias": True}
-            image = F.interpolate(image[None], (height, width), mode=self.resample, **smooth)[0]
+            image = F.interpolate(image[None], (height, width), mode=self.resample, antialias=True)[0]
         if self.crop:
             high, wide = self.crop
             top, left = (image.shape[1] - high) // 2, (image.shape[2] - wide) // 2
