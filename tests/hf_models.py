@@ -107,7 +107,8 @@ def bert(path: Path, kind: str = "BertForSequenceClassification", **config: Any)
         made = transformers.BertConfig(
             vocab_size=word_pieces(path), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=64, max_position_embeddings=64,
-            **{"initializer_range": 0.2, "id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}, **config})
+            **{"initializer_range": 0.2, "id2label": {0: "negative", 1: "positive"},
+               "label2id": {"negative": 0, "positive": 1}, **config})
         return save(getattr(transformers, kind)(made), path)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-
 from tests import hf_models
+
 from thrifty.errors import WorkloadError
 from thrifty.workloads.huggingface.directory import digest, open_directory, weights
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests import hf_models
 
 import thrifty
-from tests import hf_models
 from thrifty import Context, artifact, check
 from thrifty.cli import workload_reference
 from thrifty.compilers.onnxruntime import OnnxRuntime
@@ -77,7 +77,8 @@ def test_recipes_are_rehearsed_on_it(workload: Workload) -> None:
 
 
 @pytest.mark.parametrize("workload", [
-    "bert", "gpt2", "vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "llama-classifier", "bert-embedder")),
+    "bert", "gpt2", "vit",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "llama-classifier", "bert-embedder")),
 ], indirect=True)
 def test_onnx_runtime_takes_it(workload: Workload, tmp_path: Path) -> None:
     model, example = workload.model(), workload.example(1)

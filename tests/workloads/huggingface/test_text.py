@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests import hf_models
+
 from thrifty.errors import WorkloadError
 from thrifty.workloads.huggingface import text
 from thrifty.workloads.huggingface.directory import Directory
