@@ -194,7 +194,7 @@ def fingerprint(workload: Workload) -> str:
     from thrifty.workloads import huggingface
 
     digest = hashlib.sha256()
-    if huggingface.is_reference(workload.source):
+    if workload.source.startswith(huggingface.SCHEME):
         digest.update(huggingface.fingerprint(workload.source))
     else:
         for path in _sources(workload):

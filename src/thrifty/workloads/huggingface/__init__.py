@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, default_collate
 from thrifty.errors import WorkloadError
 from thrifty.quality import Accuracy, BitsPerByte, as_inputs, length
 from thrifty.workload import CrossEntropy, SingleStream, Workload
-from thrifty.workloads.huggingface.directory import Directory, digest, open_directory
+from thrifty.workloads.huggingface.directory import DESCRIPTIONS, Directory, digest, open_directory, weights
 from thrifty.workloads.huggingface.images import Images, image_path, pixels_of
 from thrifty.workloads.huggingface.jsonl import SPLITS, Format, Line, Lines, read, values
 from thrifty.workloads.huggingface.models import Embedder, ImageLogits, TextLogits, TokenLogits, load_body, pooling_of
@@ -200,8 +200,8 @@ def load(text: str) -> Workload:
     directory = open_directory(known.directory)
     if not known.task:
         known = dataclasses.replace(known, task=task_of(directory))
-    return _load(known, tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size)
-                              for path in (*sorted(directory.path.iterdir()), known.data) if path.is_file()))
+    files = (*(known.directory / name for name in DESCRIPTIONS), *weights(known.directory), known.data)
+    return _load(known, tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in files if path.is_file()))
 
 
 @functools.lru_cache(maxsize=4)
