@@ -26,9 +26,13 @@ app = typer.Typer(
 )
 
 WorkloadArgument = Annotated[str, typer.Argument(
-    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), or a file that defines `workload`.")]
+    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, or a Hugging "
+                             "Face directory.")]
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help='Such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Of a Hugging Face directory: text-classification, "
+                                                "causal-lm, feature-extraction or image-classification.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Face directory: its examples, JSON Lines.")]
 StoreOption = Annotated[Path, typer.Option("--store", help="The study's directory; asking again resumes.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
@@ -64,6 +68,15 @@ def target_of(device: str, threads: int) -> Target:
     from thrifty.target import Target
 
     return Target(device=device, threads=threads)
+
+
+def workload_reference(workload: str, task: str | None, data: Path | None) -> str:
+    """The workload's reference; of a Hugging Face directory with its task and data in it."""
+    if task is None and data is None:
+        return workload
+    from thrifty.workloads.huggingface import reference
+
+    return reference(workload, task, data)
 
 
 @app.command()
@@ -104,8 +117,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's c
 
 
 @app.command()
-def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOption = "cpu",
-          threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
+def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
+          device: DeviceOption = "cpu", threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
     """Check a recipe and rehearse it: one step and one calibration batch of each phase, nothing long.
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
@@ -113,7 +126,7 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOpti
     from thrifty.recipe import Recipe
     from thrifty.run import check as check_recipe
 
-    found = check_recipe(workload, recipe, target=target_of(device, threads))
+    found = check_recipe(workload_reference(workload, task, data), recipe, target=target_of(device, threads))
     if as_json:
         emit({"recipe": str(Recipe.parse(recipe)), "workload": workload, "status": "ok", "properties": sorted(found)})
     else:
@@ -121,9 +134,10 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOpti
 
 
 @app.command()
-def run(workload: WorkloadArgument, recipe: RecipeArgument, store: StoreOption = Path("study"),
-        device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, pairs: PairsOption = 5,
-        price: PriceOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
+        store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
+        seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, as_json: JsonOption = False,
+        dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
@@ -133,7 +147,8 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, store: StoreOption =
     from thrifty.run import check_recipe, resolve
     from thrifty.run import run as run_recipe
 
-    parsed, definition, target = Recipe.parse(recipe), resolve(workload), target_of(device, threads)
+    parsed, target = Recipe.parse(recipe), target_of(device, threads)
+    definition = resolve(workload_reference(workload, task, data))
     properties = check_recipe(definition, parsed)
     if dry_run:
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
@@ -153,9 +168,9 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, store: StoreOption =
 @app.command()
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
-          store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-          seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
-          dry_run: DryRunOption = False) -> None:
+          task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"),
+          device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None,
+          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
     Example: thrifty sweep digits --store study/
@@ -165,7 +180,7 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     from thrifty.search.sweep import sweep as sweep_recipes
     from thrifty.workloads import suggested
 
-    definition, target = resolve(workload), target_of(device, threads)
+    definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
     chosen = recipes or suggested(workload)
     for recipe in chosen:
         check_recipe(definition, Recipe.parse(recipe))

@@ -26,8 +26,8 @@ def load_workload(reference: str) -> Workload:
     """Load a workload by name or place.
 
     Args:
-        reference: an embedded workload's name ("digits"), a file ("my.py", "my.py:workload"), or a module
-            ("package.module:workload").
+        reference: an embedded workload's name ("digits"), a file ("my.py", "my.py:workload"), a module
+            ("package.module:workload"), or a Hugging Face directory ("./my-model", "hf:/my-model?data=...").
 
     Returns:
         the workload, its ``source`` set to an absolute place that a fresh process can load.
@@ -38,8 +38,10 @@ def load_workload(reference: str) -> Workload:
     >>> load_workload("digits").name
     'digits'
     """
-    from thrifty.workloads import EMBEDDED
+    from thrifty.workloads import EMBEDDED, huggingface
 
+    if reference not in EMBEDDED and huggingface.is_reference(reference):
+        return huggingface.load(reference)
     place, _, attribute = _place(reference, EMBEDDED)
     module = _module(place, reference)
     if not hasattr(module, attribute):
@@ -185,10 +187,18 @@ def _spread(n: int, most: int) -> list[int]:
 
 
 def fingerprint(workload: Workload) -> str:
-    """Hash of the workload's source and data: its file, those beside it that it imports, up to 512 items a split."""
+    """Hash of the workload's source and data: its file, those beside it that it imports, up to 512 items a split.
+
+    Of a Hugging Face directory: its configuration, tokenizer, weights and data file in place of the workload's file.
+    """
+    from thrifty.workloads import huggingface
+
     digest = hashlib.sha256()
-    for path in _sources(workload):
-        digest.update(path.read_bytes())
+    if workload.source.startswith(huggingface.SCHEME):
+        digest.update(huggingface.fingerprint(workload.source))
+    else:
+        for path in _sources(workload):
+            digest.update(path.read_bytes())
     for split in ("train", "validation", "test"):
         dataset = getattr(workload, split)
         if dataset is None:
