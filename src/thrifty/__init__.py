@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from thrifty.training.optimizers import AdamW as AdamW
     from thrifty.training.peft.ia3 import Ia3 as Ia3
     from thrifty.training.peft.lora import Lora as Lora
+    from thrifty.training.peft.prompt import PromptTuning as PromptTuning
     from thrifty.training.peft.save import save_adapter as save_adapter
     from thrifty.training.peft.vera import Vera as Vera
     from thrifty.trial import Trial as Trial
@@ -68,7 +69,7 @@ _PLACES = {
     "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
     "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
     "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
-    "save_adapter": "training.peft.save",
+    "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
     "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     # running, measuring, choosing

@@ -63,7 +63,7 @@ def hindrances(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, s
     # A weight with two readers would be merged into both though only one of them was trained.
     readers = Counter(id(weight) for _, module in model.named_modules(remove_duplicate=False)
                       for weight in module._parameters.values() if weight is not None)
-    attention = tuple(f"{name}." for name, module in model.named_modules()
+    attention = tuple(f"{name}." if name else "" for name, module in model.named_modules()
                       if isinstance(module, nn.MultiheadAttention))
     found = {}
     for name, layer in layers.items():

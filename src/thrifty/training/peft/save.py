@@ -11,6 +11,7 @@ from torch import nn
 
 from thrifty.errors import ThriftyError
 from thrifty.training.peft.adapter import ADAPTER, load_peft
+
 SHARED = "base_model.vera_"
 """Begins the names of VeRA's projections, which belong to all layers: peft's files hold them once."""
 
