@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from thrifty.training.peft.held import HOLD, Held
 
@@ -80,3 +81,10 @@ def test_under_autocast_the_product_is_bf16_both_ways(form: str) -> None:
     y.float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
     torch.testing.assert_close(x.grad, held.weight.float().sum(0).expand(6, 13), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("form", HOLD)
+def test_under_checkpointing_the_gradient_is_the_same(form: str) -> None:
+    held, x = Held(nn.Linear(13, 7), form), torch.randn(6, 13, requires_grad=True)
+    checkpoint(held, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, held.weight.float().sum(0).expand(6, 13))

@@ -71,8 +71,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         (gradient,) = gradients
-        weight = ctx.decode(*ctx.saved_tensors).to(gradient.dtype)
-        return gradient @ weight, None, *(None for _ in ctx.saved_tensors)
+        held = ctx.saved_tensors  # once: checkpointing frees what it unpacks
+        return gradient @ ctx.decode(*held).to(gradient.dtype), None, *(None for _ in held)
 
 
 Holding = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
