@@ -86,6 +86,8 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
         said = f"{'whole numbers' if str(spec.type).startswith('int') else 'numbers'} in {spec.metadata['range']}"
     elif "recipe" in spec.metadata:
         said = "a recipe's text"
+    elif "pattern" in spec.metadata:
+        said = "a regular expression"
     else:
         said = "`True`, `False`"
     return said + (", or `None`" if "None" in str(spec.type) else "")

@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
     from thrifty.training.optimizers import AdamW as AdamW
+    from thrifty.training.peft.ia3 import Ia3 as Ia3
+    from thrifty.training.peft.lora import Lora as Lora
+    from thrifty.training.peft.prompt import PromptTuning as PromptTuning
+    from thrifty.training.peft.save import save_adapter as save_adapter
+    from thrifty.training.peft.vera import Vera as Vera
     from thrifty.trial import Trial as Trial
     from thrifty.workload import CrossEntropy as CrossEntropy
     from thrifty.workload import Loss as Loss
@@ -68,6 +73,8 @@ _PLACES = {
     "Recipe": "recipe", "Train": "recipe", "Transform": "method", "TrainingMethod": "method", "Compiler": "method",
     "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
     "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
+    "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
+    "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     "OpenVino": "compilers.openvino",

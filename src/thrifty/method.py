@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from thrifty.workload import Batch
 
 Phase = Literal["training", "post-training"]
-Slot = Literal["optimizer", "precision", "parallelism"]
+Slot = Literal["optimizer", "precision", "parallelism", "adapters"]
 
 FAMILIES: Mapping[str, Phase] = {
     "optimizers": "training",
@@ -103,6 +104,11 @@ def choice(default: str, *options: str, search: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"options": options, "search": search})
 
 
+def pattern(default: str) -> Any:
+    """A hyperparameter that is a regular expression over the names of a model's layers."""
+    return field(default=default, metadata={"pattern": True})
+
+
 def recipe_text(default: str = "") -> Any:
     """A hyperparameter that is itself a recipe's text, such as a teacher's."""
     return field(default=default, metadata={"recipe": True})
@@ -130,8 +136,17 @@ def validate(method: Any, name: str) -> None:
             raise HyperparameterError(f"{says} must be one of {', '.join(meta['options'])}")
         elif "recipe" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a recipe's text")
+        elif "pattern" in meta and not _is_pattern(value):
+            raise HyperparameterError(f"{says} must be a regular expression")
         elif str(spec.type) == "bool" and not isinstance(value, bool):
             raise HyperparameterError(f"{says} must be True or False")
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return bool(re.compile(value)) if isinstance(value, str) else False
+    except re.error:
+        return False
 
 
 # -- the card and the claims ------------------------------------------------------------------------------------

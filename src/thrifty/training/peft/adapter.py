@@ -1,0 +1,204 @@
+"""What all adapters share: they are put into the frozen model, trained alone, and merged into its weights."""
+
+from __future__ import annotations
+
+import abc
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.method import Claim, Layer, TrainingMethod, choice, pattern
+from thrifty.training.peft.held import Held
+from thrifty.training.peft.layers import ALL_LINEAR, chosen
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+    from thrifty.workload import Batch
+
+ADAPTER = "default"
+"""The one adapter's name inside peft."""
+
+
+@dataclass(frozen=True)
+class Adapter(TrainingMethod):
+    """Trains new parameters inside the layers that ``targets`` names; the model's own stand still and take them in at
+    the end, so that the model leaves training with the structure that it came with.
+
+    Running statistics of norms stand still too: an adapter is an addition to one known model.
+    """
+
+    targets: str = pattern(ALL_LINEAR)
+    base: str = choice("fp32", "fp32", "bf16", "int8", "nf4")
+
+    layer: ClassVar[Layer] = "structure"
+    telling: ClassVar[str]
+    """A regular expression: the parameters that must move for a layer to compute anything new."""
+    undecayed: ClassVar[str]
+    """A regular expression: parameters whose neutral value is not zero, which weight decay would pull away from it."""
+
+    @abc.abstractmethod
+    def config(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
+        """peft's configuration for these layers.
+
+        Raises:
+            ThriftyError: the hyperparameters do not suit the layers.
+        """
+
+    @abc.abstractmethod
+    def kinds(self) -> tuple[type[nn.Module], ...]:
+        """Of layers that can be adapted."""
+
+    # -- hooks --------------------------------------------------------------------------------------------------
+
+    def prepare(self, fit: Fit) -> None:
+        peft, model = load_peft(), fit.model
+        already = next((name for name, m in model.named_modules() if isinstance(m, tuner_layer())), None)
+        if already is not None:
+            raise ThriftyError(f"the model is adapted already ({already} is an adapter's layer): merge that one first, "
+                               "as peft's merge_and_unload() does, or train it as it is, without another")
+        layers = chosen(model, self.targets, self.kinds(), linear_kinds(), self.name)
+        if self.base != "fp32":
+            require_linear(self, layers)
+        trained = [(p, p.requires_grad) for p in model.parameters()]
+        config = self.config(model, layers)
+        try:
+            tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, ADAPTER)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ThriftyError(f"peft cannot apply {self!r} to this model: {error}") from error
+        share = trainable_share(model)
+        fit.memory(self).update(
+            tuner=tuner, trained=trained, share=share, names=tuple(layers),
+            start={name: p.detach().clone() for name, p in self._telling(model)},
+            held=self._hold(model, layers), hooks=[m.register_forward_pre_hook(_nothing) for m in fast_paths(model)],
+            norms=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
+        )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        apart = {id(p) for name, p in fit.model.named_parameters() if re.search(self.undecayed, name)}
+        split = [{**group, "params": [p for p in group["params"] if (id(p) in apart) == kept],
+                  **({"weight_decay": 0.0} if kept else {})} for group in groups for kept in (False, True)]
+        return [group for group in split if group["params"]]
+
+    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
+            norm.eval()
+        return proceed(batch)
+
+    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
+        memory = fit.memory(self)
+        for wrapper, held in memory["held"]:
+            wrapper.base_layer = held.restore()
+        for hook in memory["hooks"]:
+            hook.remove()
+        with torch.no_grad():
+            memory["tuner"].merge_and_unload()
+        for parameter, flag in memory["trained"]:
+            parameter.requires_grad_(flag)
+        return model
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        memory = fit.memory(self)
+        moved: dict[str, bool] = {}
+        for name, p in self._telling(fit.model):
+            layer = re.split(self.telling, name)[0]
+            moved[layer] = moved.get(layer, False) or not torch.equal(p.detach(), memory["start"][name])
+        found = [Claim("share of trainable parameters", 1.0, memory["share"], minimum=0.1),
+                 Claim("share of adapters that moved", 0.0, sum(moved.values()) / len(moved), minimum=0.5)]
+        if memory["held"]:
+            bytes_now = sum(h.bytes_per_weight for _, h in memory["held"]) / len(memory["held"])
+            found.append(Claim("bytes an adapted weight in training", 4.0, bytes_now, minimum=1.5))
+        return tuple(found)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _telling(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in model.named_parameters() if re.search(self.telling, name)]
+
+    def _hold(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> list[tuple[nn.Module, Held]]:
+        """Hold the adapted layers' weights in fewer bits, behind their adapters."""
+        if self.base == "fp32":
+            return []
+        found = []
+        for name in layers:
+            wrapper = model.get_submodule(name)
+            wrapper.base_layer = held = Held(wrapper.base_layer, self.base)  # type: ignore[arg-type]
+            found.append((wrapper, held))
+        return found
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------
+
+
+def load_peft() -> Any:
+    """The peft library.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it imports
+            import peft
+    except ImportError as error:
+        raise MissingExtra("peft", "peft") from error
+    return peft
+
+
+def tuner_layer() -> type:
+    """What peft puts into a layer's place."""
+    load_peft()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: type = BaseTunerLayer
+    return found
+
+
+def linear_kinds() -> tuple[type[nn.Module], ...]:
+    """Linear layers: torch's, and the transposed one of GPT-2."""
+    load_peft()
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, Conv1D
+
+
+def exactly(layers: Mapping[str, nn.Module]) -> str:
+    """The pattern of these names and no others: peft takes a list's names for ends of names."""
+    return "|".join(map(re.escape, layers))
+
+
+def transposed(layers: Mapping[str, nn.Module]) -> bool:
+    """Whether the layers hold their weights as [in, out]."""
+    return any(type(layer).__name__ == "Conv1D" for layer in layers.values())
+
+
+def trainable_share(model: nn.Module) -> float:
+    """Parameters that require a gradient over all, adapters among them: as peft counts."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in counts if trained) / max(1, sum(n for n, _ in counts))
+
+
+def fast_paths(model: nn.Module) -> list[nn.Module]:
+    """Modules that in eval mode read the weights of their layers and would pass adapters by; a hook stops that."""
+    return [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+
+
+def _nothing(module: nn.Module, inputs: Any) -> None:
+    """A hook: that there is one is enough."""
+
+
+def require_linear(method: Adapter, layers: Mapping[str, nn.Module]) -> None:
+    """A base in fewer bits is that of nn.Linear layers.
+
+    Raises:
+        ThriftyError: another one is among them.
+    """
+    for name, layer in layers.items():
+        if not isinstance(layer, nn.Linear):
+            raise ThriftyError(f"{method.name}(base={method.base}) holds weights of nn.Linear layers, and {name} is "
+                               f"{type(layer).__name__}: choose other targets, or base=fp32")

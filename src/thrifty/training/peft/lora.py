@@ -1,0 +1,98 @@
+"""Low-rank adaptation, and three kin of it: rank-stabilised, weight-decomposed, principal components."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from torch import nn
+
+from thrifty.errors import ThriftyError
+from thrifty.method import Card, choice, number
+from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
+
+
+@final
+@dataclass(frozen=True)
+class Lora(Adapter):
+    """A low-rank update beside each frozen weight, merged into it at the end.
+
+        y = W x + s B A dropout(x),   A [rank, in], B [out, rank] = 0,   s = alpha / rank
+
+    - ``rslora``: s = alpha / sqrt(rank), so that a higher rank learns as fast.
+    - ``dora``: W' = m (W + s B A) / |W + s B A|, a length m for each output, trained; the norm gets no gradient.
+    - ``pissa``: A and B begin as W's first principal components and W as what they leave.
+
+    A layer smaller than the rank gets its own size, at the same s: no update of it could use more.
+
+    Args:
+        targets: "all-linear", every linear layer whose weight no other layer reads; or a regular expression over
+            names ("query|value"), which may name convolutions and embeddings too.
+        base: how the frozen weights of adapted linear layers are held in training; merging rounds them for good.
+        rank: of the update.
+        alpha: its strength.
+        dropout: of the update's input.
+        variant: which of the four.
+
+    >>> Lora(rank=16)
+    Lora(targets='all-linear', base='fp32', rank=16, alpha=16, dropout=0.0, variant='plain')
+    """
+
+    rank: int = number(8, 1, log=True, search=(4, 16, 64))
+    alpha: float = number(16, 0, open_low=True, log=True)
+    dropout: float = number(0.0, 0, 1, open_high=True)
+    variant: str = choice("plain", "plain", "rslora", "dora", "pissa", search=("plain", "rslora", "dora", "pissa"))
+
+    name: ClassVar[str] = "lora"
+    telling: ClassVar[str] = "lora_B|lora_embedding_A"
+    undecayed: ClassVar[str] = "lora_magnitude_vector"
+    card: ClassVar[Card] = Card(
+        family="peft",
+        benefit="training time",
+        trade_off="a low rank may not hold what full fine-tuning would learn; the forward pass does a little more",
+        paper='"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021, arXiv:2106.09685; rsLoRA: '
+              "Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al. 2024, arXiv:2402.09353; PiSSA: Meng et al. 2024, "
+              "arXiv:2404.02948; a base in nf4: Dettmers et al. 2023, arXiv:2305.14314",
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights", "trained"}),
+        slot="adapters",
+    )
+
+    def kinds(self) -> tuple[type[nn.Module], ...]:
+        if self.variant == "pissa":  # principal components of a matrix
+            return linear_kinds()
+        return (*linear_kinds(), nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+
+    def config(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
+        sizes = {name: size(layer) for name, layer in layers.items()}
+        largest = max(sizes.values())
+        if self.rank > largest:
+            raise ThriftyError(f"lora(rank={self.rank}): the largest layer it would adapt has rank {largest}; choose "
+                               f"a rank up to {largest}, well below it to save anything")
+        small = {f"^{re.escape(name)}": n for name, n in sizes.items() if n < self.rank}
+        power = 0.5 if self.variant == "rslora" else 1.0
+        return load_peft().LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=exactly(layers),
+            use_rslora=self.variant == "rslora", use_dora=self.variant == "dora",
+            init_lora_weights="pissa" if self.variant == "pissa" else True, rank_pattern=small,
+            alpha_pattern={name: self.alpha * (n / self.rank) ** power for name, n in small.items()},
+            fan_in_fan_out=transposed(layers),
+        )
+
+
+def size(layer: nn.Module) -> int:
+    """The largest rank that an update of the layer can have.
+
+    >>> size(nn.Linear(8, 3)), size(nn.Conv2d(2, 32, 3)), size(nn.Embedding(100, 16))
+    (3, 18, 16)
+    """
+    if isinstance(layer, nn.Linear):
+        return min(layer.in_features, layer.out_features)
+    if isinstance(layer, nn.Embedding):
+        return min(layer.num_embeddings, layer.embedding_dim)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return min(layer.out_channels, layer.in_channels // layer.groups * math.prod(layer.kernel_size))
+    return min(layer.weight.shape)  # type: ignore[arg-type]
