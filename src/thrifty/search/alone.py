@@ -35,7 +35,7 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
         if slot.name in ("compile", "recover", "place"):
             continue
         recovered = slot.name.startswith("structure.") and "recover" in space.parts
-        recovery = {"recover": list(space.parts["recover"])[-1]} if recovered else {}
+        recovery = {"recover": list(space.parts["recover"])[:2][-1]} if recovered else {}  # the plainest that there is
         choices += [{**base, slot.name: option, **recovery} for option in representative(slot.options[1:])]
     return [recipe for recipe in _recipes(space, choices) if str(recipe) not in known]
 
