@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 import json
 import sys
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from thrifty.target import Target
 
 DONE, FAILED, USAGE = 0, 1, 2
+
+
+class SavedAs(enum.Enum):
+    """What `thrifty best --save` writes."""
+
+    artifact = "artifact"
+    hf = "hf"
+
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -195,7 +204,8 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
 
 
 @app.command()
-def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropOption = None,
+def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption = None, data: DataOption = None,
+            max_drop: MaxDropOption = None,
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
             minimize: MinimizeOption = "latency",
             store: Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
@@ -219,7 +229,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
-    definition, target = resolve(workload), target_of(device, threads)
+    definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
     space = Space.of(definition, methods)
     if dry_run:
         slots = {slot.name: list(slot.options) for slot in space.slots}
@@ -241,30 +251,33 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
 def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
          max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
          minimize: MinimizeOption = "latency",
-         save: Annotated[Path | None, typer.Option("--save", help="Copy its artifact into this new directory.")] = None,
+         place: Annotated[Path | None, typer.Option("--save", help="Write it into this new directory.")] = None,
+         format: Annotated[SavedAs, typer.Option("--format", help="Its engine, or a directory of transformers'.")]
+         = SavedAs.artifact,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Choose the best trial of a study that keeps to the bars, and save its artifact.
 
     Example: thrifty best study/ --max-drop 0.5pt --save model/
     """
-    from thrifty import artifact
     from thrifty.choosing import Bars, choose
+    from thrifty.findings import Findings
     from thrifty.report.choice import print_choice
-    from thrifty.store import Store
+    from thrifty.saving import save
 
     bars = Bars.read(max_drop, max_bytes, max_latency, minimize)
-    if save is not None and save.exists():
-        raise ThriftyError(f"{save} is there already: name a new directory to save the artifact in")
-    with Store.open(store) as opened:
-        choice, spent = choose(opened.trials(), bars), opened.spent()
-    if save is not None and choice.trial is not None and choice.trial.artifact is not None:
-        artifact.copy(Path(choice.trial.artifact.path), save)
+    if place is not None and place.exists():
+        raise ThriftyError(f"{place} is there already: name a new directory to save in")
+    found = Findings.read(store)
+    choice = choose(found.trials, bars)
+    saved = place if place is not None and choice.trial is not None else None
+    if saved is not None and choice.trial is not None:
+        save(saved, choice.trial, format.value, found.source)
     if as_json:
         emit({"trial": choice.trial and choice.trial.to_json(), "nearest": choice.nearest and choice.nearest.id,
               "misses": [vars(miss) for miss in choice.misses], "bars": bars.to_json(),
-              "saved": str(save) if save is not None and choice.trial is not None else None})
+              "saved": None if saved is None else str(saved)})
     else:
-        print_choice(choice, bars, spent, requests_per_day)
+        print_choice(choice, bars, found.spent, requests_per_day)
     raise typer.Exit(DONE if choice.trial is not None else FAILED)
 
 

@@ -26,6 +26,7 @@ class Findings:
         choice: by those bars; without any, the fastest.
         spent: all that really ran.
         failures: every run that failed.
+        source: where the workload was found, as `load_workload` takes it; None where that was not noted.
     """
 
     trials: tuple[Trial, ...]
@@ -34,6 +35,7 @@ class Findings:
     choice: Choice
     spent: Ledger
     failures: tuple[Failure, ...]
+    source: str | None = None
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Findings:
@@ -43,11 +45,12 @@ class Findings:
             ThriftyError: there is none, or it cannot be read.
         """
         with Store.open(path) as store:
-            return Findings.of(store.trials(), store.spent(), store.failures(), store.bars())
+            return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"),
+                               store.noted("source"))
 
     @staticmethod
     def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
-           asked: Mapping[str, Any] | None = None) -> Findings:
+           asked: Mapping[str, Any] | None = None, source: str | None = None) -> Findings:
         """The findings of trials, judged by the bars that were asked for.
 
         >>> Findings.of([]).choice.trial is None
@@ -55,7 +58,7 @@ class Findings:
         """
         bars = Bars.of(asked)
         return Findings(tuple(trials), frontier(trials, objectives(bars)), None if asked is None else bars,
-                        choose(trials, bars), spent, tuple(failures))
+                        choose(trials, bars), spent, tuple(failures), source)
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:

@@ -373,7 +373,9 @@ def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
     Raises:
         StoreError: it is another workload's or target's, of another version, or being written by another process.
     """
-    return Store.open(path, "write", Study(workload.name, fingerprint(workload), target.to_json()))
+    store = Store.open(path, "write", Study(workload.name, fingerprint(workload), target.to_json()))
+    store.note("source", workload.source)
+    return store
 
 
 # -- verbs ------------------------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from thrifty import __version__, cache, checkpoint
+from thrifty import __version__, artifact, cache, checkpoint
 from thrifty.artifact import figure_lines
 from thrifty.checkpoint import Checkpoint
 from thrifty.child import Listener, ignore, start
 from thrifty.context import outputs_of
 from thrifty.errors import ThriftyError
 from thrifty.execute import Job, prefix_key
-from thrifty.loading import fingerprint
+from thrifty.loading import fingerprint, load_workload
 from thrifty.quality import batches, length
 from thrifty.recipe import Recipe, seed_of
 from thrifty.target import Target
@@ -94,6 +94,28 @@ def _fresh(workload: Workload, seed: int) -> nn.Module:
 
 
 # -- as a directory of transformers -----------------------------------------------------------------------------
+
+
+def save(directory: Path, trial: Trial, format: str, source: str | None) -> None:
+    """Write a trial into a new directory: its engine as it was measured, or its model as transformers reads it.
+
+    Args:
+        directory: new.
+        trial: a finished one.
+        format: "artifact" or "hf".
+        source: where the study's workload is found, which "hf" needs.
+
+    Raises:
+        ThriftyError: the artifact is gone, or the model does not fit the format.
+    """
+    if format == "hf":
+        if source is None:
+            raise SavingError("the study does not say where its workload is: run any recipe of it again, then save")
+        save_hf(directory, trial, load_workload(source))
+        return
+    if trial.artifact is None or not Path(trial.artifact.path).is_dir():
+        raise SavingError(f"the artifact of trial {trial.id} is gone; run its recipe again: {trial.recipe}")
+    artifact.copy(Path(trial.artifact.path), directory)
 
 
 def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: Listener = ignore) -> Path:

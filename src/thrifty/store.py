@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -137,16 +137,16 @@ class Store:
                  trace: TracebackType | None) -> None:
         self.close()
 
-    # -- what was asked of it -----------------------------------------------------------------------------------
+    # -- what whoever reads the study should know -----------------------------------------------------------------
 
-    def put_bars(self, bars: Mapping[str, Any]) -> None:
-        """Keep what the last search was asked for, so that whoever shows the study can say what it recommends."""
+    def note(self, key: Literal["bars", "source"], value: Any) -> None:
+        """Keep what the last search was asked for, or where the workload was found; replaces what was noted."""
         with self._writing() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('bars', ?)", (plain.dumps(bars),))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, plain.dumps(value)))
 
-    def bars(self) -> dict[str, Any] | None:
-        """What the last search was asked for, None where none was."""
-        rows = self._read("SELECT value FROM meta WHERE key = 'bars'")
+    def noted(self, key: Literal["bars", "source"]) -> Any:
+        """What was noted, None where nothing was."""
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
         return json.loads(rows[0][0]) if rows else None
 
     # -- trials -------------------------------------------------------------------------------------------------

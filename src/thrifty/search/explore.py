@@ -101,7 +101,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
     space = Space.of(definition, methods)
     with open_study(store, definition, place) as opened, _terminable():
-        opened.put_bars(bars.to_json())
+        opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
         search = _Search(runner, space, bars, budget, promote, workers)
         try:

@@ -17,7 +17,7 @@ function command({ trial }) {
   return [
     "thrifty",
     "run",
-    quoted(trial.workload),
+    quoted(STUDY.source?.startsWith("thrifty.workloads.") ? trial.workload : STUDY.source || trial.workload),
     quoted(trial.recipe) || '""',
     ...options.filter(([, value]) => value != null).flatMap(([name, value]) => [name, quoted(String(value))]),
   ].join(" ");
