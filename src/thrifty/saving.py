@@ -240,11 +240,12 @@ def _filled(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _take_over(directory: Path, workload: Workload) -> None:
+    """Copy what stands beside config and weights: the tokenizer, the processor, how to generate."""
     if not workload.source.startswith(huggingface.SCHEME):
         return
     source = huggingface.Reference.parse(workload.source).directory
     for name in BESIDE:
-        if (source / name).is_file() and not (directory / name).exists():
+        if (source / name).is_file():
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, directory / name)
 
