@@ -144,4 +144,5 @@ def test_what_the_cache_lost_is_run_again(bert: Workload) -> None:
     trial = trial_of(bert, recipe)
     first = expected(bert, trial)
     cache.clean(everything=True)
-    assert torch.equal(expected(bert, trial), first)
+    # The process of a run has all threads and this one has one: sums run in another order.
+    torch.testing.assert_close(expected(bert, trial), first, atol=1e-3, rtol=1e-3)

@@ -49,7 +49,8 @@ def model_of(trial: Trial, workload: Workload, listener: Listener = ignore) -> n
     """The module that a trial's phases left, before its compiler, in eval mode.
 
     It comes from the cache where that still has it, or else the phases are run again, in a process of their own, with
-    the trial's seed and target: the same weights under the same version of Thrifty and torch.
+    the trial's seed and target: the same weights under the same version of Thrifty and torch, but for the rounding of
+    sums, whose order the number of cores decides.
 
     Args:
         trial: a finished one.
