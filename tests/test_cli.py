@@ -60,6 +60,9 @@ def test_lists_read_well_off_a_terminal():
     (["best", "nothing", "--max-bytes", "0"], "a size is written"),
     (["methods", "prun"], "did you mean 'prune'"),
     (["run", "digits"], "RECIPE"),
+    (["check", "digits", "train", "--task", "causal-lm"], "go with a Hugging Face directory"),
+    (["check", ".", "train", "--task", "translation"], "there is no task 'translation'"),
+    (["check", ".", "train"], "is no Hugging Face directory"),
     (["frobnicate"], "frobnicate"),
 ])
 def test_bad_input_is_answered_with_exit_code_2(arguments, says, tmp_path):

@@ -90,12 +90,15 @@ def test_other_architectures_come_back_pruned(make, auto, tmp_path: Path) -> Non
     folder = make(tmp_path / "model")
     images = auto.endswith("ImageClassification")
     (hf_models.pictures if images else hf_models.prose)(folder / "data.jsonl")
+    beside = folder / ("preprocessor_config.json" if images else "generation_config.json")
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "max_new_tokens": 7}))
     workload = load_workload(str(folder))
     trial = trial_of(workload, "prune(ratio=0.2)")
     saved = save_hf(tmp_path / "out", trial, workload)
     (inputs,) = workload.example(6)
     found = answers(saved, auto, **{"pixel_values" if images else "input_ids": inputs})
     torch.testing.assert_close(found, expected(workload, trial), atol=1e-5, rtol=1e-4)
+    assert (saved / beside.name).read_bytes() == beside.read_bytes()
     config = json.loads((saved / "config.json").read_text())
     assert (config.get("n_inner") or config.get("intermediate_size")) < (128 if make is hf_models.gpt2 else 64)
 
@@ -141,4 +144,5 @@ def test_what_the_cache_lost_is_run_again(bert: Workload) -> None:
     trial = trial_of(bert, recipe)
     first = expected(bert, trial)
     cache.clean(everything=True)
-    assert torch.equal(expected(bert, trial), first)
+    # The process of a run has all threads and this one has one: sums run in another order.
+    torch.testing.assert_close(expected(bert, trial), first, atol=1e-3, rtol=1e-3)

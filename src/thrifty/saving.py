@@ -49,7 +49,8 @@ def model_of(trial: Trial, workload: Workload, listener: Listener = ignore) -> n
     """The module that a trial's phases left, before its compiler, in eval mode.
 
     It comes from the cache where that still has it, or else the phases are run again, in a process of their own, with
-    the trial's seed and target: the same weights under the same version of Thrifty and torch.
+    the trial's seed and target: the same weights under the same version of Thrifty and torch, but for the rounding of
+    sums, whose order the number of cores decides.
 
     Args:
         trial: a finished one.
@@ -262,11 +263,12 @@ def _filled(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _take_over(directory: Path, workload: Workload) -> None:
+    """Copy what stands beside config and weights: the tokenizer, the processor, how to generate."""
     if not workload.source.startswith(huggingface.SCHEME):
         return
     source = huggingface.Reference.parse(workload.source).directory
     for name in BESIDE:
-        if (source / name).is_file() and not (directory / name).exists():
+        if (source / name).is_file():
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, directory / name)
 
