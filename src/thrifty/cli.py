@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thrifty.report.terminal import Progress
     from thrifty.target import Target
 
-DONE, FAILED, USAGE = 0, 1, 2
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class SavedAs(enum.Enum):
@@ -243,7 +243,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     if not as_json:
         print(f"\nThe page: thrifty report {store}")
     if found.ended == "interrupted":
-        raise KeyboardInterrupt
+        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
     raise typer.Exit(DONE if found.choice.trial is not None else FAILED)
 
 
@@ -377,7 +378,7 @@ def guarded(command: Callable[..., Any]) -> int:
     except KeyboardInterrupt:
         print("thrifty: interrupted; what was measured is kept, and the same command goes on from there",
               file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else FAILED
     return DONE

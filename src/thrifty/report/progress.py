@@ -129,6 +129,7 @@ class Progress:
                     self.start("exploring", total)
                     self._outer = 1
                 self._keep(1)
+                self._steps[0].said = self._clock()  # each recipe says how much of the budget is gone
                 self.reach(spent)
             case {"event": "recipe", "text": text}:
                 self._keep(self._outer)
@@ -158,7 +159,7 @@ class Progress:
             return ""
         outer = self._steps[-1]
         if outer.title == "exploring":
-            return f"{seconds(outer.done)} of {seconds(outer.total)}: "
+            return f"{seconds(round(outer.done))} of {seconds(outer.total)}: "
         left = outer.left(self._clock())
         rest = "" if left is None else f" (about {seconds(left)} left)"
         return f"{min(outer.done + 1, outer.total or 0):g}/{outer.total:g}{rest} "

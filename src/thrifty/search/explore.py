@@ -218,7 +218,7 @@ class _Search:
 
     def claim(self) -> None:
         """Measure the front again, the best first, while time is left; one trial that meets the bars in any case."""
-        for done in range(self.promote):
+        for done in range(self.promote - sum(claimed(trial) for trial in self.trials)):
             waiting = [trial for trial in candidates(self.trials, self.bars) if not claimed(trial)]
             recommended = choose(self.trials, self.bars).trial
             needed = recommended is None or not claimed(recommended)
