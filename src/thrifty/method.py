@@ -86,14 +86,14 @@ class Range:
 
 
 def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
-           open_high: bool = False, log: bool = False) -> Any:
-    """A numeric hyperparameter (int or float after its annotation) with its permitted range."""
-    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log)})
+           open_high: bool = False, log: bool = False, search: tuple[Any, ...] = ()) -> Any:
+    """A numeric hyperparameter (int or float after its annotation), its permitted range, what a search tries."""
+    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search})
 
 
-def choice(default: str, *options: str) -> Any:
+def choice(default: str, *options: str, search: tuple[str, ...] = ()) -> Any:
     """A hyperparameter that is one of a few words; in a recipe's text it is written bare: ``quantize(w8a8)``."""
-    return field(default=default, metadata={"options": options})
+    return field(default=default, metadata={"options": options, "search": search})
 
 
 def recipe_text(default: str = "") -> Any:
@@ -353,6 +353,13 @@ class TrainingMethod(Method):
     def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:
         """Make the optimizer; only a method whose slot is "optimizer" does."""
         return None
+
+    def kind(self, fit: Fit) -> str:
+        """What kind of step comes next, where steps on equal batches differ in FLOPs: each kind is counted once."""
+        return ""
+
+    def before(self, fit: Fit, batch: Batch) -> None:
+        """Before a step on a batch that is on the device: no gradient is held yet, nor need any be left."""
 
     def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
         """Around the forward pass."""

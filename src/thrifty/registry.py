@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "adamw": "thrifty.training.optimizers:AdamW",
+    "sophia": "thrifty.training.optimizers.sophia:Sophia",
     "bf16": "thrifty.training.mixed_precision:Bf16",
     "distill": "thrifty.training.distillation:Distill",
     "prune": "thrifty.posttraining.prune:Prune",
