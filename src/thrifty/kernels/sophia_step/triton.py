@@ -14,7 +14,7 @@ from torch import Tensor
 
 from thrifty.kernels.sophia_step.constants import Constants
 
-BLOCK, WARPS = 2048, 4
+BLOCK, WARPS = 1024, 4  # of seven pairs tried on an H200: within 2% of the best in float32, the best in bfloat16
 CELLS = 1024
 """The count of unclipped updates is spread over so many cells: one would be fought over."""
 

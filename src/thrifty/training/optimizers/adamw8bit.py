@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from thrifty.method import Card, Claim, Layer, TrainingMethod, number
 from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
@@ -58,6 +60,10 @@ class AdamW8bit(TrainingMethod):
         made = library("torchao.optim", "torchao").AdamW8bit(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay)
         return stamped(made, self.name)
+
+    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
+        with _disable_current_modes():  # what counts FLOPs would forbid torchao to compile; a step has no products
+            proceed()
 
     def claims(self, fit: Fit) -> tuple[Claim, ...]:
         return smaller_state(fit.optimizer)

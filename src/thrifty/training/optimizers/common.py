@@ -57,7 +57,7 @@ def stamped(optimizer: Made, name: str) -> Made:
                                  f"from: train with {found or 'the optimizer that made it'}, or begin anew")
 
     optimizer.register_state_dict_post_hook(write)
-    optimizer.register_load_state_dict_pre_hook(compare)
+    optimizer.register_load_state_dict_pre_hook(compare, prepend=True)
     return optimizer
 
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thrifty.errors import ThriftyError
 from thrifty.kernels.sophia_step import Constants, Step, step_for
 from thrifty.method import Card, Claim, Layer, TrainingMethod, choice, number
-from thrifty.training.optimizers.common import decayed, stamped
+from thrifty.training.optimizers.common import WrongOptimizer, decayed, stamped
 from thrifty.training.optimizers.curvature import hutchinson, sampled_loss
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class SophiaOptimizer(torch.optim.Optimizer):
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay must be 0 or more but is {weight_decay}")
         super().__init__(params, {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay})
+        self.register_load_state_dict_pre_hook(_refuse_others)
         self.stochastic_rounding = stochastic_rounding
         self._steps_taken, self._updates, self._within = 0, 0, torch.zeros((), dtype=torch.int64)
         self._chosen: dict[int, tuple[int, Step]] = {}
@@ -114,16 +115,18 @@ class SophiaOptimizer(torch.optim.Optimizer):
                 mean loss against sampled labels and unclipped (`curvature.sampled_loss`).
             count: the valid tokens under that mean, of all ranks together.
         """
-        parameters = [(group, p) for group in self.param_groups for p in group["params"]]
-        for i, (group, p) in enumerate(parameters):
-            h, rest = self._state(p)["h"], 1 - group["betas"][1]
+        given = iter(estimates or ())
+        for group in self.param_groups:
+            h = [self._state(p)["h"] for p in group["params"]]
+            rest = 1 - group["betas"][1]
             if estimates is not None:
-                h.lerp_(estimates[i].float(), rest)
-            elif p.grad is not None:
-                g = p.grad.float()
-                h.mul_(1 - rest).addcmul_(g, g, value=rest * count)
-            else:  # no part in this loss: its curvature is 0
-                h.mul_(1 - rest)
+                torch._foreach_lerp_(h, [next(given).float() for _ in h], rest)
+                continue
+            torch._foreach_mul_(h, 1 - rest)  # without a gradient a parameter had no part, and its curvature is 0
+            parts = [(x, p.grad.float()) for x, p in zip(h, group["params"], strict=True) if p.grad is not None]
+            if parts:
+                curvature, gradients = map(list, zip(*parts, strict=True))
+                torch._foreach_addcmul_(curvature, gradients, gradients, value=rest * count)
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
@@ -133,9 +136,6 @@ class SophiaOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back m and h; both stay float32, which torch would cast to the weights' precision."""
-        kinds = {tuple(sorted(state)) for state in state_dict["state"].values()}
-        if kinds - {("h", "m")}:
-            raise ThriftyError(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} and Sophia keeps m, h")
         super().load_state_dict(state_dict)
         saved = (p for group in state_dict["param_groups"] for p in group["params"])
         here = (p for group in self.param_groups for p in group["params"])
@@ -143,6 +143,12 @@ class SophiaOptimizer(torch.optim.Optimizer):
             if number in state_dict["state"]:
                 kept = state_dict["state"][number]
                 self.state[p] = {name: kept[name].detach().clone().to(p.device) for name in ("m", "h")}
+
+
+def _refuse_others(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    kinds = {tuple(sorted(state)) for state in state_dict["state"].values()}
+    if kinds - {("h", "m")}:
+        raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} and Sophia keeps m, h")
 
 
 def _local(x: Any) -> Tensor:
