@@ -49,6 +49,14 @@ if TYPE_CHECKING:
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
     from thrifty.training.optimizers import AdamW as AdamW
+    from thrifty.training.optimizers.adafactor import Adafactor as Adafactor
+    from thrifty.training.optimizers.adamw8bit import AdamW8bit as AdamW8bit
+    from thrifty.training.optimizers.ema import Ema as Ema
+    from thrifty.training.optimizers.lion import Lion as Lion
+    from thrifty.training.optimizers.muon import Muon as Muon
+    from thrifty.training.optimizers.schedule_free import ScheduleFree as ScheduleFree
+    from thrifty.training.optimizers.soap import Soap as Soap
+    from thrifty.training.optimizers.sophia import Sophia as Sophia
     from thrifty.training.peft.ia3 import Ia3 as Ia3
     from thrifty.training.peft.lora import Lora as Lora
     from thrifty.training.peft.prompt import PromptTuning as PromptTuning
@@ -72,7 +80,11 @@ _PLACES = {
     # recipes and methods
     "Recipe": "recipe", "Train": "recipe", "Transform": "method", "TrainingMethod": "method", "Compiler": "method",
     "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
-    "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
+    "AdamW": "training.optimizers", "Sophia": "training.optimizers.sophia", "Muon": "training.optimizers.muon",
+    "Soap": "training.optimizers.soap", "Lion": "training.optimizers.lion", "Adafactor": "training.optimizers.adafactor",
+    "ScheduleFree": "training.optimizers.schedule_free", "AdamW8bit": "training.optimizers.adamw8bit",
+    "Ema": "training.optimizers.ema",
+    "Bf16": "training.mixed_precision", "Distill": "training.distillation",
     "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",

@@ -376,6 +376,13 @@ class TrainingMethod(Method):
         """Make the optimizer; only a method whose slot is "optimizer" does."""
         return None
 
+    def kind(self, fit: Fit) -> str:
+        """What kind of step comes next, where steps on equal batches differ in FLOPs: each kind is counted once."""
+        return ""
+
+    def before(self, fit: Fit, batch: Batch) -> None:
+        """Before a step on a batch that is on the device: no gradient is held yet, nor need any be left."""
+
     def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
         """Around the forward pass."""
         return proceed(batch)

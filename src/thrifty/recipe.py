@@ -45,7 +45,8 @@ class Train:
         epochs: passes over the training set, fractions allowed; or
         steps: optimizer steps. One epoch where neither is given.
         batch_size: examples; the workload's where None.
-        schedule: of the learning rate after warm-up: "cosine" to zero, "linear" to zero, or "constant".
+        schedule: of the learning rate after warm-up: "cosine" to zero, "linear" to zero, "constant", or "wsd": constant, then linear
+            to zero over the last fifth.
         warmup: share of the steps over which the learning rate rises linearly.
         clip: largest norm of the gradient; None does not clip.
         evaluations: times that quality is scored on validation, evenly spaced, the last at the end.
@@ -59,7 +60,7 @@ class Train:
     epochs: float | None = number(None, 0, open_low=True)
     steps: int | None = number(None, 1)
     batch_size: int | None = number(None, 1)
-    schedule: str = choice("cosine", "cosine", "linear", "constant")
+    schedule: str = choice("cosine", "cosine", "linear", "constant", "wsd")
     warmup: float = number(0.1, 0, 1, open_high=True)
     clip: float | None = number(1.0, 0, open_low=True)
     evaluations: int = number(1, 0)

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "adamw": "thrifty.training.optimizers:AdamW",
+    "sophia": "thrifty.training.optimizers.sophia:Sophia",
+    "muon": "thrifty.training.optimizers.muon:Muon",
+    "soap": "thrifty.training.optimizers.soap:Soap",
+    "lion": "thrifty.training.optimizers.lion:Lion",
+    "adafactor": "thrifty.training.optimizers.adafactor:Adafactor",
+    "schedule_free": "thrifty.training.optimizers.schedule_free:ScheduleFree",
+    "adamw8bit": "thrifty.training.optimizers.adamw8bit:AdamW8bit",
+    "ema": "thrifty.training.optimizers.ema:Ema",
     "bf16": "thrifty.training.mixed_precision:Bf16",
     "distill": "thrifty.training.distillation:Distill",
     "lora": "thrifty.training.peft.lora:Lora",

@@ -173,16 +173,15 @@ def _parts(reference: Recipe, classes: Sequence[type[Method]]) -> dict[str, dict
             structural |= kind == "structure"
             parts[f"{kind}.{cls.name}"] = {NONE: None} | {_text(made): made for made in _values(cls)}
     if trainings:
-        methods = [made for cls in classes if issubclass(cls, TrainingMethod) for made in _values(cls)]
+        methods = [cls() for cls in classes if issubclass(cls, TrainingMethod) and cls.name not in present]
         for slot in ("precision", "optimizer"):
-            fitting = {_text(made): made for made in methods if made.card.slot == slot and made.name not in present}
+            fitting = {_text(made): made for made in methods if made.card.slot == slot}
             if fitting:
                 parts[slot] = {NONE: None} | fitting
         parts["length"] = {f"{share:g}": share for share in LENGTHS}
         if structural:
             parts["place"] = {"after": "after", "before": "before"}
-            loose = [cls() for cls in classes if issubclass(cls, TrainingMethod) and cls.name not in present
-                     and cls.card.slot in (None, "adapters")]
+            loose = [made for made in methods if made.card.slot in (None, "adapters")]
             recoveries = [_recovery(trainings[-1], extra) for extra in [None, *loose]]
             parts["recover"] = {NONE: None} | {str(phase): phase for phase in recoveries}
     compilers = {cls.name: cls() for cls in classes if issubclass(cls, Compiler) and cls.name != "export"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -21,6 +21,12 @@ from thrifty.registry import method_class
 from thrifty.training.data import Loader
 from thrifty.training.flops import FlopCount, count_flops
 from thrifty.workload import Batch, Forward, Loss, call_model
+
+WSD_DECAY = 0.2
+"""Share of the steps after warm-up over which "wsd" falls to zero, linearly."""
+
+ASIDE = 1_000_003
+"""Batches drawn aside take their order from a seed so far from training's that epochs do not share it."""
 
 
 @final
@@ -92,11 +98,13 @@ class Fit:
         forward: (model, batch) -> outputs.
         device: that the model is trained on.
         teachers: recipe's text -> its model, for methods that distil.
+        aside: number of examples -> endless batches of so many, drawn apart from those that are trained on.
     """
 
     def __init__(self, model: nn.Module, methods: list[TrainingMethod], loss: Loss, *, steps: int,
                  settings: Train | None = None, forward: Forward = call_model, device: str = "cpu",
-                 teachers: Callable[[str], nn.Module] | None = None) -> None:
+                 teachers: Callable[[str], nn.Module] | None = None,
+                 aside: Callable[[int], Iterator[Batch]] | None = None) -> None:
         given = list(methods)
         if not any(method.card.slot == "optimizer" for method in given):
             default = method_class("adamw")()
@@ -105,10 +113,12 @@ class Fit:
         self.methods = sorted(given, key=lambda method: LAYERS.index(method.layer))
         self.settings = settings or Train()
         self.model, self.loss, self.steps, self.device = model.to(device).train(), loss, steps, device
-        self._forward, self._teachers = forward, teachers
+        self.decay = self.settings.schedule
+        self._forward, self._teachers, self._aside = forward, teachers, aside
         self._memory: dict[str, dict[str, Any]] = {}
+        self._drawn: dict[int, Iterator[Batch]] = {}
         self.step_number = 0
-        self._weight = torch.ones(())
+        self.weight = torch.ones(())
         for method in self.methods:
             method.prepare(self)
         self.optimizer = self._make_optimizer()
@@ -135,6 +145,32 @@ class Fit:
         """The workload's forward on any model."""
         return self._forward(model, batch)
 
+    def outputs(self, batch: Batch) -> Any:
+        """The model's outputs, with every method around the forward pass."""
+        return self._run(batch)
+
+    def mean_loss(self, batch: Batch) -> Tensor:
+        """The loss that is minimised, every method's part in it."""
+        return self._loss(batch)
+
+    def fresh(self, batch: Batch, share: float) -> Batch:
+        """A batch of a share of this one's examples, on the device, that the coming step is not trained on.
+
+        Where the session does not know the data (a loop of the user's own), the batch's first examples, which are
+        fresh as long as no step was taken on them.
+        """
+        count = max(1, round(share * len(batch[0][0])))
+        if self._aside is None:
+            return _mapped(batch, lambda x: x[:count])  # type: ignore[no-any-return]
+        if count not in self._drawn:
+            self._drawn[count] = self._aside(count)
+        return self._moved(next(self._drawn[count]))
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Of the coming step: steps of one kind on equal batches take the same FLOPs."""
+        return tuple(method.kind(self) for method in self.methods)
+
     # -- a step -------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> Tensor:
@@ -143,9 +179,10 @@ class Fit:
         Raises:
             TrainingFailed: the loss is not finite.
         """
+        batch = self._moved(batch)
+        for method in self.methods:
+            method.before(self, batch)
         self.step_number += 1
-        inputs, target = batch
-        batch = (tuple(x.to(self.device) for x in inputs), _moved(target, self.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
         if not math.isfinite(float(loss.detach())):
@@ -191,8 +228,12 @@ class Fit:
         if step < warm:
             return (step + 1) / (warm + 1)
         done = min(1.0, (step - warm) / max(1.0, self.steps - warm))
-        return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[
-            self.settings.schedule]
+        return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0,
+                "wsd": min(1.0, (1 - done) / WSD_DECAY)}[self.decay]
+
+    def _moved(self, batch: Batch) -> Batch:
+        inputs, target = batch
+        return tuple(x.to(self.device) for x in inputs), _mapped(target, lambda x: x.to(self.device))
 
     def _chain(self) -> Callable[[Batch], Any]:
         """The forward pass with every method around it, the first one outermost."""
@@ -209,7 +250,7 @@ class Fit:
         total, weight = self.loss(outputs, batch)
         for method in self.methods:
             total, weight = method.loss(self, outputs, batch, total, weight)
-        self._weight = weight
+        self.weight = weight
         return total / weight
 
     def _backward(self, loss: Tensor) -> None:
@@ -234,7 +275,7 @@ class Fit:
         where = f"the loss is {loss} at step {self.step_number} of {self.steps}"
         if any(x.is_floating_point() and not torch.isfinite(x).all() for x in batch[0]):
             return f"{where}: the batch's inputs hold NaN or infinity; clean the training data"
-        if float(self._weight) == 0:
+        if float(self.weight) == 0:
             return f"{where}: the batch has no valid target, so there is no mean; clean the data or enlarge the batch"
         bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         weights = f", and weights of {bad[0]} are no longer finite" if bad else ""
@@ -254,10 +295,10 @@ def _update_around(method: TrainingMethod, fit: Fit, proceed: Callable[[], None]
     return lambda: method.update(fit, proceed)
 
 
-def _moved(target: Any, device: str) -> Any:
+def _mapped(target: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(target, Tensor):
-        return target.to(device)
-    return type(target)(_moved(part, device) for part in target) if isinstance(target, list | tuple) else target
+        return change(target)
+    return type(target)(_mapped(part, change) for part in target) if isinstance(target, list | tuple) else target
 
 
 # -- the verb ---------------------------------------------------------------------------------------------------
@@ -305,22 +346,22 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
         torch.manual_seed(seed)
         session = Fit(model, list(methods), loss, steps=steps, settings=settings, forward=forward, device=device,
-                      teachers=teachers)
+                      teachers=teachers, aside=lambda examples: iter(Loader(data, examples, seed + ASIDE, collate)))
         clock, watch = _Clock(device), _Watch(progress, steps, size)
         history: list[tuple[int, float]] = []
         evaluations: list[Evaluation] = []
         due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
-        counts: dict[Any, FlopCount] = {}
+        counts: dict[Any, FlopCount] = {}  # by shape and kind
         flops, uncounted = 0.0, set[str]()
         try:
             for batch, number in zip(loader, range(1, steps + 1), strict=False):
-                shape = tuple(tuple(x.shape) for x in batch[0])
-                if shape in counts:
+                alike = session.kind, tuple(tuple(x.shape) for x in batch[0])
+                if alike in counts:
                     value = session.step(batch)
-                else:  # the first step of a shape is counted as it runs
-                    value, counts[shape] = count_flops(functools.partial(session.step, batch))
-                    uncounted |= set(counts[shape].uncounted)
-                flops += counts[shape].flops
+                else:  # the first of steps that are alike is counted as it runs
+                    value, counts[alike] = count_flops(functools.partial(session.step, batch))
+                    uncounted |= set(counts[alike].uncounted)
+                flops += counts[alike].flops
                 history.append((number, float(value)))
                 watch(number, history[-1][1])
                 if number in due and evaluate is not None:

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW."""
+"""AdamW: the optimizer that others are compared with."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 
 from thrifty.method import Card, Layer, TrainingMethod, number
+from thrifty.training.optimizers.common import decayed, stamped
 
 if TYPE_CHECKING:
     from thrifty.training.loop import Fit
@@ -52,14 +53,8 @@ class AdamW(TrainingMethod):
     )
 
     def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        split = [
-            {**group, "params": [p for p in group["params"] if (p.ndim > 1) == decayed],
-             "weight_decay": group.get("weight_decay", self.weight_decay) if decayed else 0.0}
-            for group in groups
-            for decayed in (True, False)
-        ]
-        return [group for group in split if group["params"]]
+        return decayed(groups, self.weight_decay)
 
     def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
-                                 weight_decay=self.weight_decay, fused=True)
+        return stamped(torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
+                                         weight_decay=self.weight_decay, fused=True), self.name)

@@ -1,0 +1,65 @@
+"""Adafactor: squares of gradients kept as a row and a column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+
+from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.training.optimizers.common import decayed, smaller_state, stamped
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+
+
+@final
+@dataclass(frozen=True)
+class Adafactor(TrainingMethod):
+    """The second moment of a matrix of gradients is kept as its row means R and column means C; no first moment is.
+
+        b = 1 - t^decay;  R <- b R + (1 - b) mean_rows(g^2);  C <- b C + (1 - b) mean_columns(g^2)
+        u = g / sqrt(R C / mean(R));  u <- u / max(1, rms(u) / clip)
+        p <- (1 - lr wd) p - max(1e-3, rms(p)) min(lr, 1 / sqrt(t)) u
+
+    torch's implementation, with its reading of the paper's epsilon. The learning rate is relative to the weights' size.
+    Biases and the scales of norms keep a whole second moment and are not decayed.
+
+    Args:
+        lr: largest relative step after warm-up.
+        weight_decay: a step shrinks weights by lr * weight_decay.
+        decay: exponent of the running means, below 0.
+        clip: largest root mean square of an update.
+
+    >>> Adafactor(lr=0.02)
+    Adafactor(lr=0.02, weight_decay=0.0, decay=-0.8, clip=1.0)
+    """
+
+    lr: float = number(1e-2, 0, open_low=True, log=True, search=(3e-3, 1e-2, 3e-2))
+    weight_decay: float = number(0.0, 0)
+    decay: float = number(-0.8, -1, 0, open_high=True)
+    clip: float = number(1.0, 1)
+
+    name: ClassVar[str] = "adafactor"
+    layer: ClassVar[Layer] = "optimizer"
+    card: ClassVar[Card] = Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off="state of a row and a column a matrix; no momentum, so that it may need more steps; steps are slower",
+        paper='"Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", Shazeer and Stern 2018, '
+              "arXiv:1804.04235, algorithms 4 and 5",
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decayed(groups, self.weight_decay)
+
+    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return stamped(torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.decay, d=self.clip,
+                                             weight_decay=self.weight_decay), self.name)
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        return smaller_state(fit.optimizer)

@@ -1,0 +1,69 @@
+"""AdamW with its state in eight bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+
+
+@final
+@dataclass(frozen=True)
+class AdamW8bit(TrainingMethod):
+    """AdamW whose two running means are kept in eight bits, with a float32 scale for each 256 of them.
+
+    The update is `AdamW`'s, computed in float32 from what was stored. torchao's implementation: it is compiled for each
+    shape of weights, which takes seconds at the first step; tensors of fewer than 4,096 numbers, or whose numbers are
+    no multiple of 256, keep a float32 state.
+
+    Args:
+        lr: learning rate after warm-up.
+        weight_decay: a step shrinks weights by lr * weight_decay.
+        beta1, beta2: of the running means of gradients and of their squares.
+        eps: added to the root.
+
+    >>> AdamW8bit(lr=0.003)
+    AdamW8bit(lr=0.003, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-08)
+    """
+
+    lr: float = number(1e-3, 0, open_low=True, log=True, search=(1e-3, 3e-3))
+    weight_decay: float = number(0.01, 0)
+    beta1: float = number(0.9, 0, 1, open_high=True)
+    beta2: float = number(0.999, 0, 1, open_high=True)
+    eps: float = number(1e-8, 0, open_low=True, log=True)
+
+    name: ClassVar[str] = "adamw8bit"
+    layer: ClassVar[Layer] = "optimizer"
+    card: ClassVar[Card] = Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off="rounded state; seconds of compilation for each shape of weights; steps are slower on a CPU",
+        paper='"8-bit Optimizers via Block-wise Quantization", Dettmers et al. 2021, arXiv:2110.02861',
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decayed(groups, self.weight_decay)
+
+    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made = library("torchao.optim", "torchao").AdamW8bit(
+            groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay)
+        return stamped(made, self.name)
+
+    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
+        with _disable_current_modes():  # what counts FLOPs would forbid torchao to compile; a step has no products
+            proceed()
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        return smaller_state(fit.optimizer)

@@ -1,0 +1,156 @@
+"""Muon for hidden matrices, AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.errors import NoEffect, ThriftyError
+from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.training.optimizers.common import decayed, stamped
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+
+
+@final
+class Pair(torch.optim.Optimizer):
+    """Two optimizers behind one: groups, schedules and state of both.
+
+    Args:
+        first, second: over disjoint parameters.
+    """
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
+        self.parts = (first, second)
+        super().__init__([*first.param_groups, *second.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """The groups are the parts' own, so that what a schedule writes into them is what the parts read."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        for part in self.parts:
+            self.state.update(part.state)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+            self.state.update(part.state)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back the state of both.
+
+        Raises:
+            ThriftyError: its groups are not these.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            hook(self, state_dict)
+        groups, at = state_dict["param_groups"], 0
+        if len(groups) != len(self.param_groups):
+            raise ThriftyError(f"the state has {len(groups)} groups of parameters, these are {len(self.param_groups)}")
+        for part in self.parts:
+            mine = groups[at : at + len(part.param_groups)]
+            numbers = {n for group in mine for n in group["params"]}
+            part.load_state_dict({"state": {n: s for n, s in state_dict["state"].items() if n in numbers},
+                                  "param_groups": mine})
+            at += len(mine)
+        self.state.clear()
+        self._share()
+
+
+@final
+@dataclass(frozen=True)
+class Muon(TrainingMethod):
+    """Each hidden matrix moves by its momentum made orthogonal; everything else is AdamW's.
+
+        B <- mu B + (1 - mu) g;  O = NewtonSchulz5(g + mu (B - g))  (about U V^T of the singular value decomposition)
+        W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O
+
+    torch's implementation, with Nesterov's momentum and the scale that lets AdamW's learning rate and decay be reused.
+    Hidden matrices are weights of two dimensions that are no embedding's and not the last linear layer's (nor tied to
+    either); the iteration runs in bfloat16. Biases and the scales of norms are not decayed.
+
+    Args:
+        lr: learning rate after warm-up, of both parts.
+        weight_decay: a step shrinks weights by lr * weight_decay.
+        momentum: mu.
+        beta1, beta2: of AdamW.
+
+    >>> Muon(lr=0.002)
+    Muon(lr=0.002, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.999)
+    """
+
+    lr: float = number(1e-3, 0, open_low=True, log=True, search=(1e-3, 3e-3, 1e-2))
+    weight_decay: float = number(0.1, 0)
+    momentum: float = number(0.95, 0, 1, open_high=True)
+    beta1: float = number(0.9, 0, 1, open_high=True)
+    beta2: float = number(0.999, 0, 1, open_high=True)
+
+    name: ClassVar[str] = "muon"
+    layer: ClassVar[Layer] = "optimizer"
+    card: ClassVar[Card] = Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off="five rounds of three matrix products for each hidden matrix in every step; convolutions, embeddings "
+                  "and the head stay with AdamW",
+        paper='"Muon: An optimizer for hidden layers in neural networks", Jordan et al. 2024; "Muon is Scalable for LLM '
+              'Training", Liu et al. 2025, arXiv:2502.16982',
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        hidden = set(map(id, hidden_matrices(fit.model)))
+        split = [
+            {**group, "params": [p for p in group["params"] if (id(p) in hidden) == orthogonal], "muon": orthogonal}
+            for group in groups
+            for orthogonal in (True, False)
+        ]
+        return decayed([group for group in split if group["params"]], self.weight_decay)
+
+    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        first = [group for group in groups if group.get("muon")]
+        rest = [group for group in groups if not group.get("muon")]
+        if not first:
+            raise NoEffect("muon found no hidden matrix to train (a weight of two dimensions that is no embedding and "
+                           "not the last linear layer): use adamw")
+        # Nesterov always: without it torch 2.13 lets the normalisation write into the momentum of bfloat16 weights.
+        muon = torch.optim.Muon(first, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
+                                nesterov=True, adjust_lr_fn="match_rms_adamw")
+        if not rest:
+            return stamped(muon, self.name)
+        adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,
+                                  fused=True)
+        return stamped(Pair(muon, adamw), self.name)
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        count = {orthogonal: sum(p.numel() for group in fit.optimizer.param_groups
+                                 if bool(group.get("muon")) == orthogonal for p in group["params"])
+                 for orthogonal in (True, False)}
+        share = count[True] / (count[True] + count[False])
+        return (Claim("share of parameters with orthogonal updates", 0.0, share, minimum=share),)
+
+
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """Trained weights of two dimensions, without embeddings and the last linear layer, and without what is tied to them.
+
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 9))
+    >>> [tuple(p.shape) for p in hidden_matrices(model)]
+    [(5, 4)]
+    """
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    outer = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    outer += [module.weight for module in linear[-1:]]
+    return [p for p in model.parameters() if p.ndim == 2 and p.requires_grad and all(p is not o for o in outer)]

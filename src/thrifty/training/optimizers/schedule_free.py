@@ -1,0 +1,86 @@
+"""Schedule-Free AdamW: an average of the iterates in place of a falling learning rate."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import nn
+
+from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.training.optimizers.common import decayed, library, stamped
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+    from thrifty.workload import Batch
+
+
+@final
+@dataclass(frozen=True)
+class ScheduleFree(TrainingMethod):
+    """Gradients are taken between an iterate z and the average x of all iterates, and x is the model that leaves.
+
+        y = (1 - b1) z + b1 x;  v <- b2 v + (1 - b2) g(y)^2
+        z <- z - lr (g / (sqrt(v_hat) + eps) + wd y);  x <- (1 - c) x + c z,  c = lr_max^2 / sum lr_max^2
+
+    The phase's warm-up stays, its schedule does not: the learning rate is held, which is the point. Evaluation sees x.
+    The statistics of batch norm are those met at y, and are a little off at x. Biases and the scales of norms are not
+    decayed.
+
+    Args:
+        lr: learning rate after warm-up.
+        weight_decay: shrinks weights by lr * weight_decay, at y.
+        beta1: share of the average in the point where gradients are taken.
+        beta2: of the running mean of squares.
+
+    >>> ScheduleFree(lr=0.01)
+    ScheduleFree(lr=0.01, weight_decay=0.01, beta1=0.9, beta2=0.999)
+    """
+
+    lr: float = number(2.5e-3, 0, open_low=True, log=True, search=(1e-3, 2.5e-3, 1e-2))
+    weight_decay: float = number(0.01, 0)
+    beta1: float = number(0.9, 0, 1, open_low=True, open_high=True)
+    beta2: float = number(0.999, 0, 1, open_high=True)
+
+    name: ClassVar[str] = "schedule_free"
+    layer: ClassVar[Layer] = "optimizer"
+    card: ClassVar[Card] = Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off="two states for each parameter, as AdamW has; a copy of the model while it is evaluated",
+        paper='"The Road Less Scheduled", Defazio et al. 2024, arXiv:2405.15682, algorithm 1',
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
+
+    def prepare(self, fit: Fit) -> None:
+        fit.decay = "constant"
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decayed(groups, self.weight_decay)
+
+    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made = library("pytorch_optimizer").ScheduleFreeAdamW(
+            groups, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)
+        return stamped(made, self.name)
+
+    def before(self, fit: Fit, batch: Batch) -> None:
+        fit.optimizer.train()  # type: ignore[attr-defined]
+
+    def evaluate(self, fit: Fit, model: nn.Module) -> nn.Module:
+        fit.optimizer.eval()  # type: ignore[attr-defined]
+        averaged = copy.deepcopy(model)
+        fit.optimizer.train()  # type: ignore[attr-defined]
+        return averaged
+
+    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
+        fit.optimizer.eval()  # type: ignore[attr-defined]
+        return model
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        with torch.no_grad():
+            apart = sum(float((p - state["z"]).square().sum()) for p, state in fit.optimizer.state.items()) ** 0.5
+        return (Claim("distance from the iterate to where gradients are taken", 0.0, apart, minimum=apart or 1.0),)

@@ -1,0 +1,294 @@
+"""Sophia: steps divided by a running estimate of the curvature, and clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from thrifty.errors import ThriftyError
+from thrifty.kernels.sophia_step import Constants, Step, step_for
+from thrifty.method import Card, Claim, Layer, TrainingMethod, choice, number
+from thrifty.training.optimizers.common import WrongOptimizer, decayed, stamped
+from thrifty.training.optimizers.curvature import hutchinson, sampled_loss
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+    from thrifty.workload import Batch
+
+
+# -- the optimizer ----------------------------------------------------------------------------------------------
+
+
+@final
+class SophiaOptimizer(torch.optim.Optimizer):
+    """The update of Sophia, for a loop of one's own; `Sophia` drives it in Thrifty's.
+
+        m <- b1 m + (1 - b1) g
+        p <- (1 - lr wd) p - lr clip(m / max(gamma h, eps), 1)
+
+    and, every few steps, from `update_curvature`: h <- b2 h + (1 - b2) h_hat. Neither m nor h is corrected for its
+    start at 0. Both are float32 whatever the weights are.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, above 0.
+        betas: (b1, b2), each in [0, 1).
+        gamma: scale of h, above 0.
+        eps: least divisor, above 0.
+        weight_decay: 0 or more.
+        stochastic_rounding: of bfloat16 weights, so that updates below their last bit are not lost.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = SophiaOptimizer([weight], lr=0.1)
+    >>> (weight**2).sum().backward()
+    >>> optimizer.update_curvature([torch.full((2,), 2.0)])
+    >>> optimizer.step()
+    >>> weight.tolist()  # 1 - 0.1 clip(0.04 * 2 / (0.05 * 0.01 * 2))
+    [0.8999999761581421, 0.8999999761581421]
+
+    Source: "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training", Liu et al. 2023,
+        arXiv:2305.14342, algorithm 3.
+    """
+
+    def __init__(self, params: Any, lr: float = 6e-4, betas: tuple[float, float] = (0.96, 0.99), gamma: float = 0.05,
+                 eps: float = 1e-12, weight_decay: float = 0.0, *, stochastic_rounding: bool = False) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1) but are {betas}")
+        for name, value in (("lr", lr), ("gamma", gamma), ("eps", eps)):
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0 but is {value}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be 0 or more but is {weight_decay}")
+        super().__init__(params, {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay})
+        self.register_load_state_dict_pre_hook(_refuse_others)
+        self.stochastic_rounding = stochastic_rounding
+        self._steps_taken, self._updates, self._within = 0, 0, torch.zeros((), dtype=torch.int64)
+        self._chosen: dict[int, tuple[int, Step]] = {}
+
+    @property
+    def unclipped(self) -> float:
+        """Share of all updates so far that were within the bound; 0.1 to 0.5 is as it should be."""
+        return float(self._within) / max(1, self._updates)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step for all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._steps_taken += 1
+        for index, group in enumerate(self.param_groups):
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step(index, group, parameters)
+        return loss
+
+    def _step(self, index: int, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        states = [self._state(p) for p in parameters]
+        weights = [_local(p) for p in parameters]
+        if self._chosen.get(index, (0,))[0] != len(weights):
+            self._chosen[index] = (len(weights), step_for(weights))
+        constants = Constants(float(group["lr"]), group["betas"][0], group["gamma"], group["eps"],
+                              group["weight_decay"], self._steps_taken if self.stochastic_rounding else None)
+        within = self._chosen[index][1](weights, [_local(p.grad) for p in parameters],
+                                        [_local(s["m"]) for s in states], [_local(s["h"]) for s in states], constants)
+        self._within = self._within.to(within.device) + within
+        self._updates += sum(p.numel() for p in weights)
+
+    @torch.no_grad()
+    def update_curvature(self, estimates: Sequence[Tensor] | None = None, *, count: float = 1.0) -> None:
+        """h <- b2 h + (1 - b2) h_hat.
+
+        Args:
+            estimates: h_hat of every parameter, in order; where None, it is count * p.grad^2, the gradient being of the
+                mean loss against sampled labels and unclipped (`curvature.sampled_loss`).
+            count: the valid tokens under that mean, of all ranks together.
+        """
+        given = iter(estimates or ())
+        for group in self.param_groups:
+            h = [self._state(p)["h"] for p in group["params"]]
+            rest = 1 - group["betas"][1]
+            if estimates is not None:
+                torch._foreach_lerp_(h, [next(given).float() for _ in h], rest)
+                continue
+            torch._foreach_mul_(h, 1 - rest)  # without a gradient a parameter had no part, and its curvature is 0
+            parts = [(x, p.grad.float()) for x, p in zip(h, group["params"], strict=True) if p.grad is not None]
+            if parts:
+                curvature, gradients = map(list, zip(*parts, strict=True))
+                torch._foreach_addcmul_(curvature, gradients, gradients, value=rest * count)
+
+    def _state(self, p: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[p]
+        if not state:
+            state.update(m=torch.zeros_like(p, dtype=torch.float32), h=torch.zeros_like(p, dtype=torch.float32))
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back m and h; both stay float32, which torch would cast to the weights' precision."""
+        super().load_state_dict(state_dict)
+        saved = (p for group in state_dict["param_groups"] for p in group["params"])
+        here = (p for group in self.param_groups for p in group["params"])
+        for number, p in zip(saved, here, strict=True):
+            if number in state_dict["state"]:
+                kept = state_dict["state"][number]
+                self.state[p] = {name: kept[name].detach().clone().to(p.device) for name in ("m", "h")}
+
+
+def _refuse_others(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    kinds = {tuple(sorted(state)) for state in state_dict["state"].values()}
+    if kinds - {("h", "m")}:
+        raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} and Sophia keeps m, h")
+
+
+def _local(x: Any) -> Tensor:
+    """This rank's part: the update is element by element."""
+    return x.to_local() if isinstance(x, DTensor) else x  # type: ignore[no-any-return]
+
+
+# -- the method -------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Sophia(TrainingMethod):
+    """Sophia: the running mean of gradients, divided by a running estimate of the curvature, clipped to 1.
+
+        m <- b1 m + (1 - b1) g;  every few steps h <- b2 h + (1 - b2) h_hat
+        p <- (1 - lr wd) p - lr clip(m / max(gamma h, eps), 1)
+
+    h_hat comes from a forward and a backward pass of its own on examples drawn apart from the step's. With "gnb" it is
+    B g^2, g being the gradient of the mean cross entropy over B valid tokens against labels that the model draws; with
+    "hutchinson" u * (H u), u ~ N(0, I), of the very loss that is minimised, through the mathematical kernel of
+    attention, since the fast ones have no second derivative. The estimate's gradient is never clipped, each rank draws
+    noise of its own, and h is float32. Biases and the scales of norms are not decayed.
+
+    Args:
+        estimator: "gnb" (Gauss-Newton-Bartlett) or "hutchinson".
+        lr: learning rate after warm-up.
+        gamma: scale of the curvature; the paper has 0.05 for "gnb" and 0.01 for "hutchinson".
+        weight_decay: a step shrinks weights by lr * weight_decay.
+        beta1, beta2: of the running means of gradients and of the curvature.
+        eps: least divisor.
+        every: steps from one estimate to the next.
+        estimator_batch: share of a batch that an estimate is made on.
+
+    >>> Sophia(lr=0.001)
+    Sophia(estimator='gnb', lr=0.001, gamma=0.05, weight_decay=0.1, beta1=0.96, beta2=0.99, eps=1e-12, every=10, \
+estimator_batch=0.5)
+    """
+
+    estimator: str = choice("gnb", "gnb", "hutchinson")
+    lr: float = number(6e-4, 0, open_low=True, log=True, search=(3e-4, 1e-3, 3e-3))
+    gamma: float = number(0.05, 0, open_low=True, log=True, search=(0.01, 0.05))
+    weight_decay: float = number(0.1, 0)
+    beta1: float = number(0.96, 0, 1, open_high=True)
+    beta2: float = number(0.99, 0, 1, open_high=True)
+    eps: float = number(1e-12, 0, open_low=True, log=True)
+    every: int = number(10, 1)
+    estimator_batch: float = number(0.5, 0, 1, open_low=True)
+
+    name: ClassVar[str] = "sophia"
+    layer: ClassVar[Layer] = "optimizer"
+    card: ClassVar[Card] = Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off="an extra forward and backward pass every few steps; two states for each parameter, as AdamW has; "
+                  "tuned AdamW was as good in several replications",
+        paper='"Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training", Liu et al. 2023, '
+              "arXiv:2305.14342, algorithms 1 to 3",
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decayed(groups, self.weight_decay)
+
+    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        noise = torch.Generator(fit.device).manual_seed(_noise_seed(torch.initial_seed(), _rank()))
+        fit.memory(self).update(noise=noise, estimates=0)
+        return stamped(SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=self.gamma,
+                                       eps=self.eps, weight_decay=self.weight_decay), self.name)
+
+    def kind(self, fit: Fit) -> str:
+        return "estimate" if fit.step_number % self.every == 0 else ""
+
+    def before(self, fit: Fit, batch: Batch) -> None:
+        if not self.kind(fit):
+            return
+        assert isinstance(fit.optimizer, SophiaOptimizer)
+        fit.optimizer.zero_grad(set_to_none=True)
+        estimate = {"gnb": bartlett, "hutchinson": hessian}[self.estimator]
+        estimate(fit, fit.fresh(batch, self.estimator_batch), fit.optimizer, fit.memory(self)["noise"])
+        fit.optimizer.zero_grad(set_to_none=True)
+        fit.memory(self)["estimates"] += 1
+
+    def state_dict(self, fit: Fit) -> dict[str, Any]:
+        return {"noise": fit.memory(self)["noise"].get_state(), "estimates": fit.memory(self)["estimates"]}
+
+    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
+        fit.memory(self)["noise"].set_state(state["noise"])
+        fit.memory(self)["estimates"] = state["estimates"]
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        assert isinstance(fit.optimizer, SophiaOptimizer)
+        made = Claim("estimates of the curvature", 0.0, float(fit.memory(self)["estimates"]), minimum=1.0)
+        share = fit.optimizer.unclipped  # where all were clipped (a first step, say) there is nothing to claim
+        within = (Claim("share of updates within the bound", 0.0, share, minimum=share),) if share else ()
+        return (made, *within)
+
+
+def bartlett(fit: Fit, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
+    """Update h by Gauss-Newton-Bartlett's estimate on a batch; leaves gradients behind."""
+    logits, valid = fit.loss.logits(fit.outputs(batch), batch)
+    total, count = sampled_loss(logits, valid, noise)
+    whole = _summed(count.float())
+    if float(whole) == 0:
+        return  # nothing valid to learn from: h stays
+    # Where gradients are averaged over ranks, times their number makes the mean over all tokens.
+    (total * (_ranks() / whole)).backward()
+    optimizer.update_curvature(count=float(whole))
+
+
+def hessian(fit: Fit, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
+    """Update h by Hutchinson's estimate on a batch, averaged over ranks by their valid tokens."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(isinstance(p, DTensor) for p in parameters):
+        raise ThriftyError("Hutchinson's estimator needs whole parameters and these are sharded: use sophia(gnb)")
+    with sdpa_kernel(SDPBackend.MATH):
+        found = hutchinson(fit.mean_loss(batch), parameters, noise)
+    if _ranks() > 1:
+        count = fit.weight.float()
+        share = count / _summed(count.clone())
+        found = [_summed(x * share) for x in found]
+    optimizer.update_curvature(found)
+
+
+def _summed(x: Tensor) -> Tensor:
+    if _ranks() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _ranks() > 1 else 0
+
+
+def _noise_seed(seed: int, rank: int) -> int:
+    """Far apart for each rank: ranks that drew alike would agree on their noise."""
+    return (seed * 1_000_003 + 7_919 * rank + 17) % 2**63
