@@ -376,7 +376,7 @@ class TrainingMethod(Method):
         """Make the optimizer; only a method whose slot is "optimizer" does."""
         return None
 
-    def kind(self, fit: Fit) -> str:
+    def step_kind(self, fit: Fit) -> str:
         """What kind of step comes next, where steps on equal batches differ in FLOPs: each kind is counted once."""
         return ""
 

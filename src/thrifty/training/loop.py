@@ -169,7 +169,7 @@ class Fit:
     @property
     def kind(self) -> tuple[str, ...]:
         """Of the coming step: steps of one kind on equal batches take the same FLOPs."""
-        return tuple(method.kind(self) for method in self.methods)
+        return tuple(method.step_kind(self) for method in self.methods)
 
     # -- a step -------------------------------------------------------------------------------------------------
 

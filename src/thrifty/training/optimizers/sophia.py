@@ -139,9 +139,9 @@ class SophiaOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         saved = (p for group in state_dict["param_groups"] for p in group["params"])
         here = (p for group in self.param_groups for p in group["params"])
-        for number, p in zip(saved, here, strict=True):
-            if number in state_dict["state"]:
-                kept = state_dict["state"][number]
+        for index, p in zip(saved, here, strict=True):
+            if index in state_dict["state"]:
+                kept = state_dict["state"][index]
                 self.state[p] = {name: kept[name].detach().clone().to(p.device) for name in ("m", "h")}
 
 
@@ -221,11 +221,11 @@ estimator_batch=0.5)
         return stamped(SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=self.gamma,
                                        eps=self.eps, weight_decay=self.weight_decay), self.name)
 
-    def kind(self, fit: Fit) -> str:
+    def step_kind(self, fit: Fit) -> str:
         return "estimate" if fit.step_number % self.every == 0 else ""
 
     def before(self, fit: Fit, batch: Batch) -> None:
-        if not self.kind(fit):
+        if not self.step_kind(fit):
             return
         assert isinstance(fit.optimizer, SophiaOptimizer)
         fit.optimizer.zero_grad(set_to_none=True)
