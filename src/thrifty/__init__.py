@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
+    from thrifty.compilers.xla import Xla as Xla
     from thrifty.frontier import best as best
     from thrifty.frontier import frontier as frontier
     from thrifty.loading import load_workload as load_workload
@@ -66,6 +67,7 @@ _PLACES = {
     "AdamW": "training.optimizers", "Bf16": "training.mixed_precision", "Distill": "training.distillation",
     "Prune": "posttraining.prune", "Quantize": "posttraining.quantize", "Export": "compilers.export",
     "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime", "OpenVino": "compilers.openvino",
+    "Xla": "compilers.xla",
     # running, measuring, choosing
     "fit": "training.loop", "check": "run", "run": "run", "bench": "run", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier", "best": "frontier",
