@@ -16,12 +16,13 @@ def run(code: str) -> str:
 
 def test_importing_pulls_in_nothing_optional():
     """Not even torch: an engine's process needs none of it."""
-    heavy = "{'torch', 'onnx', 'onnxruntime', 'openvino', 'transformers', 'torchao', 'pandas', 'mlxtend', 'typer', 'rich'}"
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'openvino', 'jax', 'transformers', 'torchao', 'pandas', 'mlxtend', 'typer', 'rich'}"
     assert run(f"import sys, thrifty; print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
 def test_the_whole_api_pulls_in_nothing_optional_but_torch():
-    heavy = "{'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'transformers', 'torchao', 'torch_pruning', 'pandas', 'mlxtend'}"
+    heavy = ("{'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'jax', 'transformers', 'torchao', 'torch_pruning', "
+             "'pandas', 'mlxtend'}")
     code = f"import sys, thrifty; [getattr(thrifty, n) for n in thrifty.__all__]; print(sorted({heavy} & set(sys.modules)))"
     assert run(code) == "[]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from thrifty import testing
-from thrifty.method import Transform
+from thrifty.method import Compiler, Transform
 from thrifty.registry import method_class, names
 
 CASES = [method_class(name)() for name in names()]
@@ -14,6 +14,8 @@ CASES = [method_class(name)() for name in names()]
 @pytest.mark.parametrize("law", testing.LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("method", CASES, ids=lambda method: method.name)
 def test_method_keeps_law(method, law):
+    if isinstance(method, Compiler) and (lacks := method.missing()):
+        pytest.skip(lacks)
     law(method)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
+    from thrifty.compilers.xla import Xla as Xla
     from thrifty.findings import Findings as Findings
     from thrifty.frontier import frontier as frontier
     from thrifty.loading import load_workload as load_workload
@@ -89,7 +90,7 @@ _PLACES = {
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
-    "OpenVino": "compilers.openvino",
+    "OpenVino": "compilers.openvino", "Xla": "compilers.xla",
     # running, measuring, choosing
     "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "explore": "search.explore", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",

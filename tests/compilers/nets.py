@@ -85,7 +85,8 @@ def lowered(compiler: Any, net: nn.Module, example: tuple[Tensor, ...], director
     record = compiler.lower(net, example, directory, context)
     assert sorted(x.name for x in directory.iterdir()) == sorted(record.files)
     manifest = {"engine": record.engine, "files": dict.fromkeys(record.files), "native": record.native,
-                "precision": record.precision, "instruction_set": record.instruction_set}
+                "precision": record.precision, "instruction_set": record.instruction_set,
+                "outputs": [{"dtype": x.dtype} for x in record.outputs]}
     engine = open_engine(directory, manifest, trust_native_code=True)
     return record, engine, sum((directory / x).stat().st_size for x in record.files)
 

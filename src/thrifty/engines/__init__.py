@@ -13,7 +13,7 @@ from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
 
 RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
-                                "openvino": "openvino"}
+                                "openvino": "openvino", "xla": "jax"}
 """Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
 
 

@@ -1,0 +1,117 @@
+"""XLA by way of torchax and jax: a StableHLO program that needs jax alone, compiled where it is opened."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
+from thrifty.errors import MissingExtra
+from thrifty.method import Card, Compiler, Context, Lowered
+
+FILES = ("model.stablehlo", "weights.safetensors")
+PACKAGES = ("jax", "torchax")
+
+
+@final
+@dataclass(frozen=True)
+class Xla(Compiler):
+    """StableHLO, portable to every processor that XLA serves; float32 only."""
+
+    name: ClassVar[str] = "xla"
+    card: ClassVar[Card] = Card(
+        family="compilers",
+        benefit="inference time",
+        trade_off="seconds of compilation at every load; no gain from int8 or bfloat16 on processors",
+        paper='"XLA: compiling machine learning for peak performance", Sabne 2020; "Compiling machine learning programs '
+              'via high-level tracing", Frostig et al. 2018',
+        requires=frozenset({"module", "float-weights"}),
+        provides=frozenset({"compiled"}),
+        removes=frozenset({"module"}),
+    )
+
+    def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
+        """Write ``model.stablehlo``, the program as `jax.export` serialises it, and its weights as safetensors.
+
+        Raises:
+            MissingExtra: jax or torchax is not installed.
+            LoweringError: the target is no processor, the model cannot be captured or translated, or holds float64.
+        """
+        for package in PACKAGES:
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtra(package, "xla")
+        if context.target.device != "cpu":
+            raise LoweringError(f"compile(xla) serves processors, not {context.target.device}: use compile(inductor)")
+        example = tuple(x.cpu() for x in example)
+        if any(x.dtype == torch.float64 for x in (*model.parameters(), *model.buffers(), *example)):
+            raise LoweringError("XLA would compute this float64 model in float32: convert it with .float() first")
+        with torch.no_grad():
+            program = capture(model.cpu(), example, context.shapes)
+            _write(program, example, context.shapes, directory)
+        inputs, outputs = specs(program, len(example))
+        return Lowered(
+            engine="xla", files=FILES, inputs=inputs, outputs=outputs, portable=True, native=False,
+            needs=("jax", "safetensors"), precision=precision_of(model),
+        )
+
+    @classmethod
+    def missing(cls) -> str | None:
+        lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+        return f"{lacking[0]} is not installed: pip install 'thrifty[xla]'" if lacking else None
+
+
+def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes, directory: Path) -> None:
+    from thrifty.compilers.torchax_shim import import_torchax
+
+    torchax = import_torchax()
+    import jax
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _, states, call = torchax.export.exported_program_to_jax(program, export_raw=True)
+            weights, places = _once(states)
+            exported = jax.export.export(
+                jax.jit(lambda kept, *inputs: call([kept[i] for i in places], inputs)), platforms=["cpu"]
+            )([_shaped(jax, torchax, x, None) for x in weights], *_inputs(jax, torchax, program, example, shapes))
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise LoweringError(f"XLA cannot express this model: {str(error).strip()[:500] or type(error)}") from error
+    (directory / FILES[0]).write_bytes(exported.serialize())
+    save_file({str(i): x.detach().contiguous() for i, x in enumerate(weights)}, directory / FILES[1])
+
+
+def _once(states: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Tensors without repetition, and for each state which of them it is: tied weights are written once."""
+    kept: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
+    weights: list[Tensor] = []
+    places: list[int] = []
+    for x in states:
+        key = (x.data_ptr(), tuple(x.shape), x.stride())
+        if key not in kept:
+            kept[key] = len(weights)
+            weights.append(x)
+        places.append(kept[key])
+    return weights, places
+
+
+def _inputs(jax: Any, torchax: Any, program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes) -> list[Any]:
+    """Shape and dtype of each input, its free dimensions by torch.export's names and within the workload's ranges."""
+    taken = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"][-len(example):]
+    ranges = {str(taken[i].shape[d]): limits for i, dims in shapes.items() for d, limits in dims.items()
+              if not isinstance(taken[i].shape[d], int)}
+    scope = jax.export.SymbolicScope([rule for name, (low, high) in ranges.items()
+                                      for rule in (f"{name} >= {low}", f"{name} <= {high}")])
+    return [_shaped(jax, torchax, x, scope) for x in taken]
+
+
+def _shaped(jax: Any, torchax: Any, x: Any, scope: Any) -> Any:
+    shape = jax.export.symbolic_shape(",".join(map(str, x.shape)), scope=scope)
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(torchax.ops.mappings.t2j_dtype(x.dtype)))

@@ -1,0 +1,89 @@
+"""Opens a StableHLO program in XLA, which compiles it for this processor; imports jax, never torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import jax
+import numpy as np
+from jax.extend.backend import clear_backends
+from safetensors.numpy import load_file
+
+from thrifty.engines.engine import Engine, EngineError
+
+# Otherwise a call is handed to another thread than the one that waits for it. Read when XLA starts.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def start(threads: int) -> None:
+    """Have XLA use that many threads, whatever it used in this process before.
+
+    XLA reads their number once, when it starts, and takes all processors where it is told nothing.
+    """
+    if os.environ.get("PJRT_NPROC") != str(threads):
+        os.environ["PJRT_NPROC"] = str(threads)
+        clear_backends()
+
+
+@final
+class XlaEngine(Engine):
+    """Args:
+        program, weights: paths of what `compile(xla)` wrote.
+        threads: of inference.
+        outputs: NumPy's name of each output's dtype: XLA computes whole numbers in 32 bits.
+    """
+
+    def __init__(self, program: Path, weights: Path, threads: int, outputs: Sequence[str]) -> None:
+        start(threads)
+        self.outputs = outputs
+        try:
+            self.program = jax.export.deserialize(bytearray(program.read_bytes()))
+            kept = load_file(weights)
+        except Exception as error:  # flatbuffers, MLIR and safetensors each raise their own kinds
+            raise EngineError(f"jax {jax.__version__} cannot open {program}: {str(error)[:500]}") from error
+        self.weights = [jax.device_put(kept[str(i)]) for i in range(len(kept))]
+        self.inputs = self.program.in_avals[len(kept):]
+        self.compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def native(self, arrays: Sequence[np.ndarray]) -> tuple[Any, tuple[jax.Array, ...]]:
+        cast = tuple(_cast(x, spec.dtype) for x, spec in zip(arrays, self.inputs, strict=True))
+        shapes = tuple(x.shape for x in cast)
+        if shapes not in self.compiled:  # here, since this is not timed
+            try:
+                self.compiled[shapes] = jax.jit(self.program.call).lower(self.weights, *cast).compile()
+            except ValueError as error:
+                raise EngineError(
+                    f"inputs must be {', '.join(x.str_short() for x in self.inputs)}, within the ranges that the program "
+                    f"was made for, and are of shapes {', '.join(map(str, shapes))}"
+                ) from error
+        return self.compiled[shapes], tuple(jax.device_put(x) for x in cast)
+
+    def run(self, native: tuple[Any, tuple[jax.Array, ...]]) -> Any:
+        call, inputs = native
+        return jax.block_until_ready(call(self.weights, *inputs))
+
+    def arrays(self, outputs: Any) -> list[np.ndarray]:
+        return [np.asarray(x).astype(dtype) for x, dtype in zip(outputs, self.outputs, strict=True)]
+
+
+def _cast(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """To the program's dtype, which holds 32 bits of a whole number's 64.
+
+    Raises:
+        EngineError: a number that they cannot hold.
+    """
+    cast: np.ndarray = np.ascontiguousarray(x).astype(dtype)
+    if x.dtype.kind in "iu" and not np.array_equal(cast, x):
+        raise EngineError(f"XLA computes whole numbers in {dtype}, which cannot hold {x.min()} to {x.max()}")
+    return cast
+
+
+def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
+    if device != "cpu":
+        raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(xla) serves processors")
+    program, weights = (next(directory / name for name in manifest["files"] if name.endswith(end))
+                        for end in (".stablehlo", ".safetensors"))
+    return XlaEngine(program, weights, threads, [spec["dtype"] for spec in manifest["outputs"]])
