@@ -118,7 +118,7 @@ def test_it_ends_in_eval_mode_and_learns() -> None:
 # -- the schedule -----------------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(["cosine", "linear", "constant"]), st.floats(0, 0.9), st.integers(1, 200))
+@given(st.sampled_from(["cosine", "linear", "constant", "wsd"]), st.floats(0, 0.9), st.integers(1, 200))
 def test_the_rate_rises_then_falls_and_stays_within_bounds(schedule: str, warmup: float, steps: int) -> None:
     session = Fit(nn.Linear(2, 2), [AdamW()], CrossEntropy(), steps=steps, settings=Train(schedule=schedule, warmup=warmup))
     rates = [session._rate(step) for step in range(steps)]
