@@ -1,7 +1,6 @@
 """What Sophia's estimator costs a training: tokens a second of a GPT-2-124M-shaped model, AdamW and Sophia interleaved.
 
     python benchmarks/sophia_overhead.py --device cuda
-    python benchmarks/sophia_overhead.py --device cuda --compile
 
 Sides: AdamW, Sophia with an estimate every ten steps on half a batch and on a quarter. Blocks are whole periods of the
 estimator; the ratio is of one process, over its blocks.
@@ -32,15 +31,12 @@ def session(method: TrainingMethod, arguments: argparse.Namespace) -> Fit:
     model = LanguageModel(vocabulary=arguments.vocabulary, width=arguments.width, layers=arguments.layers,
                           heads=arguments.width // 64, hidden=4 * arguments.width, context=arguments.context)
     model.head.weight = model.embedding.weight  # tied, as GPT-2's
-    if arguments.compile:
-        model.compile(dynamic=False)
     return Fit(model, [method, Bf16()], CrossEntropy(), steps=10_000, settings=Train(warmup=0.1), device=arguments.device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--vocabulary", type=int, default=50_304)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
@@ -70,7 +66,7 @@ def main() -> None:
             found[name].append((time.perf_counter() - began) / PERIOD)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     parameters = sum(p.numel() for p in sides["AdamW"].model.parameters())
-    print(f"{where}, torch {torch.__version__}, {'compiled' if arguments.compile else 'eager'}, bf16 autocast, "
+    print(f"{where}, torch {torch.__version__}, eager, bf16 autocast, "
           f"{parameters:,} parameters, batch {arguments.batch} x {arguments.context}")
     for name, seconds in found.items():
         step = statistics.median(seconds)

@@ -130,6 +130,13 @@ def test_the_rate_rises_then_falls_and_stays_within_bounds(schedule: str, warmup
         assert session._rate(steps) == pytest.approx(0, abs=1e-9)
 
 
+def test_wsd_is_held_and_falls_over_its_last_fifth() -> None:
+    session = Fit(nn.Linear(2, 2), [AdamW()], CrossEntropy(), steps=100, settings=Train(schedule="wsd", warmup=0.0))
+    rates = [session._rate(step) for step in range(101)]
+    assert rates[:81] == pytest.approx([1.0] * 81)
+    assert rates[80:] == pytest.approx([1 - i / 20 for i in range(21)])
+
+
 # -- data -------------------------------------------------------------------------------------------------------
 
 

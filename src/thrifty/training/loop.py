@@ -227,7 +227,7 @@ class Fit:
         warm = self.settings.warmup * self.steps
         if step < warm:
             return (step + 1) / (warm + 1)
-        done = min(1.0, (step - warm) / max(1.0, self.steps - warm))
+        done = min(1.0, (step - warm) / (self.steps - warm))
         return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0,
                 "wsd": min(1.0, (1 - done) / WSD_DECAY)}[self.decay]
 

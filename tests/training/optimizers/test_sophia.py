@@ -128,7 +128,7 @@ def test_it_learns(method: Sophia, more: list[Any]) -> None:
     with torch.no_grad():
         x, y = data(256).tensors
         assert float((done.model(x).argmax(-1) == y).float().mean()) > 0.85
-    claims = dict((claim.what, claim.after) for name, claim in done.claims if name == "sophia")
+    claims = {claim.what: claim.after for name, claim in done.claims if name == "sophia"}
     assert claims["estimates of the curvature"] == 12
     assert 0 < claims["share of updates within the bound"] < 1
 

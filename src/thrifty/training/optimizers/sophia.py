@@ -139,9 +139,9 @@ class SophiaOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         saved = (p for group in state_dict["param_groups"] for p in group["params"])
         here = (p for group in self.param_groups for p in group["params"])
-        for index, p in zip(saved, here, strict=True):
-            if index in state_dict["state"]:
-                kept = state_dict["state"][index]
+        for position, p in zip(saved, here, strict=True):
+            if position in state_dict["state"]:
+                kept = state_dict["state"][position]
                 self.state[p] = {name: kept[name].detach().clone().to(p.device) for name in ("m", "h")}
 
 
