@@ -58,15 +58,15 @@ class OpenVinoEngine(Engine):
                 raise EngineError(f"input {i} must be of shape {shape} but is of {list(array.shape)}")
         return [openvino.Tensor(np.ascontiguousarray(x), shared_memory=True) for x in arrays]
 
-    def run(self, native: list[openvino.Tensor]) -> list[np.ndarray]:
+    def run(self, native: list[openvino.Tensor]) -> tuple[np.ndarray, ...]:
         for i, tensor in enumerate(native):
             self.request.set_input_tensor(i, tensor)
-        self.request.infer()
-        # Copied: the request writes its next outputs to the same memory.
-        return [np.array(tensor.data) for tensor in self.request.output_tensors]
-
-    def arrays(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        # Not shared: the request writes its next outputs to the same memory.
+        outputs: tuple[np.ndarray, ...] = self.request.infer(share_outputs=False, decode_strings=False).to_tuple()
         return outputs
+
+    def arrays(self, outputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        return list(outputs)
 
     def executed(self) -> list[tuple[str, str]]:
         """(operator, kernel) of all that ran in the last call, such as ("Convolution", "brgconv_avx512_I8").
