@@ -17,7 +17,7 @@ from thrifty.engines import EngineError
 from thrifty.method import Context
 from thrifty.posttraining.quantize import Quantize
 
-pytest.importorskip("openvino")
+pytest.importorskip("thrifty.engines.openvino")  # not "openvino" itself, which would start its telemetry
 from thrifty.compilers.openvino import OpenVino, executed
 from thrifty.engines.openvino import OpenVinoEngine, openvino
 

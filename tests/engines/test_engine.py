@@ -25,7 +25,7 @@ def test_an_onnx_engine_imports_no_torch():
 
 
 def test_an_openvino_engine_imports_no_torch():
-    pytest.importorskip("openvino")
+    pytest.importorskip("thrifty.engines.openvino")
     code = "import sys, thrifty.engines.openvino; print([m for m in ('torch', 'openvino_telemetry') if sys.modules.get(m)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={"PYTHONPATH": ":".join(x for x in sys.path if x)})
