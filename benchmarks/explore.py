@@ -26,7 +26,7 @@ from thrifty.loading import load_workload
 from thrifty.recipe import Recipe
 from thrifty.report.progress import Progress
 from thrifty.run import Runner, open_study, resolve
-from thrifty.search.alone import alone
+from thrifty.search.alone import alone, composed
 from thrifty.search.costs import Costs
 from thrifty.search.propose import propose
 from thrifty.search.space import Space
@@ -150,6 +150,8 @@ def explores(table: Table, ran: list[Trial], seed: int, sampler: object = None) 
     waiting = sorted(alone(table.space, ran, BARS), key=costs.seconds)
     if waiting:
         return waiting[:1]
+    if together := composed(table.space, ran, BARS):
+        return sorted(together, key=costs.seconds)
     return sorted(propose(table.space, ran, BARS, BATCH, seed, sampler), key=costs.seconds)
 
 

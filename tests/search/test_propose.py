@@ -9,7 +9,7 @@ from tests.factories import trial
 from thrifty.choosing import Bars
 from thrifty.loading import load_workload
 from thrifty.recipe import Recipe
-from thrifty.search.alone import alone, candidates
+from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.propose import outcomes, propose, values_of
 from thrifty.search.space import Space
 
@@ -51,6 +51,17 @@ def test_methods_alone_come_with_the_best_compiler():
     assert any("quantize(w8a8)" in text for text in seen) and any("quantize(bf16)" in text for text in seen)
     (pruned,) = [text for text in seen if "prune" in text]
     assert pruned.count("train(") == 2  # with the training that recovers
+
+
+def test_what_gained_alone_comes_together_first():
+    trials = first(7)
+    together = [str(recipe) for recipe in composed(SPACE, trials, Bars.read("2pt"))]
+    assert together and all("compile(onnxruntime)" in text for text in together)
+    assert "prune" in together[-1] and "quantize(w8a8)" in together[-1]
+    assert composed(SPACE, [*trials, *map(ran, together)], Bars.read("2pt")) == []
+    assert composed(SPACE, [], Bars()) == []
+    # What is lost for good is not composed.
+    assert not any("prune" in str(recipe) for recipe in composed(SPACE, trials, Bars.read("0.01pt")))
 
 
 def test_proposals_are_new_and_valid():

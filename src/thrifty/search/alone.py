@@ -1,4 +1,4 @@
-"""What runs before and after Optuna's proposals: each method alone, and the front's candidates for a claim."""
+"""What runs before and after Optuna's proposals: methods alone, the best of them together, candidates for a claim."""
 
 from __future__ import annotations
 
@@ -27,17 +27,59 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     compiled = _recipes(space, [{**space.plain, "compile": option} for option in space.parts.get("compile", ())])
     if waiting := [recipe for recipe in compiled if str(recipe) not in known]:
         return waiting
-    ran = {str(recipe) for recipe in compiled}
-    quickest = choose([trial for trial in trials if trial.recipe in ran], bars).nearest
-    base = (space.choice(Recipe.parse(quickest.recipe)) if quickest else None) or space.plain
+    singles = _singles(space, _base(space, trials, bars))
+    return [recipe for recipe in _recipes(space, [choice for _, choice in singles]) if str(recipe) not in known]
+
+
+def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
+    """What improved alone, together: the best two, the best three, and so on, as far as they have not run.
+
+    Args:
+        space: of recipes.
+        trials: all that ran; those of methods alone decide.
+        bars: what improves: the minimised figure, while the drop may yet meet its bar.
+    """
+    base, ran = _base(space, trials, bars), {trial.recipe: trial for trial in trials if trial.status == "done"}
+    start = ran.get(str(space.recipe(base)))
+    if start is None:
+        return []
+    best: dict[str, tuple[float, dict[str, str]]] = {}
+    for slot, choice in _singles(space, base):
+        trial = ran.get(str(space.recipe(choice)))
+        figures = [objectives_of(one, (bars.objective,))[1] for one in (start, trial) if one is not None]
+        if trial is not None and len(figures) == 2 and all(figures) and bars.open(trial):
+            gain = figures[0][0].value - figures[1][0].value
+            if gain > best.get(slot, (0.0, {}))[0]:
+                best[slot] = gain, {name: option for name, option in choice.items() if option != base[name]}
+    ranked = sorted(best.values(), key=lambda entry: -entry[0])
     choices = []
+    for count in range(2, len(ranked) + 1):
+        choice = dict(base)
+        for _, changes in ranked[:count]:
+            choice |= changes
+        choices.append(choice)
+    known = {trial.recipe for trial in trials}
+    return [recipe for recipe in _recipes(space, choices) if str(recipe) not in known]
+
+
+def _base(space: Space, trials: Sequence[Trial], bars: Bars) -> dict[str, str]:
+    """The reference with the compiler that is best so far."""
+    ran = {str(recipe) for recipe in _recipes(space, [{**space.plain, "compile": option}
+                                                      for option in space.parts.get("compile", ())])}
+    quickest = choose([trial for trial in trials if trial.recipe in ran], bars).nearest
+    return (space.choice(Recipe.parse(quickest.recipe)) if quickest else None) or space.plain
+
+
+def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """(slot, the base with another option of it), each method once."""
+    found = []
     for slot in space.slots:
         if slot.name in ("compile", "recover", "place"):
             continue
         recovered = slot.name.startswith("structure.") and "recover" in space.parts
         recovery = {"recover": list(space.parts["recover"])[:2][-1]} if recovered else {}  # the plainest that there is
-        choices += [{**base, slot.name: option, **recovery} for option in representative(slot.options[1:])]
-    return [recipe for recipe in _recipes(space, choices) if str(recipe) not in known]
+        found += [(slot.name, {**base, slot.name: option, **recovery}) for option in representative(slot.options[1:])]
+    return found
 
 
 def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""Explore: the frontier under a budget. The reference, each method alone, then what Optuna proposes.
+"""Explore: the frontier under a budget. The reference, each method alone, the best together, then what Optuna proposes.
 
 Every decision is a function of what the store holds: an exploration that was killed goes on from there.
 """
@@ -26,7 +26,7 @@ from thrifty.measure.statistics import paired_drop
 from thrifty.method import Compiler
 from thrifty.recipe import Recipe, Train
 from thrifty.run import CLAIM_PAIRS, Runner, open_study, resolve
-from thrifty.search.alone import alone, candidates
+from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.costs import Costs
 from thrifty.search.estimate import reference_seconds
 from thrifty.search.propose import propose
@@ -36,8 +36,8 @@ from thrifty.target import Target, cores
 from thrifty.trial import Trial
 from thrifty.workload import Workload
 
-ALONE_SHARE = 0.5
-"""Of the budget at most, for each method alone: what is left composes them."""
+ALONE_SHARE = 0.6
+"""Of what the reference leaves of the budget at most, for each method alone: the rest composes them."""
 CLAIM_SHARE = 0.4
 """Of the budget at most, kept for measuring the front again."""
 BATCH = 3
@@ -176,11 +176,15 @@ class _Search:
     # -- what next ----------------------------------------------------------------------------------------------
 
     def batch(self) -> list[Recipe]:
-        """Methods alone, for their share of the budget; then proposals. The cheapest first."""
+        """Methods alone, for their share of the budget; those that gained, together; then proposals. The cheapest first."""
         costs, trials = self.costs(), self.trials
         waiting = sorted(alone(self.space, trials, self.bars), key=costs.seconds)
-        if waiting and self.spent + costs.seconds(waiting[0]) <= ALONE_SHARE * (self.budget - self.reserve()):
+        reference = self.store.spent("reference").seconds  # which explores nothing
+        share = reference + ALONE_SHARE * (self.budget - self.reserve() - reference)
+        if waiting and self.spent + costs.seconds(waiting[0]) <= share:
             return waiting[: self.workers]
+        if together := composed(self.space, trials, self.bars):
+            return sorted(together, key=costs.seconds)
         proposed = propose(self.space, trials, self.bars, max(BATCH, self.workers), self.runner.seed)
         return sorted(proposed, key=costs.seconds)
 
