@@ -245,6 +245,9 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     if found.ended == "interrupted":
         print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
+    if found.error:
+        print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(FAILED)
     raise typer.Exit(DONE if found.choice.trial is not None else FAILED)
 
 

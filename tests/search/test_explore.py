@@ -81,6 +81,18 @@ def test_sigterm_ends_with_the_frontier_so_far(tmp_path):
     assert "goes on from there" in stderr
 
 
+def test_an_error_ends_with_the_frontier_so_far(study, monkeypatch):
+    place, found, _ = study
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["thrifty.search.explore"], "alone", full)
+    ended = explore(WORKLOAD, 7200, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
+    assert ended.ended == "error" and "No space left" in ended.error
+    assert ended.trials == found.trials and ended.choice == found.choice
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path):
     """SIGKILL, again and again: nothing that was kept is lost, nothing that was done is done again."""

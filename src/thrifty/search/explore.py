@@ -43,7 +43,7 @@ CLAIM_SHARE = 0.4
 BATCH = 3
 """Proposals asked for at once; those whose beginnings are kept run first."""
 
-Ended = Literal["budget", "nothing left", "interrupted"]
+Ended = Literal["budget", "nothing left", "interrupted", "error"]
 
 
 class ExploreError(ThriftyError):
@@ -59,13 +59,15 @@ class Explored:
         trials: of the study, in the order in which they first ran.
         frontier: over quality, training and what is minimised.
         choice: the recommended trial, or the nearest where none meets the bars.
-        ended: by its budget, for want of recipes, or by the user.
+        ended: by its budget, for want of recipes, by the user, or by an error (of the disk, say).
+        error: what it said.
     """
 
     trials: tuple[Trial, ...]
     frontier: Frontier
     choice: Choice
     ended: Ended
+    error: str = ""
 
 
 def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
@@ -103,13 +105,19 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
     with open_study(store, definition, place) as opened, _terminable():
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
-        search = _Search(runner, space, bars, budget, promote, workers)
+        search, why = _Search(runner, space, bars, budget, promote, workers), ""
+        ended: Ended
         try:
+            search.ready()
             ended = search.run()
         except KeyboardInterrupt:
             ended = "interrupted"
+        except (ThriftyError, OSError) as error:
+            if not search.started:
+                raise
+            ended, why = "error", str(error)
         trials = opened.trials()
-        return Explored(trials, frontier(trials, objectives(bars)), choose(trials, bars), ended)
+        return Explored(trials, frontier(trials, objectives(bars)), choose(trials, bars), ended, why)
 
 
 class _Search:
@@ -118,7 +126,7 @@ class _Search:
     def __init__(self, runner: Runner, space: Space, bars: Bars, budget: float, promote: int, workers: int) -> None:
         self.runner, self.space, self.bars, self.promote, self.workers = runner, space, bars, promote, workers
         self.store: Store = runner.store
-        self.budget = budget
+        self.budget, self.started = budget, False
         self.before, self.began = self.store.spent().seconds, time.perf_counter()
 
     @property
@@ -130,11 +138,16 @@ class _Search:
     def trials(self) -> tuple[Trial, ...]:
         return self.store.trials()
 
-    def run(self) -> Ended:
+    def ready(self) -> None:
+        """The reference is there, and the budget and the bars can be met."""
         self.runner.tell({"event": "explore", "total": self.budget, "spent": self.spent})
         self.afford_reference()
         self.runner.reference()
         self.check_bars()
+
+    def run(self) -> Ended:
+        """Screen while the budget lasts, then measure the front again."""
+        self.started = True
         ended: Ended = "budget"
         while (left := self.budget - self.spent - self.reserve()) > 0:
             batch = self.batch()
