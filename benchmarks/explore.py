@@ -7,7 +7,8 @@ The space: `digits`, trained in fp32 or bf16, pruned by five ratios with a disti
 three compilers: 60 recipes. A replay asks explore what to run next and answers from the store: the figures that were
 measured, the seconds that were charged; a training is paid for by the first recipe that needs it, as in a real run.
 
-Hypervolume: of the drop in quality (up to 5 points) and the logarithm of the latency's ratio to eager.
+Hypervolume: of the drop in quality (up to 5 points), the logarithm of the latency's ratio to eager (up to 2x) and, where
+three objectives are asked for, that of the training seconds (up to twice the dearest).
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Table:
     def cost(self, trial: Trial, kept: set[str]) -> float:
         """Seconds that the trial takes where some prefixes are kept; they are kept from then on."""
         new = {prefix: seconds for prefix, seconds in self.phases(trial).items() if prefix not in kept}
-        kept |= new.keys()
+        kept.update(new)
         return sum(new.values()) + self.measuring(trial)
 
     @property
@@ -119,19 +120,23 @@ class Table:
         return self.start + sum(self.cost(trial, kept) for trial in self.trials.values())
 
 
-def volume(trials: Sequence[Trial]) -> float:
-    points = [(t.quality.drop.value, -math.log(t.inference.speedup.value)) for t in trials
-              if t.status == "done" and t.quality and t.inference and t.inference.speedup.value]
-    inside = [p for p in points if p[0] < WORST_DROP and p[1] < math.log(2)]
-    return float(moocore.hypervolume(np.array(inside), ref=np.array([WORST_DROP, math.log(2)]))) if inside else 0.0
+def volume(table: Table, trials: Sequence[Trial], objectives: int) -> float:
+    dearest = max(t.training.seconds for t in table.trials.values() if t.training)
+    worst = np.array([WORST_DROP, math.log(2), math.log(2 * dearest)])[:objectives]
+    points = [(t.quality.drop.value, -math.log(t.inference.speedup.value), math.log(t.training.seconds))[:objectives]
+              for t in trials if t.status == "done" and t.quality and t.training and t.inference
+              and t.inference.speedup.value]
+    inside = [point for point in points if (np.array(point) < worst).all()]
+    return float(moocore.hypervolume(np.array(inside), ref=worst)) if inside else 0.0
 
 
 Next = Callable[[Table, list[Trial], int], list[Recipe]]
 
 
-def replay(table: Table, next_recipes: Next, seed: int) -> list[tuple[float, float]]:
-    """[(share of everything's cost, share of its hypervolume)] after each recipe."""
-    whole, full = table.everything(), volume(list(table.trials.values()))
+def replay(table: Table, next_recipes: Next, seed: int) -> list[tuple[float, float, float]]:
+    """[(share of everything's cost, of its hypervolume over two objectives, over three)] after each recipe."""
+    whole, everything = table.everything(), list(table.trials.values())
+    full = [volume(table, everything, objectives) for objectives in (2, 3)]
     kept: set[str] = set()
     ran: list[Trial] = []
     spent, curve = table.start, []
@@ -140,7 +145,8 @@ def replay(table: Table, next_recipes: Next, seed: int) -> list[tuple[float, flo
             trial = table.trials[str(recipe)]
             spent += table.cost(trial, kept)
             ran.append(trial)
-            curve.append((spent / whole, volume(ran) / full))
+            found = [volume(table, ran, objectives) / full[objectives - 2] for objectives in (2, 3)]
+            curve.append((spent / whole, found[0], found[1]))
     return curve
 
 
@@ -180,14 +186,19 @@ def main() -> None:
         return
     table = Table.read(options.workload, options.store)
     print(f"{len(table.trials)} recipes, {table.everything():.0f} s in all, "
-          f"{sum(t.status == 'failed' for t in table.trials.values())} failed")
-    print(f"{'':24}" + "".join(f"{f'at {share:.0%}':>22}" for share in SHARES) + f"{'cost of 95%':>28}")
-    for name, rule in {"explore": explores, "explore with TPE": tpe, "random search": chance}.items():
-        curves = [replay(table, rule, seed) for seed in range(options.seeds)]
-        found = [[max((v for c, v in curve if c <= share), default=0.0) for curve in curves] for share in SHARES]
-        reached = sorted(next((c for c, v in curve if v >= 0.95), math.inf) for curve in curves)
-        print(f"{name:24}" + "".join(f"{f'{np.median(row):.3f} [{min(row):.3f}, {max(row):.3f}]':>22}" for row in found)
-              + "  " + " ".join("-" if math.isinf(c) else f"{c:.0%}" for c in reached))
+          f"{sum(t.status == 'failed' for t in table.trials.values())} failed; share of the whole hypervolume found, median "
+          f"[least, most] of {options.seeds} seeds, and each seed's cost of 95% of it")
+    rules = {"explore": explores, "explore with TPE": tpe, "random search": chance}
+    curves = {name: [replay(table, rule, seed) for seed in range(options.seeds)] for name, rule in rules.items()}
+    for objectives, what in ((1, "quality and latency"), (2, "quality, latency and training")):
+        print(f"\n{what:30}" + "".join(f"{f'at {share:.0%}':>22}" for share in SHARES) + "   95% at")
+        for name, seeds in curves.items():
+            found = [[max((point[objectives] for point in curve if point[0] <= share), default=0.0) for curve in seeds]
+                     for share in SHARES]
+            reached = sorted(next((point[0] for point in curve if point[objectives] >= 0.95), math.inf) for curve in seeds)
+            print(f"{name:30}"
+                  + "".join(f"{f'{np.median(row):.3f} [{min(row):.3f}, {max(row):.3f}]':>22}" for row in found)
+                  + "   " + " ".join("-" if math.isinf(share) else f"{share:.0%}" for share in reached))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ from thrifty.store import Store
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 70, 20, 40, 60
 STEP = 0.005
+LOST = 0.05
+"""A drop beyond it is off the picture."""
 COLOURS = {"front": "#0b6e4f", "tied": "#b7791f", "dominated": "#9aa0a6"}
 
 
 def main() -> None:
     study, place = Path(sys.argv[1]), Path(sys.argv[2])
     with Store.open(study) as store:
-        standings = frontier(store.trials()).standings
+        standings = tuple(s for s in frontier(store.trials()).standings
+                          if s.trial.quality and s.trial.quality.drop.value <= LOST)
     place.write_text(draw(standings))
 
 

@@ -24,8 +24,7 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
         bars: what makes a compiler the best.
     """
     known = {trial.recipe for trial in trials}
-    compiled = _recipes(space, [{**space.plain, "compile": option} for option in space.parts.get("compile", ())])
-    if waiting := [recipe for recipe in compiled if str(recipe) not in known]:
+    if waiting := [recipe for recipe in _compiled(space) if str(recipe) not in known]:
         return waiting
     singles = _singles(space, _base(space, trials, bars))
     return [recipe for recipe in _recipes(space, [choice for _, choice in singles]) if str(recipe) not in known]
@@ -64,10 +63,15 @@ def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
 
 def _base(space: Space, trials: Sequence[Trial], bars: Bars) -> dict[str, str]:
     """The reference with the compiler that is best so far."""
-    ran = {str(recipe) for recipe in _recipes(space, [{**space.plain, "compile": option}
-                                                      for option in space.parts.get("compile", ())])}
+    ran = {str(recipe) for recipe in _compiled(space)}
     quickest = choose([trial for trial in trials if trial.recipe in ran], bars).nearest
     return (space.choice(Recipe.parse(quickest.recipe)) if quickest else None) or space.plain
+
+
+def _compiled(space: Space) -> list[Recipe]:
+    """The reference by each compiler; uncompiled, it is the baseline of every ratio already."""
+    options = list(space.parts.get("compile", {}))
+    return _recipes(space, [{**space.plain, "compile": option} for option in options if option != "export"])
 
 
 def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, str]]]:

@@ -29,16 +29,16 @@ from thrifty.run import CLAIM_PAIRS, Runner, open_study, resolve
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.costs import Costs
 from thrifty.search.estimate import reference_seconds
-from thrifty.search.propose import propose
+from thrifty.search.propose import STARTUP, propose
 from thrifty.search.space import Space
 from thrifty.store import Store
 from thrifty.target import Target, cores
 from thrifty.trial import Trial
 from thrifty.workload import Workload
 
-ALONE_SHARE = 0.6
+ALONE_SHARE = 0.75
 """Of what the reference leaves of the budget at most, for each method alone: the rest composes them."""
-CLAIM_SHARE = 0.4
+CLAIM_SHARE = 0.25
 """Of the budget at most, kept for measuring the front again."""
 BATCH = 3
 """Proposals asked for at once; those whose beginnings are kept run first."""
@@ -194,7 +194,8 @@ class _Search:
         waiting = sorted(alone(self.space, trials, self.bars), key=costs.seconds)
         reference = self.store.spent("reference").seconds  # which explores nothing
         share = reference + ALONE_SHARE * (self.budget - self.reserve() - reference)
-        if waiting and self.spent + costs.seconds(waiting[0]) <= share:
+        few = sum(trial.status == "done" for trial in trials) < STARTUP  # too few to propose anything by
+        if waiting and (few or self.spent + costs.seconds(waiting[0]) <= share):
             return waiting[: self.workers]
         if together := composed(self.space, trials, self.bars):
             return sorted(together, key=costs.seconds)

@@ -118,8 +118,8 @@ class Space:
         """The first choice that makes a recipe, None where none does."""
         here = set(recipe)
         fits = [[option for option, part in options.items()
-                 if not isinstance(part, Transform | Compiler | Train) or part in here]
-                for options in self.parts.values()]
+                 if not isinstance(part, Transform | Compiler | Train) or part in here] or list(options)
+                for options in self.parts.values()]  # none fits where another slot's choice leaves the slot without effect
         for options in itertools.product(*fits):
             choice = dict(zip(self.parts, options, strict=True))
             if recipe in self._orders(choice) and self.recipe(choice) == recipe:
