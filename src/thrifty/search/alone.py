@@ -13,6 +13,10 @@ from thrifty.search.space import Space
 from thrifty.trial import Trial
 
 
+KINDS = ("last", "structure")
+"""Slots in the order of what to expect of them for what they cost: fewer bits, then less of the model, then training."""
+
+
 def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """Each method that has not run, on its own: compilers on the reference, then the others with the best compiler.
 
@@ -75,9 +79,10 @@ def _compiled(space: Space) -> list[Recipe]:
 
 
 def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """(slot, the base with another option of it), each method once."""
+    """(slot, the base with another option of it), each method once; what needs no training first."""
     found = []
-    for slot in space.slots:
+    kinds = {slot: slot.name.partition(".")[0] for slot in space.slots}
+    for slot in sorted(space.slots, key=lambda slot: (*KINDS, kinds[slot]).index(kinds[slot])):
         if slot.name in ("compile", "recover", "place"):
             continue
         recovered = slot.name.startswith("structure.") and "recover" in space.parts
