@@ -12,7 +12,6 @@ from thrifty.recipe import Recipe
 from thrifty.search.space import Space
 from thrifty.trial import Trial
 
-
 KINDS = ("last", "structure")
 """Slots in the order of what to expect of them for what they cost: fewer bits, then less of the model, then training."""
 
