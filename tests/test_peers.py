@@ -10,9 +10,10 @@ from torch import nn
 
 from thrifty import testing
 from thrifty.checkpoint import MethodClaim
+from thrifty.choosing import best
 from thrifty.errors import EffectLost, NoEffect
 from thrifty.execute import reprobe
-from thrifty.frontier import best, frontier
+from thrifty.frontier import frontier
 from thrifty.ledger import Ledger
 from thrifty.method import Claim, Context
 from thrifty.posttraining.prune import Prune

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tests.trials import BASELINE_SECONDS, MACHINE, failed, ledger_of, many, trial
 
+from thrifty.choosing import best
 from thrifty.findings import Findings
-from thrifty.frontier import best, frontier
+from thrifty.frontier import frontier
 from thrifty.report.document import study_json
 from thrifty.report.page import page
 from thrifty.report.words import scaled, seconds, times
