@@ -22,7 +22,7 @@ def test_every_part_of_a_study():
     spent = Ledger((Charge("training", "train()", 60.0, 1e12), Charge("timing", "x", 20.0)), price=3.6)
     found = study_json(Findings.of(trials, spent, [Failure("ccc", "prune(ratio=0.9)", "nan", "now")]))
     assert json.loads(json.dumps(found)) == json.loads(json.dumps({
-        "workload": "digits", "target": TARGET,
+        "workload": "digits", "source": None, "target": TARGET,
         "environments": {next(iter(found["environments"])): {"values": MACHINE, "trials": ["aaa", "bbb", "ccc"]}},
         "trials": [each.to_json() for each in trials],
         "frontier": ["aaa"], "objectives": ["quality", "training", "inference"],
@@ -80,7 +80,7 @@ def test_finite_numbers_stay(value):
 
 def test_every_field_is_documented():
     page = (ROOT / "docs" / "json.md").read_text()
-    section = page[page.index("## `thrifty show`"):page.index("## `thrifty report`")]
+    section = page[page.index("## `thrifty explore`, `thrifty sweep`, `thrifty show`"):page.index("## `thrifty report`")]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(study_json(Findings.of([])))
 

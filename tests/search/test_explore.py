@@ -187,6 +187,7 @@ def test_a_study_of_another_workload_is_refused(study, tmp_path):
         explore(str(tmp_path / "other.py"), 60, store=study[0])
 
 
+@pytest.mark.slow
 def test_recipes_are_prepared_side_by_side(tmp_path):
     """Two compilations at once, on processors of their own; the figures are those of one after the other."""
     if len(os.sched_getaffinity(0)) < 2:

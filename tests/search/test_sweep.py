@@ -42,4 +42,4 @@ def test_every_embedded_workload_suggests_recipes_that_parse():
 
     for name in EMBEDDED:
         assert all(Recipe.parse(text) for text in suggested(name))
-    assert len(suggested("digits")) == 12
+    assert len(suggested("digits")) == 13

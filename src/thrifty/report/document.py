@@ -24,8 +24,8 @@ def study_json(found: Findings) -> dict[str, Any]:
     asked = found.bars is not None
     return {
         "workload": trials[0].workload if trials else None,
-        "source": found.source,
         "target": dict(trials[0].target) if trials else None,
+        "source": found.source,
         "environments": environments(trials),
         "trials": [trial.to_json() for trial in trials],
         "frontier": [trial.id for trial in standings.front],
