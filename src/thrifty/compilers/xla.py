@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,8 @@ from thrifty.method import Card, Compiler, Context, Lowered
 
 FILES = ("model.stablehlo", "weights.safetensors")
 PACKAGES = ("jax", "torchax")
+REFUSED = 3
+"""Exit code of the writing process that says why on its stdout."""
 
 
 @final
@@ -55,7 +61,7 @@ class Xla(Compiler):
             raise LoweringError("XLA would compute this float64 model in float32: convert it with .float() first")
         with torch.no_grad():
             program = capture(model.cpu(), example, context.shapes)
-            _write(program, example, context.shapes, directory)
+            _write_apart(program, context.shapes, directory)
         inputs, outputs = specs(program, len(example))
         return Lowered(
             engine="xla", files=FILES, inputs=inputs, outputs=outputs, portable=True, native=False,
@@ -66,6 +72,34 @@ class Xla(Compiler):
     def missing(cls) -> str | None:
         lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
         return f"{lacking[0]} is not installed: pip install 'thrifty[xla]'" if lacking else None
+
+
+def _write_apart(program: ExportedProgram, shapes: Shapes, directory: Path) -> None:
+    """Write the files in a process of its own: once torchax is imported, torch.compile fails in the process for good."""
+    with tempfile.TemporaryDirectory() as place:
+        torch.export.save(program, Path(place) / "program.pt2")
+        told = json.dumps([place, str(directory), {i: dict(dims) for i, dims in shapes.items()}])
+        done = subprocess.run([sys.executable, "-m", "thrifty.compilers.xla"], input=told, capture_output=True, text=True,
+                              check=False)
+        if done.returncode == REFUSED:
+            raise LoweringError(done.stdout.strip())
+        if done.returncode:
+            raise LoweringError(f"XLA's process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}")
+
+
+def _main() -> int:
+    """The other end of `_write_apart`."""
+    place, directory, given = json.load(sys.stdin)
+    shapes = {int(i): {int(d): (low, high) for d, (low, high) in dims.items()} for i, dims in given.items()}
+    program = torch.export.load(Path(place) / "program.pt2")
+    example = program.example_inputs[0]
+    try:
+        with torch.no_grad():
+            _write(program, example, shapes, Path(directory))
+    except LoweringError as error:
+        print(error)  # noqa: T201  # for the parent
+        return REFUSED
+    return 0
 
 
 def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes, directory: Path) -> None:
@@ -115,3 +149,7 @@ def _inputs(jax: Any, torchax: Any, program: ExportedProgram, example: tuple[Ten
 def _shaped(jax: Any, torchax: Any, x: Any, scope: Any) -> Any:
     shape = jax.export.symbolic_shape(",".join(map(str, x.shape)), scope=scope)
     return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(torchax.ops.mappings.t2j_dtype(x.dtype)))
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
