@@ -36,7 +36,7 @@ from thrifty.target import Target, cores
 from thrifty.trial import Trial
 from thrifty.workload import Workload
 
-ALONE_SHARE = 0.75
+ALONE_SHARE = 0.9
 """Of what the reference leaves of the budget at most, for each method alone: the rest composes them."""
 CLAIM_SHARE = 0.25
 """Of the budget at most, kept for measuring the front again."""
