@@ -21,12 +21,13 @@ from collections.abc import Callable, Sequence
 import moocore
 import numpy as np
 
+from thrifty.checking import resolve
 from thrifty.choosing import Bars
 from thrifty.ledger import Ledger
 from thrifty.loading import load_workload
 from thrifty.recipe import Recipe
 from thrifty.report.progress import Progress
-from thrifty.run import Runner, open_study, resolve
+from thrifty.run import Runner, open_study
 from thrifty.search.alone import alone, composed
 from thrifty.search.costs import Costs
 from thrifty.search.propose import propose

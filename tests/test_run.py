@@ -14,10 +14,10 @@ import pytest
 
 import thrifty
 from thrifty import testing
-from thrifty.errors import RunFailed, WorkloadError
+from thrifty.checking import resolve
+from thrifty.errors import RunFailed
 from thrifty.measure.process import WorkerDied
-from thrifty.recipe import Recipe, RecipeError
-from thrifty.run import Runner, check, check_recipe, open_study, resolve
+from thrifty.run import Runner, open_study
 from thrifty.store import Store
 from thrifty.target import Target
 
@@ -153,38 +153,7 @@ def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path)
     assert known.items() <= {name: trial.created for name, trial in final.items()}.items()
 
 
-# -- answered early ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("recipe", ["compile(onnxruntime) | prune", "train | quantize(w8a8) | prune",
-                                    "train | quantize(w8a8) | quantize(w8a8)"])
-def test_an_order_that_cannot_work_is_refused(recipe):
-    with pytest.raises(RecipeError, match="requires"):
-        check_recipe(testing.workload, Recipe.parse(recipe))
-
-
-def test_a_teacher_is_no_engine():
-    with pytest.raises(WorkloadError, match="leave the compiler out"):
-        check_recipe(testing.workload, Recipe.parse('train(distill(teacher="train() | compile(onnxruntime)"))'))
-
-
-def test_a_workload_that_cannot_be_trained_says_so():
-    import dataclasses
-
-    untrained = dataclasses.replace(testing.workload, train=None, reference="")
-    with pytest.raises(WorkloadError, match="no training set"):
-        check_recipe(untrained, Recipe.parse("train(epochs=1)"))
-
-
-def test_checking_rehearses():
-    assert "pruned" in check(WORKLOAD, "prune(ratio=0.5) | train(adamw)")
-
-
-def test_a_workload_without_a_place_is_refused():
-    import dataclasses
-
-    with pytest.raises(WorkloadError, match="write it in a file"):
-        resolve(dataclasses.replace(testing.workload, source=""))
+# -- failures --------------------------------------------------------------------------------------------------
 
 
 def test_a_reference_that_fails_stops_the_study(tmp_path):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thrifty.artifact import load as load
     from thrifty.bench import bench as bench
+    from thrifty.checking import check as check
     from thrifty.choosing import Bars as Bars
     from thrifty.choosing import best as best
     from thrifty.compilers.export import Export as Export
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from thrifty.quality import Scores as Scores
     from thrifty.recipe import Recipe as Recipe
     from thrifty.recipe import Train as Train
-    from thrifty.run import check as check
     from thrifty.run import run as run
     from thrifty.search.explore import explore as explore
     from thrifty.search.sweep import sweep as sweep
@@ -92,7 +92,8 @@ _PLACES = {
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     "OpenVino": "compilers.openvino", "Xla": "compilers.xla",
     # running, measuring, choosing
-    "fit": "training.loop", "check": "run", "run": "run", "bench": "bench", "explore": "search.explore", "sweep": "search.sweep",
+    "fit": "training.loop", "check": "checking", "run": "run", "bench": "bench",
+    "explore": "search.explore", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",
 }

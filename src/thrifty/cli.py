@@ -132,8 +132,8 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
     """
+    from thrifty.checking import check as check_recipe
     from thrifty.recipe import Recipe
-    from thrifty.run import check as check_recipe
 
     found = check_recipe(workload_reference(workload, task, data), recipe, target=target_of(device, threads))
     if as_json:
@@ -151,9 +151,9 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
     """
+    from thrifty.checking import check_recipe, resolve
     from thrifty.recipe import Recipe
     from thrifty.report import terminal
-    from thrifty.run import check_recipe, resolve
     from thrifty.run import run as run_recipe
 
     parsed, target = Recipe.parse(recipe), target_of(device, threads)
@@ -184,8 +184,8 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
 
     Example: thrifty sweep digits --store study/
     """
+    from thrifty.checking import check_recipe, resolve
     from thrifty.recipe import Recipe
-    from thrifty.run import check_recipe, resolve
     from thrifty.search.sweep import sweep as sweep_recipes
     from thrifty.workloads import suggested
 
@@ -222,8 +222,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
 
     Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
     """
+    from thrifty.checking import resolve
     from thrifty.choosing import Bars, seconds
-    from thrifty.run import resolve
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
 

@@ -91,7 +91,7 @@ def number(default: Any, low: float, high: float = math.inf, *, open_low: bool =
            open_high: bool = False, log: bool = False, search: tuple[float, ...] = ()) -> Any:
     """A numeric hyperparameter (int or float after its annotation) with its permitted range.
 
-    ``search`` are the values that an exploration tries; where it is empty, the default stays.
+    ``search`` are the values of a transform that an exploration tries; where it is empty, the default stays.
     """
     return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search})
 
@@ -99,7 +99,7 @@ def number(default: Any, low: float, high: float = math.inf, *, open_low: bool =
 def choice(default: str, *options: str, search: tuple[str, ...] = ()) -> Any:
     """A hyperparameter that is one of a few words; in a recipe's text it is written bare: ``quantize(w8a8)``.
 
-    ``search`` are the words that an exploration tries; where it is empty, the default stays.
+    ``search`` are the words of a transform that an exploration tries; where it is empty, the default stays.
     """
     return field(default=default, metadata={"options": options, "search": search})
 

@@ -50,3 +50,11 @@ def test_a_model_that_cannot_be_traced_is_none():
             return x if x.sum() > 0 else -x
 
     assert graphs.trace(Branch()) is None
+
+
+def test_modules_of_a_kind_are_exchanged_wherever_they_stand():
+    net = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    found = graphs.exchange(net, {nn.ReLU: lambda _: nn.Tanh()})
+    assert found is net and [type(m) for m in found.modules() if not list(m.children())] == [nn.Tanh, nn.Linear, nn.Tanh]
+    assert isinstance(graphs.exchange(nn.ReLU(), {nn.ReLU: lambda _: nn.Tanh()}), nn.Tanh)
+    assert isinstance(graphs.exchange(nn.LeakyReLU(), {nn.ReLU: lambda _: nn.Tanh()}), nn.LeakyReLU)

@@ -179,6 +179,12 @@ def test_arguments_that_cannot_be(tmp_path, arguments, says):
     assert not (tmp_path / "study").exists()
 
 
+def test_another_seeds_trials_are_other_trials(study):
+    """Seed 0 has run everything; seed 1 has not even a reference, and its budget is spent."""
+    with pytest.raises(ExploreError, match="alone takes about"):
+        explore(WORKLOAD, 1.0, store=study[0], methods=("onnxruntime",), seed=1)
+
+
 def test_a_study_of_another_workload_is_refused(study, tmp_path):
     (tmp_path / "other.py").write_text(
         "import dataclasses\nfrom thrifty.testing import workload as base\n"

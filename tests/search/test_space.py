@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.checking import initial_properties
 from thrifty.loading import load_workload
 from thrifty.method import Compiler
 from thrifty.recipe import Recipe, Train, check
-from thrifty.run import initial_properties
 from thrifty.search.space import Space, SpaceError
 
 WORKLOAD = load_workload("thrifty.testing:workload")

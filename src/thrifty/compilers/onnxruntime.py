@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
-from thrifty.numerics.graph import replace
+from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import TINY
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
 
@@ -145,13 +145,9 @@ def _op(name: str, inputs: tuple[Tensor | None, ...], like: Any, dtype: torch.dt
 
 def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for ONNX's own operators."""
-    kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+    return exchange(model, {
         QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-    }
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) in kinds and name:
-            replace(model, name, kinds[type(module)](module))
-    return model if type(model) not in kinds else kinds[type(model)](model)
+    })
 
 
 class _Edge(nn.Module):

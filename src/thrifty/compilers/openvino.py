@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
-from thrifty.numerics.graph import replace
+from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
 
@@ -126,13 +125,9 @@ def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, f
 
 def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what the low-precision transformations look for."""
-    kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+    return exchange(model, {
         QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-    }
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) in kinds and name:
-            replace(model, name, kinds[type(module)](module))
-    return model if type(model) not in kinds else kinds[type(model)](model)
+    })
 
 
 def _rounded(x: Tensor, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -168,6 +168,14 @@ def _is(node: fx.Node, modules: dict[str, nn.Module], functions: frozenset[Any],
     if node.op == "call_module":
         return isinstance(modules.get(str(node.target)), classes)
     return node.op in ("call_function", "call_method") and node.target in functions
+
+
+def exchange(model: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+    """Put what ``kinds`` makes of it in the place of every module of exactly such a type; of the model too."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) in kinds and name:
+            replace(model, name, kinds[type(module)](module))
+    return model if type(model) not in kinds else kinds[type(model)](model)
 
 
 def replace(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, final
 
+from thrifty.checking import resolve
 from thrifty.child import Listener, ignore
 from thrifty.choosing import Bars, Choice, choose
 from thrifty.errors import ThriftyError
@@ -25,7 +26,7 @@ from thrifty.ledger import Ledger
 from thrifty.measure.statistics import paired_drop
 from thrifty.method import Compiler
 from thrifty.recipe import Recipe, Train
-from thrifty.run import CLAIM_PAIRS, Runner, open_study, resolve
+from thrifty.run import CLAIM_PAIRS, Runner, open_study
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.costs import Costs
 from thrifty.search.estimate import reference_seconds
@@ -136,7 +137,8 @@ class _Search:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return self.store.trials()
+        """Of this seed: another seed's are other trials of the same recipes."""
+        return tuple(trial for trial in self.store.trials() if trial.seed == self.runner.seed)
 
     def ready(self) -> None:
         """The reference is there, and the budget and the bars can be met."""

@@ -3,7 +3,7 @@
 A recipe of the space is, in this order: transforms of the training families, the reference's training (perhaps in
 another precision, by another optimizer, or shorter), structural transforms (perhaps before the training), a training
 that recovers from them, transforms that end the float weights, a compiler. Which method stands where follows from its
-kind, its phase and its properties; the values tried are the ``search`` of its hyperparameters.
+kind, its phase and its properties; the values tried are the ``search`` of a transform's hyperparameters.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from thrifty.checking import initial_properties
 from thrifty.errors import ThriftyError
 from thrifty.method import Compiler, Method, TrainingMethod, Transform
 from thrifty.recipe import PhaseOf, Recipe, RecipeError, Train, check
 from thrifty.registry import method_class, names
-from thrifty.run import initial_properties
 from thrifty.workload import Workload
 
 NONE = "-"
@@ -192,8 +192,8 @@ def _parts(reference: Recipe, classes: Sequence[type[Method]]) -> dict[str, dict
     return parts
 
 
-def _values(cls: type[Method]) -> Iterator[Any]:
-    """The method with every combination of the values that its hyperparameters' ``search`` names."""
+def _values(cls: type[Transform]) -> Iterator[Transform]:
+    """The transform with every combination of the values that its hyperparameters' ``search`` names."""
     searched = {spec.name: spec.metadata["search"] for spec in dataclasses.fields(cls) if spec.metadata.get("search")}
     for values in itertools.product(*searched.values()):
         yield cls(**dict(zip(searched, values, strict=True)))

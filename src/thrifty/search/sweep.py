@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from thrifty.checking import check_recipe, resolve
 from thrifty.child import Listener, ignore
 from thrifty.frontier import Frontier, frontier
 from thrifty.recipe import Recipe
-from thrifty.run import CLAIM_PAIRS, Runner, check_recipe, open_study, resolve
+from thrifty.run import CLAIM_PAIRS, Runner, open_study
 from thrifty.target import Target
 from thrifty.trial import Trial
 from thrifty.workload import Workload

@@ -36,7 +36,7 @@ class Adafactor(TrainingMethod):
     Adafactor(lr=0.02, weight_decay=0.0, decay=-0.8, clip=1.0)
     """
 
-    lr: float = number(1e-2, 0, open_low=True, log=True, search=(3e-3, 1e-2, 3e-2))
+    lr: float = number(1e-2, 0, open_low=True, log=True)
     weight_decay: float = number(0.0, 0)
     decay: float = number(-0.8, -1, 0, open_high=True)
     clip: float = number(1.0, 1)

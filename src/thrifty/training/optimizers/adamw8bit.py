@@ -35,7 +35,7 @@ class AdamW8bit(TrainingMethod):
     AdamW8bit(lr=0.003, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-08)
     """
 
-    lr: float = number(1e-3, 0, open_low=True, log=True, search=(1e-3, 3e-3))
+    lr: float = number(1e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
     beta1: float = number(0.9, 0, 1, open_high=True)
     beta2: float = number(0.999, 0, 1, open_high=True)

@@ -33,7 +33,7 @@ class Ema(TrainingMethod):
     Ema(decay=0.99)
     """
 
-    decay: float = number(0.999, 0, 1, open_low=True, open_high=True, search=(0.99, 0.999))
+    decay: float = number(0.999, 0, 1, open_low=True, open_high=True)
 
     name: ClassVar[str] = "ema"
     layer: ClassVar[Layer] = "optimizer"

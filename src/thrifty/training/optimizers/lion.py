@@ -34,7 +34,7 @@ class Lion(TrainingMethod):
     Lion(lr=0.001, weight_decay=0.1, beta1=0.9, beta2=0.99)
     """
 
-    lr: float = number(3e-4, 0, open_low=True, log=True, search=(1e-4, 3e-4, 1e-3))
+    lr: float = number(3e-4, 0, open_low=True, log=True)
     weight_decay: float = number(0.1, 0)
     beta1: float = number(0.9, 0, 1, open_high=True)
     beta2: float = number(0.99, 0, 1, open_high=True)

@@ -91,7 +91,7 @@ class Muon(TrainingMethod):
     Muon(lr=0.002, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.999)
     """
 
-    lr: float = number(1e-3, 0, open_low=True, log=True, search=(1e-3, 3e-3, 1e-2))
+    lr: float = number(1e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.1, 0)
     momentum: float = number(0.95, 0, 1, open_high=True)
     beta1: float = number(0.9, 0, 1, open_high=True)

@@ -39,7 +39,7 @@ class ScheduleFree(TrainingMethod):
     ScheduleFree(lr=0.01, weight_decay=0.01, beta1=0.9, beta2=0.999)
     """
 
-    lr: float = number(2.5e-3, 0, open_low=True, log=True, search=(1e-3, 2.5e-3, 1e-2))
+    lr: float = number(2.5e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
     beta1: float = number(0.9, 0, 1, open_low=True, open_high=True)
     beta2: float = number(0.999, 0, 1, open_high=True)

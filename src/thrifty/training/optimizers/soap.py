@@ -38,7 +38,7 @@ class Soap(TrainingMethod):
     Soap(lr=0.003, weight_decay=0.01, beta1=0.95, beta2=0.95, every=5, largest=10000)
     """
 
-    lr: float = number(3e-3, 0, open_low=True, log=True, search=(1e-3, 3e-3))
+    lr: float = number(3e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
     beta1: float = number(0.95, 0, 1, open_high=True)
     beta2: float = number(0.95, 0, 1, open_high=True)

@@ -189,8 +189,8 @@ estimator_batch=0.5)
     """
 
     estimator: str = choice("gnb", "gnb", "hutchinson")
-    lr: float = number(6e-4, 0, open_low=True, log=True, search=(3e-4, 1e-3, 3e-3))
-    gamma: float = number(0.05, 0, open_low=True, log=True, search=(0.01, 0.05))
+    lr: float = number(6e-4, 0, open_low=True, log=True)
+    gamma: float = number(0.05, 0, open_low=True, log=True)
     weight_decay: float = number(0.1, 0)
     beta1: float = number(0.96, 0, 1, open_high=True)
     beta2: float = number(0.99, 0, 1, open_high=True)

@@ -41,10 +41,10 @@ class Lora(Adapter):
     Lora(targets='all-linear', base='fp32', rank=16, alpha=16, dropout=0.0, variant='plain')
     """
 
-    rank: int = number(8, 1, log=True, search=(4, 16, 64))
+    rank: int = number(8, 1, log=True)
     alpha: float = number(16, 0, open_low=True, log=True)
     dropout: float = number(0.0, 0, 1, open_high=True)
-    variant: str = choice("plain", "plain", "rslora", "dora", "pissa", search=("plain", "rslora", "dora", "pissa"))
+    variant: str = choice("plain", "plain", "rslora", "dora", "pissa")
 
     name: ClassVar[str] = "lora"
     telling: ClassVar[str] = "lora_B|lora_embedding_A"

@@ -34,7 +34,7 @@ class PromptTuning(TrainingMethod):
     """
 
     kind: str = choice("prompt", "prompt", "prefix")
-    tokens: int = number(16, 1, log=True, search=(8, 32))
+    tokens: int = number(16, 1, log=True)
 
     name: ClassVar[str] = "prompt_tuning"
     layer: ClassVar[Layer] = "structure"

@@ -32,7 +32,7 @@ class Vera(Adapter):
     Vera(targets='all-linear', base='fp32', rank=64, dropout=0.0, start=0.1, projection=0)
     """
 
-    rank: int = number(256, 1, log=True, search=(64, 256))
+    rank: int = number(256, 1, log=True)
     dropout: float = number(0.0, 0, 1, open_high=True)
     start: float = number(0.1, 0, open_low=True, log=True)
     projection: int = number(0, 0, 2**31 - 1)

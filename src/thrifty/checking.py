@@ -1,0 +1,83 @@
+"""What can be said against a recipe before anything long runs. The verb `check`."""
+
+from __future__ import annotations
+
+from thrifty.child import ignore
+from thrifty.errors import ThriftyError, WorkloadError
+from thrifty.loading import check_data, check_example, load_workload
+from thrifty.method import Compiler
+from thrifty.recipe import Recipe, Train
+from thrifty.recipe import check as check_properties
+from thrifty.rehearsal import rehearse
+from thrifty.target import Target
+from thrifty.workload import Workload
+
+
+def initial_properties(workload: Workload) -> frozenset[str]:
+    """What can be said of the workload's model as it comes."""
+    trained = frozenset() if workload.reference else frozenset({"trained"})
+    return frozenset({"module", "float-weights"}) | trained
+
+
+def check_recipe(workload: Workload, recipe: Recipe) -> frozenset[str]:
+    """Everything that can be said against a recipe without running anything.
+
+    Returns:
+        the properties of the model at its end.
+
+    Raises:
+        ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks.
+    """
+    for method in recipe.methods():
+        for name in ("teacher",):
+            text = getattr(method, name, None)
+            if isinstance(text, str) and text:
+                teacher = Recipe.parse(text)
+                if any(isinstance(phase, Compiler) for phase in teacher):
+                    raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
+                check_recipe(workload, teacher)
+        if isinstance(method, Compiler) and (missing := type(method).missing()):
+            raise ThriftyError(missing)
+    if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
+        raise WorkloadError(
+            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
+            "its Workload, or leave train(...) out of the recipe"
+        )
+    return check_properties(recipe, initial_properties(workload))
+
+
+def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | None = None) -> frozenset[str]:
+    """Check a recipe's order and rehearse it: one step and one calibration batch of each phase, nothing long.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        recipe: text or value.
+        target: what it will run on.
+
+    Returns:
+        the properties of the model at the end of the recipe.
+
+    Raises:
+        ThriftyError: it would fail; says where and what to do.
+
+    >>> sorted(check("digits", "prune(ratio=0.5) | train(adamw)"))
+    ['float-weights', 'module', 'pruned', 'trained']
+    """
+    definition, parsed = resolve(workload), Recipe.of(recipe)
+    found = check_recipe(definition, parsed)
+    check_data(definition)
+    check_example(definition, definition.model())
+    rehearse(definition, parsed, target or Target(), ignore)
+    return found
+
+
+def resolve(workload: str | Workload) -> Workload:
+    """The workload itself, with a place where a fresh process finds it."""
+    if isinstance(workload, str):
+        return load_workload(workload)
+    if not workload.source:
+        raise WorkloadError(
+            f"{workload.name} was not loaded from a file, and a run is a process of its own: write it in a file that "
+            'defines `workload` and give "file.py", or thrifty.load_workload("file.py")'
+        )
+    return workload
