@@ -65,12 +65,19 @@ def test_lists_read_well_off_a_terminal():
     (["check", ".", "train"], "is no Hugging Face directory"),
     (["frobnicate"], "frobnicate"),
 ])
-def test_bad_input_is_answered_with_exit_code_2(arguments, says, tmp_path):
-    done = thrifty(*arguments, cwd=tmp_path)
-    assert done.returncode == cli.USAGE, done.stderr
-    assert says in " ".join(done.stderr.split()), done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_input_is_answered_with_exit_code_2(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["thrifty", *arguments])
+    assert cli.guarded(cli.app) == cli.USAGE
+    told = capsys.readouterr().err
+    assert says in " ".join(told.split()), told
+    assert "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_answers_as_its_function_does(tmp_path):
+    done = thrifty("check", "digit", "train", cwd=tmp_path)
+    assert done.returncode == cli.USAGE and "did you mean 'digits'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_dry_run_runs_nothing(tmp_path):

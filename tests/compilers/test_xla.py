@@ -137,3 +137,8 @@ def test_a_loaded_artifact_needs_no_torch(conv):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": ":".join(x for x in sys.path if x)})
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_lowering_leaves_torch_compile_as_it_was(tmp_path):
+    lowered(Xla(), nn.Linear(4, 4).eval(), (torch.randn(1, 4),), tmp_path / "xla")
+    assert "torchax" not in sys.modules
