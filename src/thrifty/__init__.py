@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thrifty.checking import check as check
     from thrifty.choosing import Bars as Bars
     from thrifty.choosing import best as best
+    from thrifty.compilers.auto import Auto as Auto
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
@@ -90,7 +91,7 @@ _PLACES = {
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
-    "OpenVino": "compilers.openvino", "Xla": "compilers.xla",
+    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Auto": "compilers.auto",
     # running, measuring, choosing
     "fit": "training.loop", "check": "checking", "run": "run", "bench": "bench",
     "explore": "search.explore", "sweep": "search.sweep",

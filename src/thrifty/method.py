@@ -444,6 +444,7 @@ class Lowered:
         precision: what the arithmetic really runs in ("fp32", "bf16", "int8").
         instruction_set: needed from the processor ("avx512"), "" for none.
         facts: figures read off what the engine executes, by the name that claims use.
+        spent: (what, seconds) of the lowering that went into what was not kept.
     """
 
     engine: str
@@ -456,6 +457,7 @@ class Lowered:
     precision: str
     instruction_set: str = ""
     facts: Mapping[str, float] = field(default_factory=dict)
+    spent: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ BUILT_IN = {
     "inductor": "thrifty.compilers.inductor:Inductor",
     "onnxruntime": "thrifty.compilers.onnxruntime:OnnxRuntime",
     "openvino": "thrifty.compilers.openvino:OpenVino",
+    "auto": "thrifty.compilers.auto:Auto",
     "xla": "thrifty.compilers.xla:Xla",
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""

@@ -49,8 +49,8 @@ def error(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("model", "example", "ratio", "within"), [
-    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.2, 0.01),
-    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.5, 0.01),
+    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.2, 0.03),  # the first step of a layer is up to its break-even rank
+    (DigitsNet(), torch.rand(4, 1, 28, 28), 0.5, 0.03),
     (testing.SmallNet(), images(), 0.35, 0.03),
     (net(), correlated(64, 16, 0), 0.3, 0.1),  # a step of its one wide layer is a fifth of the model
 ])

@@ -30,6 +30,9 @@ LENGTHS = (1.0, 0.5)
 RECOVERY = 1 / 3
 """A recovering training's share of the reference's length, and of its learning rate."""
 
+APART = ("export", "auto")
+"""Compilers that are no options: the first is how a recipe without one ends, the second would race the others again."""
+
 Choice = Mapping[str, str]
 """{slot: option} for every slot of a space."""
 
@@ -184,7 +187,7 @@ def _parts(reference: Recipe, classes: Sequence[type[Method]]) -> dict[str, dict
             loose = [made for made in methods if made.card.slot in (None, "adapters")]
             recoveries = [_recovery(trainings[-1], extra) for extra in [None, *loose]]
             parts["recover"] = {NONE: None} | {str(phase): phase for phase in recoveries}
-    compilers = {cls.name: cls() for cls in classes if issubclass(cls, Compiler) and cls.name != "export"}
+    compilers = {cls.name: cls() for cls in classes if issubclass(cls, Compiler) and cls.name not in APART}
     if compilers:
         parts["compile"] = {"export": None} | compilers
     if not any(len(options) > 1 for options in parts.values()):

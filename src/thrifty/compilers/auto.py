@@ -1,0 +1,162 @@
+"""The fastest right engine: every compiler that is installed and applies lowers the model, and they race."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from thrifty import artifact
+from thrifty.compilers.capture import LoweringError, precision_of
+from thrifty.compilers.parity import check_parity
+from thrifty.measure.sides import ArtifactSide
+from thrifty.measure.timing import Plan, compare
+from thrifty.method import Card, Compiler, Context, Lowered, number
+from thrifty.registry import method_class, names
+
+ORDER = ("openvino", "onnxruntime", "inductor", "xla", "tvm")
+"""Quickest to compile first, so that a small budget has several to choose from; others after them."""
+LAST_RESORT = "export"
+NEAR = 1.3
+"""One round of fresh processes leaves those within this factor of the fastest; the others are out."""
+ROUNDS = 5
+PARITY_REQUESTS = 8
+
+
+@final
+@dataclass(frozen=True)
+class Auto(Compiler):
+    """Lower by every compiler that applies, drop those that are not numerically right, race the rest, keep the fastest.
+
+    The race is of one request on the target's threads, in interleaved fresh processes: one round of all, then up to
+    five of those within 30% of the fastest. What the losers took and how fast they are stays in the ledger. Which engine
+    wins is a measurement: two that are equally fast may change places from run to run.
+
+    Args:
+        seconds: once they are spent no further compiler begins, and no further round of the race; one compiler and
+            one round always run.
+    """
+
+    seconds: float = number(180.0, 0, open_low=True)
+
+    name: ClassVar[str] = "auto"
+    card: ClassVar[Card] = Card(
+        family="compilers",
+        benefit="inference time",
+        trade_off="the compile time of every candidate, and a race",
+        paper='"The algorithm selection problem", Rice 1976, doi:10.1016/S0065-2458(08)60520-3',
+        provides=frozenset({"compiled"}),
+        removes=frozenset({"module"}),
+    )
+
+    def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
+        """Write the winner's files.
+
+        Raises:
+            LoweringError: no candidate could lower the model rightly; says of each why.
+        """
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as place:
+            made, failed, took = self._made(model, example, Path(place), context, began)
+            if not made:
+                raise LoweringError("no compiler can take this model: " + "; ".join(
+                    f"{name}: {why}" for name, why in failed.items()))
+            seconds = self._race({name: Path(place) / name for name in made}, example, context, began)
+            winner = min(seconds, key=lambda name: seconds[name])
+            for file in made[winner].files:
+                (directory / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(Path(place) / winner / file, directory / file)
+        spent = [(_told(name, seconds.get(name), failed.get(name)), took[name]) for name in took if name != winner]
+        context.progress(f"auto: {winner}, out of {', '.join(took)}")
+        return dataclasses.replace(
+            made[winner], spent=tuple(spent),
+            facts={**made[winner].facts, **{f"seconds a request, {name}": value for name, value in seconds.items()}},
+        )
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None
+
+    def _made(self, model: nn.Module, example: tuple[Tensor, ...], place: Path, context: Context,
+              began: float) -> tuple[dict[str, Lowered], dict[str, str], dict[str, float]]:
+        """What each candidate wrote, why others could not, and the seconds that each took."""
+        made: dict[str, Lowered] = {}
+        failed: dict[str, str] = {}
+        took: dict[str, float] = {}
+        with torch.no_grad():
+            expected = _tuple(model.eval()(*example))
+        for name in candidates(model):
+            if made and (name == LAST_RESORT or time.perf_counter() - began > self.seconds):
+                break
+            context.progress(f"auto: compile({name})")
+            started = time.perf_counter()
+            try:
+                (place / name).mkdir()
+                made[name] = _lowered(name, model, example, expected, place / name, context)
+            except Exception as error:  # whatever a backend raises on a model, the next one may take it
+                failed[name] = str(error).strip().split("\n")[0][:300] or type(error).__name__
+                context.progress(f"auto: {name} is out: {failed[name]}")
+            took[name] = time.perf_counter() - started
+        return made, failed, took
+
+    def _race(self, places: Mapping[str, Path], example: tuple[Tensor, ...], context: Context,
+              began: float) -> dict[str, float]:
+        """Seconds a request of every candidate, those of the near ones from as many rounds as the budget has."""
+        if len(places) == 1:
+            return dict.fromkeys(places, 0.0)
+        arrays = [x.cpu().numpy() for x in example]
+
+        def raced(who: list[str], rounds: int) -> dict[str, float]:
+            sides = {name: ArtifactSide(str(places[name]), trust_native_code=True) for name in who}
+            found = compare(sides, who[0], arrays, threads=context.target.threads, device=context.target.device,
+                            plan=Plan(rounds=rounds))
+            base = found.figures[who[0]].p50
+            return {name: base / ratio.value if (ratio := found.ratios.get(name)) else base for name in who}
+
+        started = time.perf_counter()
+        seconds = raced(list(places), 1)
+        near = [name for name in places if seconds[name] <= NEAR * min(seconds.values())]
+        now = time.perf_counter()
+        rounds = min(ROUNDS, int((self.seconds - (now - began)) / max(now - started, 1e-9)))
+        return seconds | (raced(near, rounds) if len(near) > 1 and rounds > 0 else {})
+
+
+def candidates(model: nn.Module) -> list[str]:
+    """Compilers that are installed and take a model of this precision, in the order in which they are tried."""
+    properties = {"module"} | ({"float-weights"} if "int8" not in precision_of(model) else set())
+    found = []
+    for name in names():
+        cls = method_class(name)
+        if issubclass(cls, Compiler) and cls is not Auto and not cls.missing() and cls.card.requires <= properties:
+            found.append(name)
+    return sorted(found, key=lambda name: (name == LAST_RESORT, (*ORDER, name).index(name)))
+
+
+def _lowered(name: str, model: nn.Module, example: tuple[Tensor, ...], expected: tuple[Tensor, ...], place: Path,
+             context: Context) -> Lowered:
+    """One candidate's files as an artifact that opens and agrees with the model."""
+    compiler = method_class(name)()
+    assert isinstance(compiler, Compiler)
+    lowered = compiler.lower(model, example, place, context)
+    artifact.write(place, lowered, {}, [x.cpu().numpy() for x in example], [x.cpu().numpy() for x in expected])
+    engine = artifact.load(place, threads=context.target.threads, device=context.target.device, trust_native_code=True)
+    requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(context.calibration(), PARITY_REQUESTS))
+    check_parity(lambda *inputs: _tuple(model(*inputs)), engine, requests, lowered.precision, context.target.device)
+    return lowered
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _told(name: str, seconds: float | None, why: str | None) -> str:
+    return f"auto: {name}, {why}" if seconds is None else f"auto: {name}, {seconds * 1e3:.3g} ms a request"

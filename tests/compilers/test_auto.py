@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import pytest
+import torch
+from torch import nn
+
+import thrifty.compilers.auto as module
+from tests.compilers.nets import called, conv_net, error, images, lowered, quantized
+from thrifty import artifact
+from thrifty.compilers.auto import LAST_RESORT, Auto, candidates
+from thrifty.compilers.capture import LoweringError
+from thrifty.compilers.onnxruntime import OnnxRuntime
+from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.recipe import Recipe
+from thrifty.registry import method_class, places
+
+
+def context(*requests, heard=None):
+    return Context(example=tuple(x[:1] for x in requests[0]), calibration=lambda: iter(requests),
+                   progress=(heard if heard is not None else []).append)
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory):
+    """Two compilers race: no time is left for a third."""
+    place, heard, net, x = tmp_path_factory.mktemp("auto"), [], conv_net(), images()
+    return Auto(seconds=3.0).lower(net, (x[:1],), place, context((x,), heard=heard)), place, heard, net, x
+
+
+def test_it_keeps_the_fastest_of_those_that_raced(race):
+    record, place, _, net, x = race
+    raced = {name.partition(", ")[2]: value for name, value in record.facts.items() if name.startswith("seconds a request")}
+    assert len(raced) >= 2 and all(value > 0 for value in raced.values())
+    assert raced[record.engine] == min(raced.values())
+    assert sorted(path.name for path in place.iterdir()) == sorted(record.files)
+    artifact.write(place, record, {}, [x[:1].numpy()], [net(x[:1]).numpy()])
+    assert error(artifact.load(place, trust_native_code=True)(x[:1]), net(x[:1])) < 1e-5
+
+
+def test_what_the_losers_took_is_told(race):
+    record, _, heard, _, _ = race
+    assert record.spent and all(seconds > 0 for _, seconds in record.spent)
+    assert not any(record.engine in what for what, _ in record.spent)
+    assert any("ms a request" in what for what, _ in record.spent)
+    assert any(line.startswith(f"auto: {record.engine}, out of") for line in heard)
+
+
+def test_candidates_are_installed_apply_and_end_with_none():
+    net = conv_net()
+    found = candidates(net)
+    assert found[-1] == LAST_RESORT and "auto" not in found and "onnxruntime" in found
+    assert all(not method_class(name).missing() for name in found)
+    integer = candidates(quantized(net, images()))
+    assert "xla" not in integer  # which is for float weights
+    assert set(integer) <= set(found)
+
+
+def test_integers_race_too(tmp_path, monkeypatch):
+    net, x = quantized(conv_net(), images()), images()
+    monkeypatch.setattr(module, "ORDER", ("onnxruntime", "openvino"))
+    record = Auto(seconds=0.001).lower(net, (x[:1],), tmp_path, context((x,)))
+    assert (record.engine, record.precision, record.facts["integer_layers"]) == ("onnxruntime", "int8", 5.0)
+
+
+@final
+@dataclass(frozen=True)
+class Wrong(Compiler):
+    """Lowers another model than it was given."""
+
+    name: ClassVar[str] = "wrong"
+    card: ClassVar[Card] = Card(family="compilers", benefit="inference time", trade_off="it is wrong", paper="none",
+                                removes=frozenset({"module"}))
+
+    def lower(self, model, example, directory, context) -> Lowered:
+        return OnnxRuntime().lower(nn.Sequential(nn.Flatten(), nn.Linear(example[0][0].numel(), 7)), example, directory,
+                                   context)
+
+    @classmethod
+    def missing(cls):
+        return None
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """A third party's compiler, tried first."""
+    monkeypatch.setattr(module, "ORDER", ("wrong", "onnxruntime"))
+    names = {**places(), "wrong": f"{__name__}:Wrong"}
+    monkeypatch.setattr(module, "names", lambda: list(names))
+    monkeypatch.setattr(module, "method_class", lambda name: Wrong if name == "wrong" else method_class(name))
+
+
+def test_one_that_is_wrong_is_out_however_fast(wrong, tmp_path):
+    heard, net, x = [], conv_net(), images()
+    record = Auto(seconds=0.001).lower(net, (x[:1],), tmp_path, context((x,), heard=heard))
+    assert record.engine == "onnxruntime"
+    assert any("auto: wrong is out: the engine's outputs differ" in line for line in heard)
+    assert any(what.startswith("auto: wrong, the engine's outputs differ") for what, _ in record.spent)
+
+
+def test_where_nothing_can_the_error_says_why_of_each(tmp_path):
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x * 2 if bool(x.sum() > 0) else x - 1
+
+    with pytest.raises(LoweringError, match=r"no compiler can take this model: .*onnxruntime: .*export"):
+        Auto(seconds=60).lower(Branching(), (torch.ones(1, 4),), tmp_path, context((torch.ones(1, 4),)))
+
+
+def test_its_text():
+    assert str(Recipe.parse("compile(auto, seconds=30)")) == "compile(auto, seconds=30)"
+    assert Recipe.parse("compile(auto)").compiler == Auto()
+
+
+def test_a_race_of_one_needs_no_time(tmp_path):
+    net = conv_net()
+    record, engine, size = lowered(Auto(seconds=0.001), net, (images(1),), tmp_path)
+    assert record.spent == () and record.portable and size > 0
+    assert error(called(engine, images(1)), net(images(1))) < 1e-5
