@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import thrifty
-from thrifty import AdamW, Bf16, Distill, Train, testing
-from thrifty.context import score
+from thrifty import AdamW, Bf16, Distill, Inductor, Train, artifact, testing
+from thrifty.context import make_context, score
+from thrifty.engines import EngineError
 from thrifty.target import Target
 
 pytestmark = pytest.mark.gpu
@@ -30,3 +31,26 @@ def test_a_run_is_measured(tmp_path):
     assert trial.status == "done", trial.error
     assert trial.quality.drop.value < 0.1
     assert trial.inference.latency_p50 > 0 and trial.inference.peak_memory_bytes > 0
+
+
+def test_inductor_compiles_where_it_is_opened_and_replays_a_graph(tmp_path):
+    model = testing.trained()
+    example = testing.workload.example(4)
+    context = make_context(testing.workload, Target(device="cuda"), 0, [], lambda event: None)
+    record = Inductor().lower(model, example, tmp_path, context)
+    assert (record.engine, record.native, record.precision) == ("compiled", False, "fp32")
+    artifact.write(tmp_path, record, {}, [x.numpy() for x in example], [model(*example).detach().numpy()])
+    engine = artifact.load(tmp_path, device="cuda")
+    for _ in range(3):  # warmed up, recorded, replayed
+        torch.testing.assert_close(engine(*example), model(*example), rtol=1e-2, atol=1e-2)
+    with pytest.raises(EngineError, match="made for CUDA"):
+        artifact.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("bits", ["fp32", "bf16"])
+def test_auto_runs_whole_on_cuda(tmp_path, bits):
+    phases = " | quantize(bf16)" * (bits == "bf16")
+    trial = thrifty.run("thrifty.testing:workload", f"{testing.workload.reference}{phases} | compile(auto, seconds=60)",
+                        store=tmp_path / "study", target=Target(device="cuda"), pairs=1)
+    assert trial.status == "done", trial.error
+    assert trial.inference.speedup.value > 0

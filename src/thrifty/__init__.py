@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.auto import Auto as Auto
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
+    from thrifty.compilers.inprocess import compiled as compiled
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
     from thrifty.compilers.xla import Xla as Xla
@@ -93,7 +94,7 @@ _PLACES = {
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Auto": "compilers.auto",
     # running, measuring, choosing
-    "fit": "training.loop", "check": "checking", "run": "run", "bench": "bench",
+    "fit": "training.loop", "compiled": "compilers.inprocess", "check": "checking", "run": "run", "bench": "bench",
     "explore": "search.explore", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",

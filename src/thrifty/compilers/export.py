@@ -10,6 +10,7 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import capture, precision_of, specs
 from thrifty.method import Card, Compiler, Context, Lowered
@@ -42,11 +43,7 @@ class Export(Compiler):
             LoweringError: the model cannot be captured.
         """
         program = capture(model, example, context.shapes).run_decompositions()
-        _forget(program)
-        with tempfile.TemporaryDirectory() as scratch:
-            loose = Path(scratch) / FILE
-            torch.export.save(program, loose)
-            _compress(loose, directory / FILE)
+        write_program(program, directory / FILE)
         inputs, outputs = specs(program, len(example))
         return Lowered(
             engine="export", files=(FILE,), inputs=inputs, outputs=outputs, portable=True, native=False,
@@ -66,6 +63,15 @@ def _forget(program: torch.export.ExportedProgram) -> None:
             for node in module.graph.nodes:
                 for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
                     node.meta.pop(key, None)
+
+
+def write_program(program: ExportedProgram, destination: Path) -> None:
+    """Save a program without what only its maker would read: stack traces, and JSON that is not deflated."""
+    _forget(program)
+    with tempfile.TemporaryDirectory() as scratch:
+        loose = Path(scratch) / destination.name
+        torch.export.save(program, loose)
+        _compress(loose, destination)
 
 
 def _compress(source: Path, destination: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.compilers.export import write_program
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
 from thrifty.method import Card, Compiler, Context, Lowered
@@ -61,11 +62,11 @@ class Inductor(Compiler):
         """
         if lacks := self.missing():
             raise NoCompiler(lacks)
+        if context.target.device != "cpu":
+            return self._program(model, example, directory, context)
         from torch._inductor import aoti_compile_and_package
 
-        device = context.target.device
-        placed = _placed(copy.deepcopy(model).eval()).to(device)
-        example = tuple(x.to(device) for x in example)
+        placed = _placed(copy.deepcopy(model).eval())
         with _patterns(), torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
             program = capture(placed, example, context.shapes)
             package = Path(scratch) / FILE
@@ -80,6 +81,19 @@ class Inductor(Compiler):
             needs=("torch",), precision=precision_of(model), instruction_set=instruction_set(),
             facts=kernels(source),
         )
+
+    def _program(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
+        """For CUDA: the program, compiled where it is opened. There, torch's loader of packages is not to be relied on
+        (2.11 segfaults in it), and a CUDA graph, which a small batch needs most, belongs to a process anyway."""
+        precision = precision_of(model)
+        if "int8" in precision:
+            raise LoweringError("compile(inductor) has no integer kernels for CUDA: use quantize(bf16) there")
+        program = capture(copy.deepcopy(model).eval().to(context.target.device),
+                          tuple(x.to(context.target.device) for x in example), context.shapes)
+        inputs, outputs = specs(program, len(example))
+        write_program(program, directory / FILE)
+        return Lowered(engine="compiled", files=(FILE,), inputs=inputs, outputs=outputs, portable=True, native=False,
+                       needs=("torch",), precision=precision)
 
     @classmethod
     def missing(cls) -> str | None:

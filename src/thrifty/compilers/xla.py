@@ -23,6 +23,8 @@ from thrifty.method import Card, Compiler, Context, Lowered
 
 FILES = ("model.stablehlo", "weights.safetensors")
 PACKAGES = ("jax", "torchax")
+PLATFORMS = ("cpu", "cuda")
+"""What one program serves; none of them need be here when it is made."""
 REFUSED = 3
 """Exit code of the writing process that says why on its stdout."""
 
@@ -30,7 +32,7 @@ REFUSED = 3
 @final
 @dataclass(frozen=True)
 class Xla(Compiler):
-    """StableHLO, portable to every processor that XLA serves; float32 only."""
+    """StableHLO, portable to every processor and NVIDIA GPU that XLA serves."""
 
     name: ClassVar[str] = "xla"
     card: ClassVar[Card] = Card(
@@ -49,13 +51,11 @@ class Xla(Compiler):
 
         Raises:
             MissingExtra: jax or torchax is not installed.
-            LoweringError: the target is no processor, the model cannot be captured or translated, or holds float64.
+            LoweringError: the model cannot be captured or translated, or holds float64.
         """
         for package in PACKAGES:
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, "xla")
-        if context.target.device != "cpu":
-            raise LoweringError(f"compile(xla) serves processors, not {context.target.device}: use compile(inductor)")
         example = tuple(x.cpu() for x in example)
         if any(x.dtype == torch.float64 for x in (*model.parameters(), *model.buffers(), *example)):
             raise LoweringError("XLA would compute this float64 model in float32: convert it with .float() first")
@@ -114,7 +114,7 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
             _, states, call = torchax.export.exported_program_to_jax(program, export_raw=True)
             weights, places = _once(states)
             exported = jax.export.export(
-                jax.jit(lambda kept, *inputs: call([kept[i] for i in places], inputs)), platforms=["cpu"]
+                jax.jit(lambda kept, *inputs: call([kept[i] for i in places], inputs)), platforms=PLATFORMS
             )([_shaped(jax, torchax, x, None) for x in weights], *_inputs(jax, torchax, program, example, shapes))
         except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
             raise LoweringError(f"XLA cannot express this model: {str(error).strip()[:500] or type(error)}") from error

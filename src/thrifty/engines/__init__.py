@@ -12,7 +12,7 @@ from thrifty.engines.engine import Engine as Engine
 from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
 
-RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
+RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "compiled": "torch", "onnxruntime": "onnxruntime",
                                 "openvino": "openvino", "xla": "jax"}
 """Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
 

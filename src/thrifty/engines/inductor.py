@@ -14,28 +14,24 @@ from thrifty.engines.engine import Engine, EngineError
 
 @final
 class InductorEngine(Engine):
-    def __init__(self, path: Path, device: str) -> None:
-        self.device = device
+    def __init__(self, path: Path) -> None:
         # The loader itself, not torch._inductor.aoti_load_package: that one imports the compiler, seconds of it.
         self.loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
 
     def native(self, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        return [torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in arrays]
+        return [torch.from_numpy(np.ascontiguousarray(x)) for x in arrays]
 
     def run(self, native: list[torch.Tensor]) -> list[torch.Tensor]:
         # boxed_run empties the list that it is given
         outputs: list[torch.Tensor] = self.loader.boxed_run(list(native))
-        if self.device != "cpu":
-            torch.cuda.synchronize()
         return outputs
 
     def arrays(self, outputs: list[torch.Tensor]) -> list[np.ndarray]:
-        return [x.float().cpu().numpy() if x.dtype == torch.bfloat16 else x.cpu().numpy() for x in outputs]
+        return [x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy() for x in outputs]
 
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
-    made = manifest.get("device", "cpu")
-    if made != device:
-        raise EngineError(f"{directory} was compiled for {made} and is opened on {device}; run its recipe for {device}")
+    if device != "cpu":
+        raise EngineError(f"{directory} is machine code of a processor and is opened on {device}; run its recipe for {device}")
     torch.set_num_threads(threads)
-    return InductorEngine(directory / next(iter(manifest["files"])), device)
+    return InductorEngine(directory / next(iter(manifest["files"])))

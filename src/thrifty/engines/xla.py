@@ -1,4 +1,4 @@
-"""Opens a StableHLO program in XLA, which compiles it for this processor; imports jax, never torch."""
+"""Opens a StableHLO program in XLA, which compiles it for this processor or GPU; imports jax, never torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any, final
 import jax
 import numpy as np
 from jax.extend.backend import clear_backends
-from safetensors.numpy import load_file
+from safetensors.flax import load_file
 
 from thrifty.engines.engine import Engine, EngineError
 
 # Otherwise a call is handed to another thread than the one that waits for it. Read when XLA starts.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+# Otherwise XLA takes three quarters of a GPU's memory when it starts. Read then.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def start(threads: int) -> None:
@@ -34,17 +36,22 @@ class XlaEngine(Engine):
         program, weights: paths of what `compile(xla)` wrote.
         threads: of inference.
         outputs: NumPy's name of each output's dtype: XLA computes whole numbers in 32 bits.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, program: Path, weights: Path, threads: int, outputs: Sequence[str]) -> None:
+    def __init__(self, program: Path, weights: Path, threads: int, outputs: Sequence[str], device: str = "cpu") -> None:
         start(threads)
         self.outputs = outputs
+        try:
+            self.device = jax.devices(device)[0]
+        except RuntimeError as error:
+            raise EngineError(f"jax {jax.__version__} has no {device} device here: {str(error)[:300]}") from error
         try:
             self.program = jax.export.deserialize(bytearray(program.read_bytes()))
             kept = load_file(weights)
         except Exception as error:  # flatbuffers, MLIR and safetensors each raise their own kinds
             raise EngineError(f"jax {jax.__version__} cannot open {program}: {str(error)[:500]}") from error
-        self.weights = [jax.device_put(kept[str(i)]) for i in range(len(kept))]
+        self.weights = [jax.device_put(kept[str(i)], self.device) for i in range(len(kept))]
         self.inputs = self.program.in_avals[len(kept):]
         self.compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
@@ -59,7 +66,7 @@ class XlaEngine(Engine):
                     f"inputs must be {', '.join(x.str_short() for x in self.inputs)}, within the ranges that the program "
                     f"was made for, and are of shapes {', '.join(map(str, shapes))}"
                 ) from error
-        return self.compiled[shapes], tuple(jax.device_put(x) for x in cast)
+        return self.compiled[shapes], tuple(jax.device_put(x, self.device) for x in cast)
 
     def run(self, native: tuple[Any, tuple[jax.Array, ...]]) -> Any:
         call, inputs = native
@@ -82,8 +89,6 @@ def _cast(x: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
-    if device != "cpu":
-        raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(xla) serves processors")
     program, weights = (next(directory / name for name in manifest["files"] if name.endswith(end))
                         for end in (".stablehlo", ".safetensors"))
-    return XlaEngine(program, weights, threads, [spec["dtype"] for spec in manifest["outputs"]])
+    return XlaEngine(program, weights, threads, [spec["dtype"] for spec in manifest["outputs"]], device)
