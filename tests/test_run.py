@@ -122,6 +122,7 @@ def test_the_artifact_is_measured_again(study):
 # -- killed ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path):
     """SIGKILL, again and again: what was done stays done, and the next start goes on from there."""
     script = ("import sys, thrifty\n"

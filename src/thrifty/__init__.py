@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from thrifty.compilers.xla import Xla as Xla
     from thrifty.findings import Findings as Findings
     from thrifty.frontier import frontier as frontier
+    from thrifty.generation import Generator as Generator
+    from thrifty.generation import lower_generator as lower_generator
     from thrifty.loading import load_workload as load_workload
     from thrifty.method import Card as Card
     from thrifty.method import Claim as Claim
@@ -94,7 +96,8 @@ _PLACES = {
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
     "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Auto": "compilers.auto",
     # running, measuring, choosing
-    "fit": "training.loop", "compiled": "compilers.inprocess", "check": "checking", "run": "run", "bench": "bench",
+    "fit": "training.loop", "compiled": "compilers.inprocess",
+    "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",
     "explore": "search.explore", "sweep": "search.sweep",
     "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",

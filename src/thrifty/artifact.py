@@ -133,6 +133,10 @@ class Loaded:
     engine: Engine
     manifest: Mapping[str, Any]
 
+    def close(self) -> None:
+        """Give back what the engine holds outside of Python: an unpacked package, say."""
+        self.engine.close()
+
     def __call__(self, *inputs: Any) -> Any:
         """Run the engine.
 

@@ -6,6 +6,7 @@ or an out-of-memory takes nothing else with it and peak memory is its own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -244,9 +245,9 @@ class _Run:
     def check_parity(self, model: nn.Module, directory: Path, precision: str) -> None:
         """The engine, reloaded, on real inputs."""
         device = self.job.target.device
-        engine = artifact.load(directory, threads=cores(), device=device, trust_native_code=True)
         requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(calibration(self.workload, 0, 8), 8))
-        check_parity(lambda *inputs: outputs_of(model, inputs), engine, requests, precision, device)
+        with contextlib.closing(artifact.load(directory, threads=cores(), device=device, trust_native_code=True)) as engine:
+            check_parity(lambda *inputs: outputs_of(model, inputs), engine, requests, precision, device)
 
     @staticmethod
     def final_effect(entry: MethodClaim, facts: Mapping[str, float]) -> Effect:

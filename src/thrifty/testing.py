@@ -12,6 +12,7 @@ A package that registers a method under the entry point ``thrifty.methods`` test
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import dataclasses
@@ -149,13 +150,22 @@ class Served(nn.Module):
 @apply.register
 def _(method: Compiler, model: nn.Module, seed: int = 0) -> nn.Module:
     context = make_context(workload, Target(), seed, [], _hear, examples=64)
-    directory = Path(tempfile.mkdtemp(prefix="thrifty-conformance-"))
+    directory = Path(_places().enter_context(tempfile.TemporaryDirectory(prefix="thrifty-conformance-")))
     example = workload.example(1)
     lowered = method.lower(copy.deepcopy(model).eval(), example, directory, context)
     with torch.no_grad():
         outputs = [model.eval()(*example).numpy()]
     artifact.write(directory, lowered, {"recipe": str(Recipe.of(method))}, [x.numpy() for x in example], outputs)
-    return Served(artifact.load(directory, trust_native_code=True)).eval()
+    engine = _places().enter_context(contextlib.closing(artifact.load(directory, trust_native_code=True)))
+    return Served(engine).eval()
+
+
+@functools.cache
+def _places() -> contextlib.ExitStack:
+    """What engines hold until the process ends."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack
 
 
 def answers(model: nn.Module, n: int = 5) -> np.ndarray:

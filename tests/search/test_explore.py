@@ -69,6 +69,7 @@ def test_every_trial_says_when_it_pays(study):
             assert trial.saved_seconds_per_request > 0
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_the_frontier_so_far(tmp_path):
     process = begin(tmp_path)
     wait_for(tmp_path / "study", trials=1)

@@ -17,6 +17,7 @@ def test_all_recipes_are_checked_before_the_first_runs(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_the_front_is_measured_again_and_scored_on_test(tmp_path):
     heard = []
     recipes = [f"{REFERENCE} | compile(onnxruntime)", f"{REFERENCE} | quantize(w8a8) | compile(onnxruntime)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -148,9 +149,10 @@ def _lowered(name: str, model: nn.Module, example: tuple[Tensor, ...], expected:
     assert isinstance(compiler, Compiler)
     lowered = compiler.lower(model, example, place, context)
     artifact.write(place, lowered, {}, [x.cpu().numpy() for x in example], [x.cpu().numpy() for x in expected])
-    engine = artifact.load(place, threads=context.target.threads, device=context.target.device, trust_native_code=True)
+    threads, device = context.target.threads, context.target.device
     requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(context.calibration(), PARITY_REQUESTS))
-    check_parity(lambda *inputs: _tuple(model(*inputs)), engine, requests, lowered.precision, context.target.device)
+    with contextlib.closing(artifact.load(place, threads=threads, device=device, trust_native_code=True)) as engine:
+        check_parity(lambda *inputs: _tuple(model(*inputs)), engine, requests, lowered.precision, device)
     return lowered
 
 

@@ -43,7 +43,7 @@ class CompiledEngine(Engine):
         return inputs
 
     def run(self, native: tuple[torch.Tensor, ...]) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.no_grad(), self.patched:
             outputs = self.call(*native)
         torch.cuda.synchronize()

@@ -30,6 +30,10 @@ class InductorEngine(Engine):
         return [x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy() for x in outputs]
 
 
+    def close(self) -> None:
+        del self.loader  # which then removes the folder that it unpacked the package into
+
+
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
         raise EngineError(f"{directory} is machine code of a processor and is opened on {device}; run its recipe for {device}")

@@ -148,7 +148,7 @@ def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
             f"{type(body).__name__} needs: it was not trained for this task; choose the task that it was trained for, "
             "or train it first"
         )
-    return _with_linears(body).eval()
+    return with_linears(body).eval()
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -156,7 +156,8 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
-def _with_linears(body: nn.Module) -> nn.Module:
+def with_linears(body: nn.Module) -> nn.Module:
+    """The model, its transposed linear layers exchanged for nn.Linear, which pruning and quantization know."""
     for module in list(body.modules()):
         for name, child in module.named_children():
             if is_transposed(child):

@@ -1,0 +1,158 @@
+"""Generation with keys and values kept: one engine takes the prompt, another a token at a time. Needs no torch to run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from thrifty import artifact
+from thrifty.artifact import ArtifactError
+from thrifty.errors import ThriftyError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from thrifty.engines.engine import Engine
+    from thrifty.method import Compiler
+
+MANIFEST = "generator.json"
+PARTS = ("prefill", "decode")
+
+
+class GenerationError(ThriftyError):
+    """A prompt or a length that the engines were not made for."""
+
+
+def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, *, prompt: int = 64, tokens: int = 256,
+                    threads: int = 1, device: str = "cpu") -> None:
+    """Lower a causal language model twice: for a prompt, and for each token after it.
+
+    Args:
+        body: of transformers, for causal language modelling; quantized or pruned as it may be.
+        compiler: takes both.
+        directory: to be made; holds an artifact each in ``prefill`` and ``decode``, both with the weights.
+        prompt: tokens that the first engine takes at once; shorter prompts are filled up, of longer ones the rest is
+            taken token by token.
+        tokens: prompt and answer together, at most.
+        threads, device: of inference.
+
+    Raises:
+        GenerationError: ``prompt`` is not 2 to ``tokens``.
+        WorkloadError: the model keeps no such cache.
+        LoweringError: the compiler cannot take the model, or what it made computes something else.
+    """
+    from thrifty.compilers.parity import check_parity
+    from thrifty.method import Context
+    from thrifty.target import Target
+    from thrifty.workloads.huggingface.caching import CachedStep, CacheShape
+
+    if not 2 <= prompt <= tokens:
+        raise GenerationError(f"prompt must be 2 to tokens ({tokens}) but is {prompt}")
+    shape = CacheShape.of(body, tokens)
+    step = CachedStep(body.eval(), shape)
+    directory = Path(directory)
+    for part, n in zip(PARTS, (prompt, 1), strict=True):
+        place, example = directory / part, step.example(n)
+        place.mkdir(parents=True, exist_ok=False)
+        context = Context(example=example, calibration=lambda: iter(()), target=Target(device, threads))
+        record = compiler.lower(step, example, place, context)
+        artifact.write(place, record, {"recipe": f"generation | compile({compiler.name})"}, [x.numpy() for x in example],
+                       [x.detach().numpy() for x in step(*example)])
+        with contextlib.closing(artifact.load(place, threads=threads, device=device, trust_native_code=True)) as engine:
+            check_parity(step, engine, [example], record.precision, device)
+    described = {"format": 1, "prompt": prompt, "cache": dataclasses.asdict(shape)}
+    (directory / MANIFEST).write_text(json.dumps(described, indent=1))
+
+
+@final
+@dataclass
+class Generator:
+    """Two engines and the cache that goes between them.
+
+    Args:
+        prefill, decode: as `lower_generator` made them.
+        prompt: tokens of ``prefill``.
+        cache: shape of keys and of values.
+    """
+
+    prefill: Engine
+    decode: Engine
+    prompt: int
+    cache: tuple[int, ...]
+
+    @staticmethod
+    def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_native_code: bool = False) -> Generator:
+        """Open what `lower_generator` wrote; transformers need not be there.
+
+        Raises:
+            ArtifactError: it is damaged, or no such directory.
+            EngineError: a runtime is missing, or native code is not trusted.
+        """
+        path = Path(directory) / MANIFEST
+        if not path.is_file():
+            raise ArtifactError(f"{directory} is no generator: it holds no {MANIFEST}")
+        try:
+            told: dict[str, Any] = json.loads(path.read_text())
+            shape = tuple(int(told["cache"][name]) for name in ("layers", "heads", "tokens", "width"))
+            prompt = int(told["prompt"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is damaged: {error!r}") from error
+        prefill, decode = (artifact.open_verified(Path(directory) / part, threads=threads, device=device,
+                                                  trust_native_code=trust_native_code) for part in PARTS)
+        return Generator(prefill, decode, prompt, (shape[0], 1, *shape[1:]))
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and answer together, at most."""
+        return self.cache[3]
+
+    def generate(self, prompt: Sequence[int], new: int, *, end: int | None = None,
+                 choose: Callable[[np.ndarray], int] = lambda logits: int(logits.argmax())) -> list[int]:
+        """The tokens that follow a prompt.
+
+        Args:
+            prompt: token ids, 1 or more.
+            new: tokens to generate at most.
+            end: token after which to stop; it is the last that is given.
+            choose: logits [vocabulary] -> the next token; the likeliest by default.
+
+        Raises:
+            GenerationError: the prompt is empty, or it and the answer exceed what the engines were made for.
+        """
+        if not len(prompt) or new < 1 or len(prompt) + new > self.tokens:
+            raise GenerationError(f"a prompt of {len(prompt)} tokens and {new} new ones were asked for; together they must be "
+                                  f"2 to {self.tokens}, at least one each: lower_generator(..., tokens=...) for more")
+        answer: list[int] = []
+        for logits in self._logits(list(prompt), answer):
+            answer.append(choose(logits))
+            if len(answer) == new or answer[-1] == end:
+                break
+        return answer
+
+    def _logits(self, prompt: list[int], answer: list[int]) -> Iterator[np.ndarray]:
+        """Logits of the next token, again and again, ``answer`` having grown by one each time."""
+        first = prompt[: self.prompt]
+        ids = np.array([first + [0] * (self.prompt - len(first))])
+        empty = np.zeros(self.cache, np.float32)
+        logits, keys, values = self._step(self.prefill, ids, 0, len(first) - 1, empty, empty)
+        done = len(first)
+        while True:
+            if done >= len(prompt):
+                yield logits[0]
+            token = prompt[done] if done < len(prompt) else answer[done - len(prompt)]
+            logits, keys, values = self._step(self.decode, np.array([[token]]), done, 0, keys, values)
+            done += 1
+
+    @staticmethod
+    def _step(engine: Engine, ids: np.ndarray, done: int, last: int, keys: np.ndarray,
+              values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        native = engine.native([ids, np.array([done]), np.array([last]), keys, values])
+        logits, keys, values = engine.arrays(engine.run(native))
+        return logits, keys, values
