@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -174,7 +175,7 @@ def artifacts(name: str, n: int, programs: Path, device: str) -> Iterator[dict[s
             where.mkdir()
             try:
                 if engine == "auto":
-                    record = Auto(seconds=1.0).lower(model, inputs, where, Context(inputs, lambda: iter(()),
+                    record = Auto(seconds=120.0).lower(model, inputs, where, Context(inputs, lambda: iter(()),
                                                                                    target=Target(device)))
                     artifact.write(where, record, {}, [x.numpy() for x in inputs], [x.numpy() for x in outputs])
                 else:
@@ -250,6 +251,8 @@ def main() -> None:
         return
     if arguments.device == "cuda":
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
+        # Every fresh process would compile XLA's program anew, half a minute of it.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="xla-"))
     for name in arguments.models:
         latency(name, arguments.programs, arguments.device, arguments.rounds)
     for name in () if arguments.skip_throughput else arguments.models:
