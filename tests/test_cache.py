@@ -186,3 +186,12 @@ def test_a_place_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "file"))
     with pytest.raises(cache.CacheError, match="set THRIFTY_CACHE"), cache.building("checkpoints", "ab"):
         pass
+
+
+def test_what_is_kept_outlives_a_failure_and_goes_when_all_is_well():
+    with pytest.raises(KeyError), cache.keeping("trainings", "one") as room:
+        (room / "state").write_text("half way")
+        raise KeyError
+    with cache.keeping("trainings", "one") as room:
+        assert (room / "state").read_text() == "half way"
+    assert not room.exists()

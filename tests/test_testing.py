@@ -10,6 +10,8 @@ from thrifty.registry import method_class, names
 
 HURRIED = {"auto": {"seconds": 2.0}}
 """Hyperparameters under which a method that may take minutes takes seconds."""
+STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
+"""Laws under which nothing runs."""
 CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]
 
 
@@ -18,6 +20,8 @@ CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]
 def test_method_keeps_law(method, law):
     if isinstance(method, Compiler) and (lacks := method.missing()):
         pytest.skip(lacks)
+    if "cpu" not in method.card.devices and law not in STILL:
+        pytest.skip(f"{method.name} does not run on processors")
     law(method)
 
 

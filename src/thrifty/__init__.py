@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from thrifty.training.distillation import Distill as Distill
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
+    from thrifty.training.mixed_precision import Fp16 as Fp16
+    from thrifty.training.mixed_precision import Tf32 as Tf32
     from thrifty.training.optimizers import AdamW as AdamW
     from thrifty.training.optimizers.adafactor import Adafactor as Adafactor
     from thrifty.training.optimizers.adamw8bit import AdamW8bit as AdamW8bit
@@ -89,7 +91,8 @@ _PLACES = {
     "Soap": "training.optimizers.soap", "Lion": "training.optimizers.lion", "Adafactor": "training.optimizers.adafactor",
     "ScheduleFree": "training.optimizers.schedule_free", "AdamW8bit": "training.optimizers.adamw8bit",
     "Ema": "training.optimizers.ema",
-    "Bf16": "training.mixed_precision", "Distill": "training.distillation",
+    "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Tf32": "training.mixed_precision",
+    "Distill": "training.distillation",
     "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",

@@ -21,7 +21,7 @@ from typing import final
 
 from thrifty.errors import ThriftyError
 
-KINDS = ("checkpoints", "engines")
+KINDS = ("checkpoints", "engines", "trainings")
 DEFAULT_QUOTA = 10 * 10**9
 
 _TAG = "CACHEDIR.TAG"  # the sign by which back-ups skip a cache, and by which this one knows itself
@@ -152,6 +152,26 @@ def using(kind: str, key: str) -> Iterator[Path | None]:
     lock = _lock(path, fcntl.LOCK_SH)
     try:
         yield lookup(kind, key) if lock is not None else None
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def keeping(kind: str, key: str) -> Iterator[Path]:
+    """A directory that is written over and over while the context lasts, and goes when it ends well.
+
+    What a killed process leaves there is found by the next.
+
+    Raises:
+        CacheError: the kind or the key is not one.
+    """
+    path = _entry(kind, key)
+    path.mkdir(exist_ok=True)
+    lock = _lock(path, fcntl.LOCK_SH)
+    try:
+        yield path
+        shutil.rmtree(path, ignore_errors=True)
     finally:
         if lock is not None:
             os.close(lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from thrifty.child import ignore
 from thrifty.errors import ThriftyError, WorkloadError
 from thrifty.loading import check_data, check_example, load_workload
-from thrifty.method import Compiler
+from thrifty.method import Compiler, require_device
 from thrifty.recipe import Recipe, Train
 from thrifty.recipe import check as check_properties
 from thrifty.rehearsal import rehearse
@@ -19,14 +19,15 @@ def initial_properties(workload: Workload) -> frozenset[str]:
     return frozenset({"module", "float-weights"}) | trained
 
 
-def check_recipe(workload: Workload, recipe: Recipe) -> frozenset[str]:
+def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> frozenset[str]:
     """Everything that can be said against a recipe without running anything.
 
     Returns:
         the properties of the model at its end.
 
     Raises:
-        ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks.
+        ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks, a method that
+            does not run on the device.
     """
     for method in recipe.methods():
         for name in ("teacher",):
@@ -35,7 +36,8 @@ def check_recipe(workload: Workload, recipe: Recipe) -> frozenset[str]:
                 teacher = Recipe.parse(text)
                 if any(isinstance(phase, Compiler) for phase in teacher):
                     raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
-                check_recipe(workload, teacher)
+                check_recipe(workload, teacher, device)
+        require_device(method, device)
         if isinstance(method, Compiler) and (missing := type(method).missing()):
             raise ThriftyError(missing)
     if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
@@ -64,7 +66,7 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
     ['float-weights', 'module', 'pruned', 'trained']
     """
     definition, parsed = resolve(workload), Recipe.of(recipe)
-    found = check_recipe(definition, parsed)
+    found = check_recipe(definition, parsed, (target or Target()).device)
     check_data(definition)
     check_example(definition, definition.model())
     rehearse(definition, parsed, target or Target(), ignore)

@@ -158,7 +158,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
 
     parsed, target = Recipe.parse(recipe), target_of(device, threads)
     definition = resolve(workload_reference(workload, task, data))
-    properties = check_recipe(definition, parsed)
+    properties = check_recipe(definition, parsed, target.device)
     if dry_run:
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
@@ -192,7 +192,7 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
     chosen = recipes or suggested(workload)
     for recipe in chosen:
-        check_recipe(definition, Recipe.parse(recipe))
+        check_recipe(definition, Recipe.parse(recipe), target.device)
     if dry_run:
         emit({"workload": definition.name, "recipes": chosen}) if as_json else print("\n".join(chosen))
         return
@@ -230,7 +230,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
-    space = Space.of(definition, methods)
+    space = Space.of(definition, methods, target.device)
     if dry_run:
         slots = {slot.name: list(slot.options) for slot in space.slots}
         emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,13 +91,13 @@ def eager_seconds(model: nn.Module, example: tuple[Tensor, ...], target: Target)
 
 def run_training(workload: Workload, phase: Train, model: nn.Module, seed: int, target: Target,
                  teacher: Callable[[str], nn.Module], tell: Tell,
-                 evaluate: Callable[[nn.Module], float] | None = None) -> Fitted:
-    """One ``train`` phase of a workload through the loop."""
+                 evaluate: Callable[[nn.Module], float] | None = None, keep: Path | None = None) -> Fitted:
+    """One ``train`` phase of a workload through the loop; with ``keep``, from where that file says."""
     if workload.train is None or workload.loss is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
     return fit(model, phase.methods, workload.train, workload.loss, settings=phase, batch_size=workload.batch_size,
                seed=seed, forward=workload.forward, collate=workload.collate, device=target.device,
-               teachers=teacher, evaluate=evaluate,
+               teachers=teacher, evaluate=evaluate, keep=keep,
                progress=lambda step: tell({"event": "step", **dataclasses.asdict(step)}))
 
 

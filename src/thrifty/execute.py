@@ -157,8 +157,9 @@ class _Run:
         earlier = sum(charge.seconds for charge in state.charges)
         meter, counted = self.meter()
         try:
-            done = run_training(self.workload, phase, model, seed_of(self.job.seed, i, "train"), self.job.target,
-                                teacher, self.tell, evaluate=lambda m: score(self.workload, m))
+            with cache.keeping("trainings", self.keys[i + 1]) as room:
+                done = run_training(self.workload, phase, model, seed_of(self.job.seed, i, "train"), self.job.target,
+                                    teacher, self.tell, evaluate=lambda m: score(self.workload, m), keep=room / "state.pt")
         except TrainingFailed as error:
             self.charge("failure", str(Recipe((phase,))), error.seconds, flops=error.flops)
             raise

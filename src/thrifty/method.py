@@ -165,6 +165,7 @@ class Card:
         needs: of "calibration", "labels", "teacher", "training".
         requires, provides, removes: of `PROPERTIES`.
         slot: at most one method of a ``train`` phase fills each.
+        devices: where it runs.
     """
 
     family: str
@@ -176,6 +177,7 @@ class Card:
     provides: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     slot: Slot | None = None
+    devices: frozenset[str] = frozenset({"cpu", "cuda"})
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -315,6 +317,17 @@ def required_inputs(model: nn.Module) -> int:
     """Positional arguments that the model's forward requires."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(p.kind in kinds and p.default is p.empty for p in inspect.signature(model.forward).parameters.values())
+
+
+def require_device(method: Method, device: str) -> None:
+    """Refuse a method that does not run on a device.
+
+    Raises:
+        ThriftyError: it does not.
+    """
+    if device not in method.card.devices:
+        raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} and this is {device}; use another "
+                           f"method, or --device {min(method.card.devices)}")
 
 
 @dataclass(frozen=True)

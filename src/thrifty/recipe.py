@@ -50,6 +50,10 @@ class Train:
         warmup: share of the steps over which the learning rate rises linearly.
         clip: largest norm of the gradient; None does not clip.
         evaluations: times that quality is scored on validation, evenly spaced, the last at the end.
+        accumulate: micro-batches that a batch is taken in; gradients are those of the whole, memory that of one part.
+        checkpointing: "blocks" computes the activations of rows of equal blocks again in the backward pass, "selective"
+            those of them that are cheap; both save memory and cost time.
+        compiled: whether Inductor compiles the model for its steps, a row of equal blocks once.
 
     >>> from thrifty import AdamW, Bf16
     >>> str(Train(AdamW(), Bf16(), epochs=2))
@@ -64,10 +68,14 @@ class Train:
     warmup: float = number(0.1, 0, 1, open_high=True)
     clip: float | None = number(1.0, 0, open_low=True)
     evaluations: int = number(1, 0)
+    accumulate: int = number(1, 1)
+    checkpointing: str = choice("none", "none", "blocks", "selective")
+    compiled: bool = False
 
     def __init__(self, *methods: TrainingMethod, epochs: float | None = None, steps: int | None = None,
                  batch_size: int | None = None, schedule: str = "cosine", warmup: float = 0.1,
-                 clip: float | None = 1.0, evaluations: int = 1) -> None:
+                 clip: float | None = 1.0, evaluations: int = 1, accumulate: int = 1, checkpointing: str = "none",
+                 compiled: bool = False) -> None:
         given = locals()
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, given[spec.name])

@@ -24,6 +24,8 @@ BUILT_IN = {
     "adamw8bit": "thrifty.training.optimizers.adamw8bit:AdamW8bit",
     "ema": "thrifty.training.optimizers.ema:Ema",
     "bf16": "thrifty.training.mixed_precision:Bf16",
+    "fp16": "thrifty.training.mixed_precision:Fp16",
+    "tf32": "thrifty.training.mixed_precision:Tf32",
     "distill": "thrifty.training.distillation:Distill",
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",

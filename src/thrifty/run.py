@@ -95,7 +95,7 @@ class Runner:
             RunFailed: the reference fails.
         """
         recipe = Recipe.of(recipe)
-        check_recipe(self.workload, recipe)
+        check_recipe(self.workload, recipe, self.target.device)
         name = self.id(recipe)
         known = self.store.trial(name)
         if known is not None and known.status == "done" and self._enough(known, pairs, test):
@@ -328,7 +328,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
         ThriftyError: the workload or the recipe cannot run; nothing was spent.
     """
     definition, parsed, place = resolve(workload), Recipe.of(recipe), target or Target()
-    check_recipe(definition, parsed)
+    check_recipe(definition, parsed, place.device)
     with open_study(store, definition, place) as opened:
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
         return runner.run(parsed, pairs=pairs)

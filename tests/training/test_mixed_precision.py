@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from thrifty import AdamW, Bf16, CrossEntropy
-from thrifty.errors import NoEffect
+from thrifty import AdamW, Bf16, CrossEntropy, Fp16, Sophia, Tf32
+from thrifty.errors import NoEffect, ThriftyError
+from thrifty.training import session as module
 from thrifty.training.loop import Fit, fit
+from thrifty.training.optimizers.ema import Ema
 
 
 def data(n: int = 128) -> TensorDataset:
@@ -80,3 +82,101 @@ def test_a_model_of_half_its_products_in_fp32_says_half() -> None:
 
     [(_, claim)] = fit(Half(), [Bf16()], data(), CrossEntropy()).claims
     assert claim.after == 0.5
+
+
+# -- float16 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """Processors run float16 too, slowly: enough to see what the method does."""
+    monkeypatch.setattr(module, "require_device", lambda method, device: None)
+
+
+def batches(n: int):
+    generator = torch.Generator().manual_seed(1)
+    return [((torch.randn(16, 8, generator=generator),), torch.randint(0, 2, (16,), generator=generator)) for _ in range(n)]
+
+
+def state(session: Fit) -> list[Tensor]:
+    """Everything that a step may change."""
+    held = [value for entry in session.optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
+    average = session.memory(Ema()).get("average")
+    return [x.detach().clone() for x in (*session.model.parameters(), *held, *(average.state_dict().values() if average else ()))]
+
+
+def test_an_overflow_skips_exactly_that_step(anywhere) -> None:
+    session = Fit(net(), [Fp16(scale=1024.0, patience=3), AdamW(lr=0.01), Ema(decay=0.9)], CrossEntropy(), steps=8)
+    scales, skipped = [], []
+    for number, batch in enumerate(batches(8)):
+        hooks = []
+        if number == 4:  # an infinite gradient in one weight, as an overflow leaves it
+            weight = session.model[0].weight
+            hooks.append(weight.register_hook(lambda grad: torch.full_like(grad, float("inf"))))
+        before = state(session)
+        session.step(batch)
+        after = state(session)
+        skipped.append(len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+        scales.append(session.loss_scale)
+        for hook in hooks:
+            hook.remove()
+    assert skipped == [number == 4 for number in range(8)]
+    assert scales == [1024.0, 1024.0, 2048.0, 2048.0, 1024.0, 1024.0, 1024.0, 2048.0]
+    assert session.memory(Fp16())["skipped"] == 1
+
+
+def test_the_update_is_that_of_unscaled_gradients(anywhere) -> None:
+    """A power of two is exact: but for what underflows, the scale cannot be seen."""
+    ends = []
+    for scale in (1.0, 256.0):
+        session = Fit(net(), [Fp16(scale=scale), AdamW(lr=0.01)], CrossEntropy(), steps=4)
+        for batch in batches(4):
+            session.step(batch)
+        ends.append(session.finish())
+    for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_small_gradients_survive_by_the_scale_alone(anywhere) -> None:
+    def gradient(scale: float) -> float:
+        def loss(outputs: Tensor, batch: object) -> tuple[Tensor, Tensor]:
+            return outputs.float().sum() * 1e-9, torch.ones(())
+
+        session = Fit(nn.Linear(8, 2), [Fp16(scale=scale), AdamW()], loss, steps=2)
+        seen: list[float] = []
+        session.optimizer.register_step_pre_hook(lambda *args: seen.append(float(session.model.weight.grad.abs().sum())))
+        session.step(batches(1)[0])
+        return seen[0]
+
+    assert gradient(1.0) == 0.0 and gradient(2.0**16) > 0
+
+
+def test_sophias_estimate_is_unscaled_before_it_is_squared(anywhere) -> None:
+    found = []
+    for scale in (1.0, 512.0):
+        torch.manual_seed(3)
+        session = Fit(net(), [Fp16(scale=scale), Sophia(lr=1e-3)], CrossEntropy(), steps=2)
+        session.step(batches(1)[0])
+        found.append([entry["h"].clone() for entry in session.optimizer.state.values()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [Fp16(), Tf32()], ids=lambda method: method.name)
+def test_a_processor_is_refused_before_anything_runs(method) -> None:
+    with pytest.raises(ThriftyError, match=f"{method.name} runs on cuda and this is cpu"):
+        Fit(net(), [method], CrossEntropy(), steps=1)
+
+
+def test_torchs_own_settings_are_put_back(anywhere) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    seen = []
+
+    class Asks(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return super().forward(x)
+
+    fit(Asks(8, 2), [Tf32()], data(), CrossEntropy())
+    assert set(seen) == {True}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

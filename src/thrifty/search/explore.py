@@ -102,7 +102,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         raise ExploreError(f"a budget is above 0 seconds, but here is {budget:g}")
     if not 1 <= workers <= cores():
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
-    space = Space.of(definition, methods)
+    space = Space.of(definition, methods, place.device)
     with open_study(store, definition, place) as opened, _terminable():
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)

@@ -66,18 +66,19 @@ class Space:
     parts: Mapping[str, Mapping[str, Any]]
 
     @staticmethod
-    def of(workload: Workload, methods: Sequence[str] = ()) -> Space:
+    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu") -> Space:
         """The space of a workload.
 
         Args:
             workload: it decides whether there is training.
             methods: names of those to use; all that are installed where none is given.
+            device: that the recipes will run on.
 
         Raises:
             SpaceError: a method is unknown, not installed, or no use to the workload.
         """
         reference = Recipe.parse(workload.reference)
-        found = Space(initial_properties(workload), reference, _parts(reference, _chosen(workload, methods)))
+        found = Space(initial_properties(workload), reference, _parts(reference, _chosen(workload, methods, device)))
         unused = [name for name in methods if not any(name in _names(part) for options in found.parts.values()
                                                       for part in options.values())]
         if unused:
@@ -146,11 +147,15 @@ class Space:
 # -- what stands where --------------------------------------------------------------------------------------------
 
 
-def _chosen(workload: Workload, methods: Sequence[str]) -> list[type[Method]]:
+def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[type[Method]]:
     """The classes to use."""
     chosen = []
     for name in methods or names():
         cls = method_class(name)
+        if device not in cls.card.devices:
+            if methods:
+                raise SpaceError(f"{name} does not run on {device}")
+            continue
         if issubclass(cls, Compiler) and (missing := cls.missing()):
             if methods:
                 raise SpaceError(missing)

@@ -48,7 +48,7 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
     definition, place = resolve(workload), target or Target()
     parsed = [Recipe.of(recipe) for recipe in recipes]
     for recipe in parsed:
-        check_recipe(definition, recipe)
+        check_recipe(definition, recipe, place.device)
     with open_study(store, definition, place) as opened:
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
         listener({"event": "sweep", "total": len(parsed)})

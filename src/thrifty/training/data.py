@@ -34,14 +34,22 @@ class Loader:
             self._whole = tensors  # a TensorDataset is indexed at once: the same batches, without a Python loop
 
     def __iter__(self) -> Iterator[Batch]:
-        n, epoch = length(self.dataset), 0
+        return self.batches()
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """Batches without end; the first ``skip`` of them are passed over unread."""
+        n, epoch = length(self.dataset), skip // self.steps_per_epoch
+        skip %= self.steps_per_epoch
         while True:
             generator = torch.Generator().manual_seed(self.seed + epoch)
             order = torch.randperm(n, generator=generator)
             for chosen in order.split(self.batch_size):
                 # A smaller last batch would be a noisier step, and another shape: it waits for the next epoch.
                 if len(chosen) == self.batch_size or n < self.batch_size:
-                    yield self.batch(chosen)
+                    if skip > 0:
+                        skip -= 1
+                    else:
+                        yield self.batch(chosen)
             epoch += 1
 
     def batch(self, chosen: Tensor) -> Batch:

@@ -70,6 +70,12 @@ class Distill(TrainingMethod):
         softened = divergence(student[valid].float(), teacher[valid].float(), self.temperature)
         return (1 - self.weight) * total + self.weight * softened, weight
 
+    def state_dict(self, fit: Fit) -> dict[str, Any]:
+        return {"calls": fit.memory(self)["calls"]}
+
+    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
+        fit.memory(self).update(state)
+
     def claims(self, fit: Fit) -> tuple[Claim, ...]:
         return (Claim("teacher's forward passes", 0.0, float(fit.memory(self)["calls"]), minimum=1.0),)
 

@@ -1,25 +1,54 @@
-"""Mixed precision: bfloat16 arithmetic on float32 weights."""
+"""Mixed precision: arithmetic of fewer bits on float32 weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.method import Card, Claim, Layer, TrainingMethod, number
 
 if TYPE_CHECKING:
     from thrifty.training.loop import Fit
     from thrifty.workload import Batch
 
 
+@dataclass(frozen=True)
+class Autocast(TrainingMethod):
+    """Matrix products and convolutions of the forward and backward passes in 16 bits, on weights of 32."""
+
+    dtype: ClassVar[torch.dtype]
+    layer: ClassVar[Layer] = "numerics"
+
+    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        with torch.autocast(fit.device, dtype=self.dtype):
+            if "share" in fit.memory(self):
+                return proceed(batch)
+            with _Products(self.dtype) as products:  # the first pass is looked at: what autocast missed is not of 16 bits
+                outputs = proceed(batch)
+            fit.memory(self)["share"] = products.share
+            return outputs
+
+    def state_dict(self, fit: Fit) -> dict[str, Any]:
+        return dict(fit.memory(self))
+
+    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
+        fit.memory(self).update(state)
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        name = str(self.dtype).removeprefix("torch.")
+        return (Claim(f"share of forward FLOPs in {name}", 0.0, fit.memory(self).get("share", 0.0), minimum=0.5),)
+
+
 @final
 @dataclass(frozen=True)
-class Bf16(TrainingMethod):
+class Bf16(Autocast):
     """Matrix products and convolutions of the forward and backward passes in bfloat16; weights, optimizer state,
     norms and the loss stay in float32. bfloat16 has float32's range, so nothing is scaled.
 
@@ -30,8 +59,8 @@ class Bf16(TrainingMethod):
     Bf16()
     """
 
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
     name: ClassVar[str] = "bf16"
-    layer: ClassVar[Layer] = "numerics"
     card: ClassVar[Card] = Card(
         family="mixed-precision",
         benefit="training time",
@@ -42,26 +71,122 @@ class Bf16(TrainingMethod):
         slot="precision",
     )
 
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        with torch.autocast(fit.device, dtype=torch.bfloat16):
-            if "share" in fit.memory(self):
-                return proceed(batch)
-            with _Products() as products:  # the first pass is looked at: what autocast missed is not bf16
-                outputs = proceed(batch)
-            fit.memory(self)["share"] = products.share
-            return outputs
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        share = fit.memory(self).get("share", 0.0)
-        return (Claim("share of forward FLOPs in bfloat16", 0.0, share, minimum=0.5),)
+@final
+@dataclass(frozen=True)
+class Fp16(Autocast):
+    """Matrix products and convolutions of the forward and backward passes in float16, the loss scaled.
+
+    float16 holds nothing below 6e-8, where many gradients are: the loss is multiplied by s before the backward pass and
+    gradients are divided by s after it. Where one of them is not finite then, the step is skipped: weights, averages and
+    the optimizer's state stay as they were, and s is halved. After ``patience`` steps without that, s is doubled.
+
+    For GPUs; processors have no fast float16 arithmetic. bf16 needs no scale, and is as fast where there is both.
+
+    Args:
+        scale: s in the beginning.
+        patience: steps between two doublings of s.
+
+    >>> Fp16(patience=500)
+    Fp16(scale=65536.0, patience=500)
+    """
+
+    scale: float = number(2.0**16, 0, open_low=True)
+    patience: int = number(2000, 1)
+
+    dtype: ClassVar[torch.dtype] = torch.float16
+    name: ClassVar[str] = "fp16"
+    card: ClassVar[Card] = Card(
+        family="mixed-precision",
+        benefit="training time",
+        trade_off="a range from 6e-8 to 65504: the loss is scaled, and steps that overflow are skipped",
+        paper='"Mixed Precision Training", Micikevicius et al. 2017, arXiv:1710.03740, section 3.2',
+        requires=frozenset({"module", "float-weights"}),
+        slot="precision",
+        devices=frozenset({"cuda"}),
+    )
+
+    def prepare(self, fit: Fit) -> None:
+        fit.memory(self).update(unbroken=0, skipped=0)
+        fit.loss_scale = self.scale
+
+    def backward(self, fit: Fit, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
+        proceed(loss * fit.loss_scale)
+
+    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
+        memory = fit.memory(self)
+        gradients = [p.grad for group in fit.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, 1 / fit.loss_scale)
+        if gradients and not bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all()):
+            memory.update(unbroken=0, skipped=memory["skipped"] + 1)
+            fit.loss_scale /= 2
+            return
+        proceed()
+        memory["unbroken"] += 1
+        if memory["unbroken"] == self.patience:
+            memory["unbroken"] = 0
+            fit.loss_scale *= 2
+
+    def state_dict(self, fit: Fit) -> dict[str, Any]:
+        return {**fit.memory(self), "scale": fit.loss_scale}
+
+    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
+        fit.loss_scale = state["scale"]
+        fit.memory(self).update({name: value for name, value in state.items() if name != "scale"})
+
+
+@final
+@dataclass(frozen=True)
+class Tf32(TrainingMethod):
+    """Matrix products and convolutions of float32 tensors in TensorFloat-32: 10 bits of mantissa, float32's range.
+
+    For NVIDIA GPUs since Ampere. Nothing else changes; torch's own settings are put back after each pass.
+
+    >>> Tf32()
+    Tf32()
+    """
+
+    name: ClassVar[str] = "tf32"
+    layer: ClassVar[Layer] = "numerics"
+    card: ClassVar[Card] = Card(
+        family="mixed-precision",
+        benefit="training time",
+        trade_off="10 bits of mantissa in products; less gained than with bf16",
+        paper='"Accelerating AI Training with NVIDIA TF32 Tensor Cores", Stosic and Micikevicius 2021',
+        requires=frozenset({"module", "float-weights"}),
+        slot="precision",
+        devices=frozenset({"cuda"}),
+    )
+
+    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        with _tf32():
+            return proceed(batch)
+
+    def backward(self, fit: Fit, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
+        with _tf32():
+            proceed(loss)
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 class _Products(TorchDispatchMode):
     """FLOPs of the operators that have a formula, by the precision of their first floating-point input."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.bf16 = self.all = 0.0
+        self.dtype = dtype
+        self.low = self.all = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,9 +196,9 @@ class _Products(TorchDispatchMode):
             flops = float(formula(*args, **kwargs, out_val=out))
             first = next((x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
             self.all += flops
-            self.bf16 += flops if first is not None and first.dtype == torch.bfloat16 else 0.0
+            self.low += flops if first is not None and first.dtype == self.dtype else 0.0
         return out
 
     @property
     def share(self) -> float:
-        return self.bf16 / self.all if self.all else 0.0
+        return self.low / self.all if self.all else 0.0

@@ -80,6 +80,15 @@ class SophiaOptimizer(torch.optim.Optimizer):
         """Share of all updates so far that were within the bound; 0.1 to 0.5 is as it should be."""
         return float(self._within) / max(1, self._updates)
 
+    @property
+    def counters(self) -> dict[str, Any]:
+        """What `state_dict` has no place for: the steps that random rounding is drawn by, and what `unclipped` counts."""
+        return {"_steps_taken": self._steps_taken, "_updates": self._updates, "_within": self._within}
+
+    @counters.setter
+    def counters(self, counted: dict[str, Any]) -> None:
+        vars(self).update(counted)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step for all parameters that have a gradient."""
@@ -235,11 +244,15 @@ estimator_batch=0.5)
         fit.memory(self)["estimates"] += 1
 
     def state_dict(self, fit: Fit) -> dict[str, Any]:
-        return {"noise": fit.memory(self)["noise"].get_state(), "estimates": fit.memory(self)["estimates"]}
+        assert isinstance(fit.optimizer, SophiaOptimizer)
+        return {"noise": fit.memory(self)["noise"].get_state(), "estimates": fit.memory(self)["estimates"],
+                "counters": fit.optimizer.counters}
 
     def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
         fit.memory(self)["noise"].set_state(state["noise"])
         fit.memory(self)["estimates"] = state["estimates"]
+        assert isinstance(fit.optimizer, SophiaOptimizer)
+        fit.optimizer.counters = state["counters"]
 
     def claims(self, fit: Fit) -> tuple[Claim, ...]:
         assert isinstance(fit.optimizer, SophiaOptimizer)
@@ -257,7 +270,8 @@ def bartlett(fit: Fit, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Ge
     if float(whole) == 0:
         return  # nothing valid to learn from: h stays
     # Where gradients are averaged over ranks, times their number makes the mean over all tokens.
-    (total * (_ranks() / whole)).backward()
+    if not fit.backward(total * (_ranks() / whole)):
+        return  # an overflow: h stays
     optimizer.update_curvature(count=float(whole))
 
 
