@@ -302,6 +302,22 @@ def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 
 
 @app.command()
+def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
+           threads: Annotated[int, typer.Option("--threads", min=1, help="Of inference.")] = 1,
+           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
+    """Verify an artifact: checksums, processor, packages, and its answer to the request that is kept with it.
+
+    Example: thrifty verify study/artifacts/6f3ad6fd8ef4
+    """
+    from thrifty.report.artifacts import print_verification
+    from thrifty.verifying import verify as verify_artifact
+
+    found = verify_artifact(artifact, threads=threads, trust_native_code=trust_native_code)
+    emit(found.to_json()) if as_json else print_verification(found)
+    raise typer.Exit(DONE if found.sound else FAILED)
+
+
+@app.command()
 def show(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.

@@ -28,6 +28,7 @@ from torch import nn
 from thrifty import __version__, artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
 from thrifty.context import Tell, calibration, make_context, outputs_of, run_training, score
+from thrifty.engines.parity import tolerance
 from thrifty.environment import runtime_versions
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
 from thrifty.ledger import Charge, Kind, Ledger
@@ -298,12 +299,6 @@ def reprobe(claims: tuple[MethodClaim, ...], model: nn.Module) -> tuple[MethodCl
     return tuple(kept)
 
 
-PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
-"""Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
-TF32_PARITY = 5e-3
-"""The same for fp32 on CUDA, where torch lets convolutions run in tf32."""
-
-
 def check_parity(workload: Workload, model: nn.Module, directory: Path, precision: str, target: Target) -> None:
     """Compare the engine, reloaded, with the module that it came from, on real inputs.
 
@@ -311,9 +306,7 @@ def check_parity(workload: Workload, model: nn.Module, directory: Path, precisio
         ThriftyError: they differ by more than the precision explains.
     """
     engine = artifact.load(directory, threads=cores(), device=target.device, trust_native_code=True)
-    bound = max(PARITY[part] for part in precision.split("+"))
-    if target.device == "cuda":
-        bound = max(bound, TF32_PARITY)
+    bound = tolerance(precision, target.device)
     with torch.no_grad():
         for inputs in itertools.islice(calibration(workload, 0, 8), 8):
             row = tuple(x[:1] for x in inputs)
