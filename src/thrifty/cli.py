@@ -318,6 +318,30 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
 
 
 @app.command()
+def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
+          port: Annotated[int, typer.Option("--port", help="To listen at; 0 takes one that is free.")] = 8000,
+          host: Annotated[str, typer.Option("--host", help="Of the interface to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+          threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
+          max_batch: Annotated[int | None, typer.Option(
+              "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default.")] = None,
+          max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
+          max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
+          max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",
+          trust_native_code: TrustOption = False) -> None:
+    """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
+
+    Example: thrifty serve study/artifacts/6f3ad6fd8ef4 --port 8000
+    """
+    from thrifty.choosing import seconds, size
+    from thrifty.serve.server import Settings
+    from thrifty.serve.server import serve as serve_artifact
+
+    settings = Settings(host, port, threads, max_batch, 0.0 if max_wait == "0" else seconds(max_wait), max_queue,
+                        size(max_body), trust_native_code)
+    serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))
+
+
+@app.command()
 def show(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.

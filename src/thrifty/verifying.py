@@ -187,6 +187,6 @@ def _parity(directory: Path, manifest: Mapping[str, Any], engine: Engine) -> tup
     if [np.shape(x) for x in found] != [x.shape for x in expected]:
         return "failed", (f"its answers are of shapes {[np.shape(x) for x in found]} where {[x.shape for x in expected]} "
                           "were kept; run its recipe here")
-    error = max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
-    said = f"the stored example's answer differs by {error:.2g} ({manifest['precision']} explains {bound:g})"
-    return ("ok", said) if error <= bound else ("failed", f"{said}; run its recipe here")
+    distance = max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    said = f"the stored example's answer differs by {distance:.2g} ({manifest['precision']} explains {bound:g})"
+    return ("ok", said) if distance <= bound else ("failed", f"{said}; run its recipe here")
