@@ -323,7 +323,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           host: Annotated[str, typer.Option("--host", help="Of the interface to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
           threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
           max_batch: Annotated[int | None, typer.Option(
-              "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default.")] = None,
+              "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default if it pays.")] = None,
           max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
           max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
           max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",

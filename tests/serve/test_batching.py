@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.errors import ThriftyError
-from thrifty.serve.batching import Batcher, Closed, QueueFull, Request, join, largest, split, take
+from thrifty.serve.batching import Batcher, Closed, QueueFull, Request, join, largest, pays, split, take
 
 
 def request(rows=1, width=3, value=0.0, dtype="float32"):
@@ -71,6 +71,18 @@ def test_the_largest_batch_is_found():
     assert largest(lambda x: [x[0] - x[0].mean(0)], inputs, 8, same) == 1, "rows that take from their neighbours"
     assert largest(lambda x: [x[0].sum(0, keepdims=True) + 0 * x[0]], inputs, 8, same) == 1, "rows that mix"
     assert largest(lambda x: [x[0].sum()], inputs, 8, same) == 1, "an output without rows"
+
+
+def test_batches_pay_where_a_call_costs_more_than_its_rows():
+    def by_call(inputs):
+        time.sleep(0.004)
+        return doubled(inputs)
+
+    def by_row(inputs):
+        time.sleep(0.004 * len(inputs[0]))
+        return doubled(inputs)
+
+    assert pays(by_call, [np.zeros((1, 3))], 8) and not pays(by_row, [np.zeros((1, 3))], 8)
 
 
 @pytest.fixture

@@ -216,8 +216,8 @@ def test_a_full_queue_is_answered_and_those_in_flight_are_finished(tmp_path):
         assert {x[0] for x in done} == {200, 503}
         assert busy[0][1]["retry-after"] == "1" and "try again" in json.loads(busy[0][2])["error"]
         with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
-            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-npy\r\ncontent-length: {len(body.getvalue())}"
-            raw.sendall(head.encode() + b"\r\n\r\n" + body.getvalue())
+            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body.getvalue())}\r\n"
+            raw.sendall(head.encode() + b"content-type: application/x-npy\r\n\r\n" + body.getvalue())
             assert ask(port, "GET", "/health")[0] == 200  # what came before it has been taken in
             process.send_signal(signal.SIGTERM)
             assert raw.recv(100).startswith(b"HTTP/1.1 200")

@@ -17,6 +17,9 @@ from thrifty.errors import ThriftyError
 Arrays = list[np.ndarray]
 Run = Callable[[Arrays], Arrays]
 
+GAIN = 0.9
+"""Share of a lone request's time that a row of a batch may take, or there are no batches."""
+
 
 class QueueFull(ThriftyError):
     """As many requests wait as may."""
@@ -120,6 +123,23 @@ def largest(run: Run, inputs: Arrays, most: int, same: Callable[[Arrays, Arrays]
             pass
         most //= 2
     return 1
+
+
+def pays(run: Run, inputs: Arrays, most: int) -> bool:
+    """Whether a row of the largest batch takes at most `GAIN` of what a request alone takes.
+
+    On one thread many models gain nothing by company, and who waits for it only waits. The least of interleaved calls is
+    compared, since whatever else the machine does only adds to one.
+    """
+    one = Request(inputs)
+    copies = [one] * (most // one.rows)
+    batch = join(copies)
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for together in (False, True) * 5:
+        began = time.perf_counter()
+        run(batch if together else inputs)
+        times[together].append(time.perf_counter() - began)
+    return min(times[True]) / len(copies) <= GAIN * min(times[False])
 
 
 # -- the thread ---------------------------------------------------------------------------------------------------
