@@ -185,7 +185,8 @@ def main() -> None:
 def report(port: int, server: psutil.Process, sent: bytes, arguments: argparse.Namespace) -> None:
     # The first of these warms up; memory is taken as flat or not from there on.
     rates = [asyncio.run(capacity(port, sent, arguments.clients, arguments.closed)) for _ in range(2)]
-    load = asyncio.run(arrivals(port, sent, arguments.share * rates[-1], arguments.seconds, server, seed=0))
+    offered = arguments.share * rates[-1]
+    load = asyncio.run(arrivals(port, sent, offered, arguments.seconds, server, seed=0))
     told = json.loads(urllib.request.urlopen(f"http://127.0.0.1:{port}/metadata").read())
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     rows = {key: float(re.search(rf"^thrifty_batch_rows_{key} (\S+)", text, re.MULTILINE)[1]) for key in ("sum", "count")}
@@ -196,7 +197,7 @@ def report(port: int, server: psutil.Process, sent: bytes, arguments: argparse.N
     print("| what | figure |\n| --- | --- |")
     print(f"| engine | {told['engine']}, {told['precision']}, {told['workload']}, up to {told['max_batch_rows']} rows at once |")
     print(f"| capacity, closed loop of {arguments.clients} clients | {rates[-1]:.0f} requests/s (before: {rates[0]:.0f}) |")
-    print(f"| offered, Poisson, {arguments.share:.0%} of it for {arguments.seconds:g} s | {arguments.share * rates[-1]:.0f} requests/s |")
+    print(f"| offered, Poisson, {arguments.share:.0%} of it for {arguments.seconds:g} s | {offered:.0f} requests/s |")
     print(f"| answered | {len(load.latencies)}, {len(load.latencies) / load.seconds:.0f} requests/s |")
     print(f"| latency from when due | p50 {p50:.2f} ms, p99 {p99:.2f} ms, p99.9 {p999:.2f} ms |")
     print(f"| of which the client sent late | p99 {np.percentile(load.late, 99) * 1e3:.2f} ms |")

@@ -220,6 +220,12 @@ def test_versions_are_compared(copied):
     assert "is not installed" in detail(verify(copied), "packages")
 
 
+def test_what_says_that_it_is_no_machine_code_waits_for_trust_too(copied):
+    edit(copied, engine="inductor", native=False)
+    assert "--trust-native-code" in detail(verify(copied), "engine")
+
+
+@pytest.mark.slow
 def test_machine_code_waits_for_trust(tmp_path):
     if lacking := Inductor.missing():
         pytest.skip(lacking)
@@ -232,7 +238,7 @@ def test_machine_code_waits_for_trust(tmp_path):
     assert "machine code goes with its release" in detail(verify(place, trust_native_code=True), "packages")
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "xla"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("xla", marks=pytest.mark.slow)])
 def test_it_works_without_torch(name, tmp_path):
     compiler = method_class(name)()
     if lacking := compiler.missing():

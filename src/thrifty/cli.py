@@ -126,6 +126,21 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's c
 
 
 @app.command()
+def compilers(check: Annotated[bool, typer.Option("--check", help="Have each compile a tiny net; a minute.")] = False,
+              as_json: JsonOption = False) -> None:
+    """List the compilers: what is installed, what each serves, what to install, and whether it really works.
+
+    Example: thrifty compilers --check
+    """
+    from thrifty.available import available
+    from thrifty.report.artifacts import print_compilers
+
+    found = available(check)
+    emit([each.to_json() for each in found]) if as_json else print_compilers(found)
+    raise typer.Exit(FAILED if any(each.tried is not None and not each.tried.works for each in found) else DONE)
+
+
+@app.command()
 def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
           device: DeviceOption = "cpu", threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
     """Check a recipe and rehearse it: one step and one calibration batch of each phase, nothing long.
