@@ -15,7 +15,7 @@ NUMBERS = st.sampled_from(["bool", "int8", "uint16", "int64", "float16", "float3
 
 @given(hnp.arrays(NUMBERS, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)), st.booleans())
 def test_numbers_come_back_as_they_went(array, fortran):
-    given_ = np.asfortranarray(array) if fortran else array
+    given_ = array.T.copy().T if fortran else array  # not np.asfortranarray, which gives a dimension to a number
     for found in (from_npy(to_npy(given_)), from_npz(to_npz({"a": given_}), 10**6)["a"]):
         assert found.dtype == array.dtype and found.shape == array.shape
         np.testing.assert_array_equal(found, array)

@@ -66,7 +66,16 @@ def _files(value: Any) -> bool:
 def _spec(value: Any) -> bool:
     match value:
         case {"name": str(), "dtype": str(), "shape": [*sizes]}:
-            return all(type(size) is int and size >= -1 for size in sizes)
+            varies = value.get("varies", [])
+            return (all(type(size) is int and size >= -1 for size in sizes) and isinstance(varies, list)
+                    and all(_range(entry, len(sizes)) for entry in varies))
+    return False
+
+
+def _range(value: Any, dimensions: int) -> bool:
+    match value:
+        case [int(dimension), str(), int(low), int(high)]:
+            return 0 <= dimension < dimensions and low <= high
     return False
 
 

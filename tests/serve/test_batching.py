@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def batches():
 
 
 def batcher(batches, run=doubled, most=4, wait=0.0, queue=100):
-    return Batcher(lambda: (run, most), wait=wait, queue=queue, heard=lambda rows, seconds: batches.append(rows))
+    return Batcher(lambda: nullcontext((run, most)), wait=wait, queue=queue, heard=lambda rows, seconds: batches.append(rows))
 
 
 def test_each_gets_its_own_answer(batches):
@@ -179,6 +180,21 @@ def test_an_engine_that_does_not_start_is_told():
 
     with pytest.raises(ThriftyError, match="no engine"):
         Batcher(start, wait=0.0, queue=1)
+
+
+def test_the_engine_is_closed_by_the_thread_that_opened_it():
+    told = []
+
+    @contextmanager
+    def start():
+        told.append(threading.current_thread().name)
+        yield doubled, 1
+        told.append(threading.current_thread().name)
+
+    made = Batcher(start, wait=0.0, queue=1)
+    assert told == ["engine"]
+    made.close()
+    assert told == ["engine", "engine"]
 
 
 def test_the_engine_is_touched_by_one_thread(batches):

@@ -87,8 +87,12 @@ def ask(port, method, path, body=None, content_type=None):
         connection.close()
 
 
+def name_of(port):
+    return json.loads(ask(port, "GET", "/metadata")[2])["inputs"][0]["name"]
+
+
 def predict(port, arrays, named=False):
-    body = {"input0": arrays[0].tolist()} if named else [x.tolist() for x in arrays]
+    body = {name_of(port): arrays[0].tolist()} if named else [x.tolist() for x in arrays]
     status, _, content = ask(port, "POST", "/predict", json.dumps({"inputs": body}), "application/json")
     assert status == 200, content
     return np.array(json.loads(content)["outputs"]["output0"], "float32")
@@ -109,12 +113,12 @@ def test_binary_bodies(port):
     want = testing.trained().eval()(torch.from_numpy(rows)).detach().numpy()
     npy, npz = io.BytesIO(), io.BytesIO()
     np.save(npy, rows)
-    np.savez(npz, input0=rows)
+    np.savez(npz, **{name_of(port): rows})
     for kind, body, read in (
         ("application/x-npy", npy.getvalue(), lambda x: np.load(io.BytesIO(x))),
         ("application/x-npz", npz.getvalue(), lambda x: np.load(io.BytesIO(x))["output0"]),
         ("application/octet-stream", npz.getvalue(), lambda x: np.load(io.BytesIO(x))["output0"]),
-        ("application/vnd.safetensors", save({"input0": rows}), lambda x: load(x)["output0"]),
+        ("application/vnd.safetensors", save({name_of(port): rows}), lambda x: load(x)["output0"]),
     ):
         status, headers, content = ask(port, "POST", "/predict", body, kind)
         assert status == 200 and headers["content-type"].startswith("application/"), content
@@ -140,7 +144,7 @@ def test_its_example_is_a_body_that_it_takes(port, place):
     (b"{", "application/json", 400, "no JSON"),
     (b"", "application/json", 400, "no JSON"),
     (b'{"inputs": [[[1, 2]]]}', "application/json", 422, "must be float32 of shape [-1, 1, 12, 12]"),
-    (b'{"inputs": {"x": 1}}', "application/json", 422, "the inputs are input0"),
+    (b'{"inputs": {"no such": 1}}', "application/json", 422, "the inputs are "),
     (b"x" * 200_001, "application/json", 413, "over 200000 bytes"),
     (b"a=1", "application/x-www-form-urlencoded", 415, "known: application/json"),
     (b"\x80\x04N.", "application/x-npy", 400, "no .npy file"),
@@ -150,7 +154,7 @@ def test_malformed_bodies_are_answered(port, body, kind, status, says):
     got, _, content = ask(port, "POST", "/predict", body, kind)
     told = json.loads(content)
     assert got == status and says in told["error"], told
-    assert told["expected"]["inputs"][0]["name"] == "input0"
+    assert told["expected"]["inputs"][0]["dtype"] == "float32"
 
 
 def test_paths_and_methods_that_there_are_not(port):
@@ -229,14 +233,19 @@ def test_where_the_batch_is_fixed_requests_run_one_by_one(place, tmp_path):
     assert max_batch(artifact.read(fixed), Settings()) == 1 and max_batch(artifact.read(place), Settings()) == 8
     assert max_batch(artifact.read(place) | {"engine": "xla"}, Settings()) == 1
     assert max_batch(artifact.read(place) | {"engine": "xla"}, Settings(max_batch=4)) == 4
-    assert start(place, artifact.read(place), Settings(max_batch=64))[1] == 64
+    with start(place, artifact.read(place), Settings(max_batch=64)) as (_, most):
+        assert most == 64
+    ranged = artifact.read(place)
+    ranged["inputs"][0]["varies"] = [[0, "batch", 1, 4]]
+    assert max_batch(ranged, Settings(max_batch=64)) == 4 and max_batch(ranged, Settings()) == 4
 
 
 def test_rows_that_mix_are_never_batched(tmp_path):
     example = (torch.randn(1, 5),)
     mixing = written(tmp_path / "mixing", Mixing(), example, {0: {0: (1, 64)}})
     assert max_batch(artifact.read(mixing), Settings()) == 8
-    assert start(mixing, artifact.read(mixing), Settings())[1] == 1
+    with start(mixing, artifact.read(mixing), Settings()) as (_, most):
+        assert most == 1
 
 
 @pytest.mark.parametrize(("settings", "says"), [

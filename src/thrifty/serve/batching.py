@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import final
 
@@ -16,6 +17,7 @@ from thrifty.errors import ThriftyError
 
 Arrays = list[np.ndarray]
 Run = Callable[[Arrays], Arrays]
+Start = Callable[[], AbstractContextManager[tuple[Run, int]]]
 
 GAIN = 0.9
 """Share of a lone request's time that a row of a batch may take, or there are no batches."""
@@ -150,23 +152,23 @@ class Batcher:
     """A queue and the thread that empties it.
 
     Args:
-        start: called in the thread, which alone touches the engine; returns its call and the most rows of a batch.
+        start: entered and left in the thread, which alone touches the engine: its call, and the most rows of a batch.
         wait: seconds that a request may wait for others.
         queue: requests that may wait; one more is refused.
         heard: told the rows of each batch and the seconds it ran.
     """
 
-    def __init__(self, start: Callable[[], tuple[Run, int]], *, wait: float, queue: int,
+    def __init__(self, start: Start, *, wait: float, queue: int,
                  heard: Callable[[int, float], None] = lambda rows, seconds: None) -> None:
         self.wait, self.limit, self.heard = wait, queue, heard
         self.most = 1
         self._queue: deque[Request] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        ready: Future[int] = Future()
+        ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(start, ready), name="engine", daemon=True)
         self._thread.start()
-        self.most = ready.result()
+        ready.result()
 
     @property
     def waiting(self) -> int:
@@ -200,18 +202,18 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def _work(self, start: Callable[[], tuple[Run, int]], ready: Future[int]) -> None:
+    def _work(self, start: Start, ready: Future[None]) -> None:
         try:
-            run, most = start()
+            with start() as (run, self.most):
+                ready.set_result(None)
+                while requests := self._next():
+                    wanted = [request for request in requests if request.answer.set_running_or_notify_cancel()]
+                    if wanted:
+                        self._answer(run, wanted)
         except BaseException as error:
+            if ready.done():
+                raise
             ready.set_exception(error)
-            return
-        self.most = most
-        ready.set_result(most)
-        while requests := self._next():
-            wanted = [request for request in requests if request.answer.set_running_or_notify_cancel()]
-            if wanted:
-                self._answer(run, wanted)
 
     def _next(self) -> list[Request]:
         """Wait for a batch; nothing once the batcher is closed and its queue empty."""

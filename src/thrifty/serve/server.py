@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from thrifty import artifact
-from thrifty.engines import Engine, open_engine
+from thrifty.engines import open_engine
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.serve.batching import Arrays, Batcher, Run, largest, pays
@@ -106,7 +106,8 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
             batcher.close()
 
 
-def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> tuple[Run, int]:
+@contextlib.contextmanager
+def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> Iterator[tuple[Run, int]]:
     """Open the engine and try it: its call, and the most rows that it answers at once as it does one by one.
 
     Its first answers, which are the slowest, are given here.
@@ -116,25 +117,28 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> t
     inputs, _ = artifact.example(directory)
     bound = tolerance(manifest["precision"], manifest.get("device", "cpu"))
 
+    def run(arrays: Arrays) -> Arrays:
+        return engine.arrays(engine.run(engine.native(arrays)))
+
     def same(one: Arrays, other: Arrays) -> bool:
         return all(a.shape == b.shape and relative_error(a, b) <= bound for a, b in zip(one, other, strict=True))
 
-    run = _call(engine)
-    run(inputs)
-    most = largest(run, inputs, max_batch(manifest, settings), same)
-    return run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
-
-
-def _call(engine: Engine) -> Run:
-    return lambda inputs: engine.arrays(engine.run(engine.native(inputs)))
+    with contextlib.closing(engine):
+        run(inputs)
+        most = largest(run, inputs, max_batch(manifest, settings), same)
+        yield run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
 
 
 def max_batch(manifest: Mapping[str, Any], settings: Settings) -> int:
-    """Rows that may run at once: more than one only where every input and output has a first dimension that varies."""
+    """Rows that may run at once: more than one only where every input and output has a first dimension that varies.
+
+    Where the manifest says within which range, no more than that.
+    """
     specs = [*manifest["inputs"], *manifest["outputs"]]
     if not manifest["inputs"] or not all(spec["shape"][:1] == [-1] for spec in specs):
         return 1
-    return settings.max_batch or (1 if manifest["engine"] in COMPILES_EACH_SHAPE else MAX_BATCH)
+    asked = settings.max_batch or (1 if manifest["engine"] in COMPILES_EACH_SHAPE else MAX_BATCH)
+    return min([asked, *(high for spec in manifest["inputs"] for d, _, _, high in spec.get("varies", ()) if d == 0)])
 
 
 def _check_dtypes(manifest: Mapping[str, Any]) -> None:
