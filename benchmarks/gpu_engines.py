@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from thrifty import artifact
-from thrifty.compilers.parity import relative_error
 from thrifty.compilers.xla import FILES, Xla
+from thrifty.engines.parity import relative_error
 from thrifty.method import Context, Lowered, TensorSpec
 from thrifty.posttraining.quantize import Quantize
 from thrifty.quality import Accuracy
@@ -181,7 +181,7 @@ def artifacts(name: str, n: int, programs: Path, device: str) -> Iterator[dict[s
                 else:
                     carried(name, n, programs, where, model, outputs)
                 opened = artifact.load(where, device=device, trust_native_code=True)
-                error = relative_error(outputs[0], opened(*inputs))
+                error = relative_error(outputs[0].numpy(), opened(*inputs).numpy())
                 print(f"{name}, batch {n}: {engine} ({artifact.read(where)['engine']}) ready after "
                       f"{time.perf_counter() - began:.0f} s, relative error {error:.2g}", flush=True)
                 if error < 0.05:

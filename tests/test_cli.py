@@ -46,6 +46,11 @@ def test_lists_read_well_off_a_terminal():
     (["run", "digits", "compile(onnxruntime) | prune"], "requires"),
     (["run", "digits", "train", "--threads", "4000"], "threads"),
     (["bench", "nothing"], "no artifact"),
+    (["serve", "nothing"], "no artifact"),
+    (["serve", "nothing", "--max-wait", "soon"], "a duration is written"),
+    (["serve", "nothing", "--max-body", "0"], "a size is written"),
+    (["serve", "nothing", "--max-queue", "0"], "1 or more"),
+    (["serve", "nothing", "--port", "70000"], "0 to 65535"),
     (["show", "nothing"], "no study"),
     (["report", "nothing"], "no study"),
     (["report", "nothing", "--requests-per-day", "0"], "above 0"),
@@ -136,7 +141,8 @@ def test_what_is_not_finite_is_null(capsys):
 
 
 def test_every_verb_has_help_with_an_example():
-    for verb in ("workloads", "methods", "check", "run", "sweep", "explore", "best", "bench", "show", "report", "cache"):
+    for verb in ("workloads", "methods", "check", "run", "sweep", "explore", "best", "bench", "verify", "serve",
+                 "compilers", "show", "report", "cache"):
         done = thrifty(verb, "--help")
         assert done.returncode == 0 and "Example" in done.stdout, verb
 

@@ -22,8 +22,8 @@ from thrifty.registry import BUILT_IN, method_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-NEED_ARGUMENTS_OF_A_STUDY = {"bench", "best", "show", "report"}
-"""Verbs whose arguments exist only after a real run: their options are checked by --help."""
+NEED_ARGUMENTS_OF_A_STUDY = {"bench", "best", "serve", "show", "report"}
+"""Verbs whose arguments exist only after a real run, or that do not end: their options are checked by --help."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from thrifty.training.peft.save import save_adapter as save_adapter
     from thrifty.training.peft.vera import Vera as Vera
     from thrifty.trial import Trial as Trial
+    from thrifty.verifying import verify as verify
     from thrifty.workload import CrossEntropy as CrossEntropy
     from thrifty.workload import Loss as Loss
     from thrifty.workload import Offline as Offline
@@ -102,7 +103,7 @@ _PLACES = {
     "fit": "training.loop", "compiled": "compilers.inprocess",
     "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",
     "explore": "search.explore", "sweep": "search.sweep",
-    "load": "artifact", "Trial": "trial", "Store": "store", "frontier": "frontier",
+    "load": "artifact", "verify": "verifying", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",
 }
 

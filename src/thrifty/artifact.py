@@ -9,26 +9,25 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from thrifty.errors import ThriftyError
+from thrifty.arrays import ArraysError, from_npz
+from thrifty.manifest import FORMAT, MANIFEST, read
+from thrifty.manifest import ArtifactError as ArtifactError
 
 if TYPE_CHECKING:
     from thrifty.engines.engine import Engine
     from thrifty.method import Lowered
     from thrifty.trial import Trial
 
-FORMAT = 1
-MANIFEST = "artifact.json"
 EXAMPLE = "example.npz"
-LARGEST_MANIFEST = 16 * 2**20
 
 
-class ArtifactError(ThriftyError):
-    """An artifact that must not be opened: damaged, hostile, or made for something else."""
+class InputError(ArtifactError):
+    """Inputs that an artifact does not take; the message says which it does."""
 
 
 def write(directory: Path, lowered: Lowered, description: Mapping[str, Any],
@@ -67,52 +66,45 @@ def _digest(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
 
-def read(directory: Path | str) -> dict[str, Any]:
-    """Read and check ``artifact.json``; opens nothing else.
-
-    Raises:
-        ArtifactError: there is none, it is damaged, of another version, or names files outside the directory.
-    """
-    path = Path(directory) / MANIFEST
-    if not path.is_file():
-        raise ArtifactError(f"{directory} is no artifact: it holds no {MANIFEST}")
-    if path.stat().st_size > LARGEST_MANIFEST:
-        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ArtifactError(f"{path} is of format {found}; this version of Thrifty reads {FORMAT}")
-    for key, kind in {"engine": str, "files": dict, "example": dict, "inputs": list, "outputs": list, "machine": str}.items():
-        if not isinstance(manifest.get(key), kind):
-            raise ArtifactError(f"{path} is damaged: {key} is missing or of the wrong kind")
-    for name in manifest["files"]:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise ArtifactError(f"{path} names the file {name!r}, outside the artifact; it is not opened")
-    return manifest
-
-
 def verify(directory: Path | str) -> dict[str, Any]:
     """Read the manifest and check every file against its checksum.
 
     Raises:
-        ArtifactError: a file is missing, a link, or differs by so much as a byte.
+        ArtifactError: a file is missing, a link, or differs by so much as a byte; or the artifact is for another machine.
     """
     manifest = read(directory)
+    check_files(directory, manifest)
+    check_machine(directory, manifest)
+    return manifest
+
+
+def check_files(directory: Path | str, manifest: Mapping[str, Any]) -> None:
+    """Check every file, the example too, against its checksum.
+
+    Raises:
+        ArtifactError: one is missing, a link, outside of the directory, or differs by so much as a byte.
+    """
+    root = Path(directory).resolve()
     for name, expected in [*manifest["files"].items(), (EXAMPLE, manifest["example"])]:
         path = Path(directory) / name
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink() or not path.is_file() or path.resolve() != root / name:
             raise ArtifactError(f"{path} is missing or no plain file; copy the artifact again")
-        if _digest(path) != expected:
+        # The size first: a wrong file may be far larger than what would be hashed.
+        if path.stat().st_size != expected["bytes"] or _digest(path)["sha256"] != expected["sha256"]:
             raise ArtifactError(f"{path} is damaged: its checksum is not the one in {MANIFEST}; copy it again")
+
+
+def check_machine(directory: Path | str, manifest: Mapping[str, Any]) -> None:
+    """Check that the artifact was made for processors of this kind.
+
+    Raises:
+        ArtifactError: it is for others.
+    """
     if manifest["machine"] != platform.machine() and not manifest.get("portable"):
         raise ArtifactError(
             f"{directory} was made for {manifest['machine']} processors and this one is {platform.machine()}; "
             "run its recipe here"
         )
-    return manifest
 
 
 def open_verified(directory: Path | str, *, threads: int = 1, device: str = "cpu",
@@ -147,22 +139,11 @@ class Loaded:
             a tensor, or a tuple where the model gives several; arrays where arrays came in.
 
         Raises:
-            ArtifactError: an input differs from what the engine takes.
+            InputError: an input differs from what the engine takes.
         """
-        specs = self.manifest["inputs"]
-        if len(inputs) != len(specs):
-            raise ArtifactError(f"this artifact takes {len(specs)} inputs but got {len(inputs)}")
         tensors = not all(isinstance(x, np.ndarray) for x in inputs)
         arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in inputs]
-        for spec, array in zip(specs, arrays, strict=True):
-            same = len(spec["shape"]) == array.ndim and all(
-                want in (-1, got) for want, got in zip(spec["shape"], array.shape, strict=True)
-            )
-            if not same or str(array.dtype) != spec["dtype"]:
-                raise ArtifactError(
-                    f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']} (-1: any) but is "
-                    f"{array.dtype} of shape {list(array.shape)}"
-                )
+        check_inputs(self.manifest["inputs"], arrays)
         outputs: list[Any] = list(self.engine.arrays(self.engine.run(self.engine.native(arrays))))
         if tensors:
             import torch
@@ -188,11 +169,37 @@ def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_
     return Loaded(engine, read(directory))
 
 
+def check_inputs(specs: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarray]) -> None:
+    """Compare a request with a manifest's ``inputs``.
+
+    Raises:
+        InputError: there are more or fewer of them, or one has another shape or dtype.
+    """
+    if len(arrays) != len(specs):
+        raise InputError(f"this artifact takes {len(specs)} inputs but got {len(arrays)}")
+    for spec, array in zip(specs, arrays, strict=True):
+        same = len(spec["shape"]) == array.ndim and all(
+            want in (-1, got) for want, got in zip(spec["shape"], array.shape, strict=True)
+        )
+        if not same or str(array.dtype) != spec["dtype"]:
+            raise InputError(
+                f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']} (-1: any) but is "
+                f"{array.dtype} of shape {list(array.shape)}"
+            )
+
+
 def example(directory: Path | str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The stored request and the outputs of the model that was lowered."""
-    with np.load(Path(directory) / EXAMPLE, allow_pickle=False) as kept:
-        return ([kept[name] for name in kept.files if name.startswith("input")],
-                [kept[name] for name in kept.files if name.startswith("output")])
+    """The stored request and the outputs of the model that was lowered.
+
+    Raises:
+        ArtifactError: it is damaged, holds objects, or is packed: `write` stores, so that nothing in it expands.
+    """
+    path = Path(directory) / EXAMPLE
+    try:
+        kept = from_npz(path, limit=path.stat().st_size)
+    except (ArraysError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; copy the artifact again") from error
+    return [kept[name] for name in kept if name.startswith("input")], [kept[name] for name in kept if name.startswith("output")]
 
 
 def size(directory: Path | str) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thrifty import artifact
+from thrifty.engines.parity import relative_error
 from thrifty.environment import environment
 from thrifty.measure.process import Worker
 from thrifty.measure.sides import ArtifactSide
@@ -54,8 +53,3 @@ def bench(directory: str | Path, *, threads: int | None = None, rounds: int = RO
         "output_error": error,
         "environment": environment(),
     }
-
-
-def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
-    """Frobenius norm of the difference over the expected norm."""
-    return float(np.linalg.norm(found.astype(np.float64) - expected) / max(float(np.linalg.norm(expected)), 1e-12))

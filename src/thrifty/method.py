@@ -477,6 +477,13 @@ class Lowered:
 class Compiler(Method):
     """A method that lowers a model to an engine; always the last phase. Its text is ``compile(name)``."""
 
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
+    """Distributions that it compiles and opens with."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    """Of models that it takes."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Of targets that it serves."""
+
     @abc.abstractmethod
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write the engine's files into the (existing, empty) directory."""
@@ -485,3 +492,8 @@ class Compiler(Method):
     @abc.abstractmethod
     def missing(cls) -> str | None:
         """Say what must be installed before it can work here, or None where nothing is missing."""
+
+    @classmethod
+    def tools(cls) -> Mapping[str, str | None]:
+        """Programs that it calls, and where they are; None where they are not. Most call none."""
+        return {}

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -52,6 +52,7 @@ class Inductor(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.pt2``, an AOTInductor package.
@@ -96,15 +97,18 @@ class Inductor(Compiler):
                        needs=("torch",), precision=precision)
 
     @classmethod
-    def missing(cls) -> str | None:
+    def tools(cls) -> Mapping[str, str | None]:
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
         try:
-            found = shutil.which(get_cpp_compiler())
+            return {"C++ compiler": shutil.which(get_cpp_compiler())}
         except (InvalidCxxCompiler, RuntimeError, OSError):
-            found = None
-        return None if found else (
+            return {"C++ compiler": None}
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None if all(cls.tools().values()) else (
             "compile(inductor) needs a C++ compiler and found none: install one (Debian, Ubuntu: apt-get install g++; "
             "Fedora: dnf install gcc-c++), or set CXX to yours"
         )

@@ -53,6 +53,8 @@ class OnnxRuntime(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.onnx``, weights inside.

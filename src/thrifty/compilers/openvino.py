@@ -40,6 +40,7 @@ class OpenVino(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
+    packages: ClassVar[tuple[str, ...]] = ("openvino",)
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.xml``, the graph, and ``model.bin``, its weights.

@@ -9,35 +9,11 @@ import torch
 from torch import Tensor
 
 from thrifty.compilers.capture import LoweringError
-
-PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
-"""Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
-TF32_PARITY = 5e-3
-"""The same for fp32 on CUDA, where torch lets convolutions run in tf32."""
+from thrifty.engines.parity import relative_error, tolerance
 
 
 class ParityError(LoweringError):
     """An engine whose outputs are not the model's."""
-
-
-def tolerance(precision: str, device: str = "cpu") -> float:
-    """The largest error that a precision explains.
-
-    >>> tolerance("int8+bf16"), tolerance("fp32", "cuda")
-    (0.1, 0.005)
-    """
-    bound = max(PARITY[part] for part in precision.split("+"))
-    return max(bound, TF32_PARITY) if device == "cuda" else bound
-
-
-def relative_error(expected: Tensor, got: Tensor) -> float:
-    """|expected - got| / |expected| in the Frobenius norm; not a number where either is not finite.
-
-    >>> relative_error(torch.ones(4), torch.ones(4) * 1.5)
-    0.5
-    """
-    expected, got = expected.double(), got.double()
-    return float((expected - got).norm() / expected.norm().clamp_min(1e-12))
 
 
 def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., Any],
@@ -59,7 +35,7 @@ def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., 
         for inputs in requests:
             got = engine(*inputs)
             for expected, output in zip(module(*inputs), got if isinstance(got, tuple) else (got,), strict=True):
-                error = relative_error(expected, output)
+                error = relative_error(expected.float().cpu().numpy(), output.float().numpy())
                 if not error <= bound:
                     raise ParityError(
                         f"the engine's outputs differ from the model's by {error:.3g} (relative Frobenius error; "

@@ -45,6 +45,8 @@ class Xla(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
+    packages: ClassVar[tuple[str, ...]] = ("jax", "torchax")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.stablehlo``, the program as `jax.export` serialises it, and its weights as safetensors.

@@ -50,5 +50,13 @@ def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: 
         extra = "thrifty" if RUNTIMES[name] == "torch" else f"thrifty[{name}]"
         raise EngineError(f"{directory} needs {RUNTIMES[name]}, which is not installed: pip install '{extra}'")
     module = importlib.import_module(f"thrifty.engines.{name}")
-    engine: Engine = module.open(Path(directory), manifest, threads, device)
+    try:
+        engine: Engine = module.open(Path(directory), manifest, threads, device)
+    except EngineError:
+        raise
+    except Exception as error:  # each runtime raises its own kinds; a manifest may name no file of the engine's
+        raise EngineError(
+            f"{RUNTIMES[name]} cannot open {directory}: {str(error).strip()[:500] or type(error).__name__}; "
+            "copy the artifact again, or run its recipe here"
+        ) from error
     return engine

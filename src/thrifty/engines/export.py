@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from thrifty.engines import pt2
 from thrifty.engines.engine import Engine
 
 
@@ -16,6 +17,7 @@ from thrifty.engines.engine import Engine
 class ExportEngine(Engine):
     def __init__(self, path: Path, device: str) -> None:
         self.device = device
+        pt2.check(path)
         program = torch.export.load(str(path))
         self.module = program.module()
         if device != "cpu":

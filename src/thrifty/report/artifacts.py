@@ -1,0 +1,45 @@
+"""An artifact's checks and the compilers that are here, as tables. Imports no torch: an artifact may not need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TextIO
+
+from rich.text import Text
+
+from thrifty.report.console import cell, lines, show, table
+from thrifty.report.words import seconds
+from thrifty.verifying import Verification
+
+if TYPE_CHECKING:
+    from thrifty.available import Available
+
+_STYLES = {"ok": "green", "differs": "yellow", "failed": "bold red", "skipped": "dim"}
+
+
+def print_verification(found: Verification, file: TextIO | None = None) -> None:
+    """A row a check, and the verdict."""
+    rows = [(check.what, cell(check.status, _STYLES[check.status]), check.detail) for check in found.checks]
+    verdict = "It may serve here." if found.sound else "It may not serve here: see what failed."
+    show(table(found.directory, ["check", "result", "what was found"], rows), Text(verdict), file=file)
+
+
+def print_compilers(found: Iterable[Available], file: TextIO | None = None) -> None:
+    """A row a compiler: what it needs and where that is, what it serves, whether it works."""
+    rows = [(each.name, lines([*_found(each.packages), *_found(each.tools)]), ", ".join(each.precisions),
+             ", ".join(each.devices), _works(each)) for each in found]
+    show(table("Compilers", ["name", "needs", "precisions", "devices", "works here"], rows), file=file)
+
+
+def _found(needs: Mapping[str, str | None]) -> list[str]:
+    return [f"{name} {here or '(missing)'}" for name, here in needs.items()]
+
+
+def _works(each: Available) -> Text:
+    if each.missing is not None:
+        return cell(f"no: {each.missing}", "yellow")
+    if each.tried is None:
+        return cell("installed; --check tries it")
+    if not each.tried.works:
+        return cell(f"no: {each.tried.detail}", "bold red")
+    return cell(f"yes: a tiny net in {seconds(each.tried.seconds)}; {each.tried.detail}", "green")

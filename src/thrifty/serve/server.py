@@ -1,0 +1,190 @@
+"""An artifact's engine, its queue and uvicorn, from the first check to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from thrifty import artifact
+from thrifty.engines import open_engine
+from thrifty.engines.parity import relative_error, tolerance
+from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.serve.batching import Arrays, Batcher, Run, largest, pays
+
+PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+COMPILES_EACH_SHAPE = frozenset({"xla", "compiled"})
+"""Engines that take seconds for each new number of rows: batches do not pay unless they are asked for."""
+MAX_BATCH = 8
+GRACE = 30
+"""Seconds that requests in flight have to be answered in after SIGTERM."""
+
+
+class ServeError(ThriftyError):
+    """A server that cannot start; the message says what to change."""
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """How an artifact is served.
+
+    Args:
+        host, port: to listen at; port 0 takes one that is free.
+        threads: of inference; the artifact's own where None.
+        max_batch: rows that run at once, from 1; None for 8, or 1 where they gain nothing by it or the engine compiles for
+            each number of them.
+        max_wait: seconds that a request waits for others, from 0.
+        max_queue: requests that may wait, from 1; more are answered 503.
+        max_body: bytes of a request, and of what it unpacks to.
+        trust_native_code: whether machine code in the artifact may run.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int | None = None
+    max_batch: int | None = None
+    max_wait: float = 0.002
+    max_queue: int = 256
+    max_body: int = 16 * 10**6
+    trust_native_code: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"port": 0, "threads": 1, "max_batch": 1, "max_wait": 0, "max_queue": 1, "max_body": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise ServeError(f"{name} must be {low} or more but is {value}")
+        if self.port > 65535:
+            raise ServeError(f"port must be 0 to 65535 but is {self.port}")
+
+
+def serve(directory: Path | str, settings: Settings = Settings(), announce: Callable[[str], None] = lambda text: None) -> None:
+    """Serve an artifact until SIGINT or SIGTERM; requests in flight are then answered.
+
+    Args:
+        directory: of the artifact.
+        settings: of the server.
+        announce: told once it listens, in two lines: where, and how to try it.
+
+    Raises:
+        MissingExtra: starlette, uvicorn or prometheus_client is not installed.
+        ArtifactError, EngineError: the artifact cannot be opened here.
+        ServeError: the address cannot be listened at, or the artifact takes what HTTP does not carry.
+    """
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "serve")
+    import uvicorn
+
+    from thrifty.serve.app import Service, make_app
+    from thrifty.serve.metrics import Metrics
+
+    manifest = artifact.verify(directory)
+    _check_dtypes(manifest)
+    metrics = Metrics()
+    with contextlib.closing(_listening(settings)) as listening:
+        batcher = Batcher(lambda: start(Path(directory), manifest, settings), wait=settings.max_wait,
+                          queue=settings.max_queue, heard=metrics.ran)
+        metrics.watch(lambda: batcher.waiting)
+        try:
+            app = make_app(Service(manifest, artifact.example(directory)[0], batcher, metrics, settings.max_body))
+            listening.listen(1024)
+            announce(_announcement(directory, listening, manifest, batcher.most))
+            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none",
+                                    server_header=False, timeout_graceful_shutdown=GRACE)
+            _server(config).run(sockets=[listening])
+        finally:
+            batcher.close()
+
+
+@contextlib.contextmanager
+def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> Iterator[tuple[Run, int]]:
+    """Open the engine and try it: its call, and the most rows that it answers at once as it does one by one.
+
+    Its first answers, which are the slowest, are given here.
+    """
+    engine = open_engine(directory, manifest, threads=settings.threads or manifest.get("threads", 1),
+                         device=manifest.get("device", "cpu"), trust_native_code=settings.trust_native_code)
+    inputs, _ = artifact.example(directory)
+    bound = tolerance(manifest["precision"], manifest.get("device", "cpu"))
+
+    def run(arrays: Arrays) -> Arrays:
+        return engine.arrays(engine.run(engine.native(arrays)))
+
+    def same(one: Arrays, other: Arrays) -> bool:
+        return all(a.shape == b.shape and relative_error(a, b) <= bound for a, b in zip(one, other, strict=True))
+
+    with contextlib.closing(engine):
+        run(inputs)
+        most = largest(run, inputs, max_batch(manifest, settings), same)
+        yield run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
+
+
+def max_batch(manifest: Mapping[str, Any], settings: Settings) -> int:
+    """Rows that may run at once: more than one only where every input and output has a first dimension that varies.
+
+    Where the manifest says within which range, no more than that.
+    """
+    specs = [*manifest["inputs"], *manifest["outputs"]]
+    if not manifest["inputs"] or not all(spec["shape"][:1] == [-1] for spec in specs):
+        return 1
+    asked = settings.max_batch or (1 if manifest["engine"] in COMPILES_EACH_SHAPE else MAX_BATCH)
+    return min([asked, *(high for spec in manifest["inputs"] for d, _, _, high in spec.get("varies", ()) if d == 0)])
+
+
+def _check_dtypes(manifest: Mapping[str, Any]) -> None:
+    for spec in manifest["inputs"]:
+        try:
+            known = np.dtype(spec["dtype"]).kind in "biuf"
+        except TypeError:
+            known = False
+        if not known:
+            raise ServeError(f"input {spec['name']} is {spec['dtype']}, which no body can carry: give the model float32 inputs")
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """The address, taken before anything is opened for it."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With the protocol named, asyncio turns Nagle's algorithm off on what it accepts; without it an answer's second packet
+    # waits 40 ms for the first one's acknowledgement.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((settings.host, settings.port))
+    except OSError as error:
+        made.close()
+        raise ServeError(f"{settings.host} port {settings.port} cannot be listened at: {error.strerror or error}; choose "
+                         "another --port (0 takes one that is free) or --host") from error
+    return made
+
+
+def _announcement(directory: Path | str, listening: socket.socket, manifest: Mapping[str, Any], most: int) -> str:
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    together = f"up to {most} rows at once" if most > 1 else "requests one by one"
+    return (f"serving {directory} on {url} ({manifest['engine']}, {together}; Ctrl-C ends it)\n"
+            f"try: curl -s {url}/example | curl -s {url}/predict -H 'content-type: application/json' -d @-")
+
+
+def _server(config: Any) -> Any:
+    """uvicorn's server, ended by a signal without raising it again: a server that was told to end has not failed."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+            yield
+
+    return Server(config)
