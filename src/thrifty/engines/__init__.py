@@ -12,8 +12,8 @@ from thrifty.engines.engine import Engine as Engine
 from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
 
-RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "compiled": "torch", "onnxruntime": "onnxruntime",
-                                "openvino": "openvino", "xla": "jax"}
+RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
+                                "openvino": "openvino", "xla": "jax", "compiled": "torch"}
 """Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from thrifty.engines import pt2
 from thrifty.engines.engine import Engine, EngineError
 
 
@@ -22,6 +23,7 @@ class CompiledEngine(Engine):
     def __init__(self, path: Path, device: str) -> None:
         from torch._inductor import config
 
+        pt2.check(path)
         self.device = device
         module = torch.export.load(str(path)).module().to(device)
         # Frozen weights let batch norms fold into convolutions; a CUDA graph takes the launches out of a small batch.
