@@ -6,6 +6,7 @@ or an out-of-memory takes nothing else with it and peak memory is its own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -27,6 +28,7 @@ from torch import nn
 
 from thrifty import __version__, artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
+from thrifty.compilers.parity import check_parity
 from thrifty.context import Tell, calibration, make_context, outputs_of, run_training, score
 from thrifty.environment import runtime_versions
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
@@ -38,7 +40,6 @@ from thrifty.recipe import PhaseOf, Recipe, Train, seed_of
 from thrifty.rehearsal import rehearse
 from thrifty.target import Target, cores
 from thrifty.trial import Effect
-from thrifty.workload import Workload
 
 
 @final
@@ -230,14 +231,23 @@ class _Run:
                     "threads": self.job.target.threads, "device": self.job.target.device,
                     "versions": runtime_versions(),
                 }, [x.numpy() for x in example], [x.numpy() for x in outputs_of(model, example)])
-                check_parity(self.workload, model, directory, lowered.precision, self.job.target)
-                charge = self.charge("compilation", text, time.perf_counter() - began)
-                (directory / "charges.json").write_text(json.dumps([charge.to_json()]))
+                self.check_parity(model, directory, lowered.precision)
+                seconds = time.perf_counter() - began
+                paid = [self.charge("search", what, lost) for what, lost in lowered.spent]
+                paid.append(self.charge("compilation", text, seconds - sum(lost for _, lost in lowered.spent)))
+                (directory / "charges.json").write_text(json.dumps([charge.to_json() for charge in paid]))
             kept = cache.lookup("engines", key)
             assert kept is not None
         charges = Ledger.from_json(json.loads((kept / "charges.json").read_text())).charges
         facts = artifact.read(kept)["facts"]
         return kept, charges, [self.final_effect(entry, facts) for entry in state.claims]
+
+    def check_parity(self, model: nn.Module, directory: Path, precision: str) -> None:
+        """The engine, reloaded, on real inputs."""
+        device = self.job.target.device
+        requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(calibration(self.workload, 0, 8), 8))
+        with contextlib.closing(artifact.load(directory, threads=cores(), device=device, trust_native_code=True)) as engine:
+            check_parity(lambda *inputs: outputs_of(model, inputs), engine, requests, precision, device)
 
     @staticmethod
     def final_effect(entry: MethodClaim, facts: Mapping[str, float]) -> Effect:
@@ -296,35 +306,6 @@ def reprobe(claims: tuple[MethodClaim, ...], model: nn.Module) -> tuple[MethodCl
                              f"and a later phase undid it: it is {value:.6g}")
         kept.append(MethodClaim(entry.method, dataclasses.replace(claim, after=value)))
     return tuple(kept)
-
-
-PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
-"""Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
-TF32_PARITY = 5e-3
-"""The same for fp32 on CUDA, where torch lets convolutions run in tf32."""
-
-
-def check_parity(workload: Workload, model: nn.Module, directory: Path, precision: str, target: Target) -> None:
-    """Compare the engine, reloaded, with the module that it came from, on real inputs.
-
-    Raises:
-        ThriftyError: they differ by more than the precision explains.
-    """
-    engine = artifact.load(directory, threads=cores(), device=target.device, trust_native_code=True)
-    bound = max(PARITY[part] for part in precision.split("+"))
-    if target.device == "cuda":
-        bound = max(bound, TF32_PARITY)
-    with torch.no_grad():
-        for inputs in itertools.islice(calibration(workload, 0, 8), 8):
-            row = tuple(x[:1] for x in inputs)
-            got = engine(*row)
-            for a, b in zip(outputs_of(model, row), got if isinstance(got, tuple) else (got,), strict=True):
-                error = float((a.double() - b.double()).norm() / a.double().norm().clamp_min(1e-12))
-                if not error <= bound:
-                    raise ThriftyError(
-                        f"the engine's outputs differ from the model's by {error:.3g} (relative Frobenius error; "
-                        f"{precision} explains {bound:g}): the lowering is wrong, so nothing is kept"
-                    )
 
 
 def peak_memory() -> int:

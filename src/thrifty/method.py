@@ -422,11 +422,18 @@ class TrainingMethod(Method):
 @final
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype ("float32") and shape of an engine's input or output; -1 where a dimension varies."""
+    """Name, dtype ("float32") and shape of an engine's input or output; -1 where a dimension varies.
+
+    Args:
+        name: under which the model's forward takes it or gives it back.
+        dtype, shape: of the tensor.
+        varies: (dimension, name, low, high) of what varies in an input; dimensions of one name are of one size.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    varies: tuple[tuple[int, str, int, int], ...] = ()
 
 
 @final
@@ -444,6 +451,7 @@ class Lowered:
         precision: what the arithmetic really runs in ("fp32", "bf16", "int8").
         instruction_set: needed from the processor ("avx512"), "" for none.
         facts: figures read off what the engine executes, by the name that claims use.
+        spent: (what, seconds) of the lowering that went into what was not kept.
     """
 
     engine: str
@@ -456,6 +464,7 @@ class Lowered:
     precision: str
     instruction_set: str = ""
     facts: Mapping[str, float] = field(default_factory=dict)
+    spent: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

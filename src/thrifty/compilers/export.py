@@ -47,7 +47,7 @@ class Export(Compiler):
             loose = Path(scratch) / FILE
             torch.export.save(program, loose)
             _compress(loose, directory / FILE)
-        inputs, outputs = specs(program, len(example))
+        inputs, outputs = specs(program, len(example), context.shapes)
         return Lowered(
             engine="export", files=(FILE,), inputs=inputs, outputs=outputs, portable=True, native=False,
             needs=("torch",), precision=precision_of(model),
