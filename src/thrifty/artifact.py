@@ -129,18 +129,21 @@ class Loaded:
         """Give back what the engine holds outside of Python: an unpacked package, say."""
         self.engine.close()
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *given: Any, **named: Any) -> Any:
         """Run the engine.
 
         Args:
-            inputs: one tensor or array for each input, of the shape and dtype that the manifest names.
+            given: tensors or arrays, of the shapes and dtypes that the manifest names, in its order.
+            named: those that are not given in order, by the manifest's names.
 
         Returns:
-            a tensor, or a tuple where the model gives several; arrays where arrays came in.
+            a tensor, a tuple where the model gives several, a dictionary where it gives them by names; arrays where arrays
+            came in.
 
         Raises:
             InputError: an input differs from what the engine takes.
         """
+        inputs = _ordered([spec["name"] for spec in self.manifest["inputs"]], given, named)
         tensors = not all(isinstance(x, np.ndarray) for x in inputs)
         arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in inputs]
         check_inputs(self.manifest["inputs"], arrays)
@@ -149,7 +152,19 @@ class Loaded:
             import torch
 
             outputs = [torch.from_numpy(np.array(x)) for x in outputs]
+        names = [spec["name"] for spec in self.manifest["outputs"]]
+        if names != [f"output{i}" for i in range(len(names))]:
+            return dict(zip(names, outputs, strict=True))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _ordered(names: Sequence[str], given: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The inputs in the manifest's order."""
+    behind = names[len(given):]
+    if len(given) > len(names) or set(behind) != set(named):
+        got = ", ".join([f"{len(given)} in order", *named]) if named else str(len(given))
+        raise InputError(f"this artifact takes {len(names)} inputs ({', '.join(names)}) but got {got}")
+    return (*given, *(named[name] for name in behind))
 
 
 def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_native_code: bool = False) -> Loaded:
@@ -186,6 +201,21 @@ def check_inputs(specs: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarray
                 f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']} (-1: any) but is "
                 f"{array.dtype} of shape {list(array.shape)}"
             )
+    _check_sizes(specs, [array.shape for array in arrays])
+
+
+def _check_sizes(specs: Sequence[Mapping[str, Any]], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse what lies outside of the range that an engine was made for: some would compute nonsense, others compile."""
+    seen: dict[str, tuple[int, str]] = {}
+    for spec, shape in zip(specs, shapes, strict=True):
+        for dimension, name, low, high in spec.get("varies", ()):
+            size, here = shape[dimension], f"dimension {dimension} of {spec['name']}"
+            if not low <= size <= high:
+                raise InputError(f"{here} must be {low} to {high} but is {size}: split or pad the request, or widen "
+                                    "the workload's `shapes` and compile again")
+            other, where = seen.setdefault(name, (size, here))
+            if other != size:
+                raise InputError(f"{here} must be as {where}, which is {other}, but is {size}")
 
 
 def example(directory: Path | str) -> tuple[list[np.ndarray], list[np.ndarray]]:

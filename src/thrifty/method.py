@@ -435,11 +435,18 @@ class TrainingMethod(Method):
 @final
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype ("float32") and shape of an engine's input or output; -1 where a dimension varies."""
+    """Name, dtype ("float32") and shape of an engine's input or output; -1 where a dimension varies.
+
+    Args:
+        name: under which the model's forward takes it or gives it back.
+        dtype, shape: of the tensor.
+        varies: (dimension, name, low, high) of what varies in an input; dimensions of one name are of one size.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    varies: tuple[tuple[int, str, int, int], ...] = ()
 
 
 @final

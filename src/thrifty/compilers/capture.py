@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from thrifty.errors import ThriftyError
 from thrifty.method import TensorSpec
@@ -54,7 +55,18 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
                     f"dimension {d} of input {i} was to vary, and the model fixes it to {taken[i].shape[d]}: take it "
                     "out of the workload's `shapes`, or out of what the model's code depends on"
                 )
+    _reshape_views(program)
     return program
+
+
+def _reshape_views(program: ExportedProgram) -> None:
+    """Have every view copy where it must: what an operator is decomposed into may give a tensor other strides than the
+    operator did (attention does, under free dimensions), and a view of it is then refused."""
+    aten: Any = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+    program.graph_module.recompile()
 
 
 def _by_parameter(model: nn.Module, dynamic: list[dict[int, Any]]) -> tuple[Any, ...]:
@@ -100,19 +112,39 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def specs(program: ExportedProgram, inputs: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of the call, -1 where a dimension varies."""
-    taken = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"][-inputs:] if inputs else []
+def specs(program: ExportedProgram, inputs: int,
+          shapes: Shapes | None = None) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of the call, -1 where a dimension varies.
+
+    Args:
+        program: as `capture` gave it.
+        inputs: how many the call takes.
+        shapes: those that `capture` was given: the ranges of what varies.
+
+    Returns:
+        inputs, named as the model's forward names them; outputs, named by the keys under which the model gives them,
+        "output0" and so on where it gives no mapping.
+    """
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder"][-inputs:] if inputs else []
+    taken = tuple(_spec(n.name, n.meta["val"], (shapes or {}).get(i, {})) for i, n in enumerate(nodes))
     given = [n.meta["val"] for n in program.graph.output_node().args[0]]
-    return _specs("input", taken), _specs("output", given)
+    return taken, tuple(_spec(name, value, {}) for name, value in zip(_output_names(program), given, strict=True))
 
 
-def _specs(kind: str, values: Iterable[Any]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(f"{kind}{i}", str(value.dtype).removeprefix("torch."),
-                   tuple(d if isinstance(d, int) else -1 for d in value.shape))
-        for i, value in enumerate(values)
-    )
+def _spec(name: str, value: Any, ranges: Mapping[int, tuple[int, int]]) -> TensorSpec:
+    varies = tuple((d, str(size), *ranges[d]) for d, size in enumerate(value.shape)
+                   if not isinstance(size, int) and d in ranges)
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."),
+                      tuple(d if isinstance(d, int) else -1 for d in value.shape), varies)
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    structure = program.call_spec.out_spec
+    outputs = pytree.tree_unflatten(range(structure.num_leaves), structure)
+    if not isinstance(outputs, Mapping):
+        return [f"output{i}" for i in range(structure.num_leaves)]
+    return ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+            for path, _ in pytree.tree_flatten_with_path(outputs)[0]]
 
 
 def precision_of(model: nn.Module) -> str:

@@ -45,7 +45,7 @@ class Export(Compiler):
         """
         program = capture(model, example, context.shapes).run_decompositions()
         write_program(program, directory / FILE)
-        inputs, outputs = specs(program, len(example))
+        inputs, outputs = specs(program, len(example), context.shapes)
         return Lowered(
             engine="export", files=(FILE,), inputs=inputs, outputs=outputs, portable=True, native=False,
             needs=("torch",), precision=precision_of(model),

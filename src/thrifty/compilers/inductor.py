@@ -76,7 +76,7 @@ class Inductor(Compiler):
             except Exception as error:
                 raise LoweringError(f"Inductor cannot compile this model: {str(error).strip()[:500]}") from error
             source = _pack(package, directory / FILE)
-        inputs, outputs = specs(program, len(example))
+        inputs, outputs = specs(program, len(example), context.shapes)
         return Lowered(
             engine="inductor", files=(FILE,), inputs=inputs, outputs=outputs, portable=False, native=True,
             needs=("torch",), precision=precision_of(model), instruction_set=instruction_set(),

@@ -77,7 +77,7 @@ class OnnxRuntime(Compiler):
         with torch.no_grad(), _quiet():
             with _Attention():
                 program = capture(placed, example, context.shapes)
-            inputs, outputs = specs(program, len(example))
+            inputs, outputs = specs(program, len(example), context.shapes)
             try:
                 exported = torch.onnx.export(
                     program, dynamo=True, verbose=False, opset_version=OPSET, optimize=True,

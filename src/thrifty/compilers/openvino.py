@@ -58,7 +58,7 @@ class OpenVino(Compiler):
         example = tuple(x.cpu() for x in example)
         with torch.no_grad():
             program = capture(_placed(copy.deepcopy(model).eval().cpu()), example, context.shapes)
-            inputs, outputs = specs(program, len(example))
+            inputs, outputs = specs(program, len(example), context.shapes)
             _write(program, example, context.shapes, directory)
         return Lowered(
             engine="openvino", files=FILES, inputs=inputs, outputs=outputs, portable=True, native=False,

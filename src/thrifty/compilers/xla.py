@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
@@ -64,7 +64,7 @@ class Xla(Compiler):
         with torch.no_grad():
             program = _reshaped(capture(model.cpu(), example, context.shapes))
             _write_apart(program, context.shapes, directory)
-        inputs, outputs = specs(program, len(example))
+        inputs, outputs = specs(program, len(example), context.shapes)
         return Lowered(
             engine="xla", files=FILES, inputs=inputs, outputs=outputs, portable=True, native=False,
             needs=("jax", "safetensors"), precision=precision_of(model),
@@ -122,6 +122,7 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _count_first(program)
         try:
             _, states, call = torchax.export.exported_program_to_jax(program, export_raw=True)
             weights, places = _once(states)
@@ -132,6 +133,23 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
             raise LoweringError(f"XLA cannot express this model: {str(error).strip()[:500] or type(error)}") from error
     (directory / FILES[0]).write_bytes(exported.serialize())
     save_file({str(i): x.detach().contiguous() for i, x in enumerate(weights)}, directory / FILES[1])
+
+
+def _count_first(program: ExportedProgram) -> None:
+    """Have `arange` up to a free dimension count in its own type and convert after: torchax converts the bound, which must
+    then be a constant."""
+    aten: Any = torch.ops.aten
+    counts = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+    for node in list(program.graph.nodes):
+        dtype = node.kwargs.get("dtype")
+        if node.target not in counts or dtype is None or not any(isinstance(bound, fx.Node) for bound in node.args):
+            continue
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "dtype"}
+        if dtype != torch.int64 and not any(isinstance(bound, float) for bound in node.args):
+            with program.graph.inserting_after(node):
+                converted = program.graph.call_function(aten._to_copy.default, (node,), {"dtype": dtype})
+            node.replace_all_uses_with(converted, delete_user_cb=lambda user, converted=converted: user is not converted)
+    program.graph_module.recompile()
 
 
 def _once(states: list[Tensor]) -> tuple[list[Tensor], list[int]]:
