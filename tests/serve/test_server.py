@@ -20,6 +20,7 @@ from torch import nn
 
 from thrifty import artifact, testing
 from thrifty.compilers.onnxruntime import OnnxRuntime
+from thrifty.errors import MissingExtra
 from thrifty.method import Context
 from thrifty.serve.server import ServeError, Settings, max_batch, serve, start
 
@@ -262,6 +263,12 @@ def test_an_address_that_is_taken_is_told_before_anything_is_opened(place):
         taken.listen()
         with pytest.raises(ServeError, match="choose another --port"):
             serve(place, Settings(port=taken.getsockname()[1]))
+
+
+def test_a_missing_library_names_its_extra(place, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"starlette is not installed; .*thrifty\[serve\]"):
+        serve(place)
 
 
 def test_a_dtype_that_no_body_carries(place, tmp_path):
