@@ -2,8 +2,8 @@
 
     python benchmarks/auto.py --models resnet18-64 minilm --schemes fp32 bf16 w8a8 >> benchmarks/compilers.md
 
-A cell lowers the model by `compile(auto)` and by each compiler that takes it, then measures all of them and the eager fp32 module in
-the same rounds of fresh processes. What auto chose is compared with the best single backend of these rounds, which auto has
+A cell lowers the model by `compile(auto)` and by each compiler that takes it, then measures all of them and the eager fp32
+module in the same rounds of fresh processes. What auto chose is compared with the best single backend of these rounds, which auto has
 not seen. A cell is printed as soon as it is known, and kept in a file of JSON lines, so that a killed run goes on.
 """
 
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="of compile(auto)")
     parser.add_argument("--kept", type=Path, default=Path("auto.jsonl"))
     arguments = parser.parse_args()
-    kept = [json.loads(line) for line in arguments.kept.read_text().splitlines()] if arguments.kept.is_file() else []
-    known = {(found["model"], found["scheme"]): found for found in kept}
+    lines = arguments.kept.read_text().splitlines() if arguments.kept.is_file() else []
+    known = {(found["model"], found["scheme"]): found for found in map(json.loads, lines)}
     print("| model | scheme | eager fp32 | auto chose, over eager | best single | auto's time over the best's | singles over "
           "eager | auto took |\n| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for model, scheme in itertools.product(arguments.models, arguments.schemes):

@@ -72,7 +72,8 @@ def compilers(known: Iterable[str]) -> list[type[Compiler]]:
 
 def _look(cls: type[Compiler], check: bool, limit: float) -> Available:
     missing = cls.missing()
-    return Available(cls.name, {name: installed(name) for name in cls.packages}, cls.tools(), cls.precisions, cls.devices,
+    return Available(cls.name, {name: installed(name) for name in cls.packages}, cls.tools(), cls.precisions,
+                     tuple(sorted(cls.card.devices)),
                      missing, attempt(cls.name, limit) if check and missing is None else None)
 
 

@@ -488,8 +488,6 @@ class Compiler(Method):
     """Distributions that it compiles and opens with."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
     """Of models that it takes."""
-    devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    """Of targets that it serves."""
 
     @abc.abstractmethod
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:

@@ -95,7 +95,7 @@ class Auto(Compiler):
         took: dict[str, float] = {}
         with torch.no_grad():
             expected = _tuple(model.eval()(*example))
-        for name in candidates(model):
+        for name in candidates(model, context.target.device):
             if made and (name == LAST_RESORT or time.perf_counter() - began > self.seconds):
                 break
             context.progress(f"auto: compile({name})")
@@ -131,13 +131,15 @@ class Auto(Compiler):
         return seconds | (raced(near, rounds) if len(near) > 1 and rounds > 0 else {})
 
 
-def candidates(model: nn.Module) -> list[str]:
-    """Compilers that are installed and take a model of this precision, in the order in which they are tried."""
+def candidates(model: nn.Module, device: str = "cpu") -> list[str]:
+    """Compilers that are installed, serve the device and take a model of this precision, in the order in which they are tried."""
     properties = {"module"} | ({"float-weights"} if "int8" not in precision_of(model) else set())
     found = []
     for name in names():
         cls = method_class(name)
-        if issubclass(cls, Compiler) and cls is not Auto and not cls.missing() and cls.card.requires <= properties:
+        if not issubclass(cls, Compiler) or cls is Auto or cls.missing():
+            continue
+        if device in cls.card.devices and cls.card.requires <= properties:
             found.append(name)
     return sorted(found, key=lambda name: (name == LAST_RESORT, (*ORDER, name).index(name)))
 

@@ -35,7 +35,6 @@ class Export(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
-    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.pt2``.

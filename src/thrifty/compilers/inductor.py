@@ -52,7 +52,6 @@ class Inductor(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
-    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.pt2``, an AOTInductor package.
