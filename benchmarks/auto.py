@@ -3,8 +3,8 @@
     python benchmarks/auto.py --models resnet18-64 minilm --schemes fp32 bf16 w8a8 >> benchmarks/compilers.md
 
 A cell lowers the model by `compile(auto)` and by each compiler that takes it, then measures all of them and the eager fp32
-module in the same rounds of fresh processes. What auto chose is compared with the best single backend of these rounds, which auto has
-not seen. A cell is printed as soon as it is known, and kept in a file of JSON lines, so that a killed run goes on.
+module in the same rounds of fresh processes. What auto chose is compared with the best single backend of these rounds, which
+auto has not seen. A cell is printed as soon as it is known, and kept in a file of JSON lines, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))  # a worker imports this file by its path
 import zoo
 
 from thrifty.measure.sides import ArtifactSide, CallableSide, Side
@@ -90,13 +92,16 @@ def cell(model: str, scheme: str, rounds: int, seconds: float) -> dict[str, Any]
         }
 
 
+def interval(found: Sequence[float | None], digits: int = 2) -> str:
+    value, low, high = found
+    return f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low is not None else "")
+
+
 def row(found: dict[str, Any]) -> str:
-    singles = "; ".join(f"{name} {low:.2f} to {high:.2f}x" for name, (_, low, high) in found["over_eager"].items()
-                        if name != "auto")
-    value, low, high = found["behind"]
+    singles = "; ".join(f"{name} {interval(ratio)}" for name, ratio in found["over_eager"].items() if name != "auto")
     return (f"| {found['model']} | {found['scheme']} | {found['ms']['eager']:.2f} ms | {found['chose']}, "
-            f"{found['over_eager']['auto'][0]:.2f}x [{found['over_eager']['auto'][1]:.2f}, {found['over_eager']['auto'][2]:.2f}] "
-            f"| {found['best']} | {value:.3f} [{low:.3f}, {high:.3f}] | {singles} | {found['took']['auto']:.0f} s |")
+            f"{interval(found['over_eager']['auto'])} | {found['best']} | {interval(found['behind'], 3)} | {singles} | "
+            f"{found['took']['auto']:.0f} s |")
 
 
 def main() -> None:
