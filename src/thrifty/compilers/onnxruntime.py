@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
 from thrifty.numerics.graph import exchange
@@ -82,7 +83,7 @@ class OnnxRuntime(Compiler):
                     input_names=[x.name for x in inputs], output_names=_apart(inputs, outputs),
                 )
             except Exception as error:
-                raise LoweringError(f"ONNX cannot express this model: {str(error).strip()[:500]}") from error
+                raise cannot_express("ONNX", error, "openvino", "inductor") from error
             assert exported is not None
             _rename_inner(exported.model.graph)
             exported.save(directory / FILE, external_data=False)

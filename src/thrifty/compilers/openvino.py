@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
+from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
@@ -87,7 +88,7 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
             for i, x in enumerate(example)
         })
     except Exception as error:
-        raise LoweringError(f"OpenVINO cannot express this model: {str(error).strip()[:500]}") from error
+        raise cannot_express("OpenVINO", error, "onnxruntime", "inductor") from error
     openvino.save_model(converted, directory / FILES[0], compress_to_fp16=False)
 
 
