@@ -131,7 +131,7 @@ def test_a_model_must_take_its_own_example() -> None:
 
 
 @pytest.mark.parametrize(("example", "words"), [
-    (lambda n: torch.zeros(n, 2), "must return a tuple of tensors but returned Tensor"),
+    (lambda n: torch.zeros(n, 2), "must return a tuple of tensors, or a dictionary of them, but returned Tensor"),
     (lambda n: (), "must return a tuple of tensors"),
     (lambda n: ([0.0, 0.0],), "must return a tuple of tensors"),
     (lambda n: 1 / 0, r"example\(1\) raised ZeroDivisionError"),

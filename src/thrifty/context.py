@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from thrifty.compilers.parity import as_tuple
 from thrifty.errors import ThriftyError
 from thrifty.method import Context
 from thrifty.quality import as_inputs, batches, length
@@ -40,7 +41,8 @@ def score(workload: Workload, model: nn.Module) -> float:
 
 
 def _to_cpu(outputs: Any) -> Any:
-    return outputs.cpu() if isinstance(outputs, Tensor) else tuple(x.cpu() for x in outputs)
+    found = tuple(x.cpu() for x in as_tuple(outputs))
+    return found[0] if len(found) == 1 else found
 
 
 def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMPLES) -> Iterator[tuple[Tensor, ...]]:

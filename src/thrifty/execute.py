@@ -24,18 +24,19 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thrifty import __version__, artifact, cache, checkpoint
 from thrifty.checkpoint import Checkpoint, MethodClaim
-from thrifty.compilers.parity import check_parity
+from thrifty.compilers.divergence import first_divergence
+from thrifty.compilers.parity import ParityError, check_parity, check_random
 from thrifty.context import Tell, calibration, make_context, outputs_of, run_training, score
 from thrifty.environment import runtime_versions
 from thrifty.errors import EffectLost, ThriftyError, TrainingFailed
 from thrifty.ledger import Charge, Kind, Ledger
 from thrifty.loading import check_data, check_example, load_workload
 from thrifty.measure import energy
-from thrifty.method import Transform
+from thrifty.method import Compiler, Context, Transform
 from thrifty.recipe import PhaseOf, Recipe, Train, seed_of
 from thrifty.rehearsal import rehearse
 from thrifty.target import Target, cores
@@ -232,7 +233,7 @@ class _Run:
                     "threads": self.job.target.threads, "device": self.job.target.device,
                     "versions": runtime_versions(),
                 }, [x.numpy() for x in example], [x.numpy() for x in outputs_of(model, example)])
-                self.check_parity(model, directory, lowered.precision)
+                self.check_parity(compiler, model, directory, lowered.precision, context)
                 seconds = time.perf_counter() - began
                 paid = [self.charge("search", what, lost) for what, lost in lowered.spent]
                 paid.append(self.charge("compilation", text, seconds - sum(lost for _, lost in lowered.spent)))
@@ -243,12 +244,20 @@ class _Run:
         facts = artifact.read(kept)["facts"]
         return kept, charges, [self.final_effect(entry, facts) for entry in state.claims]
 
-    def check_parity(self, model: nn.Module, directory: Path, precision: str) -> None:
-        """The engine, reloaded, on real inputs."""
+    def check_parity(self, compiler: Compiler, model: nn.Module, directory: Path, precision: str, context: Context) -> None:
+        """The engine, reloaded, on real inputs and on random ones."""
         device = self.job.target.device
+
+        def module(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return outputs_of(model, inputs)
+
         requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(calibration(self.workload, 0, 8), 8))
-        with contextlib.closing(artifact.load(directory, threads=cores(), device=device, trust_native_code=True)) as engine:
-            check_parity(lambda *inputs: outputs_of(model, inputs), engine, requests, precision, device)
+        try:
+            with contextlib.closing(artifact.load(directory, threads=cores(), device=device, trust_native_code=True)) as engine:
+                check_parity(module, engine, requests, precision, device)
+                check_random(module, engine, context.example, context.shapes, precision, device)
+        except ParityError as error:
+            raise ParityError(f"{error}; {first_divergence(compiler, model, error.inputs, context)}") from error
 
     @staticmethod
     def final_effect(entry: MethodClaim, facts: Mapping[str, float]) -> Effect:

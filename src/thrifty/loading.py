@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError, WorkloadError
+from thrifty.flatten import flattened
 from thrifty.quality import length
 from thrifty.workload import Workload
 
@@ -51,7 +52,7 @@ def load_workload(reference: str) -> Workload:
     workload = getattr(module, attribute)
     if not isinstance(workload, Workload):
         raise WorkloadError(f"{attribute} of {place} must be a thrifty.Workload but is {type(workload).__name__}")
-    return dataclasses.replace(workload, source=f"{place}:{attribute}")
+    return flattened(dataclasses.replace(workload, source=f"{place}:{attribute}"))
 
 
 def _place(reference: str, embedded: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -129,7 +130,8 @@ def check_example(workload: Workload, model: nn.Module) -> Any:
     except Exception as error:
         raise WorkloadError(f"example(1) raised {type(error).__name__}: {error}") from error
     if not isinstance(example, tuple) or not all(isinstance(x, Tensor) for x in example) or not example:
-        raise WorkloadError(f"example(n) must return a tuple of tensors but returned {type(example).__name__}")
+        raise WorkloadError(f"example(n) must return a tuple of tensors, or a dictionary of them, but returned "
+                            f"{type(example).__name__}")
     try:
         with torch.no_grad():
             return model.eval()(*example)

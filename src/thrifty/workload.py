@@ -136,7 +136,8 @@ class Workload:
         validation, test: likewise; choices are scored on validation, the final front alone on test.
         loss: needed by every ``train`` phase; None where nothing is trained.
         quality: scores predictions per example.
-        example: n -> a tuple of n requests' tensors, as the server gets them.
+        example: n -> n requests' tensors, as the server gets them: a tuple in the order of the model's forward, or a
+            dictionary by its names; items of the data sets then hold inputs of those names. `load_workload` puts them in order.
         scenario: SingleStream(), Offline() or Server(latency=...).
         reference: the recipe by which it is trained today; "" where the model comes trained.
         forward: (model, batch) -> outputs, where it is more than the model on the inputs.
@@ -155,7 +156,7 @@ class Workload:
     validation: Dataset[Any]
     test: Dataset[Any]
     quality: Quality
-    example: Callable[[int], tuple[Tensor, ...]]
+    example: Callable[[int], Any]
     train: Dataset[Any] | None = None
     loss: Loss | None = None
     scenario: Scenario = SingleStream()

@@ -71,6 +71,19 @@ def test_integer_kernels_run_and_agree_with_the_simulation(conv):
     assert small <= 0.33 * conv["fp32"][2]  # the graph's text weighs on so small a net
 
 
+def test_a_value_that_is_two_outputs(tmp_path):
+    class Twice(nn.Module):
+        def forward(self, x):
+            y = torch.relu(x)
+            return y, x * 2, y
+
+    x = torch.randn(2, 3)
+    record, engine, _ = lowered(OpenVino(), Twice(), (x,), tmp_path)
+    assert len(record.outputs) == 3
+    for got, right in zip(engine.arrays(engine.run(engine.native([x.numpy()]))), Twice()(x), strict=True):
+        np.testing.assert_array_equal(got, right)
+
+
 def test_an_input_outside_of_the_shapes_is_refused(conv):
     engine = conv["int8"][1]
     for x in (torch.zeros(17, 1, 29, 23), torch.zeros(1, 1, 28, 23), torch.zeros(1, 29, 23)):

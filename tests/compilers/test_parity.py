@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from thrifty.compilers.parity import ParityError, check_parity
+from thrifty.compilers.parity import ParityError, check_parity, check_random, random_requests
 from thrifty.engines.parity import PARITY, relative_error, tolerance
 
 REQUESTS = [(torch.randn(1, 6, generator=torch.Generator().manual_seed(i)),) for i in range(3)]
@@ -57,3 +57,40 @@ def test_a_wrong_layer_is_found():
     right, wrong = nn.Linear(6, 4), nn.Linear(6, 4)
     with pytest.raises(ParityError, match="nothing is kept"):
         check_parity(lambda x: (right(x),), wrong, REQUESTS, "fp32")
+
+
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(1, 5), st.sampled_from([torch.int64, torch.int32, torch.bool]))
+def test_random_requests_are_like_the_example(low, more, tokens, dtype):
+    ids = torch.randint(0, 2, (low, tokens), generator=torch.Generator().manual_seed(0)).to(dtype)
+    example = (ids, torch.randn(low, 3) * 100 + 7, torch.tensor(5.0))
+    shapes = {0: {0: (low, low + more)}, 1: {0: (low, low + more)}}
+    for a, b, c in random_requests(example, shapes):
+        assert (a.dtype, b.dtype, c.dtype) == (dtype, torch.float32, torch.float32)
+        assert a.shape == (len(b), tokens) and b.shape[1:] == (3,) and c.shape == ()
+        assert low <= len(a) <= low + more
+        assert (ids.int().min() <= a.int().min() and a.int().max() <= ids.int().max()) or dtype == torch.bool
+        assert c == 5
+
+
+def test_random_requests_have_odd_sizes_and_other_values():
+    x = torch.randn(1, 4)
+    found = [request for request, in random_requests((x,), {0: {0: (1, 64)}})]
+    assert [len(request) for request in found] == [1, 3, 13]
+    assert not torch.equal(found[0], x)
+    assert [len(request) for request, in random_requests((x,), {})] == [1], "nothing varies: one request of the example's shape"
+
+
+def test_an_engine_that_is_only_right_on_the_example_is_found():
+    x = torch.randn(1, 6)
+    with pytest.raises(ParityError) as caught:
+        check_random(lambda x: (x * 2,), lambda x: x * (2 if len(x) < 3 else 3), (x,), {0: {0: (1, 8)}}, "fp32")
+    assert [len(y) for y in caught.value.inputs] == [3]
+
+
+def test_where_the_model_itself_has_no_finite_answer_nothing_is_compared():
+    x = torch.tensor([[-1.0]])
+    check_random(lambda x: (x.log(),), lambda x: x * 0, (x,), {}, "fp32")
+
+
+def test_dictionaries_are_compared_in_order():
+    check_parity(lambda x: module(x), lambda x: {"a": x * 2, "b": (x + 1,)}, REQUESTS, "fp32")

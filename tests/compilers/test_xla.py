@@ -52,6 +52,18 @@ def test_attention_and_whole_numbers(tmp_path):
         called(engine, ids + 2**32, mask)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_counting_up_to_a_free_dimension(dtype, tmp_path):
+    class Positions(nn.Module):
+        def forward(self, x):
+            return x + torch.arange(x.shape[1], dtype=dtype)
+
+    _, engine, _ = lowered(Xla(), Positions(), (torch.zeros(1, 5),), tmp_path, {0: {0: (1, 8), 1: (1, 64)}})
+    for shape in ((1, 5), (3, 7), (8, 63)):
+        x = torch.randn(shape)
+        assert error(called(engine, x), Positions()(x)) < 1e-6
+
+
 def test_threads_are_as_many_as_asked_for_in_one_process(conv):
     """An engine that was opened before goes on, on what it had."""
     net, x, place, (record, engine, _) = conv

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from thrifty import artifact
 from thrifty.compilers.capture import LoweringError, precision_of
-from thrifty.compilers.parity import check_parity
+from thrifty.compilers.parity import as_tuple, check_parity
 from thrifty.measure.sides import ArtifactSide
 from thrifty.measure.timing import Plan, compare
 from thrifty.method import Card, Compiler, Context, Lowered, number
@@ -94,7 +94,7 @@ class Auto(Compiler):
         failed: dict[str, str] = {}
         took: dict[str, float] = {}
         with torch.no_grad():
-            expected = _tuple(model.eval()(*example))
+            expected = as_tuple(model.eval()(*example))
         for name in candidates(model, context.target.device):
             if made and (name == LAST_RESORT or time.perf_counter() - began > self.seconds):
                 break
@@ -154,12 +154,8 @@ def _lowered(name: str, model: nn.Module, example: tuple[Tensor, ...], expected:
     threads, device = context.target.threads, context.target.device
     requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(context.calibration(), PARITY_REQUESTS))
     with contextlib.closing(artifact.load(place, threads=threads, device=device, trust_native_code=True)) as engine:
-        check_parity(lambda *inputs: _tuple(model(*inputs)), engine, requests, lowered.precision, device)
+        check_parity(lambda *inputs: as_tuple(model(*inputs)), engine, requests, lowered.precision, device)
     return lowered
-
-
-def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _told(name: str, seconds: float | None, why: str | None) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -55,6 +55,9 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
                     f"dimension {d} of input {i} was to vary, and the model fixes it to {taken[i].shape[d]}: take it "
                     "out of the workload's `shapes`, or out of what the model's code depends on"
                 )
+    for name, output in zip(_output_names(program), program.graph.output_node().args[0], strict=True):
+        if not isinstance(output, fx.Node):
+            raise LoweringError(f"{type(model).__name__} gives {output!r} as its {name}; an engine gives tensors alone")
     _reshape_views(program)
     return program
 

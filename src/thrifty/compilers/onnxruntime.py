@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
-from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import TINY
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
@@ -81,11 +82,12 @@ class OnnxRuntime(Compiler):
             try:
                 exported = torch.onnx.export(
                     program, dynamo=True, verbose=False, opset_version=OPSET, optimize=True,
-                    input_names=[x.name for x in inputs], output_names=[x.name for x in outputs],
+                    input_names=[x.name for x in inputs], output_names=_apart(inputs, outputs),
                 )
             except Exception as error:
-                raise LoweringError(f"ONNX cannot express this model: {str(error).strip()[:500]}") from error
+                raise cannot_express("ONNX", error, "openvino", "inductor") from error
             assert exported is not None
+            _rename_inner(exported.model.graph)
             exported.save(directory / FILE, external_data=False)
         _strip(directory / FILE)
         return Lowered(
@@ -260,6 +262,21 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
     shape = (*joined[0].shape[:2], heads * value.shape[-1])
     out = _op("com.microsoft::MultiHeadAttention", (*joined, None, None, bias), shape, torch.float32, version=1, **options)
     return out.unflatten(2, (heads, value.shape[-1])).transpose(1, 2)
+
+
+def _apart(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> list[str]:
+    """Names of outputs that no input has: a graph's values have names of their own."""
+    taken = {x.name for x in inputs}
+    return [f"output_{x.name}" if x.name in taken else x.name for x in outputs]
+
+
+def _rename_inner(graph: Any) -> None:
+    """Give values within another name where an output has theirs: the exporter names them after operators."""
+    outputs = {value.name for value in graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in outputs and not value.is_graph_output():
+                value.name = f"{value.name}_within"
 
 
 def _strip(path: Path) -> None:

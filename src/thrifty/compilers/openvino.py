@@ -13,8 +13,10 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
+from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
@@ -74,12 +76,13 @@ class OpenVino(Compiler):
         return None
 
 
-def _write(program: Any, example: tuple[Tensor, ...], shapes: Shapes, directory: Path) -> None:
+def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes, directory: Path) -> None:
     from thrifty.engines.openvino import openvino  # which silences its telemetry first
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _copy_repeated(program)
             converted = openvino.convert_model(program)
         converted.reshape({
             i: openvino.PartialShape([openvino.Dimension(*shapes.get(i, {}).get(d, (size, size)))
@@ -87,8 +90,26 @@ def _write(program: Any, example: tuple[Tensor, ...], shapes: Shapes, directory:
             for i, x in enumerate(example)
         })
     except Exception as error:
-        raise LoweringError(f"OpenVINO cannot express this model: {str(error).strip()[:500]}") from error
+        raise cannot_express("OpenVINO", error, "onnxruntime", "inductor") from error
     openvino.save_model(converted, directory / FILES[0], compress_to_fp16=False)
+
+
+def _copy_repeated(program: ExportedProgram) -> None:
+    """Give a copy where one value is an output twice: OpenVINO's frontend refuses a value of two names."""
+    output = program.graph.output_node()
+    given: list[Any] = []
+    with program.graph.inserting_before(output):
+        for value in output.args[0]:
+            if value in given:
+                dtype = value.meta["val"].dtype  # not clone, which the frontend sees through
+                copied = program.graph.call_function(torch.ops.aten._to_copy.default, (value,), {"dtype": dtype})
+                copied.meta = dict(value.meta)
+                value = copied
+            given.append(value)
+    output.args = (tuple(given),)
+    for spec, value in zip(program.graph_signature.output_specs, given, strict=True):
+        spec.arg.name = value.name
+    program.graph_module.recompile()
 
 
 def executed(path: Path, arrays: list[np.ndarray], precision: str = "fp32") -> list[tuple[str, str]]:

@@ -2,18 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from thrifty.compilers.capture import LoweringError
+from thrifty.compilers.capture import LoweringError, Shapes
 from thrifty.engines.parity import relative_error, tolerance
+
+ODD = (1, 3, 13)
+"""Sizes that a dimension that varies is given, as far as its range allows."""
 
 
 class ParityError(LoweringError):
-    """An engine whose outputs are not the model's."""
+    """An engine whose outputs are not the model's, with the ``inputs`` that show it."""
+
+    inputs: tuple[Tensor, ...] = ()
+
+
+def random_requests(example: tuple[Tensor, ...], shapes: Shapes, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    """Random inputs like the example's: of its dtype and range of values, of odd sizes where dimensions vary.
+
+    >>> [x.shape[0] for x, in random_requests((torch.randn(1, 4),), {0: {0: (1, 8)}})]
+    [1, 3, 7]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for odd in ODD if shapes else ODD[:1]:
+        yield tuple(_random(x, _sizes(x, shapes.get(i, {}), odd), generator) for i, x in enumerate(example))
+
+
+def _sizes(x: Tensor, dims: Mapping[int, tuple[int, int]], odd: int) -> list[int]:
+    """Inputs whose dimensions have one range get one size."""
+    return [max(dims[d][0], min(odd, (dims[d][1] - 1) | 1)) if d in dims else size for d, size in enumerate(x.shape)]
+
+
+def _random(x: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
+    if x.dtype == torch.bool:
+        return torch.rand(sizes, generator=generator) < 0.5
+    if not x.is_floating_point():  # classes, tokens, masks: only values between those that were seen are sure to be any
+        low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+        return torch.randint(low, high + 1, sizes, generator=generator, dtype=x.dtype)
+    values = x.double()
+    mean, spread = (values.mean(), values.std(correction=0)) if x.numel() else (0.0, 1.0)
+    return (torch.randn(sizes, generator=generator, dtype=torch.float64) * spread + mean).to(x.dtype)
+
+
+def check_random(module: Callable[..., Sequence[Tensor]], engine: Callable[..., Any], example: tuple[Tensor, ...],
+                 shapes: Shapes, precision: str, device: str = "cpu") -> None:
+    """`check_parity` on `random_requests`, on those that the module itself has a finite answer to.
+
+    Raises:
+        ParityError: they differ by more than the precision explains.
+    """
+    with torch.no_grad():
+        finite = (request for request in random_requests(example, shapes)
+                  if all(bool(torch.isfinite(x).all()) for x in module(*request)))
+        check_parity(module, engine, finite, precision, device)
 
 
 def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., Any],
@@ -22,7 +68,7 @@ def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., 
 
     Args:
         module: inputs -> outputs.
-        engine: the same, one output bare.
+        engine: the same, one output bare, or a dictionary of them.
         requests: inputs to compare on.
         precision: as `Lowered` has it.
         device: that the engine runs on.
@@ -34,10 +80,21 @@ def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., 
     with torch.no_grad():
         for inputs in requests:
             got = engine(*inputs)
-            for expected, output in zip(module(*inputs), got if isinstance(got, tuple) else (got,), strict=True):
+            for expected, output in zip(module(*inputs), as_tuple(got), strict=True):
                 error = relative_error(expected.float().cpu().numpy(), output.float().numpy())
                 if not error <= bound:
-                    raise ParityError(
+                    differ = ParityError(
                         f"the engine's outputs differ from the model's by {error:.3g} (relative Frobenius error; "
                         f"{precision} explains {bound:g}): the lowering is wrong, so nothing is kept"
                     )
+                    differ.inputs = inputs
+                    raise differ
+
+
+def as_tuple(outputs: Any) -> tuple[Any, ...]:
+    """The tensors that a model or an engine gives, whether bare, in sequences or in dictionaries, in order.
+
+    >>> as_tuple({"logits": 1, "states": (2, 3)})
+    (1, 2, 3)
+    """
+    return tuple(pytree.tree_leaves(outputs))

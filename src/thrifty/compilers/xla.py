@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
+from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
 
@@ -129,8 +130,8 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
             exported = jax.export.export(
                 jax.jit(lambda kept, *inputs: call([kept[i] for i in places], inputs)), platforms=PLATFORMS
             )([_shaped(jax, torchax, x, None) for x in weights], *_inputs(jax, torchax, program, example, shapes))
-        except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise LoweringError(f"XLA cannot express this model: {str(error).strip()[:500] or type(error)}") from error
+        except Exception as error:  # torchax and jax raise many kinds
+            raise cannot_express("XLA", error, "onnxruntime", "inductor") from error
     (directory / FILES[0]).write_bytes(exported.serialize())
     save_file({str(i): x.detach().contiguous() for i, x in enumerate(weights)}, directory / FILES[1])
 

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.compilers.nets import lowered
+from thrifty.compilers.capture import LoweringError
+from thrifty.compilers.refusal import cannot_express
+from thrifty.registry import method_class
+
+
+class Special(nn.Module):
+    def forward(self, x):
+        return torch.special.airy_ai(torch.relu(x))
+
+
+@pytest.mark.parametrize(("compiler", "others"), [
+    ("onnxruntime", r"compile\(openvino\) or compile\(inductor\)"),
+    ("openvino", r"compile\(onnxruntime\) or compile\(inductor\)"),
+    ("xla", r"compile\(onnxruntime\) or compile\(inductor\)"),
+])
+def test_every_backend_names_the_operator_that_it_lacks(compiler, others, tmp_path):
+    if says := method_class(compiler).missing():
+        pytest.skip(says)
+    with pytest.raises(LoweringError, match=rf"cannot express this model: it has no aten.special_airy_ai\S*; try {others}$"):
+        lowered(method_class(compiler)(), Special(), (torch.ones(2, 3),), tmp_path)
+
+
+def test_the_innermost_reason_and_its_place():
+    try:
+        try:
+            raise NotImplementedError("histc of one value\nand more")
+        except NotImplementedError as inner:
+            raise RuntimeError("Error when translating node %h[target=torch.ops.aten.histc.default](args = (%x,))") from inner
+    except RuntimeError as error:
+        says = str(cannot_express("ONNX", error, "xla"))
+    assert says == "ONNX cannot express this model: histc of one value (at aten.histc.default); try compile(xla)"
+
+
+def test_an_error_without_words():
+    assert "AssertionError; try compile(xla)" in str(cannot_express("ONNX", AssertionError(), "xla"))
