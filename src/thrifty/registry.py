@@ -36,6 +36,7 @@ BUILT_IN = {
     "onnxruntime": "thrifty.compilers.onnxruntime:OnnxRuntime",
     "openvino": "thrifty.compilers.openvino:OpenVino",
     "xla": "thrifty.compilers.xla:Xla",
+    "tvm": "thrifty.compilers.tvm:Tvm",
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""
 

@@ -1,0 +1,85 @@
+"""The passes from a torch.export program to a shared library, run in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from safetensors.numpy import save_file
+from torch.export import ExportedProgram
+from tvm import relax, tirx
+from tvm.target import Target
+
+from thrifty.compilers.tvm import REFUSED
+from thrifty.compilers.tvm.constants import folded, lifted
+from thrifty.compilers.tvm.frontend import translated
+from thrifty.compilers.tvm.products import Registers, legalizations
+from thrifty.compilers.tvm.schedules import schedule
+
+def host() -> tuple[Target, Registers]:
+    """This processor as LLVM knows it."""
+    cpu = str(tvm.get_global_func("target.llvm_get_system_cpu")())
+    target = Target({"kind": "llvm", "mcpu": cpu})
+    wide = bool(tvm.get_global_func("target.llvm_cpu_has_feature")("avx512f", target))
+    return target, Registers(lanes=16, sums=28) if wide else Registers(lanes=8, sums=12)
+
+
+def compiled(program: ExportedProgram, target: Target, registers: Registers) -> tuple[Any, list[np.ndarray]]:
+    """The executable, whose ``main`` takes the program's inputs and then the weights, and the weights."""
+    module = optimized(translated(program), target, registers)
+    module, weights = lifted(module)
+    with target:
+        return tvm.compile(module, target), weights
+
+
+def optimized(module: tvm.IRModule, target: Target, registers: Registers) -> tvm.IRModule:
+    """Relax operators as scheduled loops: batch norms folded, channels last, products in panels, the rest fused."""
+    passes = relax.transform
+    with target:
+        if _is_fixed(module):  # with sizes that vary, TVM 0.27 ends in a segmentation fault here
+            module = passes.FoldBatchnormToConv2D()(module)
+        module = folded(passes.DecomposeOpsForInference()(module))
+        module = folded(passes.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module))
+        module = tvm.transform.Sequential([
+            passes.LegalizeOps(legalizations(registers)), passes.AnnotateTIROpPattern(), passes.FoldConstant(),
+            passes.FuseOps(), passes.FuseTIR(), passes.DeadCodeElimination()])(module)
+    for name, function in list(module.functions_items()):
+        if isinstance(function, tirx.PrimFunc):
+            done = schedule(function.with_attr("global_symbol", "main"), registers)
+            module[name] = done.with_attr("global_symbol", name.name_hint)
+    return module
+
+
+def _is_fixed(module: tvm.IRModule) -> bool:
+    return all(isinstance(d, tirx.IntImm) for x in module["main"].params for d in x.ty.shape)
+
+
+def write(program: ExportedProgram, library: Path, weights: Path, inputs: Any) -> None:
+    """Compile for this processor and write the library, and the weights with what the library takes before them."""
+    executable, values = compiled(program, *host())
+    executable.export_library(str(library))
+    save_file({str(i): np.ascontiguousarray(x) for i, x in enumerate(values)}, weights, {"inputs": json.dumps(inputs)})
+
+
+def main() -> int:
+    """Read from stdin where a program is and where the files go; say on stdout what TVM cannot do."""
+    told = json.load(sys.stdin)
+    program = torch.export.load(told["source"])
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            write(program, *map(Path, told["files"]), told["inputs"])
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")  # noqa: T201  # for the parent
+        return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
