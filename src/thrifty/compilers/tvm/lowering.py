@@ -19,7 +19,8 @@ from tvm.target import Target
 from thrifty.compilers.tvm import REFUSED
 from thrifty.compilers.tvm.constants import folded, lifted
 from thrifty.compilers.tvm.frontend import translated
-from thrifty.compilers.tvm.products import Registers, legalizations
+from thrifty.compilers.tvm import products, rows
+from thrifty.compilers.tvm.products import Registers
 from thrifty.compilers.tvm.schedules import schedule
 
 def host() -> tuple[Target, Registers]:
@@ -47,7 +48,7 @@ def optimized(module: tvm.IRModule, target: Target, registers: Registers) -> tvm
         module = folded(passes.DecomposeOpsForInference()(module))
         module = folded(passes.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module))
         module = tvm.transform.Sequential([
-            passes.LegalizeOps(legalizations(registers)), passes.AnnotateTIROpPattern(), passes.FoldConstant(),
+            passes.LegalizeOps(rows.legalizations(registers.lanes) | products.legalizations(registers)), passes.AnnotateTIROpPattern(), passes.FoldConstant(),
             passes.FuseOps(), passes.FuseTIR(), passes.DeadCodeElimination()])(module)
     for name, function in list(module.functions_items()):
         if isinstance(function, tirx.PrimFunc):

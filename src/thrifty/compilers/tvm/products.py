@@ -11,12 +11,14 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.ir.expr import GenericConst
 
+from thrifty.compilers.tvm.rows import Legalization, default
+from thrifty.compilers.tvm.shapes import aligned, broadcast, fixed, is_float, same, up
+
 VARYING = 4
 """Rows of a tile where their number varies."""
 ROWS, COLUMNS = "thrifty.rows", "thrifty.columns"
-"""Annotations of a product's block, by which `schedules` knows it."""
+"""Annotations of a product's block, by which `schedules` knows it: the tile."""
 
-from thrifty.compilers.tvm.elementary import FUNCTIONS
 
 
 @final
@@ -43,16 +45,16 @@ class Registers:
         return min(((r, v * self.lanes) for r in heights for v in (1, 2, 3, 4, 6, 8) if r * v <= self.sums), key=cost)
 
 
-def legalizations(registers: Registers) -> dict[str, Callable[[Any, Any], Any]]:
+def legalizations(registers: Registers) -> dict[str, Legalization]:
     """Operator -> how it becomes loops: ours for float32 products, TVM's own for the rest."""
 
     def matmul(builder: Any, call: Any) -> Any:
         a, b = call.args
-        columns = _fixed(b.ty.shape[-1])
-        if not (_floats(a, b) and _rank(a) > 1 and _rank(b) > 1) or columns is None:
-            return _default(builder, call)
+        columns = fixed(b.ty.shape[-1])
+        if not (is_float(a) and is_float(b) and _rank(a) > 1 and _rank(b) > 1) or columns is None:
+            return default(builder, call)
         axis = _row_axis(list(a.ty.shape)) if _rank(b) == 2 else _rank(a) - 2
-        tile = registers.tile(_fixed(a.ty.shape[axis]), columns)
+        tile = registers.tile(fixed(a.ty.shape[axis]), columns)
         if isinstance(b, GenericConst) and _rank(b) == 2:
             return builder.call_te(dense, a, relax.const(panels(b.value.numpy(), tile[1])), columns, axis, tile,
                                    primfunc_name_hint="dense")
@@ -62,8 +64,8 @@ def legalizations(registers: Registers) -> dict[str, Callable[[Any, Any], Any]]:
         x, w = call.args
         attrs = call.attrs
         known = isinstance(w, GenericConst) and attrs.data_layout == "NHWC" and attrs.out_layout == "NHWC"
-        if not (known and _floats(x, w) and all(_fixed(d) is not None for d in list(x.ty.shape)[1:])):
-            return _default(builder, call)
+        if not (known and is_float(x) and is_float(w) and all(fixed(d) is not None for d in list(x.ty.shape)[1:])):
+            return default(builder, call)
         weight = w.value.numpy()  # [out, height, width, in]
         step = tuple(map(int, attrs.strides)), tuple(map(int, attrs.dilation)), tuple(map(int, attrs.padding))
         channels, groups = int(x.ty.shape[3]), int(attrs.groups)
@@ -79,57 +81,9 @@ def legalizations(registers: Registers) -> dict[str, Callable[[Any, Any], Any]]:
             tile = registers.tile(width, lanes)
             return builder.call_te(depthwise, x, relax.const(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))),
                                    *step, (tile[0], lanes), primfunc_name_hint="depthwise")
-        return _default(builder, call)
+        return default(builder, call)
 
-    return {"relax.matmul": matmul, "relax.nn.conv2d": conv2d, "relax.nn.softmax": _softmax, "relax.nn.layer_norm": _layer_norm,
-            **{name: _elementwise(make) for name, make in FUNCTIONS.items()}}
-
-
-def _elementwise(make):
-    def legalize(builder, call):
-        x = call.args[0]
-        if str(x.ty.dtype) != "float32":
-            return _default(builder, call)
-        return builder.call_te(lambda a: te.compute(a.shape, lambda *at: make(a(*at)), name="values"), x,
-                               primfunc_name_hint=call.op.name.split(".")[-1])
-    return legalize
-
-
-def _softmax(builder, call):
-    x, axis = call.args[0], int(call.attrs.axis)
-    rank = _rank(x)
-    if str(x.ty.dtype) != "float32" or axis % rank != rank - 1:
-        return _default(builder, call)
-
-    def loops(a):
-        *outer, n = a.shape
-        k, l = te.reduce_axis((0, n), "k"), te.reduce_axis((0, n), "l")
-        largest = te.compute(outer, lambda *at: te.max(a(*at, k), k), name="largest")
-        weights = te.compute(a.shape, lambda *at: FUNCTIONS["relax.exp"](a(*at) - largest(*at[:-1])), name="weights")
-        total = te.compute(outer, lambda *at: te.sum(weights(*at, l), l), name="total")
-        inverse = te.compute(outer, lambda *at: tirx.const(1, "float32") / total(*at), name="inverse")
-        return te.compute(a.shape, lambda *at: weights(*at) * inverse(*at[:-1]), name="softmax")
-
-    return builder.call_te(loops, x, primfunc_name_hint="softmax")
-
-
-def _layer_norm(builder, call):
-    x, scale, shift = call.args
-    if str(x.ty.dtype) != "float32" or [int(a) % _rank(x) for a in call.attrs.axes] != [_rank(x) - 1]:
-        return _default(builder, call)
-    epsilon = float(call.attrs.epsilon)
-
-    def loops(a, g, b):
-        *outer, n = a.shape
-        k, l = te.reduce_axis((0, n), "k"), te.reduce_axis((0, n), "l")
-        total = te.compute(outer, lambda *at: te.sum(a(*at, k), k), name="total")
-        centred = te.compute(a.shape, lambda *at: a(*at) - total(*at[:-1]) / tirx.Cast("float32", n), name="centred")
-        squares = te.compute(outer, lambda *at: te.sum(centred(*at, l) * centred(*at, l), l), name="squares")
-        inverse = te.compute(outer, lambda *at: tirx.const(1, "float32") / tirx.sqrt(
-            squares(*at) / tirx.Cast("float32", n) + tirx.const(epsilon, "float32")), name="inverse")
-        return te.compute(a.shape, lambda *at: centred(*at) * inverse(*at[:-1]) * g(at[-1]) + b(at[-1]), name="layer_norm")
-
-    return builder.call_te(loops, x, scale, shift, primfunc_name_hint="layer_norm")
+    return {"relax.matmul": matmul, "relax.nn.conv2d": conv2d}
 
 
 def panels(weight: np.ndarray, columns: int) -> np.ndarray:
@@ -170,23 +124,23 @@ def _product(a: te.Tensor, weight: Callable[[list[Any], Any, Any], Any], right: 
     """The rows of tiles are ``axis`` of a; the other leading dimensions are its batch."""
     *left, depth = a.shape
     m = left.pop(axis)
-    rows = _up(m, tile[0])
+    rows = up(m, tile[0])
     rank = max(len(left), len(right))
-    batch = [_wider(x, y) for x, y in zip(_aligned(left, rank), _aligned(right, rank), strict=True)]
+    batch = [_wider(x, y) for x, y in zip(aligned(left, rank), aligned(right, rank), strict=True)]
 
     def given(outer: list[Any], i: Any, k: Any) -> Any:
         return a(*outer[:axis], i, *outer[axis:], k)
 
-    if not _same(rows, m):
+    if not same(rows, m):
         unpadded = given
         padded = te.compute((*left, rows, depth), lambda *at: tirx.if_then_else(
             at[-2] < m, unpadded(list(at[:-2]), at[-2], at[-1]), tirx.const(0, "float32")), name="padded")
         given = lambda outer, i, k: padded(*outer, i, k)
     k = te.reduce_axis((0, depth), "k")
     product = te.compute(
-        (*batch, rows, _up(columns, tile[1])),
-        lambda *at: te.sum(given(_broadcast(list(at[:-2]), left), at[-2], k)
-                           * weight(_broadcast(list(at[:-2]), right), k, at[-1]), k),
+        (*batch, rows, up(columns, tile[1])),
+        lambda *at: te.sum(given(broadcast(list(at[:-2]), left), at[-2], k)
+                           * weight(broadcast(list(at[:-2]), right), k, at[-1]), k),
         name="product", attrs=_marks(tile))
     place = axis + rank - len(left)  # of the rows in the output
 
@@ -203,7 +157,7 @@ def convolution(x: te.Tensor, packed: te.Tensor, columns: int, strides: tuple[in
     height, width, padded = _windows(x, size, strides, dilation, padding, tile, int(x.shape[3]))
     r, s, c = (te.reduce_axis((0, n), name) for n, name in ((size[0], "r"), (size[1], "s"), (int(x.shape[3]), "c")))
     product = te.compute(
-        (x.shape[0], height, _up(width, tile[0]), _up(columns, tile[1])),
+        (x.shape[0], height, up(width, tile[0]), up(columns, tile[1])),
         lambda n, p, q, o: te.sum(padded(n, p * strides[0] + r * dilation[0], q * strides[1] + s * dilation[1], c)
                                   * packed[o // tile[1], r, s, c, o % tile[1]], [r, s, c]),
         name="product", attrs=_marks(tile))
@@ -214,13 +168,13 @@ def depthwise(x: te.Tensor, w: te.Tensor, strides: tuple[int, int], dilation: tu
               padding: tuple[int, ...], tile: tuple[int, int]) -> te.Tensor:
     """out[n, p, q, c] = sum_{r, s} x[n, p t + r d - pad, q t + s d - pad, c] w[r, s, c]."""
     size, channels = (int(w.shape[0]), int(w.shape[1])), int(w.shape[2])
-    wide = _up(channels, tile[1])
+    wide = up(channels, tile[1])
     height, width, padded = _windows(x, size, strides, dilation, padding, tile, wide)
     weight = w if wide == channels else te.compute((*size, wide), lambda r, s, c: tirx.if_then_else(
         c < channels, w(r, s, c), tirx.const(0, "float32")), name="wider")
     r, s = te.reduce_axis((0, size[0]), "r"), te.reduce_axis((0, size[1]), "s")
     product = te.compute(
-        (x.shape[0], height, _up(width, tile[0]), wide),
+        (x.shape[0], height, up(width, tile[0]), wide),
         lambda n, p, q, c: te.sum(padded(n, p * strides[0] + r * dilation[0], q * strides[1] + s * dilation[1], c)
                                   * weight(r, s, c), [r, s]),
         name="product", attrs=_marks(tile))
@@ -234,7 +188,7 @@ def _windows(x: te.Tensor, size: tuple[int, int], strides: tuple[int, int], dila
     h, w, c = (int(d) for d in x.shape[1:])
     height = _outputs(h, size[0], strides[0], dilation[0], top + bottom)
     width = _outputs(w, size[1], strides[1], dilation[1], left + right)
-    need = (_up(width, tile[0]) - 1) * strides[1] + (size[1] - 1) * dilation[1] + 1
+    need = (up(width, tile[0]) - 1) * strides[1] + (size[1] - 1) * dilation[1] + 1
     if (top, left, bottom, right) == (0, 0, 0, 0) and need <= w and channels == c:
         return height, width, x
 
@@ -254,43 +208,14 @@ def _outputs(n: int, size: int, stride: int, dilation: int, padding: int) -> int
     return (n + padding - (size - 1) * dilation - 1) // stride + 1
 
 
-def _up(n: Any, to: int) -> Any:
-    fixed = _fixed(n)
-    return tirx.ceildiv(n, to) * to if fixed is None else -(-fixed // to) * to
-
-
-def _fixed(n: Any) -> int | None:
-    return int(n) if isinstance(n, int | tirx.IntImm) else None
-
-
 def _row_axis(shape: list[Any]) -> int:
     """Of the leading dimensions, the last that is not 1."""
-    return next((i for i in reversed(range(len(shape) - 1)) if not _same(shape[i], 1)), len(shape) - 2)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return _fixed(a) is not None and _fixed(a) == _fixed(b)
-
-
-def _aligned(shape: list[Any], rank: int) -> list[Any]:
-    return [1] * (rank - len(shape)) + shape
+    return next((i for i in reversed(range(len(shape) - 1)) if not same(shape[i], 1)), len(shape) - 2)
 
 
 def _wider(x: Any, y: Any) -> Any:
-    return y if _same(x, 1) else x
-
-
-def _broadcast(at: list[Any], shape: list[Any]) -> list[Any]:
-    return [0 if _same(n, 1) else i for i, n in zip(at[len(at) - len(shape):], shape, strict=True)]
-
-
-def _floats(*values: Any) -> bool:
-    return all(str(x.ty.dtype) == "float32" and x.ty.shape is not None for x in values)
+    return y if same(x, 1) else x
 
 
 def _rank(x: Any) -> int:
     return len(x.ty.shape)
-
-
-def _default(builder: Any, call: Any) -> Any:
-    return call.op.get_attr("FLegalize")(builder, call)
