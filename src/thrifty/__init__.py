@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
+    from thrifty.compilers.tvm import Tvm as Tvm
     from thrifty.compilers.xla import Xla as Xla
     from thrifty.findings import Findings as Findings
     from thrifty.frontier import frontier as frontier
@@ -90,7 +91,7 @@ _PLACES = {
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
-    "OpenVino": "compilers.openvino", "Xla": "compilers.xla",
+    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Tvm": "compilers.tvm",
     # running, measuring, choosing
     "fit": "training.loop", "check": "checking", "run": "run", "bench": "bench",
     "explore": "search.explore", "sweep": "search.sweep",

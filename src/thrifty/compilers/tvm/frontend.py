@@ -24,6 +24,7 @@ def translated(program: ExportedProgram) -> tvm.IRModule:
         "linear.default": _linear,
         "scaled_dot_product_attention.default": _attention,
         "select.int": _select,
+        "cumsum.default": _cumsum,
     })
     module["main"] = _Careful(module).visit_expr(module["main"])
     return module
@@ -42,6 +43,14 @@ def _select(node: Any, importer: Any) -> Any:
     op, emit = relax.op, importer.block_builder.emit
     end = index + 1 if index != -1 else 2**31 - 1
     return emit(op.squeeze(emit(op.strided_slice(x, [dim], [index], [end])), [dim]))
+
+
+def _cumsum(node: Any, importer: Any) -> Any:
+    """In whole numbers of 64 bits where booleans or whole numbers are summed; TVM's own adds booleans as booleans."""
+    x, dim = importer.retrieve_args(node)[:2]
+    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    emit: Any = importer.block_builder.emit
+    return emit(relax.op.cumsum(emit(relax.op.astype(x, dtype)), dim, dtype))
 
 
 def _attention(node: Any, importer: Any) -> Any:
