@@ -72,7 +72,7 @@ def _rows(plan: s_tir.Schedule, registers: Registers) -> None:
     if partial and not _loops(plan, last)[1] and len(loops) > 1:
         for block in reversed(blocks[:-1]):
             plan.compute_at(block, loops[-2], preserve_unit_loops=True)
-    if len(loops) > 1:
+    if len(_loops(plan, last)[0]) > 1:
         plan.parallel(loops[0])
     for block in blocks:
         spatial, reduced = _loops(plan, block)
@@ -121,9 +121,10 @@ def _vectorize(plan: s_tir.Schedule, loop: Any, lanes: int) -> None:
 
 def _loops(plan: s_tir.Schedule, block: Any) -> tuple[list[Any], list[Any]]:
     """The loops of a block that stand for its spatial and for its reduced indices."""
-    variables = plan.get(block).iter_vars
-    loops = plan.get_loops(block)[-len(variables):] if variables else []
-    pairs = list(zip(loops, variables, strict=True))
+    variables, loops = plan.get(block).iter_vars, plan.get_loops(block)
+    if len(loops) < len(variables):  # a single number has no loops
+        return [], []
+    pairs = list(zip(loops[len(loops) - len(variables):], variables, strict=True))
     return ([x for x, v in pairs if int(v.iter_type) != REDUCED], [x for x, v in pairs if int(v.iter_type) == REDUCED])
 
 
