@@ -14,7 +14,6 @@ from tvm.relax import PyExprMutator, expr_functor
 from tvm.relax.frontend.torch import from_exported_program
 
 
-
 def translated(program: ExportedProgram) -> tvm.IRModule:
     """Raises whatever the importer raises: AssertionError "Unsupported function types [..]" first of all."""
     aten = torch.ops.aten

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import warnings
 from pathlib import Path
@@ -16,19 +17,21 @@ from torch.export import ExportedProgram
 from tvm import relax, tirx
 from tvm.target import Target
 
-from thrifty.compilers.tvm import REFUSED
+from thrifty.compilers.tvm import REFUSED, products, rows
 from thrifty.compilers.tvm.constants import folded, lifted
 from thrifty.compilers.tvm.frontend import translated
-from thrifty.compilers.tvm import products, rows
 from thrifty.compilers.tvm.products import Registers
 from thrifty.compilers.tvm.schedules import schedule
+from thrifty.engines.instructions import instructions
+
 
 def host() -> tuple[Target, Registers]:
-    """This processor as LLVM knows it."""
+    """This processor as LLVM knows it, less what it names and a hypervisor hides."""
     cpu = str(tvm.get_global_func("target.llvm_get_system_cpu")())
-    target = Target({"kind": "llvm", "mcpu": cpu})
-    wide = bool(tvm.get_global_func("target.llvm_cpu_has_feature")("avx512f", target))
-    return target, Registers(lanes=16, sums=28) if wide else Registers(lanes=8, sums=12)
+    if "avx512f" in instructions():
+        return Target({"kind": "llvm", "mcpu": cpu}), Registers(lanes=16, sums=28)
+    hidden = {"mattr": ["-avx512f"]} if platform.machine() == "x86_64" else {}
+    return Target({"kind": "llvm", "mcpu": cpu, **hidden}), Registers(lanes=8, sums=12)
 
 
 def compiled(program: ExportedProgram, target: Target, registers: Registers) -> tuple[Any, list[np.ndarray]]:
@@ -47,9 +50,10 @@ def optimized(module: tvm.IRModule, target: Target, registers: Registers) -> tvm
             module = passes.FoldBatchnormToConv2D()(module)
         module = folded(passes.DecomposeOpsForInference()(module))
         module = folded(passes.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module))
+        loops = rows.legalizations(registers.lanes) | products.legalizations(registers)
         module = tvm.transform.Sequential([
-            passes.LegalizeOps(rows.legalizations(registers.lanes) | products.legalizations(registers)), passes.AnnotateTIROpPattern(), passes.FoldConstant(),
-            passes.FuseOps(), passes.FuseTIR(), passes.DeadCodeElimination()])(module)
+            passes.LegalizeOps(loops), passes.AnnotateTIROpPattern(), passes.FoldConstant(), passes.FuseOps(),
+            passes.FuseTIR(), passes.DeadCodeElimination()])(module)
     for name, function in list(module.functions_items()):
         if isinstance(function, tirx.PrimFunc):
             done = schedule(function.with_attr("global_symbol", "main"), registers)
@@ -75,7 +79,8 @@ def main() -> int:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            write(program, *map(Path, told["files"]), told["inputs"])
+            library, weights = map(Path, told["files"])
+            write(program, library, weights, told["inputs"])
     except Exception as error:
         print(f"{type(error).__name__}: {error}")  # noqa: T201  # for the parent
         return REFUSED

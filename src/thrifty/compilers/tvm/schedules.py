@@ -18,9 +18,12 @@ def schedule(function: tirx.PrimFunc, registers: Registers) -> tirx.PrimFunc:
     products = [block for block in _blocks(plan) if ROWS in plan.get(block).annotations]
     if products:
         _product(plan, products[0], registers)
-    else:
+        return plan.mod["main"]
+    try:
         _rows(plan, registers)
-    return plan.mod["main"]
+        return plan.mod["main"]
+    except s_tir.ScheduleError:  # loops of another kind, such as a sort's, stay as TVM wrote them
+        return function
 
 
 # -- products -----------------------------------------------------------------------------------------------------
