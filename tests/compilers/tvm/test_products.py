@@ -96,9 +96,9 @@ def test_panels_hold_every_weight_once(k, n, columns):
 
 
 @given(rows=st.none() | st.integers(1, 4000), columns=st.integers(1, 4000), lanes=st.sampled_from([8, 16]),
-       sums=st.sampled_from([12, 28]))
-def test_a_tile_fits_the_registers(rows, columns, lanes, sums):
-    r, c = Registers(lanes, sums).tile(rows, columns)
+       sums=st.sampled_from([12, 28]), depth=st.integers(1, 9000))
+def test_a_tile_fits_the_registers(rows, columns, lanes, sums, depth):
+    r, c = Registers(lanes, sums).tile(rows, columns, depth)
     assert c % lanes == 0
     assert r * c // lanes <= sums
     assert rows is None or r <= rows
@@ -106,5 +106,5 @@ def test_a_tile_fits_the_registers(rows, columns, lanes, sums):
 
 @pytest.mark.parametrize("rows,columns", [(128, 384), (56, 64), (49, 512), (1, 192), (3136, 64)])
 def test_no_arithmetic_is_wasted_where_tiles_can_divide(rows, columns):
-    r, c = Registers(16, 28).tile(rows, columns)
+    r, c = Registers(16, 28).tile(rows, columns, 576)
     assert rows % r == columns % c == 0

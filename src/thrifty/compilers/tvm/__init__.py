@@ -105,9 +105,11 @@ def _write_apart(program: ExportedProgram, taken: list[Input], directory: Path) 
         told = json.dumps({"source": str(source), "files": [str(directory / name) for name in FILES], "inputs": taken})
         done = subprocess.run([sys.executable, "-m", "thrifty.compilers.tvm.lowering"], input=told, capture_output=True,
                               text=True, check=False)
+    varies = any(low < high for _, dims in taken for low, high in dims)
+    instead = f"{'fix the sizes that vary, or ' if varies else ''}{ELSEWHERE}"
     if done.returncode == REFUSED:
-        raise LoweringError(f"TVM cannot express this model: {done.stdout.strip()[-500:]}; {ELSEWHERE}")
+        raise LoweringError(f"TVM cannot express this model: {done.stdout.strip()[-500:]}; {instead}")
     if done.returncode < 0:
-        raise LoweringError(f"TVM's process ended with {signal.Signals(-done.returncode).name}; {ELSEWHERE}")
+        raise LoweringError(f"TVM's process ended with {signal.Signals(-done.returncode).name}; {instead}")
     if done.returncode:
-        raise LoweringError(f"TVM's process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}; {ELSEWHERE}")
+        raise LoweringError(f"TVM's process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}; {instead}")

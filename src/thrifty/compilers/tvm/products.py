@@ -16,6 +16,8 @@ from thrifty.compilers.tvm.shapes import aligned, broadcast, fixed, is_float, sa
 
 VARYING = 4
 """Rows of a tile where their number varies."""
+PANEL = 2**19
+"""Bytes of a panel that stays in the second cache beside what is multiplied by it."""
 ROWS, COLUMNS = "thrifty.rows", "thrifty.columns"
 """Annotations of a product's block, by which `schedules` knows it: the tile."""
 
@@ -29,17 +31,18 @@ class Registers:
     lanes: int
     sums: int
 
-    def tile(self, rows: int | None, columns: int) -> tuple[int, int]:
+    def tile(self, rows: int | None, columns: int, depth: int) -> tuple[int, int]:
         """Rows and columns of a tile, the columns a multiple of `lanes`; ``rows`` is None where they vary.
 
         It minimises what padding wastes, times what is lost where fewer sums than 6 wait for each other, times the
-        loads that each multiplication needs.
+        loads that each multiplication needs, times what it costs that a panel does not stay in the cache.
         """
 
         def cost(tile: tuple[int, int]) -> float:
             r, c = tile
             padded = math.ceil(columns / c) * c / columns * (1 if rows is None else math.ceil(rows / r) * r / rows)
-            return padded * max(1.0, 6 / (r * c // self.lanes)) * (1 + 0.25 / r + 0.1 * self.lanes / c)
+            kept = 1.0 if 4 * depth * c <= PANEL else 1.25
+            return padded * max(1.0, 6 / (r * c // self.lanes)) * (1 + 0.25 / r + 0.1 * self.lanes / c) * kept
 
         heights = [VARYING] if rows is None else range(1, min(rows, self.sums) + 1)
         return min(((r, v * self.lanes) for r in heights for v in (1, 2, 3, 4, 6, 8) if r * v <= self.sums), key=cost)
@@ -54,7 +57,7 @@ def legalizations(registers: Registers) -> dict[str, Legalization]:
         if not (is_float(a) and is_float(b) and _rank(a) > 1 and _rank(b) > 1) or columns is None:
             return default(builder, call)
         axis = _row_axis(list(a.ty.shape)) if _rank(b) == 2 else _rank(a) - 2
-        tile = registers.tile(fixed(a.ty.shape[axis]), columns)
+        tile = registers.tile(fixed(a.ty.shape[axis]), columns, fixed(a.ty.shape[-1]) or 1)
         if isinstance(b, GenericConst) and _rank(b) == 2:
             return builder.call_te(dense, a, relax.const(panels(b.value.numpy(), tile[1])), columns, axis, tile,
                                    primfunc_name_hint="dense")
@@ -71,14 +74,14 @@ def legalizations(registers: Registers) -> dict[str, Legalization]:
         channels, groups = int(x.ty.shape[3]), int(attrs.groups)
         width = _outputs(int(x.ty.shape[2]), weight.shape[2], step[0][1], step[1][1], step[2][1] + step[2][3])
         if groups == 1:
-            tile = registers.tile(width, len(weight))
+            tile = registers.tile(width, len(weight), math.prod(weight.shape[1:]))
             flat = weight.transpose(1, 2, 3, 0).reshape(-1, len(weight))
             packed = panels(flat, tile[1]).reshape(-1, *weight.shape[1:], tile[1])
             return builder.call_te(convolution, x, relax.const(packed), len(weight), *step, tile,
                                    primfunc_name_hint="conv2d")
         if groups == channels == len(weight):
             lanes = registers.lanes
-            tile = registers.tile(width, lanes)
+            tile = registers.tile(width, lanes, 1)
             return builder.call_te(depthwise, x, relax.const(np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))),
                                    *step, (tile[0], lanes), primfunc_name_hint="depthwise")
         return default(builder, call)
