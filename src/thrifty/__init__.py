@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.inprocess import compiled as compiled
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
+    from thrifty.compilers.tvm import Tvm as Tvm
     from thrifty.compilers.xla import Xla as Xla
     from thrifty.findings import Findings as Findings
     from thrifty.frontier import frontier as frontier
@@ -98,7 +99,7 @@ _PLACES = {
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
-    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Auto": "compilers.auto",
+    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Tvm": "compilers.tvm", "Auto": "compilers.auto",
     # running, measuring, choosing
     "fit": "training.loop", "compiled": "compilers.inprocess",
     "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",

@@ -39,6 +39,7 @@ BUILT_IN = {
     "openvino": "thrifty.compilers.openvino:OpenVino",
     "auto": "thrifty.compilers.auto:Auto",
     "xla": "thrifty.compilers.xla:Xla",
+    "tvm": "thrifty.compilers.tvm:Tvm",
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""
 

@@ -13,8 +13,11 @@ from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
 
 RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
-                                "openvino": "openvino", "xla": "jax", "compiled": "torch"}
+                                "openvino": "openvino", "xla": "jax", "tvm": "tvm", "compiled": "torch"}
 """Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
+
+NATIVE = ("inductor", "tvm")
+"""Engines whose files are machine code, whatever a manifest says of them."""
 
 
 def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: int = 1, device: str = "cpu",
@@ -36,7 +39,7 @@ def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: 
     if name not in RUNTIMES:
         raise EngineError(f"there is no engine {name!r}; this version of Thrifty opens {', '.join(RUNTIMES)}")
     # What the engine is decides, not only what the manifest says: a manifest could claim not to be native.
-    if (manifest.get("native") or name == "inductor") and not trust_native_code:
+    if (manifest.get("native") or name in NATIVE) and not trust_native_code:
         raise EngineError(
             f"{directory} holds machine code, which can do anything that you can; if you made it or trust who did, "
             "pass trust_native_code=True (--trust-native-code)"

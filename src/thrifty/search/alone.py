@@ -19,7 +19,8 @@ KINDS = ("last", "structure")
 def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """Each method that has not run, on its own: compilers on the reference, then the others with the best compiler.
 
-    A structural transform comes with the training that recovers from it, where there is one.
+    A structural transform comes with the training that recovers from it, where there is one. Compilers that take float
+    weights alone come last: with what matters most after training, fewer bits, they cannot be composed.
 
     Args:
         space: of recipes.
@@ -27,10 +28,12 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
         bars: what makes a compiler the best.
     """
     known = {trial.recipe for trial in trials}
-    if waiting := [recipe for recipe in _compiled(space) if str(recipe) not in known]:
+    compilers = _compiled(space)
+    later = [recipe for recipe in compilers if "float-weights" in recipe.compiler.card.requires]
+    if waiting := [recipe for recipe in compilers if recipe not in later and str(recipe) not in known]:
         return waiting
-    singles = _singles(space, _base(space, trials, bars))
-    return [recipe for recipe in _recipes(space, [choice for _, choice in singles]) if str(recipe) not in known]
+    singles = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])
+    return [recipe for recipe in (*singles, *later) if str(recipe) not in known]
 
 
 def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:

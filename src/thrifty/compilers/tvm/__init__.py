@@ -1,0 +1,118 @@
+"""TVM: loops that Thrifty orders itself, compiled by LLVM to machine code for this processor."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.compilers.inductor import NoCompiler
+from thrifty.engines.instructions import instruction_set
+from thrifty.errors import MissingExtra
+from thrifty.method import Card, Compiler, Context, Lowered
+
+FILES = ("model.so", "weights.safetensors")
+REFUSED = 3
+"""Exit code of the writing process that says why on its stdout."""
+Input = tuple[str, list[tuple[int, int]]]
+"""dtype of an input, and the least and the largest extent of each of its dimensions."""
+ELSEWHERE = "try compile(inductor) or compile(onnxruntime)"
+
+
+@final
+@dataclass(frozen=True)
+class Tvm(Compiler):
+    """A shared library of fused loops and the weights in their order; float32 only, nothing to tune."""
+
+    name: ClassVar[str] = "tvm"
+    card: ClassVar[Card] = Card(
+        family="compilers",
+        benefit="inference time",
+        trade_off="compile time; machine code that serves one kind of processor; no int8 nor bfloat16",
+        paper='"TVM: an automated end-to-end optimizing compiler for deep learning", Chen et al. 2018, arXiv:1802.04799; '
+              '"Relax", Lai et al. 2023, arXiv:2311.02103',
+        requires=frozenset({"module", "float-weights"}),
+        provides=frozenset({"compiled"}),
+        removes=frozenset({"module"}),
+        devices=frozenset({"cpu"}),
+    )
+    packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+
+    def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
+        """Write ``model.so`` and ``weights.safetensors``.
+
+        Raises:
+            MissingExtra: apache-tvm is not installed.
+            NoCompiler: there is none, to link with.
+            LoweringError: the target is no processor, the model cannot be captured, holds other
+                numbers than float32, or has an operator that TVM lacks.
+        """
+        if importlib.util.find_spec("tvm") is None:
+            raise MissingExtra("tvm", "tvm")
+        if lacks := self.missing():
+            raise NoCompiler(lacks)
+        if context.target.device != "cpu":
+            raise LoweringError(f"compile(tvm) serves processors, not {context.target.device}: use compile(inductor)")
+        example = tuple(x.cpu() for x in example)
+        for x in (*model.parameters(), *model.buffers(), *example):
+            if x.is_floating_point() and x.dtype != torch.float32:
+                raise LoweringError(f"compile(tvm) computes in float32 and the model holds {x.dtype}: convert it with "
+                                    ".float() first, or use compile(inductor)")
+        with torch.no_grad():
+            program = capture(model.cpu(), example, context.shapes)
+        inputs, outputs = specs(program, len(example))
+        taken = [(spec.dtype, [context.shapes.get(i, {}).get(d, (n, n)) for d, n in enumerate(spec.shape)])
+                 for i, spec in enumerate(inputs)]
+        _write_apart(program, taken, directory)
+        return Lowered(
+            engine="tvm", files=FILES, inputs=inputs, outputs=outputs, portable=False, native=True,
+            needs=("tvm", "safetensors"), precision=precision_of(model), instruction_set=instruction_set(),
+        )
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if importlib.util.find_spec("tvm") is None:
+            return "tvm is not installed: pip install 'thrifty[tvm]'"
+        if linker() is None:
+            return ("compile(tvm) needs a C++ compiler to link what it wrote and found none: install one (Debian, Ubuntu: "
+                    "apt-get install g++; Fedora: dnf install gcc-c++), or set CXX to yours")
+        return None
+
+
+def linker() -> str | None:
+    """The C++ or C compiler that links, as TVM looks for it."""
+    chosen = os.environ.get("CXX") or os.environ.get("CC")
+    names = [chosen] if chosen else ["g++", "gcc", "clang++", "clang", "c++", "cc"]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def _write_apart(program: ExportedProgram, taken: list[Input], directory: Path) -> None:
+    """Write the files in a process of its own: where TVM meets what it cannot do, it may end with a signal."""
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(place) / "program.pt2"
+        torch.export.save(program, source)
+        told = json.dumps({"source": str(source), "files": [str(directory / name) for name in FILES], "inputs": taken})
+        done = subprocess.run([sys.executable, "-m", "thrifty.compilers.tvm.lowering"], input=told, capture_output=True,
+                              text=True, check=False)
+    varies = any(low < high for _, dims in taken for low, high in dims)
+    instead = f"{'fix the sizes that vary, or ' if varies else ''}{ELSEWHERE}"
+    if done.returncode == REFUSED:
+        raise LoweringError(f"TVM cannot express this model: {done.stdout.strip()[-500:]}; {instead}")
+    if done.returncode < 0:
+        raise LoweringError(f"TVM's process ended with {signal.Signals(-done.returncode).name}; {instead}")
+    if done.returncode:
+        raise LoweringError(f"TVM's process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}; {instead}")

@@ -1,0 +1,91 @@
+"""The passes from a torch.export program to a shared library, run in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from safetensors.numpy import save_file
+from torch.export import ExportedProgram
+from tvm import relax, tirx
+from tvm.target import Target
+
+from thrifty.compilers.tvm import REFUSED, products, rows
+from thrifty.compilers.tvm.constants import folded, lifted
+from thrifty.compilers.tvm.frontend import translated
+from thrifty.compilers.tvm.products import Registers
+from thrifty.compilers.tvm.schedules import schedule
+from thrifty.engines.instructions import instructions
+
+
+def host() -> tuple[Target, Registers]:
+    """This processor as LLVM knows it, less what it names and a hypervisor hides."""
+    cpu = str(tvm.get_global_func("target.llvm_get_system_cpu")())
+    if "avx512f" in instructions():
+        return Target({"kind": "llvm", "mcpu": cpu}), Registers(lanes=16, sums=28)
+    hidden = {"mattr": ["-avx512f"]} if platform.machine() == "x86_64" else {}
+    return Target({"kind": "llvm", "mcpu": cpu, **hidden}), Registers(lanes=8, sums=12)
+
+
+def compiled(program: ExportedProgram, target: Target, registers: Registers) -> tuple[Any, list[np.ndarray]]:
+    """The executable, whose ``main`` takes the program's inputs and then the weights, and the weights."""
+    module = optimized(translated(program), target, registers)
+    module, weights = lifted(module)
+    with target:
+        return tvm.compile(module, target), weights
+
+
+def optimized(module: tvm.IRModule, target: Target, registers: Registers) -> tvm.IRModule:
+    """Relax operators as scheduled loops: batch norms folded, channels last, products in panels, the rest fused."""
+    passes = relax.transform
+    with target:
+        if _is_fixed(module):  # with sizes that vary, TVM 0.27 ends in a segmentation fault here
+            module = passes.FoldBatchnormToConv2D()(module)
+        module = folded(passes.DecomposeOpsForInference()(module))
+        module = folded(passes.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module))
+        loops = rows.legalizations(registers.lanes) | products.legalizations(registers)
+        module = tvm.transform.Sequential([
+            passes.LegalizeOps(loops), passes.AnnotateTIROpPattern(), passes.FoldConstant(), passes.FuseOps(),
+            passes.FuseTIR(), passes.DeadCodeElimination()])(module)
+    for name, function in list(module.functions_items()):
+        if isinstance(function, tirx.PrimFunc):
+            done = schedule(function.with_attr("global_symbol", "main"), registers)
+            module[name] = done.with_attr("global_symbol", name.name_hint)
+    return module
+
+
+def _is_fixed(module: tvm.IRModule) -> bool:
+    return all(isinstance(d, tirx.IntImm) for x in module["main"].params for d in x.ty.shape)
+
+
+def write(program: ExportedProgram, library: Path, weights: Path, inputs: Any) -> None:
+    """Compile for this processor and write the library, and the weights with what the library takes before them."""
+    executable, values = compiled(program, *host())
+    executable.export_library(str(library))
+    save_file({str(i): np.ascontiguousarray(x) for i, x in enumerate(values)}, weights, {"inputs": json.dumps(inputs)})
+
+
+def main() -> int:
+    """Read from stdin where a program is and where the files go; say on stdout what TVM cannot do."""
+    told = json.load(sys.stdin)
+    program = torch.export.load(told["source"])
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            library, weights = map(Path, told["files"])
+            write(program, library, weights, told["inputs"])
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")  # noqa: T201  # for the parent
+        return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
