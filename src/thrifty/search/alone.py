@@ -29,11 +29,12 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """
     known = {trial.recipe for trial in trials}
     compilers = _compiled(space)
-    later = [recipe for recipe in compilers if "float-weights" in recipe.compiler.card.requires]
-    if waiting := [recipe for recipe in compilers if recipe not in later and str(recipe) not in known]:
+    narrow = [recipe for recipe in compilers if "float-weights" in recipe.compiler.card.requires]
+    if waiting := [recipe for recipe in compilers if recipe not in narrow and str(recipe) not in known]:
         return waiting
     singles = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])
-    return [recipe for recipe in (*singles, *later) if str(recipe) not in known]
+    return [recipe for recipe in singles if str(recipe) not in known] or [
+        recipe for recipe in narrow if str(recipe) not in known]
 
 
 def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
