@@ -13,7 +13,7 @@ from thrifty import artifact, load_workload
 from thrifty.artifact import ArtifactError
 from thrifty.context import outputs_of
 from thrifty.execute import Job, _Run
-from thrifty.flatten import Flat, FlattenError, flatten
+from thrifty.flatten import Flat, FlattenError, InOrder, flatten
 from thrifty.method import Context
 from thrifty.registry import method_class
 from thrifty.target import Target
@@ -117,6 +117,12 @@ def test_what_cannot_be_taken_apart(example, says):
 
     with pytest.raises(FlattenError, match=says):
         flatten(Any(), example)
+
+
+def test_items_that_lack_the_examples_names():
+    for inputs, says in (((1, 2), "has a tuple"), ({"a": 1}, "has a$")):
+        with pytest.raises(FlattenError, match=f"named a, b, .* item 0 {says}"):
+            InOrder([(inputs, 0)], ("a", "b"))[0]
 
 
 WORKLOAD = '''

@@ -245,7 +245,7 @@ class _Run:
         return kept, charges, [self.final_effect(entry, facts) for entry in state.claims]
 
     def check_parity(self, compiler: Compiler, model: nn.Module, directory: Path, precision: str, context: Context) -> None:
-        """The engine, reloaded, on real inputs and on random ones."""
+        """The engine, reloaded, on real inputs and on random ones; where it differs, the model is lowered again to say where."""
         device = self.job.target.device
 
         def module(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -120,6 +120,10 @@ class InOrder(Dataset[tuple[tuple[Tensor, ...], Any]]):
 
     def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], Any]:
         inputs, target = self.dataset[index]
+        if not isinstance(inputs, Mapping) or not set(self.names) <= set(inputs):
+            given = ", ".join(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+            raise FlattenError(f"the example has inputs named {', '.join(self.names)}, so an item's inputs must be a dictionary "
+                               f"of these, and item {index} has {given}")
         return tuple(inputs[name] for name in self.names), target
 
 
