@@ -32,7 +32,7 @@ def _exp(x: Any) -> Any:
 
 
 def _limits(x: Any, value: Any) -> Any:
-    """A NaN passes both tests and stays what it is."""
+    """0 and infinity where 2^n has no float32, the latter 0.35 early; a NaN passes both tests and stays what it is."""
     return tirx.Select(x < _f(-87.33), _f(0), tirx.Select(x > _f(88.37), _f(float("inf")), value))
 
 

@@ -22,7 +22,6 @@ ROWS, COLUMNS = "thrifty.rows", "thrifty.columns"
 """Annotations of a product's block, by which `schedules` knows it: the tile."""
 
 
-
 @final
 @dataclass(frozen=True)
 class Registers:
