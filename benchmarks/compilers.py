@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-COMPILERS = ("inductor", "onnxruntime", "openvino", "xla")
+COMPILERS = ("inductor", "onnxruntime", "openvino", "xla", "tvm")
 ODD = (3, 7, 13)
 SHORTER = 7
 VARYING = ("batch+tokens", "batch", "nothing")
