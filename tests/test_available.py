@@ -48,7 +48,8 @@ def test_one_that_dies_is_told():
     assert not tried.works and "its process ended with 1" in tried.detail and "no-such-compiler" in tried.detail
 
 
-def test_the_table_says_what_works_and_what_to_do():
+def test_the_table_says_what_works_and_what_to_do(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # nothing is wrapped
     base = Available("a", {"torch": "2"}, {"C++ compiler": None}, ("fp32",), ("cpu",), None, None)
     rows = [base, replace(base, missing="install g++"), replace(base, tried=attempt("no-such-compiler"))]
     stream = io.StringIO()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from thrifty import artifact
 from thrifty.compilers.capture import LoweringError, precision_of
-from thrifty.compilers.parity import as_tuple, check_parity
+from thrifty.compilers.parity import as_tuple, check_parity, check_random
 from thrifty.measure.sides import ArtifactSide
 from thrifty.measure.timing import Plan, compare
 from thrifty.method import Card, Compiler, Context, Lowered, number
@@ -152,9 +152,14 @@ def _lowered(name: str, model: nn.Module, example: tuple[Tensor, ...], expected:
     lowered = compiler.lower(model, example, place, context)
     artifact.write(place, lowered, {}, [x.cpu().numpy() for x in example], [x.cpu().numpy() for x in expected])
     threads, device = context.target.threads, context.target.device
+
+    def module(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return as_tuple(model(*inputs))
+
     requests = (tuple(x[:1] for x in inputs) for inputs in itertools.islice(context.calibration(), PARITY_REQUESTS))
     with contextlib.closing(artifact.load(place, threads=threads, device=device, trust_native_code=True)) as engine:
-        check_parity(lambda *inputs: as_tuple(model(*inputs)), engine, requests, lowered.precision, device)
+        check_parity(module, engine, requests, lowered.precision, device)
+        check_random(module, engine, example, context.shapes, lowered.precision, device)
     return lowered
 
 

@@ -90,7 +90,7 @@ class Inductor(Compiler):
             raise LoweringError("compile(inductor) has no integer kernels for CUDA: use quantize(bf16) there")
         program = capture(copy.deepcopy(model).eval().to(context.target.device),
                           tuple(x.to(context.target.device) for x in example), context.shapes)
-        inputs, outputs = specs(program, len(example))
+        inputs, outputs = specs(program, len(example), context.shapes)
         write_program(program, directory / FILE)
         return Lowered(engine="compiled", files=(FILE,), inputs=inputs, outputs=outputs, portable=True, native=False,
                        needs=("torch",), precision=precision)

@@ -74,7 +74,7 @@ class Tvm(Compiler):
                                     ".float() first, or use compile(inductor)")
         with torch.no_grad():
             program = capture(model.cpu(), example, context.shapes)
-        inputs, outputs = specs(program, len(example))
+        inputs, outputs = specs(program, len(example), context.shapes)
         taken = [(spec.dtype, [context.shapes.get(i, {}).get(d, (n, n)) for d, n in enumerate(spec.shape)])
                  for i, spec in enumerate(inputs)]
         _write_apart(program, taken, directory)
