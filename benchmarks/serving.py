@@ -62,27 +62,33 @@ def message(body: bytes, kind: str) -> bytes:
             ).encode() + body
 
 
+IDLE = 2.0
+"""Seconds after which a connection is not used again: the server closes those that idled for five."""
+
+
 @dataclass
 class Client:
-    """Connections that are kept open, as many as requests are on their way at once."""
+    """Connections that are kept open, as many as requests are on their way at once; none that the server may have closed."""
 
     port: int
-    free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = field(default_factory=list)
 
     async def ask(self, sent: bytes) -> int:
         """The status of the answer."""
-        reader, writer = self.free.pop() if self.free else await asyncio.open_connection("127.0.0.1", self.port)
+        while self.free and time.perf_counter() - self.free[0][2] > IDLE:
+            self.free.pop(0)[1].close()
+        reader, writer, _ = self.free.pop() if self.free else (*await asyncio.open_connection("127.0.0.1", self.port), 0.0)
         writer.write(sent)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
         if b"connection: close" in head:
             writer.close()
         else:
-            self.free.append((reader, writer))
+            self.free.append((reader, writer, time.perf_counter()))
         return int(head.split()[1])
 
     def close(self) -> None:
-        for _, writer in self.free:
+        for _, writer, _ in self.free:
             writer.close()
 
 
