@@ -46,7 +46,7 @@ class Xla(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
-    packages: ClassVar[tuple[str, ...]] = ("jax", "torchax")
+    packages: ClassVar[tuple[str, ...]] = PACKAGES
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
@@ -63,7 +63,7 @@ class Xla(Compiler):
         if any(x.dtype == torch.float64 for x in (*model.parameters(), *model.buffers(), *example)):
             raise LoweringError("XLA would compute this float64 model in float32: convert it with .float() first")
         with torch.no_grad():
-            program = _reshaped(capture(model.cpu(), example, context.shapes))
+            program = capture(model.cpu(), example, context.shapes)
             _write_apart(program, context.shapes, directory)
         inputs, outputs = specs(program, len(example), context.shapes)
         return Lowered(
@@ -75,16 +75,6 @@ class Xla(Compiler):
     def missing(cls) -> str | None:
         lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
         return f"{lacking[0]} is not installed: pip install 'thrifty[xla]'" if lacking else None
-
-
-def _reshaped(program: ExportedProgram) -> ExportedProgram:
-    """The program with every view as a reshape: what is decomposed later may lay tensors out as no view can take them,
-    and XLA has no layouts at this level anyway."""
-    for node in program.graph.nodes:
-        if node.target is torch.ops.aten.view.default:
-            node.target = torch.ops.aten.reshape.default
-    program.graph_module.recompile()
-    return program
 
 
 def _write_apart(program: ExportedProgram, shapes: Shapes, directory: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from thrifty.engines import pt2
 from thrifty.engines.engine import Engine, EngineError
+from thrifty.engines.tensors import to_arrays, to_tensors
 
 
 @final
@@ -32,7 +33,7 @@ class CompiledEngine(Engine):
         self.seen: set[tuple[torch.Size, ...]] = set()
 
     def native(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
-        inputs = tuple(torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in arrays)
+        inputs = tuple(to_tensors(arrays, self.device))
         shapes = tuple(x.shape for x in inputs)
         if shapes not in self.seen:  # here, since this is not timed: it compiles, records, and replays once
             try:
@@ -52,8 +53,7 @@ class CompiledEngine(Engine):
         return outputs
 
     def arrays(self, outputs: Any) -> list[np.ndarray]:
-        return [x.float().cpu().numpy() if x.dtype == torch.bfloat16 else x.cpu().numpy()
-                for x in torch.utils._pytree.tree_leaves(outputs)]
+        return to_arrays(outputs)
 
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:

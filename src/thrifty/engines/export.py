@@ -11,6 +11,7 @@ import torch
 
 from thrifty.engines import pt2
 from thrifty.engines.engine import Engine
+from thrifty.engines.tensors import to_arrays, to_tensors
 
 
 @final
@@ -24,7 +25,7 @@ class ExportEngine(Engine):
             self.module = self.module.to(device)
 
     def native(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in arrays)
+        return tuple(to_tensors(arrays, self.device))
 
     def run(self, native: tuple[torch.Tensor, ...]) -> Any:
         with torch.inference_mode():
@@ -34,8 +35,7 @@ class ExportEngine(Engine):
             return outputs
 
     def arrays(self, outputs: Any) -> list[np.ndarray]:
-        return [x.float().cpu().numpy() if x.dtype == torch.bfloat16 else x.cpu().numpy()
-                for x in torch.utils._pytree.tree_leaves(outputs)]
+        return to_arrays(outputs)
 
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:

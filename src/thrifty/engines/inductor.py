@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from thrifty.engines.engine import Engine, EngineError
+from thrifty.engines.tensors import to_arrays, to_tensors
 
 
 @final
@@ -19,7 +20,7 @@ class InductorEngine(Engine):
         self.loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
 
     def native(self, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        return [torch.from_numpy(np.ascontiguousarray(x)) for x in arrays]
+        return to_tensors(arrays)
 
     def run(self, native: list[torch.Tensor]) -> list[torch.Tensor]:
         # boxed_run empties the list that it is given
@@ -27,8 +28,7 @@ class InductorEngine(Engine):
         return outputs
 
     def arrays(self, outputs: list[torch.Tensor]) -> list[np.ndarray]:
-        return [x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy() for x in outputs]
-
+        return to_arrays(outputs)
 
     def close(self) -> None:
         del self.loader  # which then removes the folder that it unpacked the package into
