@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.numerics.grid import Affine, affine, per_row, per_token, rows
+from thrifty.numerics.grid import Affine, affine, from_group, per_group, per_row, per_token, rows, to_group
 
 
 def floats(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -59,3 +59,28 @@ def test_a_token_of_zeros_stays_zero():
     q, scale = per_token(torch.zeros(2, 4))
     assert not q.any()
     assert torch.isfinite(scale).all()
+
+
+@given(st.integers(0, 999), st.sampled_from([3, 4, 8]), st.sampled_from([8, 16]), st.floats(1e-3, 1e3), st.floats(-3, 3))
+def test_groups_round_to_half_a_step_and_keep_zero(seed, bits, group, scale, shift):
+    weight = floats(seed, 3, 48, scale=scale) + shift * scale
+    weight[0, :5] = 0
+    s, z = per_group(weight, bits, group)
+    assert s.shape == z.shape == (3, 48 // group) and z.dtype == torch.uint8
+    q = to_group(weight, s, z, bits)
+    assert int(q.max()) < 2**bits
+    back = from_group(q, s, z)
+    # Half a step, and half of one more where the zero was rounded and an extreme fell off the grid.
+    assert bool(((back - weight).abs().unflatten(1, (-1, group)) <= s.unsqueeze(2) * 1.001).all())
+    assert not back[0, :5].any()
+
+
+def test_groups_equal_torchaos():
+    primitives = pytest.importorskip("torchao.quantization.quant_primitives")
+    weight = floats(1, 6, 64) + 0.3
+    s, z = primitives.choose_qparams_affine(weight, primitives.MappingType.ASYMMETRIC, (1, 32), torch.int32, 0, 15,
+                                            eps=1e-12, scale_dtype=torch.float32, zero_point_dtype=torch.int32)
+    theirs = primitives.dequantize_affine(
+        primitives.quantize_affine(weight, (1, 32), s, z, torch.int32, 0, 15), (1, 32), s, z, torch.int32, 0, 15)
+    ours = per_group(weight, 4, 32)
+    torch.testing.assert_close(from_group(to_group(weight, *ours, 4), *ours), theirs, rtol=1e-6, atol=1e-7)

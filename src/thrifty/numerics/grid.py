@@ -51,13 +51,14 @@ def affine(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (q - zero) * scale
 
 
-def per_row(weight: Tensor) -> tuple[Tensor, Tensor]:
+def per_row(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Integer weights with one symmetric scale for each row (output channel).
 
-    q = round(w / s), s = max|w| / 127 over everything but the first dimension.
+    q = round(w / s), s = max|w| / (2^(b-1) - 1) over everything but the first dimension.
 
     Args:
         weight: [rows, ...], any float dtype.
+        bits: b; fewer than 8 are held in eight all the same.
 
     Returns:
         (int8 of weight's shape, float32 [rows]); |w - s q| <= s / 2.
@@ -67,14 +68,54 @@ def per_row(weight: Tensor) -> tuple[Tensor, Tensor]:
     ([[1, -127], [0, 0]], [1.0, 0.0])
     """
     flat = weight.detach().float().flatten(1)
-    scale = (flat.abs().amax(1) / INT8_MAX).clamp_min(TINY)
-    q = torch.round(flat / scale[:, None]).clamp(-INT8_MAX, INT8_MAX)
+    most = 2 ** (bits - 1) - 1
+    scale = (flat.abs().amax(1) / most).clamp_min(TINY)
+    q = torch.round(flat / scale[:, None]).clamp(-most, most)
     return q.to(torch.int8).reshape(weight.shape), scale
 
 
 def rows(q: Tensor, scale: Tensor) -> Tensor:
     """The float32 weights that `per_row`'s integers stand for."""
     return q.float() * scale.reshape(-1, *([1] * (q.dim() - 1)))
+
+
+def per_group(weight: Tensor, bits: int, group: int, ratio: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of asymmetric grids, one for each group of weights along the inputs.
+
+    s = r (max(w, 0) - min(w, 0)) / (2^b - 1), z = round(-r min(w, 0) / s), so that 0 is on every grid.
+
+    Args:
+        weight: [rows, inputs], any float dtype.
+        bits: of a weight.
+        group: weights a group; divides the inputs.
+        ratio: r, by which both extremes are clipped: a number or [rows, groups].
+
+    Returns:
+        (scale float32 [rows, groups], above 0; zero uint8 [rows, groups]).
+    """
+    grouped = weight.detach().float().unflatten(1, (-1, group))
+    low, high = grouped.amin(2).clamp_max(0) * ratio, grouped.amax(2).clamp_min(0) * ratio
+    scale = ((high - low) / (2**bits - 1)).clamp_min(TINY)
+    return scale, torch.round(-low / scale).clamp(0, 2**bits - 1).to(torch.uint8)
+
+
+def to_group(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The nearest whole numbers on such grids: q = clamp(round(w / s) + z, 0, 2^b - 1), uint8 [rows, inputs]."""
+    grouped = weight.float().unflatten(1, (scale.shape[1], -1))
+    q = torch.round(grouped / scale.unsqueeze(2)) + zero.unsqueeze(2)
+    return q.clamp(0, 2**bits - 1).to(torch.uint8).flatten(1)
+
+
+def from_group(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The float32 weights that they stand for: w = s (q - z).
+
+    >>> w = torch.tensor([[0.0, 1.6, -1.4, 0.25]])
+    >>> s, z = per_group(w, bits=4, group=4)
+    >>> [round(x, 3) for x in from_group(to_group(w, s, z, bits=4), s, z)[0].tolist()]
+    [0.0, 1.6, -1.4, 0.2]
+    """
+    grouped = q.float().unflatten(1, (scale.shape[1], -1))
+    return ((grouped - zero.float().unsqueeze(2)) * scale.unsqueeze(2)).flatten(1)
 
 
 def per_token(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.numerics.grid import Affine, affine, per_row, per_token, rows
+from thrifty.numerics.grid import Affine, affine, from_group, per_row, per_token, rows
+from thrifty.numerics.packing import pack, unpack
 
 
 def _tensor(value: float) -> Tensor:
@@ -106,6 +107,57 @@ class QuantLinear(nn.Module):
         q, token = per_token(x / self.smooth)
         y = nn.functional.linear(q, self.weight.float()) * token * self.scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+@final
+class GroupedLinear(nn.Module):
+    """A product with weights of few bits, dequantized where they are used; activations stay floating point.
+
+    y = (x / smooth) (s (q - z))^T + b, one scale s and one zero z for each group of inputs.
+
+    Args:
+        q: uint8 [out, in], whole numbers in 0..2^bits - 1.
+        scale: float32 [out, groups]; in = groups * group.
+        zero: uint8 [out, groups].
+        bits: 3, 4 or 8.
+        bias: [out], or None.
+        smooth: [in], above 0, that the weights were multiplied by (AWQ); None where they were not.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor
+    smooth: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, q: Tensor, scale: Tensor, zero: Tensor, bits: int, bias: Tensor | None = None,
+                 smooth: Tensor | None = None) -> None:
+        super().__init__()
+        self.bits = bits
+        self.out_features, self.in_features = q.shape
+        self.register_buffer("packed", pack(q, bits))
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("zero", zero.to(torch.uint8))
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
+        self.register_buffer("smooth", None if smooth is None else smooth.float().clone())
+
+    @property
+    def group(self) -> int:
+        """Weights that share a scale."""
+        return self.in_features // self.scale.shape[1]
+
+    def integers(self) -> Tensor:
+        """uint8 [out, in]."""
+        return unpack(self.packed, self.bits)
+
+    def dequantized(self) -> Tensor:
+        """float32 [out, in]: what the product is with, before ``smooth`` is taken out of the inputs."""
+        return from_group(self.integers(), self.scale, self.zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.dequantized().to(x.dtype)
+        y = nn.functional.linear(x if self.smooth is None else x / self.smooth.to(x.dtype), weight)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
 @final
