@@ -93,7 +93,7 @@ def per_group(weight: Tensor, bits: int, group: int, ratio: float | Tensor = 1.0
     Returns:
         (scale float32 [rows, groups], above 0; zero uint8 [rows, groups]).
     """
-    grouped = weight.detach().float().unflatten(1, (-1, group))
+    grouped = weight.detach().float().reshape(len(weight), -1, group)
     low, high = grouped.amin(2).clamp_max(0) * ratio, grouped.amax(2).clamp_min(0) * ratio
     scale = ((high - low) / (2**bits - 1)).clamp_min(TINY)
     return scale, torch.round(-low / scale).clamp(0, 2**bits - 1).to(torch.uint8)
@@ -101,7 +101,7 @@ def per_group(weight: Tensor, bits: int, group: int, ratio: float | Tensor = 1.0
 
 def to_group(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """The nearest whole numbers on such grids: q = clamp(round(w / s) + z, 0, 2^b - 1), uint8 [rows, inputs]."""
-    grouped = weight.float().unflatten(1, (scale.shape[1], -1))
+    grouped = weight.float().reshape(*scale.shape, -1)
     q = torch.round(grouped / scale.unsqueeze(2)) + zero.unsqueeze(2)
     return q.clamp(0, 2**bits - 1).to(torch.uint8).flatten(1)
 
@@ -114,7 +114,7 @@ def from_group(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     >>> [round(x, 3) for x in from_group(to_group(w, s, z, bits=4), s, z)[0].tolist()]
     [0.0, 1.6, -1.4, 0.2]
     """
-    grouped = q.float().unflatten(1, (scale.shape[1], -1))
+    grouped = q.float().reshape(*scale.shape, -1)
     return ((grouped - zero.float().unsqueeze(2)) * scale.unsqueeze(2)).flatten(1)
 
 

@@ -25,7 +25,7 @@ def pack(q: Tensor, bits: int) -> Tensor:
     numbers, wide = PER_BYTES[bits]
     if q.shape[-1] % numbers:
         raise ValueError(f"{q.shape[-1]} numbers of {bits} bits do not end with a byte: pad to a multiple of {numbers}")
-    pieces = q.to(torch.int32).unflatten(-1, (-1, numbers))
+    pieces = q.to(torch.int32).reshape(*q.shape[:-1], -1, numbers)
     word = (pieces << (torch.arange(numbers, dtype=torch.int32, device=q.device) * bits)).sum(-1, dtype=torch.int32)
     shifts = torch.arange(wide, dtype=torch.int32, device=q.device) * 8
     return ((word.unsqueeze(-1) >> shifts) & 255).to(torch.uint8).flatten(-2)
@@ -41,6 +41,6 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
         return packed
     numbers, wide = PER_BYTES[bits]
     shifts = torch.arange(wide, dtype=torch.int32, device=packed.device) * 8
-    word = (packed.unflatten(-1, (-1, wide)).to(torch.int32) << shifts).sum(-1, dtype=torch.int32)
+    word = (packed.reshape(*packed.shape[:-1], -1, wide).to(torch.int32) << shifts).sum(-1, dtype=torch.int32)
     places = torch.arange(numbers, dtype=torch.int32, device=packed.device) * bits
     return ((word.unsqueeze(-1) >> places) & (2**bits - 1)).to(torch.uint8).flatten(-2)
