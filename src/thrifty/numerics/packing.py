@@ -43,4 +43,4 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(wide, dtype=torch.int32, device=packed.device) * 8
     word = (packed.reshape(*packed.shape[:-1], -1, wide).to(torch.int32) << shifts).sum(-1, dtype=torch.int32)
     places = torch.arange(numbers, dtype=torch.int32, device=packed.device) * bits
-    return ((word.unsqueeze(-1) >> places) & (2**bits - 1)).to(torch.uint8).flatten(-2)
+    return ((word.unsqueeze(-1) >> places) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
