@@ -22,6 +22,10 @@ def product(x: Tensor, q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     >>> product(torch.tensor([[2.0, 1.0]]), q, scale, zero).tolist()
     [[-0.5]]
     """
+    return torch.nn.functional.linear(x, dequantized(q, scale, zero).to(x.dtype))
+
+
+def dequantized(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """What the numbers stand for: s (q - z), float32 [rows, inputs]."""
     grouped = q.float().reshape(*scale.shape, -1)
-    weight = ((grouped - zero.float().unsqueeze(2)) * scale.unsqueeze(2)).flatten(1)
-    return torch.nn.functional.linear(x, weight.to(x.dtype))
+    return ((grouped - zero.float().unsqueeze(2)) * scale.unsqueeze(2)).flatten(1)

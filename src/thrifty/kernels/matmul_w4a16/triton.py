@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thrifty.kernels.matmul_w4a16.layout import BLOCK, STRIP
+from thrifty.kernels.matmul_w4a16.layout import BLOCK
 
 
 def _numbers(kind: str, exponent: str) -> str:
@@ -58,11 +58,11 @@ def _fragment(word, upper_zero, lower_zero, upper_scale, lower_scale,
               BEFORE: tl.constexpr, NUMBERS: tl.constexpr, TIMES: tl.constexpr):
     """16 rows by 16 inputs: four registers of two numbers, q - z or, BEFORE, s (q - z)."""
     a0, a1, a2, a3 = tl.inline_asm_elementwise(
-        NUMBERS, "=r,=r,=r,=r,r,r,r", [word, upper_zero, lower_zero],
+        NUMBERS, "=&r,=&r,=&r,=&r,r,r,r", [word, upper_zero, lower_zero],
         dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1)
     if BEFORE:
         a0, a1, a2, a3 = tl.inline_asm_elementwise(
-            TIMES, "=r,=r,=r,=r,r,r,r,r,f,f", [a0, a1, a2, a3, upper_scale, lower_scale],
+            TIMES, "=&r,=&r,=&r,=&r,r,r,r,r,f,f", [a0, a1, a2, a3, upper_scale, lower_scale],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1)
     return a0, a1, a2, a3
 
@@ -73,11 +73,12 @@ def _read(x, words, grid, block, lane, first_token, first_strip, tokens, inputs,
     """What 128 inputs need: a strip's eight words and its grids, strip by strip; then a tile's sixteen, tile by tile."""
     g, t, four = lane % 32 // 4, lane % 4, tl.arange(0, 4)[None, :]
     held = block if WHOLE else tl.minimum(block, blocks - 1)
-    found = ()
+    found: tl.tuple = ()
     for i in tl.static_range(STRIPS):
         strip = tl.minimum(first_strip + i, strips - 1)  # past the last is the last again, and stores what it stores
         at = words + strip.to(tl.int64) * blocks * 256 + (held * 256 + lane % 32 * 4)[:, None] + four
-        found += _four(tl.load(at), LANES) + _four(tl.load(at + 128), LANES)
+        found += _four(tl.load(at, eviction_policy="evict_first"), LANES)
+        found += _four(tl.load(at + 128, eviction_policy="evict_first"), LANES)
     for i in tl.static_range(STRIPS):
         strip = tl.minimum(first_strip + i, strips - 1)
         for half in tl.static_range(0, 4, min(4, HALVES)):
@@ -88,7 +89,7 @@ def _read(x, words, grid, block, lane, first_token, first_strip, tokens, inputs,
         for half in tl.static_range(4):
             near = token < tokens if WHOLE else (token < tokens) & (block * 128 + half * 32 + t * 8 < inputs)
             at = x + (token * (inputs // 2) + block * 64 + half * 16 + t * 4)[:, None] + four
-            found += _four(tl.load(at, mask=near[:, None], other=0), LANES)
+            found += _four(tl.load(at, mask=near[:, None], other=0, eviction_policy="evict_last"), LANES)
     return found
 
 
@@ -110,7 +111,7 @@ def _strip(y, read, STRIP: tl.constexpr, EXPONENT: tl.constexpr, LANES: tl.const
         for s in tl.static_range(2):
             a0, a1, a2, a3 = _fragment(read[8 * STRIP + half * 2 + s], upper_zero, lower_zero, upper_scale, lower_scale,
                                        BEFORE, NUMBERS, TIMES)
-            summed = ()
+            summed: tl.tuple = ()
             for tile in tl.static_range(TILES):
                 low, high = read[B + tile * 16 + half * 4 + 2 * s], read[B + tile * 16 + half * 4 + 2 * s + 1]
                 summed += tl.inline_asm_elementwise(
@@ -119,7 +120,7 @@ def _strip(y, read, STRIP: tl.constexpr, EXPONENT: tl.constexpr, LANES: tl.const
                     dtype=(tl.float32, tl.float32, tl.float32, tl.float32), is_pure=True, pack=1)
             c = summed
         if not BEFORE and ((half + 1) % HALVES == 0 or half == 3):
-            scaled = ()
+            scaled: tl.tuple = ()
             for tile in tl.static_range(TILES):
                 scaled += (y[4 * tile] + c[4 * tile] * upper_scale, y[4 * tile + 1] + c[4 * tile + 1] * upper_scale,
                            y[4 * tile + 2] + c[4 * tile + 2] * lower_scale, y[4 * tile + 3] + c[4 * tile + 3] * lower_scale)
@@ -131,16 +132,16 @@ def _strip(y, read, STRIP: tl.constexpr, EXPONENT: tl.constexpr, LANES: tl.const
 @triton.jit
 def _add(total, read, EXPONENT: tl.constexpr, LANES: tl.constexpr, HALVES: tl.constexpr, TILES: tl.constexpr,
          STRIPS: tl.constexpr, BEFORE: tl.constexpr, NUMBERS: tl.constexpr, TIMES: tl.constexpr, MMA: tl.constexpr):
-    added = ()
+    added: tl.tuple = ()
     for i in tl.static_range(STRIPS):
-        mine = ()
+        mine: tl.tuple = ()
         for j in tl.static_range(4 * TILES):
             mine += (total[i * 4 * TILES + j],)
         added += _strip(mine, read, i, EXPONENT, LANES, HALVES, TILES, STRIPS, BEFORE, NUMBERS, TIMES, MMA)
     return added
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _product(x, words, grid, bias, y, tokens, rows, inputs, blocks, strips,
              GROUP: tl.constexpr, TILES: tl.constexpr, STRIPS: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
              BEFORE: tl.constexpr, WHOLE: tl.constexpr, BIAS: tl.constexpr, EXPONENT: tl.constexpr,
@@ -172,7 +173,7 @@ def _product(x, words, grid, bias, y, tokens, rows, inputs, blocks, strips,
 
     # One exchange between the warps for all registers: [warps, 32, registers], summed over the warps.
     for level in tl.static_range(DEPTH):
-        joined = ()
+        joined: tl.tuple = ()
         for i in tl.static_range(2 ** (DEPTH - level - 1)):
             joined += (tl.join(total[i], total[i + 2 ** (DEPTH - level - 1)]),)
         total = joined
@@ -195,7 +196,7 @@ class Config:
         tiles: of 8 tokens, that a program multiplies with.
         strips: of 16 rows, that a warp holds.
         warps: of a program, that share the inputs.
-        stages: steps whose reads are under way; 1 reads into registers without a buffer.
+        stages: steps whose reads are under way, in shared memory; 0: the next step's, in registers; 1: none.
         before: weights are scaled in bfloat16 before the product; else its sums over a group are, in float32.
     """
 
