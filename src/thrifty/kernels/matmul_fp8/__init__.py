@@ -37,5 +37,5 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     [[100354.0]]
     """
     if fits(x, weight) and dtype == torch.bfloat16:
-        return torch._scaled_mm(x, weight.t(), token[:, None], row[None, :], out_dtype=dtype, use_fast_accum=False)
+        return torch._scaled_mm(x, weight.t(), token[:, None], row[None, :], out_dtype=dtype, use_fast_accum=True)
     return naive(x, weight, token, row, dtype)

@@ -60,10 +60,12 @@ class Config:
 
 
 def config(tokens: int) -> Config:
-    """What was fastest."""
+    """What was fastest (H100, `benchmarks/matmul.py sweep int8`, 8192 x 8192); 17 to 64 tokens were not swept."""
+    if tokens <= 16:
+        return Config(m=16, n=64, k=512, warps=4, stages=4, swap=True)
     if tokens <= 64:
-        return Config(m=16 if tokens <= 16 else 64, n=64, k=256, warps=4, stages=4, swap=True)
-    return Config(m=128, n=256, k=128, warps=8, stages=3)
+        return Config(m=64, n=64, k=256, warps=4, stages=4, swap=True)
+    return Config(m=128, n=256, k=128, warps=8, stages=4)
 
 
 def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, how: Config | None = None) -> Tensor:

@@ -207,11 +207,18 @@ class Config:
     before: bool = False
 
 
-def config(tokens: int) -> Config:
-    """What was fastest."""
+MANY = 1024
+"""Strips of rows from which on there are enough of them for every multiprocessor without splitting the inputs far."""
+
+
+def config(tokens: int, strips: int) -> Config:
+    """What was fastest (H100, `benchmarks/matmul.py sweep w4a16`, 28672 x 8192 and 8192 x 28672)."""
+    many = strips >= MANY
     if tokens <= 8:
-        return Config(tiles=1, strips=2, warps=4, stages=4)
-    return Config(tiles=2, strips=4, warps=4, stages=3)
+        return Config(tiles=1, strips=1, warps=2, stages=0) if many else Config(tiles=1, strips=2, warps=8, stages=0)
+    if tokens <= 16:
+        return Config(tiles=2, strips=4, warps=1, stages=4) if many else Config(tiles=2, strips=4, warps=8, stages=0)
+    return Config(tiles=4, strips=4, warps=1 if many else 4, stages=0, before=True)
 
 
 def product(x: Tensor, words: Tensor, grid: Tensor, bias: Tensor | None, rows: int, group: int,
@@ -230,9 +237,9 @@ def product(x: Tensor, words: Tensor, grid: Tensor, bias: Tensor | None, rows: i
         [tokens, rows] in x's precision.
     """
     tokens, inputs = x.shape
-    how = how or config(tokens)
     y = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
     strips, blocks = words.shape[0], words.shape[1] // 2
+    how = how or config(tokens, strips)
     numbers, times, mma = ASSEMBLY[x.dtype]
     programs = triton.cdiv(strips, how.strips) * triton.cdiv(tokens, 8 * how.tiles)
     _product[(programs,)](
