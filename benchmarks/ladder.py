@@ -36,6 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thrifty.kernels.linear_loss import linear_cross_entropy
 from thrifty.measure.statistics import ratio_interval
+from thrifty.training.mixed_precision import fp8
 
 PEAK = 989.4e12
 """Dense bf16 FLOPs a second in the datasheet of H100 SXM and H200: what MFU is a share of."""
@@ -155,6 +156,8 @@ class Rung:
     attention: str = "default"  # or cudnn
     loss: str = "logits"  # or fused, float8: the head and the loss in one operation
     weights: str = "float32"  # or bfloat16, with float32 ones beside them that the optimizer steps
+    linears: str = "bf16"  # or float8: those of the blocks whose shape is faster so
+    mode: str | None = None  # of torch.compile
 
 
 BELOW: dict[str, dict[str, Any]] = {
@@ -163,7 +166,8 @@ BELOW: dict[str, dict[str, Any]] = {
 }
 ABOVE: dict[str, dict[str, Any]] = {
     "attention": {"attention": "cudnn"}, "loss": {"loss": "fused"}, "weights": {"weights": "bfloat16"},
-    "loss8": {"loss": "float8"},
+    "loss8": {"loss": "float8"}, "linears8": {"linears": "float8"},
+    "autotune": {"mode": "max-autotune-no-cudagraphs"},
 }
 
 
@@ -173,8 +177,14 @@ class Session:
     def __init__(self, rung: Rung, shape: Shape, tokens: Tensor, steps: int, device: str) -> None:
         self.rung, self.shape, self.tokens, self.steps, self.device = rung, shape, tokens, steps, device
         self.model = GPT(shape, rung.loss, rung.attention).to(device)
-        self.run = torch.compile(self.model) if rung.compiled else self.model
+        self.run = torch.compile(self.model, mode=rung.mode) if rung.compiled else self.model
         self.reset(0)
+        if rung.linears == "float8":
+            with self._arithmetic():
+                shapes = fp8.shapes_of(self.model, lambda: self.model(*self.batch(self.generator)))
+            choices = fp8.choose(shapes, device, rung.compiled)
+            fp8.install(self.model, choices)
+            print(f"in 8 bits: {dict(Counter((shapes[name], way) for name, way in choices.items()))}", flush=True)
 
     def reset(self, seed: int) -> None:
         """Weights, optimizer and batches as at the start; what was compiled stays."""
@@ -223,8 +233,7 @@ class Session:
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = self.rung.products != "float32"
-        autocast = self.rung.products == "bf16" and self.rung.weights == "float32"
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.rung.products == "bf16"):
             yield
 
     @torch.no_grad()
@@ -270,8 +279,8 @@ def flops_per_token(session: Session) -> float:
     return 6.0 * weights + 12.0 * session.shape.layers * session.shape.width * session.shape.context
 
 
-def measure(name: str, session: Session, seconds: float) -> dict[str, Any]:
-    """Compile, warm up, then blocks of a fifth of the time each."""
+def measure(name: str, session: Session, seconds: float, others: int) -> dict[str, Any]:
+    """Compile, warm up, then blocks of a fifth of the time each; ``others`` are bytes that other sessions hold."""
     began = time.perf_counter()
     session.step()
     synchronize(session.device)
@@ -282,7 +291,7 @@ def measure(name: str, session: Session, seconds: float) -> dict[str, Any]:
     blocks = [block(session, max(1, round(seconds / 5 / guess))) for _ in range(5)]
     step, shape = statistics.median(blocks), session.shape
     speed = shape.batch * shape.context / step
-    memory = torch.cuda.max_memory_allocated() / 2**30 if session.device == "cuda" else 0.0
+    memory = (torch.cuda.max_memory_allocated() - others) / 2**30 if session.device == "cuda" else 0.0
     row = {"rung": name, "tokens_per_second": speed, "milliseconds": step * 1e3, "peak_gib": memory,
            "mfu": speed * flops_per_token(session) / PEAK, "first_step_seconds": first, "blocks": blocks,
            **dataclasses.asdict(session.rung)}
@@ -341,16 +350,11 @@ def curves(sides: dict[str, Session], seeds: Sequence[int], held: Tensor) -> dic
 # -- the ladder -------------------------------------------------------------------------------------------------
 
 
-def forget() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rungs", nargs="*", default=[*BELOW, *ABOVE], help="`plain` is always measured")
+    parser.add_argument("--rungs", nargs="*", default=[name for name in (*BELOW, *ABOVE) if name != "autotune"],
+                        help="`plain` is always measured; autotune, which compiles for minutes, only where it is named")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each rung")
     parser.add_argument("--limit", type=float, default=480.0, help="of everything: rungs that no longer fit are left out")
     parser.add_argument("--cycles", type=int, default=6)
@@ -380,9 +384,10 @@ def main() -> None:
     found: dict[str, Any] = {"device": where, "torch": torch.__version__, "shape": dataclasses.asdict(shape), "rungs": []}
 
     def climb(name: str, rung: Rung) -> tuple[Session, float]:
-        forget()
+        gc.collect()
+        others = torch.cuda.memory_allocated() if arguments.device == "cuda" else 0
         session = Session(rung, shape, train, max(1, arguments.steps), arguments.device)
-        found["rungs"].append(measure(name, session, arguments.seconds))
+        found["rungs"].append(measure(name, session, arguments.seconds, others))
         return session, found["rungs"][-1]["tokens_per_second"]
 
     rung = Rung()
@@ -407,10 +412,12 @@ def main() -> None:
             continue
         if speed > best_speed * 1.002:
             best, best_speed = session, speed
+        del session
     if arguments.profile:
         found["kernels"] = {name: profile(name, session) for name, session in {"plain": plain, "best": best}.items()}
-    found["ratio"] = turns(plain, best, arguments.cycles, 1.0)
-    if arguments.steps:
+    if best is not plain:
+        found["ratio"] = turns(plain, best, arguments.cycles, 1.0)
+    if best is not plain and arguments.steps:
         found["curves"] = curves({"plain": plain, "best": best}, range(arguments.seeds), held)
     found["seconds"] = time.perf_counter() - began
     print(f"\nbest: {best.rung}; {found['seconds']:.0f} s in all")

@@ -26,7 +26,7 @@ def part_rows(rows: int, columns: int, bytes_each: int, most: int) -> int:
     >>> part_rows(32768, 50304, 2, 2**30)
     8192
     """
-    fitting = max(STEP, most // (columns * bytes_each))
+    fitting = max(STEP, most // (columns * bytes_each) // STEP * STEP)
     parts = max(1, math.ceil(rows / fitting))
     return max(STEP, math.ceil(rows / parts / STEP) * STEP)
 
@@ -85,7 +85,7 @@ def _products8(kernels: Any, weight: Tensor) -> Callable[..., Part]:
     """The three products in 8 bits: e4m3, and e5m2 for the gradient of the logits, whose range is known beforehand."""
     weight_scale = scale_of(weight, E4M3)
     weight8, weight8_t = kernels.both8(weight, weight_scale, E4M3)
-    gradient_scale = torch.tensor(1 / naive.GRADIENT_SCALE, device=weight.device)
+    gradient_scale = torch.full((), 1 / naive.GRADIENT_SCALE, device=weight.device)
 
     def make(x: Tensor, y: Tensor, ignore_index: int, gradient: bool) -> Part:
         scale = scale_of(x, E4M3)

@@ -54,8 +54,7 @@ def losses(logits: Tensor, target: Tensor, ignore_index: int, gradient: bool) ->
 
 def gradient8(logits: Tensor, norm: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The same gradient times `GRADIENT_SCALE` in e5m2, and its transpose: [n, v] and [v, n], both contiguous."""
-    found = to_float8(_gradient(logits, norm, target, ignore_index), torch.tensor(1 / GRADIENT_SCALE, device=logits.device),
-                      E5M2)
+    found = to_float8(_gradient(logits, norm, target, ignore_index), norm.new_full((), 1 / GRADIENT_SCALE), E5M2)
     return found, found.t().contiguous()
 
 

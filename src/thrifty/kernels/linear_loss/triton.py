@@ -25,7 +25,9 @@ def _losses(logits, target, lost, norm, stride, columns, ignored, GRADIENT: tl.c
     offsets = tl.arange(0, BLOCK)
     label = tl.load(target + row)
     valid = label != ignored
-    peak, total, chosen = -float("inf"), 0.0, 0.0
+    peak = -float("inf")
+    total = 0.0
+    chosen = 0.0
     for first in range(0, columns, BLOCK):
         at = first + offsets
         x = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)
