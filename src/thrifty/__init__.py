@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from thrifty.training.distillation import Distill as Distill
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
+    from thrifty.training.mixed_precision import Fp8 as Fp8
     from thrifty.training.mixed_precision import Fp16 as Fp16
     from thrifty.training.mixed_precision import Tf32 as Tf32
     from thrifty.training.optimizers import AdamW as AdamW
@@ -93,7 +94,8 @@ _PLACES = {
     "Soap": "training.optimizers.soap", "Lion": "training.optimizers.lion", "Adafactor": "training.optimizers.adafactor",
     "ScheduleFree": "training.optimizers.schedule_free", "AdamW8bit": "training.optimizers.adamw8bit",
     "Ema": "training.optimizers.ema",
-    "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Tf32": "training.mixed_precision",
+    "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Fp8": "training.mixed_precision",
+    "Tf32": "training.mixed_precision",
     "Distill": "training.distillation",
     "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",

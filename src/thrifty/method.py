@@ -166,6 +166,7 @@ class Card:
         requires, provides, removes: of `PROPERTIES`.
         slot: at most one method of a ``train`` phase fills each.
         devices: where it runs.
+        capability: least compute capability of a CUDA device that it runs on.
     """
 
     family: str
@@ -178,6 +179,7 @@ class Card:
     removes: frozenset[str] = frozenset()
     slot: Slot | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    capability: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -328,6 +330,10 @@ def require_device(method: Method, device: str) -> None:
     if device not in method.card.devices:
         raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} and this is {device}; use another "
                            f"method, or --device {min(method.card.devices)}")
+    if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
+        least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
+        raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, and {torch.cuda.get_device_name()} "
+                           f"has {found}: use another method")
 
 
 @dataclass(frozen=True)

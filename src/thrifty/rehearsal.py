@@ -49,8 +49,10 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
     """One optimizer step on a few examples, with every method's hooks."""
     if workload.train is None or workload.loss is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    few = Subset(workload.train, range(min(phase.batch_size or workload.batch_size, 8, length(workload.train))))
-    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=phase, forward=workload.forward,
+    given = {**vars(phase), "batch_size": phase.batch_size or workload.batch_size}
+    settings = Train(*given.pop("methods"), **given)  # of the training itself, for methods that look ahead
+    few = Subset(workload.train, range(min(settings.batch_size or 1, 8, length(workload.train))))
+    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=settings, forward=workload.forward,
                   device=target.device, teachers=lambda text: workload.model().eval())
     inputs, labels = next(batches(few, len(few), workload.collate))
     session.step((as_inputs(inputs), labels))
