@@ -70,7 +70,7 @@ class Line:
         at = best(known)
         if not inside(known):
             outward = 1 if at == max(known) and known[at] > FAILED else -1
-            steps = (at + outward * step for step in (1.0, 0.5, 0.25))
+            steps = (at + outward * step for step in (1.0, 0.5, 0.25, FINEST))
             return next((exponent for exponent in steps if self.value(exponent) in self.permitted), None)
         below, above = neighbours(known)
         wider = above - at > at - below or (above - at == at - below and known[above] > known[below])

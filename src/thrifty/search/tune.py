@@ -25,7 +25,7 @@ from thrifty.rehearsal import rehearse
 from thrifty.run import Runner, open_study
 from thrifty.search.attain import Attained, Trained, attained
 from thrifty.search.contender import Contender, Point, TuneError, fewest, reference_of, training_of
-from thrifty.search.estimate import reference_seconds
+from thrifty.search.estimate import training_seconds
 from thrifty.search.space import replaced
 from thrifty.target import Target
 from thrifty.training.loop import Evaluation
@@ -212,7 +212,7 @@ class _Tune:
                 rehearse(self.workload, recipe, self.runner.target, ignore)
                 self.runner.spend(self.runner.id(recipe), "rehearsal", str(recipe), began)
         if self.budget is not None and not self.store.rounds(self.finals[0].id(self.reference), KEPT):
-            one, count, seeds = reference_seconds(self.runner), len(self.contenders), len(self.finals)
+            one, count, seeds = training_seconds(self.runner, self.reference), len(self.contenders), len(self.finals)
             needed = one * (seeds + count * (self.least + seeds))
             if needed > self.budget:
                 raise TuneError(f"{self.least} trials and {seeds} seeds of each of {count} optimizers, and {seeds} of the "
