@@ -3,17 +3,18 @@
     python benchmarks/optimizers_lm.py --devices cuda:0 --kept optimizers_lm.jsonl
     python benchmarks/optimizers_lm.py --devices cpu --tiny --steps 20 --kept tiny.jsonl
 
-The model is `python-lm`'s architecture over bytes (12.9 million parameters in four layers of width 512), the text that of
-the running Python's library and of torch; every tenth file is held out. Each optimizer gets the same number of learning
-rates, one seed, the same steps: as in `thrifty tune`, bracketed around its default, beyond the edge where the best stands
-there, then between the best's neighbours. The best of each is trained with seeds that nothing was tuned on.
+The model is `python-lm`'s architecture over bytes (12.9 million parameters in four layers of width 512), the text that
+of the running Python's library and of torch; every tenth file is held out. Each optimizer gets the same number of
+learning rates, one seed, the same steps, all else at its defaults: as in `thrifty tune`, bracketed around its default,
+beyond the edge where the best stands there, then between the best's neighbours. The best of each is trained with seeds
+that nothing was tuned on.
 
-What is to be attained is the mean final loss of AdamW's best. It counts from the evaluation from which on none is above it.
-Seconds are those of training: evaluations, compilation and the first steps of a process are apart. Trainings share the
-device while learning rates are sought; the final ones run alone on it. Each is kept as soon as it ends, and the same command
-goes on after the last.
+What is to be attained is the mean final loss of AdamW's best. It counts from the evaluation from which on none is above
+it. Seconds are those of training: evaluations, compilation and the first steps of a process are apart. Trainings share
+the device while learning rates are sought; the final ones run alone on it. Each is kept as soon as it ends, and the
+same command goes on after the last.
 
-SOAP, Lion and Schedule-Free need pytorch-optimizer, pure Python: unpack its wheel into a folder and name it in PYTHONPATH.
+SOAP, Lion and Schedule-Free need pytorch-optimizer, pure Python: unpack its wheel into a folder named in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from thrifty.workloads.python_lm import LanguageModel
 from thrifty.workloads.sources import bucket, library_files, library_root
 
 WARM = 12
-"""Steps by which a process has compiled what it needs: an estimate of Sophia's and two bases of SOAP's are among them."""
+"""Steps by which a process has compiled all it needs: an estimate of Sophia's and two bases of SOAP's are in them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Setting:
     width: int
     every: int
     windows: int
-    megabytes: float
+    megabytes: int
     eager: bool
 
 
@@ -82,19 +83,20 @@ class Job:
     seed: int
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------
+# -- data ---------------------------------------------------------------------------------------------------------
 
 
 def texts(setting: Setting) -> dict[str, np.ndarray]:
     """Split -> bytes of Python files, a NUL after each: the library's, then torch's, up to the setting's size."""
     package = Path(torch.__file__).parent
-    files = [library_root() / name for name in library_files()] + sorted(package.rglob("*.py"))
+    files = [(library_root(), name) for name in library_files()]
+    files += [(package, str(name)) for name in sorted(file.relative_to(package) for file in package.rglob("*.py"))]
     parts: dict[str, list[bytes]] = {"train": [], "held": []}
     room = setting.megabytes * 1e6
-    for file in files:
-        text = file.read_bytes()
+    for folder, name in files:
+        text = (folder / name).read_bytes()
         room -= len(text)
-        parts["train" if bucket(file.name, 10) else "held"].append(text + b"\0")
+        parts["train" if bucket(name, 10) else "held"].append(text + b"\0")
         if room < 0:
             break
     return {split: np.frombuffer(b"".join(found), np.uint8) for split, found in parts.items()}
@@ -105,7 +107,7 @@ def windows(ids: Tensor, starts: Tensor, context: int) -> tuple[tuple[Tensor, ..
     return (rows[:, :-1],), rows[:, 1:]
 
 
-# -- one process --------------------------------------------------------------------------------------------------------
+# -- one process --------------------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -113,7 +115,8 @@ class Bench:
 
     def __init__(self, device: str, setting: Setting, folder: Path) -> None:
         self.device, self.setting = device, setting
-        self.train, self.held = (torch.from_numpy(np.load(folder / f"{split}.npy")).to(device) for split in ("train", "held"))
+        self.train, self.held = (torch.from_numpy(np.load(folder / f"{split}.npy")).to(device)
+                                 for split in ("train", "held"))
         self.model = self.fresh().to(device)
         if not setting.eager:
             torch._dynamo.config.automatic_dynamic_shapes = False
@@ -135,8 +138,8 @@ class Bench:
         except TrainingFailed as failed:
             points, error = [], str(failed)
         name = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
-        return {"points": points, "error": error, "wall": time.perf_counter() - began, "device": name,
-                "torch": torch.__version__}
+        wall = time.perf_counter() - began
+        return {"points": points, "error": error, "wall": wall, "device": name, "torch": torch.__version__}
 
     def points(self, job: Job, steps: int) -> list[tuple[int, float, float]]:
         torch.manual_seed(job.seed)
@@ -188,7 +191,7 @@ def serve(device: str, setting: Setting, folder: Path) -> None:
         print(json.dumps(bench.run(Job(**json.loads(line)))), file=out, flush=True)
 
 
-# -- all processes ------------------------------------------------------------------------------------------------------
+# -- all processes ------------------------------------------------------------------------------------------------
 
 
 class Worker:
@@ -222,9 +225,11 @@ class Kept:
 
     def __init__(self, file: Path, identity: str) -> None:
         self.file, self.identity, self.mutex = file, identity, threading.Lock()
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        whole = (file.read_text() if file.is_file() else "").rpartition("\n")[0]  # what follows was being written
+        if file.is_file():
+            file.write_text(whole + "\n" * bool(whole))
         self.found: dict[Job, dict[str, Any]] = {
-            Job(**line["job"]): line for line in lines if line["setting"] == identity}
+            Job(**line["job"]): line for line in map(json.loads, whole.splitlines()) if line["setting"] == identity}
 
     def add(self, job: Job, found: dict[str, Any]) -> None:
         line = {"setting": self.identity, "job": dataclasses.asdict(job), **found}
@@ -232,7 +237,7 @@ class Kept:
             print(json.dumps(line), file=out, flush=True)
             self.found[job] = line
         end = f"{found['points'][-1][2]:.4f} bits a byte" if found["points"] else f"diverged: {found['error'][:60]}"
-        print(f"{job.optimizer} lr {job.lr:g} seed {job.seed}: {end}, {found['wall']:.1f} s", file=sys.stderr, flush=True)
+        print(f"{job.optimizer} lr {job.lr:g} seed {job.seed}: {end}, {found['wall']:.1f} s", file=sys.stderr)
 
 
 def work(workers: list[Worker], following: Callable[[], Job | None], kept: Kept) -> None:
@@ -267,8 +272,8 @@ class Search:
 
     def known(self, name: str) -> dict[float, float]:
         """{exponent: quality} of what was tried."""
-        return {job.exponent: -line["points"][-1][2] if line["points"] else FAILED
-                for job, line in list(self.kept.found.items()) if job.optimizer == name and job.seed == 0}
+        return {job.exponent: trained(job, self.kept).quality
+                for job in list(self.kept.found) if job.optimizer == name and job.seed == 0}
 
     def following(self) -> Job | None:
         while True:
@@ -303,7 +308,7 @@ def finals(search: Search, seeds: int) -> Iterator[Job]:
                 yield Job(name, best(known), line.value(best(known)), seed)
 
 
-# -- the table ----------------------------------------------------------------------------------------------------------
+# -- the table ----------------------------------------------------------------------------------------------------
 
 
 def trained(job: Job, kept: Kept) -> Trained:
@@ -312,24 +317,25 @@ def trained(job: Job, kept: Kept) -> Trained:
                    line["wall"], error=line["error"])
 
 
-def report(search: Search, seeds: int, kept: Kept, setting: Setting, aim: float | None) -> None:
+def report(search: Search, seeds: int, kept: Kept, setting: Setting) -> None:
     jobs = list(finals(search, seeds))
     runs = {name: [trained(job, kept) for job in jobs if job.optimizer == name] for name in search.lines}
     baseline = runs.get("adamw", [])
     if not baseline or any(not run.curve for run in baseline):
         raise SystemExit("AdamW is what the others are compared with: name it among the optimizers")
-    goal = -aim if aim is not None else statistics.fmean(run.quality for run in baseline)
+    goal = statistics.fmean(run.quality for run in baseline)
     first = kept.found[jobs[0]]
     print(f"\n{first['device']}, torch {first['torch']}, {setting}; to {-goal:.4f} bits a byte, looked at every "
           f"{setting.every} steps\n")
     print("| optimizer | learning rates tried: bits a byte, seed 0 | optimum |\n| --- | --- | --- |")
     for name, line in search.lines.items():
         known = search.known(name)
-        tried = "; ".join(f"{line.value(e):g}: {f'{-known[e]:.4f}' if known[e] > FAILED else 'diverged'}" for e in sorted(known))
+        tried = "; ".join(f"{line.value(exponent):g}: {f'{-quality:.4f}' if quality > FAILED else 'diverged'}"
+                          for exponent, quality in sorted(known.items()))
         where = f"{line.value(best(known)):g}" + ("" if inside(known) else ", at the edge: not tuned")
         print(f"| `{name}` | {tried} | {where} |")
-    print("\n| optimizer | bits a byte at the end | fewer than AdamW's by | attained by | steps | seconds | speed against AdamW "
-          "| seconds in all |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("\n| optimizer | bits a byte at the end | fewer than AdamW's by | attained by | steps | seconds "
+          "| speed against AdamW | seconds in all |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, found in runs.items():
         if found:
             print(row(name, found, attained(found, baseline, goal)))
@@ -355,21 +361,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", "--device", nargs="+", default=["cuda:0"], help="cuda:0 cuda:1, or cpu")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "sophia", "muon", "soap"])
-    parser.add_argument("--trials", type=int, default=5, help="learning rates of each optimizer")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sharing", type=int, default=3, help="trainings at once on a device while learning rates are sought")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--every", type=int, default=10, help="steps between two evaluations")
-    parser.add_argument("--windows", type=int, default=256, help="of held-out text, each of a context's bytes")
-    parser.add_argument("--megabytes", type=float, default=24.0, help="of text")
+    for name, default, says in (
+        ("trials", 5, "learning rates of each optimizer"), ("seeds", 3, "of the final trainings"),
+        ("sharing", 3, "trainings at once on a device while learning rates are sought"),
+        ("steps", 400, ""), ("batch", 64, ""), ("context", 512, ""), ("layers", 4, ""), ("width", 512, ""),
+        ("every", 10, "steps between two evaluations"), ("windows", 256, "of held-out text"),
+        ("megabytes", 24, "of text"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=says)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--tiny", action="store_true", help="two layers of width 64, to see that it runs")
     parser.add_argument("--kept", type=Path, default=Path("optimizers_lm.jsonl"))
-    parser.add_argument("--aim", type=float, help="bits a byte to be attained, where it is not to be AdamW's")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -377,7 +379,7 @@ def main() -> None:
         serve(device, Setting(**setting), Path(folder))
         return
     if given.tiny:
-        vars(given).update(batch=8, context=64, layers=2, width=64, windows=16, megabytes=2.0, every=min(5, given.steps))
+        vars(given).update(batch=8, context=64, layers=2, width=64, windows=16, megabytes=2, every=min(5, given.steps))
     on_cpu = given.devices == ["cpu"]
     setting = Setting(given.steps, given.batch, given.context, given.layers, given.width, given.every, given.windows,
                       given.megabytes, given.eager or given.tiny)
@@ -409,7 +411,7 @@ def compare(given: argparse.Namespace, setting: Setting, sharing: int) -> None:
         work(alone, following, kept)
         for worker in alone:
             worker.end()
-        report(search, given.seeds, kept, setting, given.aim)
+        report(search, given.seeds, kept, setting)
 
 
 def rehearse(name: str) -> None:

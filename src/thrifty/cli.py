@@ -270,7 +270,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
              metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
          trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 6 by default.")] = None,
-         budget: Annotated[str | None, typer.Option("--budget", help="Time for everything, which gives the trials: 30m, 2h.")]
+         budget: Annotated[str | None, typer.Option("--budget", help="Time for everything, in the place of trials: 2h.")]
          = None,
          also: Annotated[str, typer.Option("--also", help="A second number to tune: weight_decay, warmup, ...")] = "",
          seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,

@@ -21,7 +21,8 @@ def searched(contender: Contender, quality, trials: int) -> dict:
 
 
 def test_the_optimizer_takes_the_place_of_the_references_and_all_else_stays():
-    workload = dataclasses.replace(WORKLOAD, reference="prune(ratio=0.5) | train(adamw(lr=0.003), bf16, steps=9, clip=2)")
+    reference = "prune(ratio=0.5) | train(adamw(lr=0.003), bf16, steps=9, clip=2)"
+    workload = dataclasses.replace(WORKLOAD, reference=reference)
     contender = Contender.of(workload, "muon(momentum=0.9)")
     assert str(contender) == "muon(momentum=0.9)"
     assert str(contender.recipe((1.0,), evaluations=4)) == (

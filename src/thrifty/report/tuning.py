@@ -21,13 +21,15 @@ UNTUNED = "optimum at the edge: not tuned"
 
 def print_tuned(found: Tuned, file: TextIO | None = None) -> None:
     """The tables of a tuning, on stdout where no file is given."""
-    show(_tried(found), _ends(found), _times(found), pairs(_conclusion(found), title="Use"), ledger(found.spent), file=file)
+    use = pairs(_conclusion(found), title="Use")
+    show(_tried(found), _ends(found), _times(found), use, ledger(found.spent), file=file)
 
 
 def _tried(found: Tuned) -> Table:
     """Every value in order, the best between its neighbours."""
     rows = [(one.optimizer, *(f"{value:g}" for value in tried.values.values()),
-             "diverged" if tried.quality is None else f"{tried.quality:.4f}", _mark(one) if tried.recipe == one.recipe else "")
+             "diverged" if tried.quality is None else f"{tried.quality:.4f}",
+             _mark(one) if tried.recipe == one.recipe else "")
             for one in found.optimizers for tried in sorted(one.tried, key=lambda tried: tuple(tried.values.values()))]
     names = [_right(name) for name in (*found.optimizers[0].tried[0].values, found.measure)]
     return table("Tried, with one seed, on validation", ["optimizer", *names, ""], rows)
@@ -50,11 +52,14 @@ def _times(found: Tuned) -> Table:
     """How soon the reference's quality is attained."""
     rows = [(name, f"{final.attained} of {len(final.seeds)}", _interval(final.seconds, seconds),
              _interval(final.steps, significant), _interval(final.flops, lambda value: scaled(value, "FLOP")),
-             *(("1", "") if final is found.baseline else
-               (_interval(final.speedup, lambda value: f"{times(value)}x"), final.verdict))) for name, final, _ in _finals(found)]
+             *(("1", "") if final is found.baseline else _speed(final))) for name, final, _ in _finals(found)]
     title = f"To the reference's {found.measure} of {found.target:.4f}, known to {found.every} steps"
-    return table(title, ["optimizer", *map(_right, ("attained by", "time", "steps", "FLOPs", "speedup [low, high]")), "verdict"],
-                 rows)
+    figures = map(_right, ("attained by", "time", "steps", "FLOPs", "speedup [low, high]"))
+    return table(title, ["optimizer", *figures, "verdict"], rows)
+
+
+def _speed(final: Attained) -> tuple[str, str]:
+    return _interval(final.speedup, lambda value: f"{times(value)}x"), final.verdict
 
 
 def _finals(found: Tuned) -> list[tuple[str, Attained, str]]:
@@ -73,7 +78,8 @@ def _interval(found: Interval | None, word: Callable[[float], str], absent: str 
 def _conclusion(found: Tuned) -> list[tuple[str, object]]:
     if found.use == found.reference:
         return [("recipe", found.use), ("why", "no optimizer is significantly faster to the reference's quality")]
-    return [("recipe", found.use), ("why", "it attains the reference's quality soonest, and significantly faster than it")]
+    why = "it attains the reference's quality soonest, and significantly faster than the reference does"
+    return [("recipe", found.use), ("why", why)]
 
 
 def _right(name: str) -> Column:

@@ -59,8 +59,8 @@ class Attained:
         quality: at the end, mean; None where one diverged.
         change: of it against the reference's of the same seed; positive is better.
         seconds, steps, flops: to the quality asked for, geometric means; None where one does not attain it.
-        speedup: the reference's seconds over these, seed by seed: its own to that quality, or all of them where a seed of
-            its own does not attain it, which flatters nobody but the reference.
+        speedup: the reference's seconds over these, seed by seed: its own to that quality, or all of them where a seed
+            of its own does not attain it, which flatters nobody but the reference.
         verdict: what may be said of it.
     """
 
@@ -88,6 +88,7 @@ def attained(runs: Sequence[Trained], reference: Sequence[Trained], quality: flo
     ends = [run.quality for run in runs]
     whole = FAILED not in ends
     every = len(points) == len(runs)
+    changes = [run.quality - base.quality for run, base in zip(runs, reference, strict=True)]
     speedup = None
     if every:
         own = [(run.attains(quality) or run.curve[-1]).seconds for run in reference]
@@ -97,7 +98,7 @@ def attained(runs: Sequence[Trained], reference: Sequence[Trained], quality: flo
         attained=len(points),
         diverged=ends.count(FAILED),
         quality=mean_interval(ends) if whole else None,
-        change=mean_interval([run.quality - base.quality for run, base in zip(runs, reference, strict=True)]) if whole else None,
+        change=mean_interval(changes) if whole else None,
         seconds=_geometric([point.seconds for point in points]) if every else None,
         steps=_geometric([point.step for point in points]) if every else None,
         flops=_geometric([point.flops for point in points]) if every else None,

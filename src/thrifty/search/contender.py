@@ -1,4 +1,4 @@
-"""An optimizer that is being tuned: the recipes of its learning rates, which comes next, whether an optimum was found."""
+"""An optimizer that is being tuned: the recipes of its learning rates, which is next, whether an optimum was found."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Contender:
             RecipeError: the text cannot be read, or a value is not permitted.
         """
         if also == "lr":
-            raise TuneError("the learning rate is tuned in any case; a second number is another one, such as weight_decay")
+            raise TuneError("the learning rate is tuned in any case: a second number is another, such as weight_decay")
         optimizer, reference = optimizer_of(text), reference_of(workload)
         return Contender(optimizer, reference, tuple(
             _line(optimizer, training_of(reference), name) for name in ("lr", *([also] if also else []))))
@@ -171,8 +171,8 @@ def reference_of(workload: Workload) -> Recipe:
         TuneError: it is not trained, or not in one phase.
     """
     if workload.train is None or workload.loss is None:
-        raise TuneError(f"{workload.name} has no training set or no loss, so there is no training to tune: give `train` and "
-                        "`loss` in its Workload")
+        raise TuneError(f"{workload.name} has no training set or no loss, so nothing can be tuned: give `train` "
+                        "and `loss` in its Workload")
     recipe = Recipe.parse(workload.reference).transforms
     count = sum(isinstance(phase, Train) for phase in recipe)
     if count != 1:
@@ -196,4 +196,4 @@ def _line(optimizer: TrainingMethod, training: Train, name: str) -> Line:
             return Line(name, getattr(owner, name), found[name].metadata["range"])
     own = [spec.name for spec in dataclasses.fields(optimizer)  # type: ignore[arg-type]
            if "range" in spec.metadata and str(spec.type) == "float"]
-    raise TuneError(f"{optimizer.name} has no number {name!r} to tune; it has {', '.join(own)}, and its training warmup")
+    raise TuneError(f"{optimizer.name} has no number {name!r} to tune; it has {', '.join(own)}; the training warmup")

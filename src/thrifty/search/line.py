@@ -27,7 +27,7 @@ class LineError(ThriftyError):
 class Line:
     """A logarithmic grid around a number.
 
-        value(e) = centre * FACTOR^e,  e = 0, -1, 1, then beyond whichever end is best, then halfway to the best's neighbours
+        value(e) = centre * FACTOR^e;  e = 0, -1, 1, beyond an end that is best, halfway to the best's neighbours
 
     Args:
         name: of the hyperparameter.

@@ -1,4 +1,4 @@
-"""Tune optimizers on a workload: the same number of trainings for each, then several seeds of the best. The verb `tune`."""
+"""Tune optimizers on a workload: equally many trainings for each, then several seeds of the best. The verb `tune`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEPT = "training"
 @final
 @dataclass(frozen=True)
 class Tried:
-    """One training on the way to the best: its values, and its quality on validation (as the workload's measure has it)."""
+    """One training on the way to the best: its values, and its quality on validation, None where it diverged."""
 
     values: dict[str, float]
     recipe: str
@@ -103,9 +103,10 @@ class Tuned:
         return {**dataclasses.asdict(dataclasses.replace(self, spent=Ledger())), "spent": spent}
 
 
-def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Path = "study", trials: int | None = None,
-         budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20, target: Target | None = None,
-         seed: int = 0, price: float | None = None, listener: Listener = ignore) -> Tuned:
+def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Path = "study",
+         trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
+         target: Target | None = None, seed: int = 0, price: float | None = None,
+         listener: Listener = ignore) -> Tuned:
     """Tune optimizers alike, and say how soon each attains the quality that the reference ends with.
 
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. Its learning rate is
@@ -120,16 +121,17 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
         trials: trainings of each optimizer.
         budget: seconds for everything, from which the trials follow once each optimizer has trained once; with
             ``trials`` too, the smaller number counts.
-        also: a second number to tune: "weight_decay", "warmup", or any other of the optimizer's; it gets a third of the trials.
+        also: a second number to tune: "weight_decay", "warmup", or any other of the optimizer's; it gets a third of the
+            trials.
         seeds: of the final trainings.
-        evaluations: of quality on the way of a final training: the finer, the more exactly is known when it is attained.
+        evaluations: of quality on the way of a final training: the more, the more exactly is known when it is attained.
         target: what is trained on.
         seed: of the trials; the final seeds follow it.
         price: dollars an hour of this machine.
         listener: hears events while things go on.
 
     Raises:
-        TuneError: an optimizer is unknown, there is nothing to train, or the budget does not reach; says for what it would.
+        TuneError: an optimizer is unknown, there is nothing to train, or the budget does not reach; says what would.
         RunFailed: a training failed otherwise than by diverging; what was trained is kept.
         ThriftyError: the workload or a recipe cannot be used; nothing was spent.
     """
@@ -170,9 +172,11 @@ class _Tune:
         aim = statistics.fmean(run.quality for run in reference)
         self.baseline = self.sign * aim
         for contender in self.contenders:
-            self.known[contender] = {contender.origin: self.train(self.runner, contender.recipe(contender.origin, evaluations=1))}
+            first = self.train(self.runner, contender.recipe(contender.origin, evaluations=1))
+            self.known[contender] = {contender.origin: first}
         trials = self.affordable(reference)
-        self.runner.tell({"event": "note", "text": f"{trials} trials for each optimizer, then {len(self.finals)} seeds"})
+        text = f"{trials} trials for each optimizer, then {len(self.finals)} seeds"
+        self.runner.tell({"event": "note", "text": text})
         for _ in range(1, trials):
             self.round(trials)
         found = tuple(self.tuning(contender, reference, aim) for contender in self.contenders)
@@ -212,12 +216,12 @@ class _Tune:
                 rehearse(self.workload, recipe, self.runner.target, ignore)
                 self.runner.spend(self.runner.id(recipe), "rehearsal", str(recipe), began)
         if self.budget is not None and not self.store.rounds(self.finals[0].id(self.reference), KEPT):
-            one, count, seeds = training_seconds(self.runner, self.reference), len(self.contenders), len(self.finals)
-            needed = one * (seeds + count * (self.least + seeds))
+            count, seeds = len(self.contenders), len(self.finals)
+            needed = training_seconds(self.runner, self.reference) * (seeds + count * (self.least + seeds))
             if needed > self.budget:
-                raise TuneError(f"{self.least} trials and {seeds} seeds of each of {count} optimizers, and {seeds} of the "
-                                f"reference, take about {needed:.0f} s here, and the budget is {self.budget:g} s: give at "
-                                f"least --budget {1.2 * needed:.0f}s, fewer optimizers, or fewer --seeds")
+                raise TuneError(f"{self.least} trials and {seeds} seeds of each of {count} optimizers, and {seeds} of "
+                                f"the reference, take about {needed:.0f} s here, and the budget is {self.budget:g} s: "
+                                f"give at least --budget {math.ceil(1.2 * needed)}s, or fewer optimizers or --seeds")
 
     def round(self, trials: int) -> None:
         """Every optimizer's next training of so many in all."""
@@ -227,7 +231,7 @@ class _Tune:
                 known[point] = self.train(self.runner, contender.recipe(point, evaluations=1))
 
     def affordable(self, reference: Sequence[Trained]) -> int:
-        """Trials for each optimizer: as many as were asked for, or as the budget has room for beside the final trainings."""
+        """Trials for each optimizer: as many as were asked for, or as the budget has room for beside the final ones."""
         if self.budget is None:
             return self.trials or TRIALS
         first = sum(next(iter(known.values())).wall for known in self.known.values())
@@ -236,8 +240,8 @@ class _Tune:
         room = math.floor((self.budget - kept) / first)
         if room < self.least:
             needed = 1.05 * (kept + self.least * first)
-            raise TuneError(f"the budget has room for {max(0, room)} trials of each optimizer, and {self.least} bracket an "
-                            f"optimum: give at least --budget {needed:.0f}s. What was trained is kept")
+            raise TuneError(f"the budget has room for {max(0, room)} trials of each optimizer, and {self.least} "
+                            f"bracket an optimum: give at least --budget {needed:.0f}s. What was trained is kept")
         return min(room, self.trials or room)
 
     def final(self, recipe: Recipe) -> list[Trained]:
@@ -262,7 +266,8 @@ class _Tune:
             return found
         mean = found.quality
         ends = (None, None) if mean.low is None or mean.high is None else (-mean.high, -mean.low)
-        return dataclasses.replace(found, quality=dataclasses.replace(mean, value=-mean.value, low=ends[0], high=ends[1]))
+        flipped = dataclasses.replace(mean, value=-mean.value, low=ends[0], high=ends[1])
+        return dataclasses.replace(found, quality=flipped)
 
     # -- one training -------------------------------------------------------------------------------------------------
 
@@ -284,7 +289,7 @@ class _Tune:
             outcome = start(runner.job(recipe, lower=False), runner.spender(name, hear))
         except RunFailed as error:
             self.keep(runner.failed(recipe, name, error))
-            if not any(charge["kind"] == "failure" for charge in charged):  # which only a loss that is not finite leaves
+            if not any(charge["kind"] == "failure" for charge in charged):  # which a loss that is not finite leaves
                 raise RunFailed(f"{recipe}, seed {runner.seed}: {error}") from error
             found = Trained(runner.seed, (), time.perf_counter() - began, error=str(error))
         else:
