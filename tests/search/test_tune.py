@@ -144,17 +144,18 @@ def test_a_learning_rate_that_diverges_is_an_upper_end_and_is_charged(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_budget_gives_every_optimizer_as_many_trials(tmp_path):
-    found = tune(WORKLOAD, ["adamw", "lion"], store=tmp_path / "study", budget=3600, trials=4, seeds=2, evaluations=2)
+@pytest.mark.timeout(900)
+def test_a_budget_gives_every_optimizer_as_many_trials(rows, tmp_path):
+    found = tune(rows, ["adamw", "lion"], store=tmp_path / "study", budget=3600, trials=4, seeds=2, evaluations=2)
     assert [len(one.tried) for one in found.optimizers] == [4, 4]
     assert all(one.final.seeds == (1, 2) for one in found.optimizers)
     with pytest.raises(TuneError, match="has room for"):
-        tune(WORKLOAD, ["adamw", "lion"], store=tmp_path / "study", budget=1.0, seeds=2, evaluations=2)
+        tune(rows, ["adamw", "lion"], store=tmp_path / "study", budget=1.0, seeds=2, evaluations=2)
 
 
 @pytest.mark.slow
-def test_killed_and_asked_again_it_goes_on(tmp_path):
-    command = [sys.executable, "-m", "thrifty.cli", "tune", WORKLOAD, "adamw", "--trials", "3", "--seeds", "1",
+def test_killed_and_asked_again_it_goes_on(rows, tmp_path):
+    command = [sys.executable, "-m", "thrifty.cli", "tune", rows, "adamw", "--trials", "3", "--seeds", "1",
                "--evaluations", "2", "--out", str(tmp_path / "study"), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     until = time.monotonic() + 120
