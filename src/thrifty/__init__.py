@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from thrifty.run import run as run
     from thrifty.search.explore import explore as explore
     from thrifty.search.sweep import sweep as sweep
+    from thrifty.search.tune import tune as tune
     from thrifty.store import Store as Store
     from thrifty.target import Target as Target
     from thrifty.training.distillation import Distill as Distill
@@ -105,7 +106,7 @@ _PLACES = {
     # running, measuring, choosing
     "fit": "training.loop", "compiled": "compilers.inprocess",
     "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",
-    "explore": "search.explore", "sweep": "search.sweep",
+    "explore": "search.explore", "sweep": "search.sweep", "tune": "search.tune",
     "load": "artifact", "verify": "verifying", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",
 }
