@@ -64,18 +64,19 @@ class XlaEngine(Engine):
 
     def native(self, arrays: Sequence[np.ndarray]) -> tuple[Any, tuple[jax.Array, ...]]:
         cast = tuple(_cast(x, spec.dtype) for x, spec in zip(arrays, self.inputs, strict=True))
+        placed = tuple(jax.device_put(x, self.device) for x in cast)
         shapes = tuple(x.shape for x in cast)
         if shapes not in self.compiled:  # here, since this is not timed
             try:
-                self.compiled[shapes] = self._compile(cast)
+                self.compiled[shapes] = self._compile(placed)
             except ValueError as error:
                 raise EngineError(
                     f"inputs must be {', '.join(x.str_short() for x in self.inputs)}, within the ranges that the program "
                     f"was made for, and are of shapes {', '.join(map(str, shapes))}"
                 ) from error
-        return self.compiled[shapes], tuple(jax.device_put(x, self.device) for x in cast)
+        return self.compiled[shapes], placed
 
-    def _compile(self, inputs: tuple[np.ndarray, ...]) -> Any:
+    def _compile(self, inputs: tuple[jax.Array, ...]) -> Any:
         """What is called with inputs alone."""
         if self.bound:
             return jax.jit(lambda *given: self.program.call(self.weights, *given)).lower(*inputs).compile()
