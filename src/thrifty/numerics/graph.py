@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -62,13 +62,17 @@ def fold(graph: fx.GraphModule) -> int:
     return folded
 
 
-def edges(graph: fx.GraphModule) -> list[str]:
+def edges(graph: fx.GraphModule, floats: Collection[str] = ()) -> list[str]:
     """Names of the nodes whose outputs an integer engine keeps as bytes, in the order of the graph.
 
     Inputs and outputs of convolutions, and what lies between two of them: activations, residual sums, pools. A value
     that only feeds a ReLU is left, since the engine fuses the two; so is a pool that feeds nothing of all this.
+
+    Args:
+        graph: its batch norms folded.
+        floats: names of convolutions that stay float.
     """
-    modules = dict(graph.named_modules())
+    modules = {name: module for name, module in graph.named_modules() if name not in floats}
     marked: list[str] = []
     inside: set[fx.Node] = set()
     for node in graph.graph.nodes:
