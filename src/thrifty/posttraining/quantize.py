@@ -20,7 +20,7 @@ from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, as
 from thrifty.posttraining.quantization.probes import bytes_a_weight, grouped_layers, integer_layers
 from thrifty.posttraining.quantization.rest import in_bf16
 
-AUTO: Mapping[str, str] = {"int8": "smoothquant", "float": "awq"}
+AUTO: Mapping[str, str] = {"int8": "smoothquant", "float": "gptq"}
 """{activations: what ``auto`` stands for}."""
 INTEGER_ALGORITHMS = ("rtn", "smoothquant")
 
@@ -48,7 +48,7 @@ class Quantize(Transform):
         rest: what is not quantized runs in: ``fp32`` or ``bf16``; the latter without integer convolutions only.
         algorithm: ``rtn`` rounds to the nearest number of grids from minimum to maximum; ``smoothquant`` smooths first (w8a8,
             w4a8); of weights alone, ``gptq`` makes later columns make up for earlier ones, ``awq`` scales and clips by what
-            the activations show, ``hqq`` fits grids without data; ``auto`` is smoothquant for w8a8 and w4a8, and awq.
+            the activations show, ``hqq`` fits grids without data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
         group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such layer.
         layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
             matches decides; ``fp32`` leaves a layer as it is.
@@ -112,7 +112,7 @@ class Quantize(Transform):
         if assigned.grown:
             context.progress(f"left float, since scales would outweigh what is saved: {', '.join(assigned.grown)}")
         context.progress("calibrating")
-        decided = weights.planned(weights.decide(model, assigned.grouped, self._of_weights, context), assigned)
+        decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
         plan = integers.decide(work, marked, assigned, self.algorithm != "rtn", context)
         return Plan({**plan.values, **decided.values}, {**plan.tensors, **decided.tensors})
 
@@ -160,8 +160,7 @@ class Quantize(Transform):
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
         had, has = bytes_a_weight(before), bytes_a_weight(after)
-        found = [Claim("bytes a weight", had, has, minimum=0.5 * (had - has) if self.layers else 0.4 * had,
-                       probe=bytes_a_weight)]
+        found = [Claim("bytes a weight", had, has, minimum=0.5 * (had - has), probe=bytes_a_weight)]
         if layers := integer_layers(after):
             found.append(Claim("layers in integers", integer_layers(before), layers, minimum=layers, probe=integer_layers,
                                fact="integer_layers"))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.awq import awq, awq_scales
+from thrifty.numerics.clipping import clips
 from thrifty.numerics.gptq import NotDefinite, gptq
-from thrifty.numerics.grouped import Grouped, rtn
+from thrifty.numerics.grouped import Grouped, output_error, rtn
 from thrifty.numerics.hqq import hqq
 from thrifty.numerics.lockstep import in_lockstep
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear
@@ -26,27 +27,32 @@ BLIND: Mapping[str, Callable[[Tensor, int, int], Grouped]] = {"rtn": rtn, "hqq":
 """Algorithms that look at weights alone."""
 
 
-def decide(model: nn.Module, grids: Grids, algorithm: str, context: Context) -> dict[str, Grouped]:
+def decide(model: nn.Module, assigned: Assigned, algorithm: str, context: Context) -> dict[str, Grouped]:
     """Find the integers of every layer's weight.
+
+    What an embedding looks up too is rounded to nearest, in eight bits: its rows must stay what they are, whatever the
+    product reads.
 
     Args:
         model: a copy; its weights are changed.
-        grids: {linear layer: its grid}.
+        assigned: what becomes of which layer.
         algorithm: of `BLIND`, or of `SEEING`, which need calibration data.
         context: calibration data, of which all is taken.
 
     Raises:
         CalibrationError: data is missing, too little or not finite where a layer reads it; names the layer.
     """
+    grids, tied = assigned.grouped, assigned.tied.values()
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in grids}
-    if algorithm in BLIND:
-        return {name: BLIND[algorithm](layers[name].weight, grid.bits, grid.group) for name, grid in grids.items()}
+    decided = {name: (rtn if name in tied else BLIND[algorithm])(layers[name].weight, grid.bits, grid.group)
+               for name, grid in grids.items() if name in tied or algorithm in BLIND}
+    if len(decided) == len(grids):
+        return decided
     solve, sequential = SEEING[algorithm]
     batches = list(context.calibration())
     if not batches:
         raise unreached(grids)
     together = readers(model, layers, batches[0])
-    decided: dict[str, Grouped] = {}
 
     def visit(name: str, inputs: Sequence[Tensor]) -> list[str]:
         names = [other for other in together[name] if other not in decided]
@@ -56,22 +62,26 @@ def decide(model: nn.Module, grids: Grids, algorithm: str, context: Context) -> 
         context.progress(f"{algorithm}: {len(decided)} of {len(grids)} layers")
         return names
 
-    in_lockstep(model, layers, batches, visit)
+    in_lockstep(model, {name: layer for name, layer in layers.items() if name not in decided}, batches, visit)
     if missing := [name for name in grids if name not in decided]:
         raise unreached(missing)
     return decided
 
 
-def _gptq(weights: Weights, grids: Grids, reads: Reads, scales: Tensor | None = None) -> dict[str, Grouped]:
-    found = {}
-    for name, weight in weights.items():
-        try:
-            found[name] = gptq(weight, reads.moment, grids[name].bits, grids[name].group, smooth=scales)
-        except NotDefinite as error:
-            raise CalibrationError(
-                f"layer {name!r}: {error}, so that GPTQ cannot solve for its weight; calibrate with more and other examples, "
-                "quantize with algorithm=awq or hqq, or leave the layer out with layers={...: fp32}") from error
-    return found
+def _gptq(weights: Weights, grids: Grids, reads: Reads) -> dict[str, Grouped]:
+    return {name: _solved(name, weight, grids[name], reads.moment) for name, weight in weights.items()}
+
+
+def _solved(name: str, weight: Tensor, grid: Grid, moment: Tensor) -> Grouped:
+    """By GPTQ, on grids to the extremes or on clipped ones, whichever costs the outputs less."""
+    try:
+        found = [gptq(weight, moment, grid.bits, grid.group, ratio=ratio)
+                 for ratio in (1.0, clips(weight, moment, grid.bits, grid.group))]
+    except NotDefinite as error:
+        raise CalibrationError(
+            f"layer {name!r}: {error}, so that GPTQ cannot solve for its weight; calibrate with more and other examples, "
+            "quantize with algorithm=awq or hqq, or leave the layer out with layers={...: fp32}") from error
+    return min(found, key=lambda tried: output_error(weight, tried.dequantized(), moment))
 
 
 def _scales(weights: Weights, grids: Grids, reads: Reads) -> Tensor:
