@@ -35,13 +35,13 @@ def clips(weight: Tensor, moment: Tensor, bits: int, group: int) -> Tensor:
     0.55
     """
     w = weight.detach().float()
-    parts = moment.float().unflatten(0, (-1, group)).unflatten(2, (-1, group))
-    own = parts.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [groups, group, group]
-    best, least = torch.ones(own.shape[0]).expand(len(w), -1), torch.tensor(float("inf"))
+    count = w.shape[1] // group
+    own = moment.float().reshape(count, group, count, group).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # of each group
+    best, least = torch.ones(len(w), count), torch.tensor(float("inf"))
     for step in range(CLIPS):
         ratio = 1 - 0.5 * step / CLIPS
         tried = rtn(w, bits, group, ratio)
-        lost = (w - from_group(tried.q, tried.scale, tried.zero)).unflatten(1, (-1, group))
+        lost = (w - from_group(tried.q, tried.scale, tried.zero)).reshape(len(w), count, group)
         error = (torch.einsum("ngi,gij->ngj", lost, own) * lost).sum(2)
         best, least = torch.where(error < least, ratio, best), torch.minimum(error, least)
     return best

@@ -77,8 +77,8 @@ def _upper(h: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor of the inverse of the damped h."""
     damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
     root, failed = torch.linalg.cholesky_ex(damped)
-    if not failed:
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
-    if failed or not upper.isfinite().all():
+    upper, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
+    if failed or failed_too or not upper.isfinite().all():
         raise NotDefinite("the second moment of the inputs is not positive definite")
-    return upper
+    found: Tensor = upper
+    return found

@@ -41,7 +41,7 @@ def hqq(weight: Tensor, bits: int, group: int, *, iterations: int = ITERATIONS) 
     >>> hqq(torch.randn(2, 32), bits=4, group=32).scale.shape
     torch.Size([2, 1])
     """
-    w = weight.detach().float().unflatten(1, (-1, group))
+    w = weight.detach().float().reshape(len(weight), -1, group)
     most = 2**bits - 1
     scale, zero = (x.unsqueeze(2) for x in (per_group(weight, bits, group)))
     zero = zero.float()
