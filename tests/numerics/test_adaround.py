@@ -73,7 +73,7 @@ def test_no_output_is_worse_than_nearest_and_none_is_further_than_a_step(seed, g
 
 def test_correlated_inputs_are_reconstructed_better_than_by_nearest():
     layer, x = drawn(0, 1, 16, 64, 4), correlated(0, 1, 1024, 64)
-    q, exact = learn(layer, x, 4, 500)
+    q, _ = learn(layer, x, 4, 500)
     fresh = correlated(0, 1, 2048, 64)[:, 1024:]
     for inputs, most in ((x, 0.5), (fresh, 0.55)):
         outputs = layer.outputs(layer.weight, inputs)

@@ -98,7 +98,7 @@ def adaround(layer: Layer, x: Tensor, exact: Tensor, bits: int, steps: int, gene
     nearest = torch.round(exact_q).clamp(-most, most)
     below = torch.floor(exact_q)
     unit = exact.square().mean().clamp_min(1e-12)
-    groups, rows = x.shape[:2]
+    rows = x.shape[1]
     with torch.enable_grad():
         v = unrectified(exact_q - below).requires_grad_()
         optimizer = torch.optim.Adam([v], lr=RATE)

@@ -26,7 +26,7 @@ def channel_peaks(weight: Tensor, groups: int) -> Tensor:
     >>> channel_peaks(torch.tensor([[[1.0]], [[-3.0]]]), groups=2).tolist()  # depthwise: one row each
     [1.0, 3.0]
     """
-    return weight.unflatten(0, (groups, -1)).flatten(3).abs().amax((1, 3)).flatten()
+    return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).abs().amax((1, 3)).flatten()
 
 
 def scales(first: Tensor, second: Tensor, groups: int) -> Tensor:
@@ -59,9 +59,8 @@ def rescale(first: Any, second: Any, scale: Tensor) -> None:
         first.weight.div_(scale.reshape(-1, *([1] * (first.weight.dim() - 1))))
         if first.bias is not None:
             first.bias.div_(scale)
-        grouped = second.weight.unflatten(0, (second.groups, -1))
-        shape = (second.groups, 1, -1, *([1] * (second.weight.dim() - 2)))
-        second.weight.copy_((grouped * scale.reshape(shape)).flatten(0, 1))
+        grouped = second.weight.reshape(second.groups, len(second.weight) // second.groups, second.weight.shape[1], -1)
+        second.weight.copy_((grouped * scale.reshape(second.groups, 1, -1, 1)).reshape(second.weight.shape))
 
 
 def equalize(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Tensor]:

@@ -62,7 +62,7 @@ def patches(x: Tensor, geometry: Geometry, where: Tensor) -> Tensor:
         padded[example, :, down + i * geometry.dilation[0], right + j * geometry.dilation[1]]
         for i in range(geometry.kernel[0]) for j in range(geometry.kernel[1])
     ], -1)  # [rows, channels, kernel]
-    return found.unflatten(1, (geometry.groups, -1)).movedim(1, 0).flatten(2)
+    return found.reshape(len(where), geometry.groups, -1).movedim(1, 0)
 
 
 def mean_patch(x: Tensor, geometry: Geometry) -> Tensor:
@@ -77,4 +77,4 @@ def mean_patch(x: Tensor, geometry: Geometry) -> Tensor:
                seen(j * geometry.dilation[1], wide, geometry.stride[1])].mean((0, 2, 3))
         for i in range(geometry.kernel[0]) for j in range(geometry.kernel[1])
     ], -1)  # [channels, kernel]
-    return found.unflatten(0, (geometry.groups, -1)).flatten(1)
+    return found.reshape(geometry.groups, -1)
