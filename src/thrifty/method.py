@@ -318,6 +318,7 @@ class Context:
         time: model -> seconds a request on the target, charged; None where timing is not at hand.
         score: model -> quality on validation (higher is better), charged; None where no data is.
         shapes: {input position: {dimension: (low, high)}} that vary when served.
+        recall: (key, compute) -> JSON values, computed once and kept under the key; a key tells all they depend on.
         progress: told in a few words what goes on.
     """
 
@@ -328,6 +329,7 @@ class Context:
     time: Callable[[nn.Module], float] | None = None
     score: Callable[[nn.Module], float] | None = None
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None
 
     @staticmethod

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.equalize import equalize
 from thrifty.posttraining.quantization import integers
 from thrifty.posttraining.quantization.assign import Assigned
+from thrifty.posttraining.quantization.outputs import Outputs, split
 from thrifty.posttraining.quantization.reconstruction import reconstruct
 
 STEPS = 1000
 """Of AdaRound, a layer."""
-HELD_OUT = 0.25
-"""Share of the calibration data that steps are judged on and do not see."""
-HELD_VALUES = 2**24
-"""Numbers in the inputs of the one batch that layers are reconstructed on: the activations of one layer of it are held."""
+STEPS_AN_EXAMPLE = 8
+"""At most: few examples would be learned by heart."""
 
 
 @final
@@ -58,13 +56,17 @@ def refined(model: nn.Module, work: nn.Module, marked: list[str], assigned: Assi
     pairs = _pairs(work, assigned) if wanted.equalize and marked else []
     if not (pairs or wanted.adaround or (wanted.correct and assigned.convolutions)):
         return plan
-    seen, unseen = _split(context)
-    judge = _Judge(model, unseen)
-    best, error = plan, judge.error(plan)
+    seen, unseen = split(context)
+    outputs = Outputs(model, unseen)
+
+    def error_of(tried: Plan) -> float:
+        return outputs.error(integers.build(copy.deepcopy(model), tried))
+
+    best, error = plan, error_of(plan)
 
     def step(tried: Plan, what: str) -> bool:
         nonlocal best, error
-        now = judge.error(tried)
+        now = error_of(tried)
         context.progress(f"{what}: error of the outputs {error:.3g} -> {now:.3g}{'' if now < error else ', left out'}")
         better = now < error
         if better:
@@ -96,47 +98,12 @@ def _reconstructed(model: nn.Module, exact: nn.Module, plan: Plan, assigned: Ass
     tables = {id(exact.get_submodule(name).weight) for name in assigned.embeddings}
     bits = {name: number for name, number in {**assigned.convolutions, **assigned.linears}.items()
             if id(exact.get_submodule(name).weight) not in tables}
-    activations = {name: graphs.activation(exact, name) for name in bits} if isinstance(exact, torch.fx.GraphModule) else {}
+    activations = {name: graphs.activation(exact, name) for name in bits} if isinstance(exact, fx.GraphModule) else {}
     found = reconstruct(exact, rounded, {name: integers.place(rounded, name) for name in bits}, inputs, activations,
-                        bits=bits if adaround else {}, steps=STEPS, correct=correct, seed=context.seed,
-                        progress=context.progress)
+                        bits=bits if adaround else {}, steps=min(STEPS, STEPS_AN_EXAMPLE * len(inputs[0])),
+                        correct=correct, seed=context.seed, progress=context.progress)
     return _with(plan, found)
 
 
 def _with(plan: Plan, tensors: Mapping[str, Tensor], **values: Any) -> Plan:
     return Plan({**plan.values, **values}, {**plan.tensors, **tensors})
-
-
-def _split(context: Context) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Calibration inputs to learn from and to judge on, each as one batch."""
-    batches: list[tuple[Tensor, ...]] = []
-    for batch in context.calibration():
-        if batches and [x.shape[1:] for x in batch] != [x.shape[1:] for x in batches[0]]:
-            continue
-        batches.append(batch)
-        if sum(x.numel() for held in batches for x in held) >= HELD_VALUES:
-            break
-    joined = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-    cut = max(1, round((1 - HELD_OUT) * len(joined[0])))
-    return tuple(x[:cut] for x in joined), tuple(x[cut:] if cut < len(x) else x for x in joined)
-
-
-class _Judge:
-    """How far a plan's outputs are from the float model's: |y - y_float|^2 / |y_float - mean|^2."""
-
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.model, self.inputs = model, inputs
-        self.exact = _flat(model(*inputs))
-
-    def error(self, plan: Plan) -> float:
-        got = _flat(integers.build(copy.deepcopy(self.model), plan)(*self.inputs))
-        return sum(float((a - b).square().sum() / (b - b.mean(0)).square().sum().clamp_min(1e-12))
-                   for a, b in zip(got, self.exact, strict=True)) / max(1, len(got))
-
-
-def _flat(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs.float()] if outputs.is_floating_point() else []
-    parts: Sequence[Any] = (list(outputs.values()) if isinstance(outputs, Mapping)
-                            else outputs if isinstance(outputs, list | tuple) else [])
-    return [tensor for part in parts for tensor in _flat(part)]
