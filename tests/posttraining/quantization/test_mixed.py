@@ -108,6 +108,11 @@ def test_what_is_pinned_stays_and_what_quality_does_not_bear_is_refused(tmp_path
             Quantize("mixed", group=32).plan(net, strict)
 
 
+def test_nothing_to_choose_for():
+    with pytest.raises(NoEffect, match="nothing to choose"), torch.no_grad():
+        Quantize("mixed", group=32, layers={".*": "fp32"}).plan(testing.trained(), context([], [], []))
+
+
 def test_without_a_workload_it_is_refused():
     with pytest.raises(HyperparameterError, match="quality of a workload"):
         Quantize("mixed")(testing.trained(), [torch.randn(8, 1, 12, 12)])

@@ -92,21 +92,23 @@ def decide(model: nn.Module, quantize: Uniform, max_drop: float, context: Contex
         model: float.
         quantize: layers that its own patterns match are not chosen.
         max_drop: of quality, in its own unit.
-        settings: what else sensitivities depend on.
         context: with a score.
 
     Returns:
         the plan, with "mixed" {layer: scheme} and "sensitivity" in its values.
 
     Raises:
-        NoEffect: quality bears no layer's quantization.
+        NoEffect: quality bears no layer's quantization, or there is no layer to choose for.
     """
     assert context.score is not None
     exact = folded(model)
     schemes = _alternatives(model, quantize, context)
+    if not any(schemes.values()):
+        raise NoEffect("quantize(mixed) found nothing to choose a scheme for: the model has no float nn.Linear, nn.Conv1d or "
+                       "nn.Conv2d that it is for, beside those that layers={...} names")
     key = fingerprint(model, context.calibration(), CANDIDATES, dict(quantize.layers), quantize.group, quantize.version,
                       torch.__version__)
-    context.progress(f"sensitivities of {len(schemes[CANDIDATES[0]])} layers")
+    context.progress(f"sensitivities of {len(set().union(*schemes.values()))} layers")
     table = from_json(context.recall(f"sensitivity-{key}", lambda: to_json(sensitivity(exact, schemes, split(context)[1]))))
     found, score = mixtures(table), context.score
     floor = score(model) - max_drop
@@ -152,7 +154,7 @@ def _alternatives(model: nn.Module, quantize: Uniform, context: Context) -> dict
     found: dict[str, dict[str, nn.Module]] = {}
     for scheme in CANDIDATES:
         layers = {**quantize.layers, **(patterns(odd) if SCHEMES[scheme].grouped else {})}
-        method = quantize.of(scheme, layers, algorithm="auto", equalize=False, correct=False)
+        method = quantize.of(scheme, layers, rest="fp32", algorithm="auto", equalize=False, correct=False)
         try:
             rounded = method.build(copy.deepcopy(model), method.plan(model, context))
         except NoEffect:

@@ -117,7 +117,7 @@ def _targets(exact: nn.Module, names: list[str], inputs: tuple[Tensor, ...], act
         def after(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
             if name in found:
                 return
-            outputs = (output if isinstance(module, nn.Linear) else output.movedim(1, -1)).flatten(0, -2)
+            outputs = (output if isinstance(module, nn.Linear) else output.movedim(1, -1)).detach().float().flatten(0, -2)
             where = torch.randperm(len(outputs), generator=generator)[:KEPT_ROWS]
             found[name] = Target(where, activations.get(name, _identity)(outputs[where]), outputs.mean(0))
 
@@ -141,7 +141,8 @@ def _read(module: QuantConv | QuantLinear, x: Tensor, where: Tensor) -> Read:
 
 def _layer(exact: Any, module: QuantConv | QuantLinear, activation: Activation) -> Layer:
     groups = module.groups if isinstance(module, QuantConv) else 1
-    weight = exact.weight * module.smooth if isinstance(module, QuantLinear) else exact.weight
+    weight = exact.weight.detach().float()
+    weight = weight * module.smooth if isinstance(module, QuantLinear) else weight
     bias = torch.zeros(len(weight)) if module.bias is None else module.bias
     outputs = len(weight) // groups
     return Layer(weight.reshape(groups, outputs, -1), module.scale.reshape(groups, outputs), bias.reshape(groups, outputs),

@@ -17,7 +17,7 @@ from thrifty.posttraining.quantization.assign import Assigned
 from thrifty.posttraining.quantization.outputs import Outputs, split
 from thrifty.posttraining.quantization.reconstruction import reconstruct
 
-STEPS = 1000
+STEPS = 500
 """Of AdaRound, a layer."""
 STEPS_AN_EXAMPLE = 8
 """At most: few examples would be learned by heart."""
