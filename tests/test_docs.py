@@ -88,6 +88,8 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
         said = "a recipe's text"
     elif "pattern" in spec.metadata:
         said = "a regular expression"
+    elif "table" in spec.metadata:
+        said = "patterns, each with " + ", ".join(f"`{word}`" for word in spec.metadata["table"])
     else:
         said = "`True`, `False`"
     return said + (", or `None`" if "None" in str(spec.type) else "")

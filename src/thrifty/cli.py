@@ -394,13 +394,17 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 
 
 @app.command()
-def show(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
+def show(store: Annotated[Path, typer.Argument(help="A study's directory; with --layers, or an artifact's.")] = Path("study"),
+         layers: Annotated[bool, typer.Option("--layers", help="Of quantized layers: scheme, bytes and error of each.")] = False,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
 
     Example: thrifty show study/
     """
-    show_store(store, as_json, requests_per_day)
+    if layers:
+        show_layers(store, as_json)
+    else:
+        show_store(store, as_json, requests_per_day)
 
 
 @app.command()
@@ -433,6 +437,26 @@ def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what excee
     removed = kept.clean(everything=everything) if clean else None
     usage = kept.usage()
     emit(listing.cache_json(usage, removed)) if as_json else listing.print_cache(usage, removed)
+
+
+def show_layers(place: Path, as_json: bool) -> None:
+    """The quantized layers of an artifact, or of every one of a study."""
+    from thrifty.manifest import MANIFEST, read
+    from thrifty.report.artifacts import print_layers
+
+    directories = ([place] if (place / MANIFEST).exists()
+                   else sorted(path.parent for path in place.glob(f"artifacts/*/{MANIFEST}")))
+    found = {str(directory): read(directory) for directory in directories}
+    found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
+    if not found:
+        raise ThriftyError(f"{place} holds no artifact of a quantized model: run a recipe with quantize(...) first, and show "
+                           "its study or its artifact")
+    if as_json:
+        emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
+              for directory, manifest in found.items()])
+    else:
+        for directory, manifest in found.items():
+            print_layers(f"{directory}: {manifest.get('recipe', '')}", manifest["layers"])
 
 
 def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,9 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
             model = rehearse_training(phase, workload, model, target)
         elif isinstance(phase, Transform):
             before = copy.deepcopy(model)
-            context = make_context(workload, target, seed, [], _silent, examples=8)
+            # Nothing is judged, and nothing of a rehearsal is worth keeping.
+            context = dataclasses.replace(make_context(workload, target, seed, [], _silent, examples=8),
+                                          score=lambda model: 0.0, recall=lambda key, compute: compute())
             with torch.no_grad():
                 after = phase.build(model, phase.plan(model, context)).eval()
             for claim in phase.claims(before, after):

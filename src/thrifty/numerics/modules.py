@@ -34,7 +34,7 @@ class QuantEdge(nn.Module):
 
 @final
 class QuantConv(nn.Module):
-    """A convolution of bytes (static grid) with int8 weights (a scale for each output channel).
+    """A convolution of bytes (static grid) with integer weights (a scale for each output channel).
 
     y = conv(x_q, s_w * q_w) + b with x_q on the grid ``x_scale, x_zero``.
 
@@ -42,6 +42,7 @@ class QuantConv(nn.Module):
         conv: Conv1d or Conv2d, float.
         grid: of the input.
         rounds: whether the input is rounded here; False where its producer was already.
+        bits: of a weight; fewer than 8 are held in int8 all the same.
     """
 
     weight: Tensor
@@ -50,9 +51,10 @@ class QuantConv(nn.Module):
     x_scale: Tensor
     x_zero: Tensor
 
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d, grid: Affine, rounds: bool) -> None:
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, grid: Affine, rounds: bool,
+                 bits: int = 8) -> None:
         super().__init__()
-        q, scale = per_row(conv.weight)
+        q, scale = per_row(conv.weight, bits)
         bias = torch.zeros(len(q)) if conv.bias is None else conv.bias.detach().float().clone()
         for name, value in (("weight", q), ("scale", scale), ("bias", bias),
                             ("x_scale", _tensor(grid.scale)), ("x_zero", _tensor(grid.zero))):
@@ -75,7 +77,7 @@ class QuantConv(nn.Module):
 
 @final
 class QuantLinear(nn.Module):
-    """A product of int8 tokens (a scale for each, found as they come) with int8 weights (a scale a row).
+    """A product of int8 tokens (a scale for each, found as they come) with integer weights (a scale a row).
 
     y = t * s_w * (q_x q_w^T) + b, t q_x = x / smooth, s_w q_w = W * smooth.
 
@@ -85,6 +87,7 @@ class QuantLinear(nn.Module):
     Args:
         linear: float.
         smooth: [in], above 0.
+        bits: of a weight; fewer than 8 are held in int8 all the same.
     """
 
     weight: Tensor
@@ -92,9 +95,9 @@ class QuantLinear(nn.Module):
     smooth: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, smooth: Tensor) -> None:
+    def __init__(self, linear: nn.Linear, smooth: Tensor, bits: int = 8) -> None:
         super().__init__()
-        q, scale = per_row(linear.weight.detach().float() * smooth)
+        q, scale = per_row(linear.weight.detach().float() * smooth, bits)
         self.register_buffer("weight", q)
         self.register_buffer("scale", scale)
         self.register_buffer("smooth", smooth.clone())
@@ -193,6 +196,32 @@ class QuantEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         # Indexing, not nn.functional.embedding: backends lower an int8 gather, few lower an int8 embedding.
         return (self.weight[ids].float() * self.scale[ids].unsqueeze(-1)).to(self.dtype)
+
+
+@final
+class GroupedEmbedding(nn.Module):
+    """A table that looks its rows up in the integers of a product: the two were tied and stay one.
+
+    Args:
+        product: whose weight is the table; without ``smooth``.
+        dtype: of what is looked up.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, product: GroupedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bits, self.dtype = product.bits, dtype
+        self.register_buffer("packed", product.packed)
+        self.register_buffer("scale", product.scale)
+        self.register_buffer("zero", product.zero)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        found = from_group(unpack(self.packed[flat], self.bits), self.scale[flat], self.zero[flat])
+        return found.reshape(*ids.shape, -1).to(self.dtype)
 
 
 @final
