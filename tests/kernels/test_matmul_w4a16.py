@@ -102,7 +102,7 @@ def test_a_cpu_takes_the_maths() -> None:
     assert not matmul_w4a16.fits(torch.ones(1, 128, dtype=torch.bfloat16), 4, 128)
 
 
-SIZES = [(1, 16, 128, 128), (2, 28, 64, 32), (7, 1000, 4096, 128), (8, 513, 192, 64), (16, 4096, 1024, 128),
+SIZES = [(1, 16, 128, 128), (2, 28, 384, 128), (7, 1000, 4096, 128), (8, 513, 256, 128), (16, 4096, 1024, 128),
          (33, 100, 2048, 256), (64, 257, 1024, 1024)]
 
 
@@ -158,5 +158,5 @@ def test_a_grouped_layer_on_a_gpu_runs_the_kernel_eager_compiled_and_in_a_graph(
 
 @pytest.mark.gpu
 def test_the_compilers_view_of_the_operator_is_right() -> None:
-    x, q, scale, zero, bias = drawn(2, 32, 128, 64, torch.bfloat16, "cuda")
-    torch.library.opcheck(matmul_w4a16.product, (x, *matmul_w4a16.prepare(q, scale, zero), bias, 32, 64))
+    x, q, scale, zero, bias = drawn(2, 32, 256, 128, torch.bfloat16, "cuda")
+    torch.library.opcheck(matmul_w4a16.product, (x, *matmul_w4a16.prepare(q, scale, zero), bias, 32, 128))
