@@ -46,7 +46,7 @@ def hqq(weight: Tensor, bits: int, group: int, *, iterations: int = ITERATIONS) 
     most = 2**bits - 1
     scale, zero = (x.unsqueeze(2) for x in (per_group(weight, bits, group)))
     zero = zero.float()
-    best, beta = (scale, zero, *_missed(w, scale, zero, most)), BETA
+    best, least, beta = (scale, zero), _missed(w, scale, zero, most), BETA
     for _ in range(iterations):
         q = (torch.round(w / scale) + zero).clamp(0, most)
         lost = (w - scale * (q - zero)) / scale
@@ -55,9 +55,10 @@ def hqq(weight: Tensor, bits: int, group: int, *, iterations: int = ITERATIONS) 
         steps = q - zero
         scale = ((steps * aimed).sum(2, keepdim=True) / steps.square().sum(2, keepdim=True).clamp_min(TINY)).clamp_min(TINY)
         beta *= KAPPA
-        tried = scale, zero, *_missed(w, scale, zero, most)
-        better = (tried[2] < best[2]) & (tried[3] <= best[3])
-        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))
+        found = _missed(w, scale, zero, most)
+        better = (found[0] < least[0]) & (found[1] <= least[1])
+        best = torch.where(better, scale, best[0]), torch.where(better, zero, best[1])
+        least = torch.where(better, found[0], least[0]), torch.where(better, found[1], least[1])
     scale, zero = best[0].squeeze(2), best[1].squeeze(2).to(torch.uint8)
     return Grouped(to_group(weight.detach(), scale, zero, bits), scale, zero, bits)
 
