@@ -69,7 +69,7 @@ def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.
 
 def assert_accepted(words: list[str]) -> None:
     """The command is well-formed: nothing long runs."""
-    if words[0] in ("run", "sweep", "explore"):
+    if words[0] in ("run", "sweep", "explore", "tune"):
         words = [*words, "--dry-run"]
     elif words[0] in NEED_ARGUMENTS_OF_A_STUDY:
         words = [words[0], "--help"]

@@ -202,6 +202,7 @@ class Card:
         requires, provides, removes: of `PROPERTIES`.
         slot: at most one method of a ``train`` phase fills each.
         devices: where it runs.
+        capability: least compute capability of a CUDA device that it runs on.
     """
 
     family: str
@@ -214,6 +215,7 @@ class Card:
     removes: frozenset[str] = frozenset()
     slot: Slot | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    capability: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -318,6 +320,7 @@ class Context:
         time: model -> seconds a request on the target, charged; None where timing is not at hand.
         score: model -> quality on validation (higher is better), charged; None where no data is.
         shapes: {input position: {dimension: (low, high)}} that vary when served.
+        recall: (key, compute) -> JSON values, computed once and kept under the key; a key tells all they depend on.
         progress: told in a few words what goes on.
     """
 
@@ -328,6 +331,7 @@ class Context:
     time: Callable[[nn.Module], float] | None = None
     score: Callable[[nn.Module], float] | None = None
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None
 
     @staticmethod
@@ -367,6 +371,10 @@ def require_device(method: Method, device: str) -> None:
     if device not in method.card.devices:
         raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} and this is {device}; use another "
                            f"method, or --device {min(method.card.devices)}")
+    if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
+        least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
+        raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, and {torch.cuda.get_device_name()} "
+                           f"has {found}: use another method")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
+from thrifty.kernels import matmul_w4a16
 from thrifty.numerics.grid import Affine, affine, from_group, per_row, per_token, rows
 from thrifty.numerics.packing import pack, unpack
 
@@ -143,6 +144,7 @@ class GroupedLinear(nn.Module):
         self.register_buffer("zero", zero.to(torch.uint8))
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         self.register_buffer("smooth", None if smooth is None else smooth.float().clone())
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @property
     def group(self) -> int:
@@ -158,9 +160,23 @@ class GroupedLinear(nn.Module):
         return from_group(self.integers(), self.scale, self.zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.dequantized().to(x.dtype)
-        y = nn.functional.linear(x if self.smooth is None else x / self.smooth.to(x.dtype), weight)
+        x = x if self.smooth is None else x / self.smooth.to(x.dtype)
+        if matmul_w4a16.fits(x, self.bits, self.group):
+            if self._held is None:
+                self._held = matmul_w4a16.prepare(self.integers(), self.scale, self.zero)
+            product: Tensor = matmul_w4a16.product(x, *self._held, self.bias, self.out_features, self.group)
+            return product
+        y = nn.functional.linear(x, self.dequantized().to(x.dtype))
         return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._held = None  # what is moved or changed is put in the kernel's order again where it is used
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._held = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 @final

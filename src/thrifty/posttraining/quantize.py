@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Card, Claim, Context, HyperparameterError, Plan, Transform, choice, table
+from thrifty.method import Card, Claim, Context, HyperparameterError, Plan, Table, Transform, choice, number, table
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import InBfloat16
 from thrifty.numerics.schemes import SCHEMES
-from thrifty.posttraining.quantization import integers, weights
+from thrifty.posttraining.quantization import integers, mixed, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
 from thrifty.posttraining.quantization.probes import bytes_a_weight, grouped_layers, integer_layers
+from thrifty.posttraining.quantization.refine import Refinement, refined
 from thrifty.posttraining.quantization.rest import in_bf16
 
 AUTO: Mapping[str, str] = {"int8": "smoothquant", "float": "gptq"}
 """{activations: what ``auto`` stands for}."""
-INTEGER_ALGORITHMS = ("rtn", "smoothquant")
+MIXED, MAX_DROP = "mixed", 0.01
+INTEGER_ALGORITHMS = ("rtn", "smoothquant", "adaround")
 
 
 @final
@@ -37,6 +40,8 @@ class Quantize(Transform):
       norms are folded first; residual sums and pools stay integer.
     - Linear layers: activations in int8, a scale for each token, found as they come; hard channels are smoothed
       into the weights by the strength that loses least on the calibration data.
+    - With convolutions: channels between two of them are evened out, and biases make up for shifts of the mean; each of
+      these steps stays only where it brings the model's outputs closer, on calibration data that it did not see.
 
     Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: linear layers only, dequantized where they are used; a scale and a
     zero for each ``group`` of inputs (for each output channel in eight bits). Convolutions stay float.
@@ -44,25 +49,33 @@ class Quantize(Transform):
     Embeddings that weigh: int8, a scale for each row. Layers that would grow stay float.
 
     Args:
-        scheme: bits of weights (w) and activations (a); ``bf16``: both are bfloat16 (no calibration is used).
+        scheme: bits of weights (w) and activations (a); ``bf16``: both are bfloat16 (no calibration is used); ``mixed``: of
+            w8a8, w4a16, w3a16 and fp32 what each layer bears, for the fewest bytes that keep to ``max_drop``.
         rest: what is not quantized runs in: ``fp32`` or ``bf16``; the latter without integer convolutions only.
         algorithm: ``rtn`` rounds to the nearest number of grids from minimum to maximum; ``smoothquant`` smooths first (w8a8,
-            w4a8); of weights alone, ``gptq`` makes later columns make up for earlier ones, ``awq`` scales and clips by what
-            the activations show, ``hqq`` fits grids without data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
+            w4a8), ``adaround`` also learns whether each weight is rounded up or down; of weights alone, ``gptq`` makes later
+            columns make up for earlier ones, ``awq`` scales and clips by what the activations show, ``hqq`` fits grids without
+            data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
         group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such layer.
         layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
             matches decides; ``fp32`` leaves a layer as it is.
+        equalize: whether channels between convolutions are evened out, where it helps.
+        correct: whether biases make up for what rounding shifts, where it helps; for models with integer convolutions.
+        max_drop: of ``mixed``: quality that may be lost on validation, in its own unit: 0.01 is a point of accuracy.
 
     >>> net = nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 16))
     >>> [type(x).__name__ for x in Quantize("w4a16", group=64, layers={"1": "fp32"})(net, [torch.randn(32, 64)])]
     ['GroupedLinear', 'Linear']
     """
 
-    scheme: str = choice("w8a8", *SCHEMES, "bf16", search=("w8a8", "bf16"))
+    scheme: str = choice("w8a8", *SCHEMES, "bf16", MIXED, search=("w8a8", "bf16"))
     rest: str = choice("fp32", "fp32", "bf16")
-    algorithm: str = choice("auto", "auto", "rtn", "smoothquant", "gptq", "awq", "hqq")
+    algorithm: str = choice("auto", "auto", "rtn", "smoothquant", "adaround", "gptq", "awq", "hqq")
     group: int = choice(128, *GROUPS)
     layers: Mapping[str, str] = table(*SCHEMES, FLOAT)
+    equalize: bool = True
+    correct: bool = True
+    max_drop: float = number(MAX_DROP, 0)
 
     name: ClassVar[str] = "quantize"
     version: ClassVar[int] = 2
@@ -71,7 +84,8 @@ class Quantize(Transform):
         benefit="inference time",
         trade_off="quality at low bits",
         paper='"GPTQ", Frantar et al. 2022, arXiv:2210.17323; "AWQ", Lin et al. 2023, arXiv:2306.00978; "SmoothQuant", '
-              'Xiao et al. 2022, arXiv:2211.10438; "HQQ", Badri and Shaji 2023; "A white paper on neural network '
+              'Xiao et al. 2022, arXiv:2211.10438; "HQQ", Badri and Shaji 2023; "Up or down?", Nagel et al. 2020, '
+              'arXiv:2004.10568; "Data-free quantization", Nagel et al. 2019, arXiv:1906.04721; "A white paper on neural network '
               'quantization", Nagel et al. 2021, arXiv:2106.08295',
         needs=frozenset({"calibration"}),
         requires=frozenset({"module", "float-weights"}),
@@ -82,12 +96,13 @@ class Quantize(Transform):
     @property
     def calibrated(self) -> bool:
         schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
-        return any(SCHEMES[s].activations == "int8" or self._of_weights not in weights.BLIND for s in schemes)
+        return self.scheme == MIXED or any(SCHEMES[s].activations == "int8" or self._of_weights not in weights.BLIND
+                                           for s in schemes)
 
     @property
     def _of_weights(self) -> str:
         """The algorithm of layers whose weights alone are quantized."""
-        return AUTO["float"] if self.algorithm in ("auto", "smoothquant") else self.algorithm
+        return AUTO["float"] if self.algorithm in ("auto", "smoothquant", "adaround") else self.algorithm
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Decide which layers, on which grids, by which integers.
@@ -103,6 +118,11 @@ class Quantize(Transform):
             if not any(p.dtype == torch.float32 for p in model.parameters()):
                 raise NoEffect("quantize(bf16) changed nothing: the model has no float32 parameters")
             return Plan({"bf16": True})
+        if self.scheme == MIXED:
+            if context.score is None:
+                raise HyperparameterError("quantize(mixed) is judged by the quality of a workload, and none is at hand here: "
+                                          "run it as a phase of a recipe, or give schemes by layers={...}")
+            return mixed.decide(model, self, self.max_drop, context)
         model = as_linears(copy.deepcopy(model).eval())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -113,13 +133,25 @@ class Quantize(Transform):
             context.progress(f"left float, since scales would outweigh what is saved: {', '.join(assigned.grown)}")
         context.progress("calibrating")
         decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
-        plan = integers.decide(work, marked, assigned, self.algorithm != "rtn", context)
+        wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
+        plan = refined(model, work, marked, assigned, self.algorithm != "rtn", wanted, context)
         return Plan({**plan.values, **decided.values}, {**plan.tensors, **decided.tensors})
+
+    def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
+        """The same with one scheme, and others for some layers: what ``mixed`` is made of."""
+        grouped = any(SCHEMES[each].grouped for each in (scheme, *layers.values()) if each in SCHEMES)
+        group = self.group if grouped else GROUPS[-1]
+        return dataclasses.replace(self, scheme=scheme, layers=Table(layers), group=group, max_drop=MAX_DROP, **changes)
 
     def _assigned(self, model: nn.Module) -> Assigned:
         return assign(model, self.scheme, self.layers, self.group)
 
     def _check(self) -> None:
+        if self.scheme == MIXED:
+            if self.algorithm not in ("auto", *INTEGER_ALGORITHMS):
+                raise HyperparameterError(f"quantize(mixed, algorithm={self.algorithm}): layers of integer products may be among "
+                                          "those chosen, and take smoothquant, adaround or rtn; leave algorithm out")
+            return
         schemes = [SCHEMES[s] for s in (self.scheme, *self.layers.values()) if s in SCHEMES]
         if self.scheme == "bf16" and self.layers:
             raise HyperparameterError("quantize(bf16, layers=...): bf16 is of the whole model; give the scheme of integers and "
@@ -127,9 +159,11 @@ class Quantize(Transform):
         if self.algorithm not in ("auto", *INTEGER_ALGORITHMS) and all(s.activations == "int8" for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): {self.algorithm} is for weights "
                                       "alone (w8a16, w4a16, w3a16); integer products take smoothquant or rtn")
-        if self.algorithm == "smoothquant" and all(s.activations == "float" for s in schemes):
-            raise HyperparameterError(f"quantize({self.scheme}, algorithm=smoothquant): smoothing is for integer products "
+        if self.algorithm in ("smoothquant", "adaround") and all(s.activations == "float" for s in schemes):
+            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): it is for integer products "
                                       "(w8a8, w4a8); weights alone take awq, gptq, hqq or rtn")
+        if self.max_drop != MAX_DROP:
+            raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is of mixed; leave it out")
         if self.group != 128 and not any(s.grouped for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are of w4a16 and w3a16; leave "
                                       "group out")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
+from thrifty.numerics.equalize import rescale
 from thrifty.numerics.grid import Affine
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import Observer
@@ -20,6 +21,8 @@ from thrifty.posttraining.quantization.assign import Assigned
 CALIBRATION_ROWS = {True: 512, False: 64}
 """Examples to calibrate on, with and without convolutions: static grids want more than the peaks that smoothing
 needs, and what has no convolutions mostly reads a hundred tokens an example."""
+ADJUSTED = ("weight", "bias")
+"""Buffers of integer layers that a plan may hold, as ``weight.NAME``, where they do not follow from the float ones."""
 
 
 def traced(model: nn.Module, assigned: Assigned) -> tuple[Any, list[str]]:
@@ -106,6 +109,8 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         if graph is None:
             raise ValueError("the plan was made for a model that could be traced; this one cannot")
         graphs.fold(graph)
+        for first, second in plan.values.get("equalized", ()):
+            rescale(graph.get_submodule(first), graph.get_submodule(second), plan.tensors[f"equalize.{first}"])
         graphs.insert(graph, plan.values["edges"], lambda name: QuantEdge(Affine(*plan.values["edges"][name])))
         model = graph
     shared: dict[Tensor, QuantLinear] = {}
@@ -124,7 +129,16 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         if embedding.weight in shared:  # tied: one table serves both, as before
             table.weight, table.scale = shared[embedding.weight].weight, shared[embedding.weight].scale
         graphs.replace(model, name, table)
+    for key, tensor in plan.tensors.items():
+        part, _, name = key.partition(".")
+        if part in ADJUSTED:
+            setattr(model.get_submodule(place(model, name)), part, tensor.clone())
     return model
+
+
+def place(model: nn.Module, name: str) -> str:
+    """Where the integer layer of that name is: a convolution off the graph's edges has an edge of its own behind it."""
+    return f"{name}.0" if isinstance(model.get_submodule(name), nn.Sequential) else name
 
 
 def _rows(context: Context, most: int) -> Iterator[tuple[Tensor, ...]]:
