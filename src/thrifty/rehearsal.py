@@ -17,6 +17,7 @@ from thrifty.method import Compiler, Transform
 from thrifty.quality import as_inputs, batches, length
 from thrifty.recipe import Recipe, Train, seed_of
 from thrifty.target import Target
+from thrifty.training.data import Loader
 from thrifty.training.loop import Fit
 from thrifty.workload import Workload
 
@@ -51,7 +52,8 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
     few = Subset(workload.train, range(min(phase.batch_size or workload.batch_size, 8, length(workload.train))))
     session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=phase, forward=workload.forward,
-                  device=target.device, teachers=lambda text: workload.model().eval())
+                  device=target.device, teachers=lambda text: workload.model().eval(),
+                  aside=lambda examples, passed: Loader(few, examples, 0, workload.collate).batches(passed))
     inputs, labels = next(batches(few, len(few), workload.collate))
     session.step((as_inputs(inputs), labels))
     for name, claim in session.claims():

@@ -37,14 +37,14 @@ def trace(model: nn.Module) -> fx.GraphModule | None:
         return None
 
 
-def fold(graph: fx.GraphModule) -> int:
-    """Fold every batch norm into the convolution before it, in place; count them.
+def fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
+    """Fold every batch norm into the convolution before it, in place; names of (convolution, norm).
 
     w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta. Only where nothing else reads the convolution.
     """
-    _drop_idle(graph)
+    drop_idle(graph)
     modules, calls = dict(graph.named_modules()), _calls(graph)
-    folded = 0
+    folded = []
     for node in list(graph.graph.nodes):
         norm = _module(node, modules)
         before = node.args[0] if isinstance(norm, _NORMS) and node.args else None
@@ -57,7 +57,7 @@ def fold(graph: fx.GraphModule) -> int:
         replace(graph, str(node.target), nn.Identity())
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
-        folded += 1
+        folded.append((str(before.target), str(node.target)))
     graph.recompile()
     return folded
 
@@ -147,7 +147,7 @@ def same_grid(graph: fx.GraphModule, marked: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _drop_idle(graph: fx.GraphModule) -> None:
+def drop_idle(graph: fx.GraphModule) -> None:
     """Take modules that do nothing in inference out of the graph: they would hide what they stand between."""
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
