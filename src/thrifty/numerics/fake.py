@@ -14,10 +14,11 @@ from thrifty.numerics.grid import TINY
 def fake_quantize(x: Tensor, step: Tensor, low: Tensor, high: Tensor, gain: float = 1.0) -> Tensor:
     """Round x to the grid of ``step``; gradients pass as if it had not been rounded.
 
-        v = x / s;  y = s clamp(round(v), low, high)
-        dy/dx = 1 where low <= v <= high, else 0
-        dy/ds = gain * (round(v) - v where low <= v <= high, else low or high)
+        v = x / s;  q = round(v);  y = s clamp(q, low, high)
+        dy/dx = 1 where low <= q <= high, else 0
+        dy/ds = gain * (q - v where low <= q <= high, else low or high)
 
+    The paper bounds v, not q: the greatest weight of a row, which its step comes from, would be out by a rounding error.
     ``gain`` is 1 / sqrt(n high), n numbers sharing the step: steps are then changed about as fast as what they round.
 
     Args:
@@ -84,11 +85,12 @@ class _Round(torch.autograd.Function):
         (gradient,) = gradients
         x, step, low, high = ctx.saved_tensors
         v = x.float() / step
-        inside = (v >= low) & (v <= high)
+        rounded = torch.round(v)
+        q = torch.clamp(rounded, low, high)
+        inside = q == rounded
         to_x = gradient * inside if ctx.needs_input_grad[0] else None
         to_step = None
         if ctx.needs_input_grad[1]:
-            q = torch.clamp(torch.round(v), low, high)
             slope = torch.where(inside, q - v, q)
             to_step = (gradient.float() * slope).sum_to_size(step.shape) * ctx.gain
         return to_x, to_step, None, None, None
