@@ -247,8 +247,8 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
             plans: tuple[Any, ...] = ((text, plan),)
         else:
             assert isinstance(method, TrainingMethod)
-            done = _fitted(method, trained())
-            after, plans = done.model, done.plans
+            fitted = _fitted(method, trained())
+            after, plans = fitted.model, fitted.plans
         checkpoint.save(Checkpoint(workload.source, text, plans), after, directory)
         script = ("import sys, numpy, thrifty.testing as t, thrifty.checkpoint as c\n"
                   f"m = c.load_module({workload.source!r}, sys.argv[1])\n"

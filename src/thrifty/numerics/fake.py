@@ -38,7 +38,8 @@ def fake_quantize(x: Tensor, step: Tensor, low: Tensor, high: Tensor, gain: floa
     >>> y.tolist(), x.grad.tolist(), round(float(s.grad), 3)
     ([0.5, 3.5], [1.0, 0.0], 7.4)
     """
-    rounded: Tensor = _Round.apply(x, step, low, high, gain)
+    apply: Any = _Round.apply  # torch leaves it without types
+    rounded: Tensor = apply(x, step, low, high, gain)
     return rounded
 
 
@@ -78,7 +79,8 @@ class _Round(torch.autograd.Function):
         ctx.save_for_backward(x, step, low, high)
         ctx.gain = gain
         q = torch.clamp(torch.round(x.float() / step), low, high)
-        return (q * step).to(x.dtype)
+        rounded: Tensor = (q * step).to(x.dtype)
+        return rounded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -42,7 +42,7 @@ def fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
 
     w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta. Only where nothing else reads the convolution.
     """
-    drop_idle(graph)
+    _drop_idle(graph)
     modules, calls = dict(graph.named_modules()), _calls(graph)
     folded = []
     for node in list(graph.graph.nodes):
@@ -147,7 +147,7 @@ def same_grid(graph: fx.GraphModule, marked: Iterable[str]) -> dict[str, str]:
     }
 
 
-def drop_idle(graph: fx.GraphModule) -> None:
+def _drop_idle(graph: fx.GraphModule) -> None:
     """Take modules that do nothing in inference out of the graph: they would hide what they stand between."""
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):

@@ -139,11 +139,10 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
                       teachers=teachers, aside=aside)
         identity = f"{session} on {length(data)} examples, batches of {size}, seed {seed}, {device}"
         found = resume.load(keep, identity, device) if keep is not None else None
-        told = _Told(**found.told) if found is not None else _Told()
+        told = (_Told(**found.told) if found is not None
+                else _Told(seconds=session.prepared_seconds, flops=session.prepared_flops))
         if found is not None:
             session.load_state_dict(found.session)
-        told.seconds += session.prepared_seconds
-        told.flops += session.prepared_flops
         clock, watch = _Clock(device, told.seconds, told.apart), _Watch(progress, steps, size, session.step_number)
         due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
         kept = clock.seconds

@@ -11,7 +11,7 @@ from torch import fx, nn
 from thrifty.errors import ThriftyError
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grid import Affine
-from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.training.qat.layers import (
     Rounded,
     RoundedConv,
@@ -30,7 +30,7 @@ def rounding(model: nn.Module, twin: nn.Module, learned: bool) -> nn.Module:
         twin: what `quantize` built of a copy; its integer layers are taken over.
         learned: whether steps are trained.
     """
-    marked = [name.removeprefix("edge_") for name, child in twin.named_children() if isinstance(child, QuantEdge)]
+    marked = _marked(twin)
     edges: dict[str, RoundedEdge] = {}
     norms: dict[str, str] = {}
     fed: dict[str, str] = {}
@@ -43,9 +43,11 @@ def rounding(model: nn.Module, twin: nn.Module, learned: bool) -> nn.Module:
         elif type(integer) in _LINEAR:
             layer: Any = model.get_submodule(name)
             graphs.replace(model, name, _LINEAR[type(integer)](layer, integer, learned))
-    tables = {name: integer for name, integer in integers.items() if isinstance(integer, QuantEmbedding)}
-    for name, integer in tables.items():
-        tied = next((m for m in model.modules() if isinstance(m, RoundedLinear) and m.twin.weight is integer.weight), None)
+    products = [m for m in model.modules() if isinstance(m, RoundedLinear | RoundedGroups)]
+    for name, integer in integers.items():
+        if not isinstance(integer, QuantEmbedding | GroupedEmbedding):
+            continue
+        tied = next((m for m in products if m.twin.scale is integer.scale), None)
         embedding: Any = model.get_submodule(name)
         graphs.replace(model, name, RoundedEmbedding(embedding, integer, tied, learned))
     return model
@@ -92,10 +94,15 @@ def _exchange_convolution(model: nn.Module, name: str, twin: QuantConv, integers
 def integers(model: nn.Module) -> nn.Module:
     """The model with every rounding layer's integer twin in its place, holding the present numbers; in eval mode."""
     _settle(model.eval())
-    if isinstance(model, fx.GraphModule):
-        graphs.drop_idle(model)
-        model.recompile()
+    if _marked(model):
+        assert isinstance(model, fx.GraphModule)
+        graphs.fold(model)  # norms of convolutions that stay float
     return model.requires_grad_(False)
+
+
+def _marked(model: nn.Module) -> list[str]:
+    """Names of the nodes whose outputs a quantized graph rounds."""
+    return [name.removeprefix("edge_") for name, child in model.named_children() if isinstance(child, QuantEdge)]
 
 
 def _settle(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thrifty.numerics.fake import fake_quantize, first_step, learning_gain
 from thrifty.numerics.grid import TINY, UINT8_MAX, per_token, rows, to_group
-from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.packing import pack
 
 
@@ -244,26 +244,29 @@ class RoundedEmbedding(Rounded):
     Args:
         embedding: float.
         twin: what it becomes.
-        tied: the linear layer with the same weight.
+        tied: the linear layer whose integers it looks up; None where it has its own.
         learned: whether steps are trained.
     """
 
-    def __init__(self, embedding: nn.Embedding, twin: QuantEmbedding, tied: RoundedLinear | None, learned: bool) -> None:
+    def __init__(self, embedding: nn.Embedding, twin: QuantEmbedding | GroupedEmbedding,
+                 tied: RoundedLinear | RoundedGroups | None, learned: bool) -> None:
         super().__init__()
-        self.embedding, self.twin, self.tied = embedding, twin, tied
+        table: Any = twin
+        self.embedding, self.twin, self.tied = embedding, table, tied
         self.grid = tied.grid if tied is not None else WeightGrid(
-            embedding.weight, twin.scale.unsqueeze(1), None, int(twin.weight.abs().max()), learned)
+            embedding.weight, table.scale.unsqueeze(1), None, int(table.weight.abs().max()), learned)
 
     def rounded(self, x: Tensor) -> Tensor:
-        found: Tensor = self.embedding(x)
-        steps = self.grid.steps(self.embedding.weight)[x]
-        return fake_quantize(found, steps, self.grid.low[0, 0], self.grid.high[0, 0], self.grid.gain)
+        steps = self.grid.steps(self.embedding.weight)[x].unsqueeze(-1)
+        grouped = self.embedding(x).unflatten(-1, (steps.shape[-2], -1))
+        return fake_quantize(grouped, steps, self.grid.low[x], self.grid.high[x], self.grid.gain).flatten(-2)
 
     @torch.no_grad()
     def integer(self) -> nn.Module:
         if self.tied is not None:
-            linear = self.tied.integer()
-            self.twin.weight, self.twin.scale = linear.weight, linear.scale
+            product = self.tied.integer()
+            for name, _ in list(self.twin.named_buffers()):
+                setattr(self.twin, name, getattr(product, name))
             return self.twin
         q, steps = self.grid.numbers(self.embedding.weight)
         self.twin.weight.copy_(q)

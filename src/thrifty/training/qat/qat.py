@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod, choice, number
+from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod, choice, number, table
+from thrifty.numerics.linears import as_linears
 from thrifty.numerics.schemes import SCHEMES
+from thrifty.posttraining.quantization.assign import FLOAT, GROUPS
 from thrifty.posttraining.quantize import Quantize
 from thrifty.training.qat.exchange import integers, rounding
 
@@ -42,14 +44,18 @@ class Qat(TrainingMethod):
         scheme: bits of weights and activations.
         estimator: how steps are found: learned step sizes, or the straight-through estimator alone.
         freeze: share of the steps, the last ones, in which batch norms' statistics stand still.
+        group: weights a scale, as `quantize` has it.
+        layers: schemes of some layers, as `quantize` has them.
 
     >>> Qat("w8a8")
-    Qat(scheme='w8a8', estimator='lsq', freeze=0.2)
+    Qat(scheme='w8a8', estimator='lsq', freeze=0.2, group=128, layers={})
     """
 
     scheme: str = choice("w4a8", *SCHEMES)
     estimator: str = choice("lsq", "lsq", "ste")
     freeze: float = number(0.2, 0, 1)
+    group: int = choice(128, *GROUPS)
+    layers: Mapping[str, str] = table(*SCHEMES, FLOAT)
 
     name: ClassVar[str] = "qat"
     layer: ClassVar[Layer] = "numerics"
@@ -67,7 +73,8 @@ class Qat(TrainingMethod):
     )
 
     def prepare(self, fit: Fit) -> None:
-        transform, model = Quantize(self.scheme), fit.model.cpu()
+        transform = Quantize(self.scheme, group=self.group, layers=self.layers)
+        model = as_linears(fit.model.cpu())
         plan, twin = fit.charged(lambda: _planned(transform, model, _calibration(fit)))
         claims = transform.claims(model, twin)
         fit.model = rounding(model, twin, self.estimator == "lsq").to(fit.device).train()
