@@ -68,7 +68,7 @@ def first_step(weight: Tensor, high: float) -> Tensor:
     [2.0, 1.0]
     """
     size = weight.detach().float().abs().flatten(1).mean(1)
-    return torch.where(size > TINY, size, size.mean()).clamp_min(TINY) * 2 / high**0.5
+    return torch.where(size > TINY, size, size.mean()).clamp_min(TINY) * 2 / math.sqrt(high)
 
 
 class _Round(torch.autograd.Function):
