@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import numpy as np
 import torch
 from torch import nn
 
+import thrifty
 from thrifty import artifact, checkpoint
 from thrifty.compilers.capture import capture, specs
 from thrifty.compilers.inductor import kernels as inductor_kernels
@@ -31,11 +32,12 @@ from thrifty.numerics.graph import is_convolution
 from thrifty.recipe import Recipe, Train
 from thrifty.registry import method_class
 from thrifty.target import Target, cores
+from thrifty.workload import Workload
 
 HERE = Path(__file__).resolve().parent
+PEERS = str(HERE / "peer_quantizers.py")
 CALIBRATION_EXAMPLES = 256
 SEED = 0
-FLOAT = "float"
 WEIGHTS = "weights"
 COMPILERS = ("openvino", "onnxruntime", "inductor")
 NNCF, NNCF_BF16 = "nncf", "nncf-bf16"
@@ -88,13 +90,17 @@ def _no_teacher(recipe: str) -> nn.Module:
     raise ValueError(f"the reference must not distil, but wants the teacher {recipe}")
 
 
+def floating(name: str, store: Path) -> tuple[Workload, nn.Module, Context]:
+    """What every tool starts from: the trained module, and a context with the examples that all calibrate on."""
+    workload = load_workload(MODELS[name].workload)
+    net = checkpoint.load_module(workload.source, str(weights(name, store)))
+    return workload, net, make_context(workload, Target(threads=1), SEED, [], lambda event: None, CALIBRATION_EXAMPLES)
+
+
 def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
     """Make every engine of a model that is not there yet; {engine: why there is none}."""
     place = store / name
-    workload, kept = load_workload(MODELS[name].workload), weights(name, store)
-    net = checkpoint.load_module(MODELS[name].workload, str(kept))
-    context = make_context(workload, Target(threads=1), SEED, [], lambda event: None, CALIBRATION_EXAMPLES)
-    once(place / FLOAT, lambda out: _export(net, context, out))
+    _, net, context = floating(name, store)
     convolutional = any(map(is_convolution, net.modules()))
     tools: dict[str, Callable[[Path], None]] = {}
     for scheme, recipe in schemes(convolutional).items():
@@ -102,7 +108,7 @@ def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
             if "bf16" not in scheme or compiler != "onnxruntime":  # which has no bfloat16
                 tools[f"{scheme}-{compiler}"] = functools.partial(_ours, net, recipe, compiler, context)
     for kind in (f"onnxruntime-{'static' if convolutional else 'dynamic'}", NNCF, "neural-compressor"):
-        tools[kind] = functools.partial(_theirs, net, context, kind, place / FLOAT, peers_python)
+        tools[kind] = functools.partial(_theirs, net, context, [str(peers_python), PEERS, kind, name, str(store)])
     tools[NNCF_BF16] = lambda out: _in_bfloat16(net, context, place / NNCF, out)
     failed: dict[str, str] = {}
     for tool, make in tools.items():
@@ -130,13 +136,6 @@ def once(place: Path, make: Callable[[Path], None]) -> Path:
     return place
 
 
-def _export(net: nn.Module, context: Context, out: Path) -> None:
-    """What the others start from: the program and the examples that we calibrate on too."""
-    torch.export.save(capture(net, context.example, {}), out / "program.pt2")
-    columns = [torch.cat(column) for column in zip(*context.calibration(), strict=True)]
-    np.savez(out / "calibration.npz", **{f"input{i}": column.numpy() for i, column in enumerate(columns)})
-
-
 def _ours(net: nn.Module, recipe: str, compiler: str, context: Context, out: Path) -> None:
     (quantize,) = Recipe.parse(recipe)
     lower = method_class(compiler)()
@@ -147,9 +146,10 @@ def _ours(net: nn.Module, recipe: str, compiler: str, context: Context, out: Pat
         _write(out, lower.lower(integer, context.example, out, context), context, integer)
 
 
-def _theirs(net: nn.Module, context: Context, kind: str, given: Path, python: Path, out: Path) -> None:
-    command = [str(python), str(HERE / "peer_quantizers.py"), kind, str(given), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _theirs(net: nn.Module, context: Context, command: list[str], out: Path) -> None:
+    paths = os.pathsep.join(filter(None, [str(Path(thrifty.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run([*command, str(out)], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": paths})
     if done.returncode:
         raise RuntimeError(done.stderr)
     made = json.loads((out / "peer.json").read_text())

@@ -1,7 +1,7 @@
 """Integer models against those of ONNX Runtime's quantizer, NNCF and Neural Compressor: batch 1, one thread.
 
-    python -m venv PEERS && PEERS/bin/pip install torch==2.13.0 onnxruntime==1.32.0 onnx==1.23.2 onnxscript==0.7.2 \\
-        openvino==2026.4.1 nncf==3.4.0 neural-compressor==3.10
+    python -m venv PEERS && PEERS/bin/pip install torch==2.13.0 -e ".[minilm,workloads]" onnxruntime==1.32.0 onnx==1.23.2 \\
+        onnxscript==0.7.2 openvino==2026.4.1 nncf==3.4.0 "neural-compressor[pt]==3.10"
     python benchmarks/quantization_peers.py prepare --peers-python PEERS/bin/python --store STORE
     python benchmarks/quantization_peers.py measure --store STORE --rounds 5 >> benchmarks/quantization_peers.md
 
@@ -10,8 +10,8 @@
 engines of a model and its eager fp32 module in the same rounds of fresh processes, on a machine that does nothing else. Both take
 ``--models``, keep in STORE what is done and go on there when called again; to have an engine made anew, remove its folder.
 
-All engines are opened by the same code with the same options of their runtimes: what differs is the model alone. A row
-says what the engine is, and, for another tool's, how the fastest of ours compares with it in the same rounds and on the same examples.
+All engines are opened by the same code with the same options of their runtimes: what differs is the model alone. A row says
+what the engine is, and, for another tool's, how the fastest of ours compares with it: in the same rounds, on the same examples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peer_engines import COMPILERS, FLOAT, MODELS, WEIGHTS, engines, weights
+from peer_engines import MODELS, engines, weights
 
 from thrifty import artifact
 from thrifty.environment import environment, now
@@ -161,8 +161,8 @@ def main() -> None:
         return
     if missing := [name for name in given.models if not any(filter(is_ours, sides(name, store)))]:
         parser.error(f"no engine of {', '.join(missing)} is in {store}: prepare them first")
-    print(f"{now()}, {environment()['cpu']}, one thread, batch 1, {given.rounds} rounds of fresh processes, 95% intervals; losses "
-          f"in points, of bits a byte in bits\n\n{HEADER}", flush=True)
+    print(f"{now()}, {environment()['cpu']}, one thread, batch 1, {given.rounds} rounds of fresh processes, 95% intervals; "
+          f"losses in points, of bits a byte in bits\n\n{HEADER}", flush=True)
     for name in given.models:
         done = timed(name, store, given.rounds)
         print("\n".join(rows(name, store, done)), flush=True)
