@@ -36,6 +36,8 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         values = numbers(spec.metadata["range"], str(spec.type).startswith("int"))
     elif "recipe" in spec.metadata:
         values = st.sampled_from(["", "train(adamw)", "train(adamw(lr=0.01),  epochs=2) | prune(ratio=0.25)"])
+    elif "table" in spec.metadata:
+        values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]), st.sampled_from(spec.metadata["table"]))
     elif "pattern" in spec.metadata:
         values = st.sampled_from(["all-linear", "query|value", r"blocks\.0\..*"])
     elif spec.type == "bool":

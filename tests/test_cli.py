@@ -61,6 +61,13 @@ def test_lists_read_well_off_a_terminal():
     (["explore", "digits", "--budget", "5m", "--methods", "prun"], "did you mean 'prune'"),
     (["explore", "minilm", "--budget", "5m", "--methods", "bf16"], "no training set"),
     (["explore", "digits"], "--budget"),
+    (["tune", "digits"], "OPTIMIZER"),
+    (["tune", "digits", "adamv"], "did you mean 'adamw'"),
+    (["tune", "digits", "adamw(lr=0)"], "must be in (0, inf)"),
+    (["tune", "digits", "adamw", "--trials", "2"], "3 or more"),
+    (["tune", "digits", "adamw", "--budget", "soon"], "a duration is written"),
+    (["tune", "digits", "adamw", "--also", "colour"], "no number 'colour'"),
+    (["tune", "minilm", "adamw"], "no training set"),
     (["best", "nothing"], "no study"),
     (["best", "nothing", "--max-bytes", "0"], "a size is written"),
     (["methods", "prun"], "did you mean 'prune'"),
@@ -141,7 +148,7 @@ def test_what_is_not_finite_is_null(capsys):
 
 
 def test_every_verb_has_help_with_an_example():
-    for verb in ("workloads", "methods", "check", "run", "sweep", "explore", "best", "bench", "verify", "serve",
+    for verb in ("workloads", "methods", "check", "run", "sweep", "explore", "tune", "best", "bench", "verify", "serve",
                  "compilers", "show", "report", "cache"):
         done = thrifty(verb, "--help")
         assert done.returncode == 0 and "Example" in done.stdout, verb

@@ -69,7 +69,7 @@ def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.
 
 def assert_accepted(words: list[str]) -> None:
     """The command is well-formed: nothing long runs."""
-    if words[0] in ("run", "sweep", "explore"):
+    if words[0] in ("run", "sweep", "explore", "tune"):
         words = [*words, "--dry-run"]
     elif words[0] in NEED_ARGUMENTS_OF_A_STUDY:
         words = [words[0], "--help"]
@@ -88,6 +88,8 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
         said = "a recipe's text"
     elif "pattern" in spec.metadata:
         said = "a regular expression"
+    elif "table" in spec.metadata:
+        said = "patterns, each with " + ", ".join(f"`{word}`" for word in spec.metadata["table"])
     else:
         said = "`True`, `False`"
     return said + (", or `None`" if "None" in str(spec.type) else "")

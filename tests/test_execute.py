@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from thrifty import testing
 from thrifty.checkpoint import MethodClaim
-from thrifty.errors import EffectLost
+from thrifty.cli import show_layers
+from thrifty.errors import EffectLost, ThriftyError
 from thrifty.execute import Job, _Run, prefix_key, reprobe
 from thrifty.method import Claim
 from thrifty.recipe import Recipe
@@ -43,3 +46,24 @@ def test_a_claim_that_the_engine_lost_is_an_error():
         _Run.final_effect(MethodClaim("quantize", claim), {"integer_layers": 0.0})
     assert _Run.final_effect(MethodClaim("quantize", claim), {"integer_layers": 9.0}).read_from == "engine"
     assert _Run.final_effect(MethodClaim("quantize", claim), {}).read_from == "model"
+
+
+def test_layers_of_a_mixture_are_told_and_its_table_is_computed_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
+    text, events = "train(steps=24) | quantize(mixed, group=32, max_drop={})", []
+    outcomes = [_Run(dataclasses.replace(JOB, recipe=text.format(drop), lower=drop == 1), events.append).outcome()
+                for drop in (1, 0.5)]
+    first, second = ({charge.kind: charge.what for charge in done.charges} for done in outcomes)
+    assert {"training", "calibration", "search"} <= set(first) & set(second)
+    told = [event["charge"]["what"] for event in events if event["event"] == "charge"]
+    assert "recalled" not in first["calibration"] and second["calibration"].endswith(": recalled")
+    assert not any("recalled" in what for what in told)  # a trial's cost as if alone, and not of what ran now
+    show_layers(Path(outcomes[0].artifact), as_json=True)
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert [row["layer"] for row in shown["layers"]] and all(row["bytes"] > 0 for row in shown["layers"])
+    assert all(row["error"] is not None for row in shown["layers"])
+    show_layers(Path(outcomes[0].artifact), as_json=False)
+    printed = capsys.readouterr().out
+    assert "stem.0" in printed and "error of the outputs, alone" in printed
+    with pytest.raises(ThriftyError, match="no artifact of a quantized model"):
+        show_layers(tmp_path, as_json=True)

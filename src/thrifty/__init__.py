@@ -49,11 +49,13 @@ if TYPE_CHECKING:
     from thrifty.run import run as run
     from thrifty.search.explore import explore as explore
     from thrifty.search.sweep import sweep as sweep
+    from thrifty.search.tune import tune as tune
     from thrifty.store import Store as Store
     from thrifty.target import Target as Target
     from thrifty.training.distillation import Distill as Distill
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
+    from thrifty.training.mixed_precision import Fp8 as Fp8
     from thrifty.training.mixed_precision import Fp16 as Fp16
     from thrifty.training.mixed_precision import Tf32 as Tf32
     from thrifty.training.optimizers import AdamW as AdamW
@@ -93,7 +95,8 @@ _PLACES = {
     "Soap": "training.optimizers.soap", "Lion": "training.optimizers.lion", "Adafactor": "training.optimizers.adafactor",
     "ScheduleFree": "training.optimizers.schedule_free", "AdamW8bit": "training.optimizers.adamw8bit",
     "Ema": "training.optimizers.ema",
-    "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Tf32": "training.mixed_precision",
+    "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Fp8": "training.mixed_precision",
+    "Tf32": "training.mixed_precision",
     "Distill": "training.distillation",
     "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
@@ -103,7 +106,7 @@ _PLACES = {
     # running, measuring, choosing
     "fit": "training.loop", "compiled": "compilers.inprocess",
     "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",
-    "explore": "search.explore", "sweep": "search.sweep",
+    "explore": "search.explore", "sweep": "search.sweep", "tune": "search.tune",
     "load": "artifact", "verify": "verifying", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",
 }

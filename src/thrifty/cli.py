@@ -267,6 +267,43 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
 
 
 @app.command()
+def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
+             metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
+         trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 6 by default.")] = None,
+         budget: Annotated[str | None, typer.Option("--budget", help="Time for everything, in the place of trials: 2h.")]
+         = None,
+         also: Annotated[str, typer.Option("--also", help="A second number to tune: weight_decay, warmup, ...")] = "",
+         seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,
+         evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
+         task: TaskOption = None, data: DataOption = None,
+         store: Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
+         = Path("study"),
+         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
+         dry_run: DryRunOption = False) -> None:
+    """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
+
+    Example: thrifty tune digits adamw muon sophia --trials 6 --out study/
+    """
+    from thrifty.checking import resolve
+    from thrifty.choosing import seconds
+    from thrifty.report.tuning import print_tuned
+    from thrifty.search.tune import plan
+    from thrifty.search.tune import tune as tune_optimizers
+
+    definition, limit = resolve(workload_reference(workload, task, data)), None if budget is None else seconds(budget)
+    if dry_run:
+        first = plan(definition, optimizers, also)
+        emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))
+        return
+    with progress() as shown:
+        found = tune_optimizers(definition, optimizers, store=store, trials=trials, budget=limit, also=also, seeds=seeds,
+                                evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
+                                listener=shown.hear)
+    emit(found.to_json()) if as_json else print_tuned(found)
+    raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)
+
+
+@app.command()
 def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
          max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
          minimize: MinimizeOption = "latency",
@@ -357,13 +394,17 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 
 
 @app.command()
-def show(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
+def show(store: Annotated[Path, typer.Argument(help="A study's directory; with --layers, or an artifact's.")] = Path("study"),
+         layers: Annotated[bool, typer.Option("--layers", help="Of quantized layers: scheme, bytes and error of each.")] = False,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
 
     Example: thrifty show study/
     """
-    show_store(store, as_json, requests_per_day)
+    if layers:
+        show_layers(store, as_json)
+    else:
+        show_store(store, as_json, requests_per_day)
 
 
 @app.command()
@@ -396,6 +437,26 @@ def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what excee
     removed = kept.clean(everything=everything) if clean else None
     usage = kept.usage()
     emit(listing.cache_json(usage, removed)) if as_json else listing.print_cache(usage, removed)
+
+
+def show_layers(place: Path, as_json: bool) -> None:
+    """The quantized layers of an artifact, or of every one of a study."""
+    from thrifty.manifest import MANIFEST, read
+    from thrifty.report.artifacts import print_layers
+
+    directories = ([place] if (place / MANIFEST).exists()
+                   else sorted(path.parent for path in place.glob(f"artifacts/*/{MANIFEST}")))
+    found = {str(directory): read(directory) for directory in directories}
+    found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
+    if not found:
+        raise ThriftyError(f"{place} holds no artifact of a quantized model: run a recipe with quantize(...) first, and show "
+                           "its study or its artifact")
+    if as_json:
+        emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
+              for directory, manifest in found.items()])
+    else:
+        for directory, manifest in found.items():
+            print_layers(f"{directory}: {manifest.get('recipe', '')}", manifest["layers"])
 
 
 def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from thrifty import cache
 from thrifty.compilers.parity import as_tuple
 from thrifty.errors import ThriftyError
 from thrifty.method import Context
@@ -55,8 +59,11 @@ def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMP
 
 
 def make_context(workload: Workload, target: Target, seed: int, searched: list[float], tell: Tell,
-                 examples: int = CALIBRATION_EXAMPLES) -> Context:
-    """What a transform may use; the seconds of its timings and scorings are appended to ``searched``."""
+                 examples: int = CALIBRATION_EXAMPLES, recalled: list[float] | None = None) -> Context:
+    """What a transform may use; the seconds of its timings and scorings are appended to ``searched``.
+
+    What it recalls from the cache cost seconds once: they are appended to ``recalled``.
+    """
     example = workload.example(1)
 
     def charged(measure: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
@@ -77,8 +84,24 @@ def make_context(workload: Workload, target: Target, seed: int, searched: list[f
         time=charged(lambda model: eager_seconds(model, example, target)),
         score=charged(lambda model: score(workload, model)),
         shapes=workload.served_shapes,
+        recall=functools.partial(recall, [] if recalled is None else recalled),
         progress=lambda text: tell({"event": "note", "text": text}),
     )
+
+
+def recall(seconds: list[float], key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """JSON values from the cache, computed where it has none; what computing them once took is appended where it has."""
+    name = hashlib.sha256(key.encode()).hexdigest()
+    with cache.using("findings", name) as place:
+        if place is not None:
+            kept = json.loads((place / "values.json").read_text())
+            seconds.append(kept["seconds"])
+            return dict(kept["values"])
+    began = time.perf_counter()
+    values = compute()
+    with cache.building("findings", name) as room:
+        (room / "values.json").write_text(json.dumps({"seconds": time.perf_counter() - began, "values": values}))
+    return values
 
 
 def eager_seconds(model: nn.Module, example: tuple[Tensor, ...], target: Target) -> float:

@@ -37,6 +37,7 @@ from thrifty.ledger import Charge, Kind, Ledger
 from thrifty.loading import check_data, check_example, load_workload
 from thrifty.measure import energy
 from thrifty.method import Compiler, Context, Transform
+from thrifty.posttraining.quantization.listing import layers as quantized_layers
 from thrifty.recipe import PhaseOf, Recipe, Train, seed_of
 from thrifty.rehearsal import rehearse
 from thrifty.target import Target, cores
@@ -197,7 +198,9 @@ class _Run:
         assert isinstance(phase, Transform)
         text = str(Recipe((phase,)))
         searched: list[float] = []
-        context = make_context(self.workload, self.job.target, seed_of(self.job.seed, i, "plan"), searched, self.tell)
+        recalled: list[float] = []
+        context = make_context(self.workload, self.job.target, seed_of(self.job.seed, i, "plan"), searched, self.tell,
+                               recalled=recalled)
         before = copy.deepcopy(model)
         meter, counted = self.meter()
         began = time.perf_counter()
@@ -208,6 +211,8 @@ class _Run:
         charges = [self.charge("calibration", text, seconds - sum(searched), joules=meter.between(counted, meter.read()))]
         if searched:
             charges.append(self.charge("search", text, sum(searched)))
+        if recalled:  # it cost that once: part of the trial as if it were alone, not of what ran now
+            charges.append(Charge("calibration", f"{text}: recalled", sum(recalled)))
         claims = tuple(MethodClaim(phase.name, claim.checked(phase.name)) for claim in phase.claims(before, after))
         return dataclasses.replace(state, plans=(*state.plans, (text, plan)), claims=state.claims + claims,
                                    charges=state.charges + tuple(charges)), after
@@ -223,6 +228,7 @@ class _Run:
         if kept is None:
             self.tell({"event": "phase", "text": str(Recipe((compiler,)))})
             example = self.workload.example(1)
+            layers = [row for _, plan in state.plans if "convolutions" in plan.values for row in quantized_layers(model, plan)]
             context = make_context(self.workload, self.job.target, seed_of(self.job.seed, len(self.phases), "lower"),
                                    [], self.tell)
             with cache.building("engines", key) as directory:
@@ -231,7 +237,7 @@ class _Run:
                 artifact.write(directory, lowered, {
                     "recipe": str(self.recipe), "workload": self.workload.name, "seed": self.job.seed,
                     "threads": self.job.target.threads, "device": self.job.target.device,
-                    "versions": runtime_versions(),
+                    "versions": runtime_versions(), "layers": layers,
                 }, [x.numpy() for x in example], [x.numpy() for x in outputs_of(model, example)])
                 self.check_parity(compiler, model, directory, lowered.precision, context)
                 seconds = time.perf_counter() - began

@@ -91,11 +91,23 @@ def _versions(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_text, value.values()))
 
 
+def _layers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_layer, value))
+
+
+def _layer(value: Any) -> bool:
+    match value:
+        case {"layer": str(), "scheme": str(), "bytes": int(), "error": float() | None}:
+            return True
+    return False
+
+
 _REQUIRED: Mapping[str, Callable[[Any], bool]] = {
     "engine": _text, "machine": _text, "precision": _text, "files": _files, "example": _digest, "inputs": _specs,
     "outputs": _specs,
 }
 _OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
     "instruction_set": _text, "device": _text, "recipe": _text, "workload": _text, "needs": _texts, "versions": _versions,
+    "layers": _layers,
     "threads": lambda value: type(value) is int and value > 0,
 }

@@ -96,8 +96,9 @@ def number(default: Any, low: float, high: float = math.inf, *, open_low: bool =
     return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search})
 
 
-def choice(default: str, *options: str, search: tuple[str, ...] = ()) -> Any:
-    """A hyperparameter that is one of a few words; in a recipe's text it is written bare: ``quantize(w8a8)``.
+def choice(default: str | int, *options: str | int, search: tuple[str, ...] = ()) -> Any:
+    """A hyperparameter that is one of a few words or whole numbers; in a recipe's text a word is written bare:
+    ``quantize(w8a8)``.
 
     ``search`` are the words of a transform that an exploration tries; where it is empty, the default stays.
     """
@@ -107,6 +108,38 @@ def choice(default: str, *options: str, search: tuple[str, ...] = ()) -> Any:
 def pattern(default: str) -> Any:
     """A hyperparameter that is a regular expression over the names of a model's layers."""
     return field(default=default, metadata={"pattern": True})
+
+
+@final
+class Table(dict[str, str]):
+    """A mapping in the order in which it was written, which a frozen method can hold.
+
+    >>> Table(a="x", b="y") == Table(b="y", a="x"), hash(Table(a="x")) == hash(Table(a="x"))
+    (False, True)
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def table(*options: str) -> Any:
+    """A hyperparameter that gives one of a few words to each of some patterns: ``layers={'head|blocks.0.*': fp32}``."""
+    return field(default=Table(), metadata={"table": options})
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the pattern is a layer's whole name, or its end after a dot.
+
+    >>> matches("query|value", "blocks.0.query"), matches("query", "blocks.0.query_norm")
+    (True, False)
+    """
+    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
 
 
 def recipe_text(default: str = "") -> Any:
@@ -132,8 +165,11 @@ def validate(method: Any, name: str) -> None:
                 raise HyperparameterError(f"{says} must be a whole number in {meta['range']}")
             if value not in meta["range"]:
                 raise HyperparameterError(f"{says} must be in {meta['range']}")
-        elif "options" in meta and value not in meta["options"]:
-            raise HyperparameterError(f"{says} must be one of {', '.join(meta['options'])}")
+        elif "options" in meta and not any(value == option and type(value) is type(option) for option in meta["options"]):
+            raise HyperparameterError(f"{says} must be one of {', '.join(map(str, meta['options']))}")
+        elif "table" in meta and not (isinstance(value, Table) and all(map(_is_pattern, value))
+                                      and all(word in meta["table"] for word in value.values())):
+            raise HyperparameterError(f"{says} must give each regular expression one of {', '.join(meta['table'])}")
         elif "recipe" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a recipe's text")
         elif "pattern" in meta and not _is_pattern(value):
@@ -166,6 +202,7 @@ class Card:
         requires, provides, removes: of `PROPERTIES`.
         slot: at most one method of a ``train`` phase fills each.
         devices: where it runs.
+        capability: least compute capability of a CUDA device that it runs on.
     """
 
     family: str
@@ -178,6 +215,7 @@ class Card:
     removes: frozenset[str] = frozenset()
     slot: Slot | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
+    capability: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -243,6 +281,9 @@ class Method(abc.ABC):
     """Raised whenever the same hyperparameters would give another result: it is part of every hash."""
 
     def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            if "table" in spec.metadata and isinstance(value := getattr(self, spec.name), Mapping):
+                object.__setattr__(self, spec.name, Table(value))
         validate(self, self.name)
 
     def __or__(self, other: Any) -> Recipe:
@@ -279,6 +320,7 @@ class Context:
         time: model -> seconds a request on the target, charged; None where timing is not at hand.
         score: model -> quality on validation (higher is better), charged; None where no data is.
         shapes: {input position: {dimension: (low, high)}} that vary when served.
+        recall: (key, compute) -> JSON values, computed once and kept under the key; a key tells all they depend on.
         progress: told in a few words what goes on.
     """
 
@@ -289,6 +331,7 @@ class Context:
     time: Callable[[nn.Module], float] | None = None
     score: Callable[[nn.Module], float] | None = None
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None
 
     @staticmethod
@@ -328,11 +371,20 @@ def require_device(method: Method, device: str) -> None:
     if device not in method.card.devices:
         raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} and this is {device}; use another "
                            f"method, or --device {min(method.card.devices)}")
+    if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
+        least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
+        raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, and {torch.cuda.get_device_name()} "
+                           f"has {found}: use another method")
 
 
 @dataclass(frozen=True)
 class Transform(Method):
     """A method that changes the model between trainings: it plans, at whatever cost, then builds, cheaply."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it looks at data; where it does not, it can be called without any."""
+        return True
 
     @abc.abstractmethod
     def plan(self, model: nn.Module, context: Context) -> Plan:
@@ -350,14 +402,15 @@ class Transform(Method):
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
         """What the method says it changed, measured on both models."""
 
-    def __call__(self, model: nn.Module, data: Iterable[Any], seed: int = 0) -> nn.Module:
+    def __call__(self, model: nn.Module, data: Iterable[Any] = (), seed: int = 0) -> nn.Module:
         """Apply the method alone, on a copy.
 
         Raises:
             NoEffect: nothing changed.
         """
         original = copy.deepcopy(model).eval()
-        context = Context.of(data, seed, required_inputs(model) or None)
+        context = (Context.of(data, seed, required_inputs(model) or None) if self.calibrated
+                   else Context((), lambda: iter(()), seed))
         after = self.build(copy.deepcopy(original), self.plan(copy.deepcopy(original), context))
         for claim in self.claims(original, after):
             claim.checked(self.name)

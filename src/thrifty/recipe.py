@@ -18,7 +18,17 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
 from thrifty.errors import ThriftyError
-from thrifty.method import Compiler, HyperparameterError, Method, TrainingMethod, Transform, choice, number, validate
+from thrifty.method import (
+    Compiler,
+    HyperparameterError,
+    Method,
+    Table,
+    TrainingMethod,
+    Transform,
+    choice,
+    number,
+    validate,
+)
 from thrifty.registry import UnknownMethod, method_class, names
 
 MAX_PHASES = 64
@@ -117,12 +127,14 @@ def _value(value: Any) -> str:
         return repr(int(value)) if value.is_integer() else repr(float(value))
     if isinstance(value, tuple):
         return f"({', '.join(map(_value, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, Table):
+        return f"{{{', '.join(f'{key!r}: {_word(word)}' for key, word in value.items())}}}"
     return repr(value)
 
 
 def _word(value: Any) -> str:
     """An option bare, where it can stand bare."""
-    return value if value.isidentifier() and not keyword.iskeyword(value) else repr(value)
+    return value if isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value) else repr(value)
 
 
 def _call(method: Method) -> str:
@@ -458,10 +470,29 @@ class _Reader:
                 return -value
             case ast.Tuple(elts=parts) | ast.List(elts=parts):
                 return tuple(self.value(part, spec) for part in parts)
+            case ast.Dict(keys=keys, values=words) if "table" in spec.metadata:
+                return self.table(keys, words, spec)
         what = "a number, a text in quotes, True, False or None"
         if "options" in spec.metadata:
-            what = "one of " + ", ".join(spec.metadata["options"])
+            what = "one of " + ", ".join(map(str, spec.metadata["options"]))
+        if "table" in spec.metadata:
+            what = f"patterns in quotes, each with a word: {{'head': {spec.metadata['table'][0]}}}"
         self.fail(node, f"{spec.name} must be {what}; code in a recipe is refused and never executed")
+
+
+    def table(self, keys: Sequence[ast.expr | None], words: Sequence[ast.expr],
+              spec: dataclasses.Field[Any]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, word in zip(keys, words, strict=True):
+            match key, word:
+                case ast.Constant(value=str(text)), ast.Name(id=name) | ast.Constant(value=str(name)):
+                    if text in found:
+                        self.fail(key, f"{spec.name} names {text!r} twice")
+                    found[text] = name
+                case _:
+                    self.fail(key or word, f"{spec.name} takes patterns in quotes, each with one of "
+                                           f"{', '.join(spec.metadata['table'])}; code in a recipe is never executed")
+        return found
 
 
 def seed_of(seed: int, phase: int, stream: str) -> int:

@@ -25,6 +25,7 @@ BUILT_IN = {
     "ema": "thrifty.training.optimizers.ema:Ema",
     "bf16": "thrifty.training.mixed_precision:Bf16",
     "fp16": "thrifty.training.mixed_precision:Fp16",
+    "fp8": "thrifty.training.mixed_precision:Fp8",
     "tf32": "thrifty.training.mixed_precision:Tf32",
     "distill": "thrifty.training.distillation:Distill",
     "lora": "thrifty.training.peft.lora:Lora",

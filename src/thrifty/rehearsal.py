@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,9 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
             model = rehearse_training(phase, workload, model, target)
         elif isinstance(phase, Transform):
             before = copy.deepcopy(model)
-            context = make_context(workload, target, seed, [], _silent, examples=8)
+            # Nothing is judged, and nothing of a rehearsal is worth keeping.
+            context = dataclasses.replace(make_context(workload, target, seed, [], _silent, examples=8),
+                                          score=lambda model: 0.0, recall=lambda key, compute: compute())
             with torch.no_grad():
                 after = phase.build(model, phase.plan(model, context)).eval()
             for claim in phase.claims(before, after):
@@ -49,8 +52,10 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
     """One optimizer step on a few examples, with every method's hooks."""
     if workload.train is None or workload.loss is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    few = Subset(workload.train, range(min(phase.batch_size or workload.batch_size, 8, length(workload.train))))
-    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=phase, forward=workload.forward,
+    given = {**vars(phase), "batch_size": phase.batch_size or workload.batch_size}
+    settings = Train(*given.pop("methods"), **given)  # of the training itself, for methods that look ahead
+    few = Subset(workload.train, range(min(settings.batch_size or 1, 8, length(workload.train))))
+    session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=settings, forward=workload.forward,
                   device=target.device, teachers=lambda text: workload.model().eval())
     inputs, labels = next(batches(few, len(few), workload.collate))
     session.step((as_inputs(inputs), labels))

@@ -33,6 +33,21 @@ def test_an_engine_within_its_precision_passes_and_one_outside_does_not(precisio
         check_parity(module, lambda x: tuple(y * (1 + bound * 2) for y in module(x)), REQUESTS, precision)
 
 
+def test_a_model_that_magnifies_roundings_explains_what_its_precision_does_not():
+    def steep(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (torch.sin(40 * x),)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return steep(x.bfloat16().float())[0]
+
+    assert max(relative_error(steep(*x)[0].numpy(), rounded(*x).numpy()) for x in REQUESTS) > PARITY["bf16"]
+    check_parity(steep, rounded, REQUESTS, "bf16")
+    with pytest.raises(ParityError):
+        check_parity(steep, rounded, REQUESTS, "fp32")
+    with pytest.raises(ParityError):
+        check_parity(steep, lambda x: -steep(x)[0], REQUESTS, "bf16")
+
+
 def test_the_coarsest_part_of_a_precision_decides():
     assert tolerance("int8+bf16") == PARITY["int8"] and tolerance("bf16") == PARITY["bf16"]
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from thrifty.numerics.grid import from_group, per_group, to_group
-from thrifty.numerics.modules import GroupedLinear
+from thrifty.numerics.grid import Affine, from_group, per_group, per_row, per_token, rows, to_group
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantLinear
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -30,3 +31,25 @@ def test_a_grouped_product_can_be_exported():
     layer = GroupedLinear(to_group(weight, scale, zero, 3), scale, zero, 3)
     x = torch.randn(3, 16)
     assert torch.allclose(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_modules_hold_as_many_bits_as_they_are_given(bits):
+    generator = torch.Generator().manual_seed(0)
+    linear, conv = nn.Linear(16, 8), nn.Conv2d(3, 4, 3)
+    most = 2 ** (bits - 1) - 1
+    for integer in (QuantLinear(linear, torch.ones(16), bits), QuantConv(conv, Affine.of(-3, 3), True, bits)):
+        assert integer.weight.dtype == torch.int8 and int(integer.weight.abs().max()) == most
+    x = torch.randn(5, 16, generator=generator)
+    expected = nn.functional.linear(rows(*per_token(x)), rows(*per_row(linear.weight, bits)), linear.bias)
+    torch.testing.assert_close(QuantLinear(linear, torch.ones(16), bits)(x), expected)
+
+
+def test_a_tied_table_looks_up_the_integers_of_its_product():
+    weight = torch.randn(11, 24, generator=torch.Generator().manual_seed(0))
+    scale, zero = per_group(weight, 4, 8)
+    product = GroupedLinear(to_group(weight, scale, zero, 4), scale, zero, 4)
+    table = GroupedEmbedding(product, torch.float32)
+    ids = torch.tensor([[0, 10, 3], [3, 3, 1]])
+    assert table.packed.data_ptr() == product.packed.data_ptr()
+    assert torch.equal(table(ids), product.dequantized()[ids])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ from thrifty.engines.engine import Engine, EngineError
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 # Otherwise XLA takes three quarters of a GPU's memory when it starts. Read then.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+BOUND = 2**28
+"""Bytes of weights up to which they are constants of what XLA compiles for a processor: it then turns them once into the
+order that its kernels read, which as arguments it would at every call (a linear layer of one row took four times as long)."""
 
 
 def start(threads: int) -> None:
@@ -51,26 +56,35 @@ class XlaEngine(Engine):
             kept = load_file(weights)
         except Exception as error:  # flatbuffers, MLIR and safetensors each raise their own kinds
             raise EngineError(f"jax {jax.__version__} cannot open {program}: {str(error)[:500]}") from error
-        self.weights = [jax.device_put(kept[str(i)], self.device) for i in range(len(kept))]
         self.inputs = self.program.in_avals[len(kept):]
+        self.bound = device == "cpu" and sum(x.nbytes for x in kept.values()) <= BOUND
+        place = np.asarray if self.bound else functools.partial(jax.device_put, device=self.device)
+        self.weights = [place(kept[str(i)]) for i in range(len(kept))]
         self.compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def native(self, arrays: Sequence[np.ndarray]) -> tuple[Any, tuple[jax.Array, ...]]:
         cast = tuple(_cast(x, spec.dtype) for x, spec in zip(arrays, self.inputs, strict=True))
+        placed = tuple(jax.device_put(x, self.device) for x in cast)
         shapes = tuple(x.shape for x in cast)
         if shapes not in self.compiled:  # here, since this is not timed
             try:
-                self.compiled[shapes] = jax.jit(self.program.call).lower(self.weights, *cast).compile()
+                self.compiled[shapes] = self._compile(placed)
             except ValueError as error:
                 raise EngineError(
                     f"inputs must be {', '.join(x.str_short() for x in self.inputs)}, within the ranges that the program "
                     f"was made for, and are of shapes {', '.join(map(str, shapes))}"
                 ) from error
-        return self.compiled[shapes], tuple(jax.device_put(x, self.device) for x in cast)
+        return self.compiled[shapes], placed
+
+    def _compile(self, inputs: tuple[jax.Array, ...]) -> Any:
+        """What is called with inputs alone."""
+        if self.bound:
+            return jax.jit(lambda *given: self.program.call(self.weights, *given)).lower(*inputs).compile()
+        return functools.partial(jax.jit(self.program.call).lower(self.weights, *inputs).compile(), self.weights)
 
     def run(self, native: tuple[Any, tuple[jax.Array, ...]]) -> Any:
         call, inputs = native
-        return jax.block_until_ready(call(self.weights, *inputs))
+        return jax.block_until_ready(call(*inputs))
 
     def arrays(self, outputs: Any) -> list[np.ndarray]:
         return [np.asarray(x).astype(dtype) for x, dtype in zip(outputs, self.outputs, strict=True)]

@@ -101,14 +101,37 @@ def ratio_interval(log_ratios_per_process: Sequence[float], confidence: float = 
 
     Source: Kalibera & Jones, "Rigorous benchmarking in reasonable time", ISMM 2013.
     """
-    logs = np.asarray(log_ratios_per_process, float)
-    if logs.ndim != 1 or not logs.size or not np.all(np.isfinite(logs)):
-        raise ValueError(f"log ratios must be [n], n >= 1, and finite but are {logs}")
-    n, mean = len(logs), float(logs.mean())
+    found = mean_interval(log_ratios_per_process, confidence)
+    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+    return Interval(math.exp(found.value), low, high, found.n)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The Student t interval on a mean.
+
+    m -+ t_{(1+confidence)/2, n-1} s / sqrt(n), m and s the mean and standard deviation over n independent units.
+
+    Args:
+        values: [n], one for each unit: a pair of processes, a seed.
+        confidence: in (0, 1).
+
+    Returns:
+        the mean; with n == 1 its ends are None.
+
+    Raises:
+        ValueError: there is no value, or one is not finite.
+
+    >>> mean_interval([1.0, 3.0]).value, mean_interval([2.0]).low is None
+    (2.0, True)
+    """
+    x = np.asarray(values, float)
+    if x.ndim != 1 or not x.size or not np.all(np.isfinite(x)):
+        raise ValueError(f"values must be [n], n >= 1, and finite but are {x}")
+    n, mean = len(x), float(x.mean())
     if n == 1:
-        return Interval(math.exp(mean), None, None, 1)
-    margin = student_quantile(0.5 + 0.5 * confidence, n - 1) * float(logs.std(ddof=1)) / math.sqrt(n)
-    return Interval(math.exp(mean), math.exp(mean - margin), math.exp(mean + margin), n)
+        return Interval(mean, None, None, 1)
+    margin = student_quantile(0.5 + 0.5 * confidence, n - 1) * float(x.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - margin, mean + margin, n)
 
 
 def verdict(ratio: Interval | None) -> Verdict:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse_conv_bn_eval  # type: ignore[attr-defined]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -19,6 +19,9 @@ _POOLS: frozenset[Any] = frozenset({
 })
 _MAXIMA: frozenset[Any] = frozenset({nn.functional.max_pool2d, torch.max_pool2d})
 _POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+# f(s x) = s f(x) for s > 0, channel by channel. ReLU6 has a ceiling that does not move with s.
+_SCALES_FUNCTIONS = _RELUS | _POOLS | {nn.functional.leaky_relu, nn.functional.relu_}
+_SCALES_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, *_POOL_MODULES)
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -62,13 +65,17 @@ def fold(graph: fx.GraphModule) -> int:
     return folded
 
 
-def edges(graph: fx.GraphModule) -> list[str]:
+def edges(graph: fx.GraphModule, floats: Collection[str] = ()) -> list[str]:
     """Names of the nodes whose outputs an integer engine keeps as bytes, in the order of the graph.
 
     Inputs and outputs of convolutions, and what lies between two of them: activations, residual sums, pools. A value
     that only feeds a ReLU is left, since the engine fuses the two; so is a pool that feeds nothing of all this.
+
+    Args:
+        graph: its batch norms folded.
+        floats: names of convolutions that stay float.
     """
-    modules = dict(graph.named_modules())
+    modules = {name: module for name, module in graph.named_modules() if name not in floats}
     marked: list[str] = []
     inside: set[fx.Node] = set()
     for node in graph.graph.nodes:
@@ -130,6 +137,41 @@ def input_edges(graph: fx.GraphModule, marked: Iterable[str]) -> dict[str, str]:
         if isinstance(source, fx.Node) and source.name in names:
             found[str(node.target)] = source.name
     return found
+
+
+def pairs(graph: fx.GraphModule) -> list[tuple[str, str]]:
+    """Names of convolutions (first, second) where nothing but the second reads the first, through f(s x) = s f(x).
+
+    ReLU, leaky ReLU and pools scale like that; what is called twice is left out, as its two surroundings may differ.
+    """
+    modules, calls = dict(graph.named_modules()), _calls(graph)
+
+    def once(node: fx.Node) -> bool:
+        module = _module(node, modules)
+        return module is not None and is_convolution(module) and calls[node.target] == 1
+
+    found: list[tuple[str, str]] = []
+    for node in graph.graph.nodes:
+        reader = next(iter(node.users), node)
+        if not once(node):
+            continue
+        before = node
+        while len(before.users) == 1 and _is(reader, modules, _SCALES_FUNCTIONS, _SCALES_MODULES):
+            before, reader = reader, next(iter(reader.users), reader)
+        if len(before.users) == 1 and once(reader) and reader.args[:1] == (before,):
+            found.append((str(node.target), str(reader.target)))
+    return found
+
+
+def activation(graph: fx.GraphModule, name: str) -> Callable[[Tensor], Tensor]:
+    """The ReLU that alone reads the module's output; the identity where there is none."""
+    modules = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.target == name:
+            readers = list(node.users)
+            if len(readers) == 1 and _is(readers[0], modules, _RELUS, (nn.ReLU,)):
+                return torch.relu
+    return lambda x: x
 
 
 def same_grid(graph: fx.GraphModule, marked: Iterable[str]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
+from thrifty.kernels import matmul_w4a16
 from thrifty.numerics.grid import Affine, affine, from_group, per_row, per_token, rows
 from thrifty.numerics.packing import pack, unpack
 
@@ -33,7 +34,7 @@ class QuantEdge(nn.Module):
 
 @final
 class QuantConv(nn.Module):
-    """A convolution of bytes (static grid) with int8 weights (a scale for each output channel).
+    """A convolution of bytes (static grid) with integer weights (a scale for each output channel).
 
     y = conv(x_q, s_w * q_w) + b with x_q on the grid ``x_scale, x_zero``.
 
@@ -41,6 +42,7 @@ class QuantConv(nn.Module):
         conv: Conv1d or Conv2d, float.
         grid: of the input.
         rounds: whether the input is rounded here; False where its producer was already.
+        bits: of a weight; fewer than 8 are held in int8 all the same.
     """
 
     weight: Tensor
@@ -49,9 +51,10 @@ class QuantConv(nn.Module):
     x_scale: Tensor
     x_zero: Tensor
 
-    def __init__(self, conv: nn.Conv1d | nn.Conv2d, grid: Affine, rounds: bool) -> None:
+    def __init__(self, conv: nn.Conv1d | nn.Conv2d, grid: Affine, rounds: bool,
+                 bits: int = 8) -> None:
         super().__init__()
-        q, scale = per_row(conv.weight)
+        q, scale = per_row(conv.weight, bits)
         bias = torch.zeros(len(q)) if conv.bias is None else conv.bias.detach().float().clone()
         for name, value in (("weight", q), ("scale", scale), ("bias", bias),
                             ("x_scale", _tensor(grid.scale)), ("x_zero", _tensor(grid.zero))):
@@ -74,7 +77,7 @@ class QuantConv(nn.Module):
 
 @final
 class QuantLinear(nn.Module):
-    """A product of int8 tokens (a scale for each, found as they come) with int8 weights (a scale a row).
+    """A product of int8 tokens (a scale for each, found as they come) with integer weights (a scale a row).
 
     y = t * s_w * (q_x q_w^T) + b, t q_x = x / smooth, s_w q_w = W * smooth.
 
@@ -84,6 +87,7 @@ class QuantLinear(nn.Module):
     Args:
         linear: float.
         smooth: [in], above 0.
+        bits: of a weight; fewer than 8 are held in int8 all the same.
     """
 
     weight: Tensor
@@ -91,9 +95,9 @@ class QuantLinear(nn.Module):
     smooth: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, smooth: Tensor) -> None:
+    def __init__(self, linear: nn.Linear, smooth: Tensor, bits: int = 8) -> None:
         super().__init__()
-        q, scale = per_row(linear.weight.detach().float() * smooth)
+        q, scale = per_row(linear.weight.detach().float() * smooth, bits)
         self.register_buffer("weight", q)
         self.register_buffer("scale", scale)
         self.register_buffer("smooth", smooth.clone())
@@ -140,6 +144,7 @@ class GroupedLinear(nn.Module):
         self.register_buffer("zero", zero.to(torch.uint8))
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         self.register_buffer("smooth", None if smooth is None else smooth.float().clone())
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @property
     def group(self) -> int:
@@ -155,9 +160,23 @@ class GroupedLinear(nn.Module):
         return from_group(self.integers(), self.scale, self.zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.dequantized().to(x.dtype)
-        y = nn.functional.linear(x if self.smooth is None else x / self.smooth.to(x.dtype), weight)
+        x = x if self.smooth is None else x / self.smooth.to(x.dtype)
+        if matmul_w4a16.fits(x, self.bits, self.group):
+            if self._held is None:
+                self._held = matmul_w4a16.prepare(self.integers(), self.scale, self.zero)
+            product: Tensor = matmul_w4a16.product(x, *self._held, self.bias, self.out_features, self.group)
+            return product
+        y = nn.functional.linear(x, self.dequantized().to(x.dtype))
         return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._held = None  # what is moved or changed is put in the kernel's order again where it is used
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._held = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 @final
@@ -177,6 +196,32 @@ class QuantEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         # Indexing, not nn.functional.embedding: backends lower an int8 gather, few lower an int8 embedding.
         return (self.weight[ids].float() * self.scale[ids].unsqueeze(-1)).to(self.dtype)
+
+
+@final
+class GroupedEmbedding(nn.Module):
+    """A table that looks its rows up in the integers of a product: the two were tied and stay one.
+
+    Args:
+        product: whose weight is the table; without ``smooth``.
+        dtype: of what is looked up.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, product: GroupedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bits, self.dtype = product.bits, dtype
+        self.register_buffer("packed", product.packed)
+        self.register_buffer("scale", product.scale)
+        self.register_buffer("zero", product.zero)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        found = from_group(unpack(self.packed[flat], self.bits), self.scale[flat], self.zero[flat])
+        return found.reshape(*ids.shape, -1).to(self.dtype)
 
 
 @final

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -51,7 +52,8 @@ class Tokens:
         self._readers.clear()
 
 
-def smoothing(tokens: Tokens, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def smoothing(tokens: Tokens, layers: Mapping[str, nn.Module], bits: Mapping[str, int] = MappingProxyType({}),
+              strengths: Sequence[float] = STRENGTHS) -> dict[str, Tensor]:
     """A vector for each linear layer, the same for all that read one tensor (so that it is rounded once).
 
     s_j = max|x_j|^a / max|W_:j|^(1 - a), a the strength with the least squared error of the rounded products on
@@ -60,6 +62,8 @@ def smoothing(tokens: Tokens, layers: Mapping[str, nn.Module]) -> dict[str, Tens
     Args:
         tokens: after calibration.
         layers: {name: nn.Linear}.
+        bits: {name: of a weight}; 8 where a name is not in it.
+        strengths: tried.
 
     Returns:
         {name: [in] float32, above 0}.
@@ -79,23 +83,25 @@ def smoothing(tokens: Tokens, layers: Mapping[str, nn.Module]) -> dict[str, Tens
         members.setdefault(tokens.group[name], []).append(name)
     found: dict[str, Tensor] = {}
     for names in members.values():
-        weights = [layers[name].get_parameter("weight").detach().float() for name in names]
-        vector = _best(torch.cat(tokens.samples[names[0]]), tokens.peak[names[0]], torch.cat(weights))
+        weights = [(layers[name].get_parameter("weight").detach().float(), bits.get(name, 8)) for name in names]
+        vector = _best(torch.cat(tokens.samples[names[0]]), tokens.peak[names[0]], weights, strengths)
         found.update(dict.fromkeys(names, vector))
     return found
 
 
-def _best(x: Tensor, peak: Tensor, weight: Tensor) -> Tensor:
+def _best(x: Tensor, peak: Tensor, weights: Sequence[tuple[Tensor, int]], strengths: Sequence[float]) -> Tensor:
+    weight = torch.cat([part for part, _ in weights])
     exact = x @ weight.T
     heights = weight.abs().amax(0)
     best, least = torch.ones_like(peak), float("inf")
-    for strength in STRENGTHS:
+    for strength in strengths:
         vector = torch.ones_like(peak)
         if strength:
             vector = peak.clamp_min(1e-5) ** strength / heights.clamp_min(1e-5) ** (1 - strength)
             vector = torch.where((peak > 0) & (heights > 0), vector / vector.median(), 1.0).clamp(1e-3, 1e3)
         q, token = per_token(x / vector)
-        error = float(((q * token) @ rows(*per_row(weight * vector)).T - exact).square().mean())
+        rounded = torch.cat([rows(*per_row(part * vector, bits)) for part, bits in weights])
+        error = float(((q * token) @ rounded.T - exact).square().mean())
         if error < least:
             best, least = vector, error
     return best

@@ -3,254 +3,202 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Card, Claim, Context, HyperparameterError, Plan, Transform, choice
-from thrifty.numerics import graph as graphs
-from thrifty.numerics.grid import Affine
-from thrifty.numerics.modules import InBfloat16, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
-from thrifty.numerics.observers import Observer
-from thrifty.numerics.smooth import Tokens, smoothing
+from thrifty.method import Card, Claim, Context, HyperparameterError, Plan, Table, Transform, choice, number, table
+from thrifty.numerics.linears import as_linears
+from thrifty.numerics.modules import InBfloat16
+from thrifty.numerics.schemes import SCHEMES
+from thrifty.posttraining.quantization import integers, mixed, weights
+from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
+from thrifty.posttraining.quantization.probes import bytes_a_weight, grouped_layers, integer_layers
+from thrifty.posttraining.quantization.refine import Refinement, refined
+from thrifty.posttraining.quantization.rest import in_bf16
 
-EMBEDDING_SHARE = 0.02
-"""An embedding with at least this share of the model's parameters is held in int8: it decides the bytes."""
-CALIBRATION_ROWS = {True: 512, False: 64}
-"""Examples to calibrate on, with and without convolutions: static grids want more than the peaks that smoothing
-needs, and what has no convolutions mostly reads a hundred tokens an example."""
+AUTO: Mapping[str, str] = {"int8": "smoothquant", "float": "gptq"}
+"""{activations: what ``auto`` stands for}."""
+MIXED, MAX_DROP = "mixed", 0.01
+INTEGER_ALGORITHMS = ("rtn", "smoothquant", "adaround")
 
 
 @final
 @dataclass(frozen=True)
 class Quantize(Transform):
-    """Weights and activations in eight bits, without training.
+    """Weights, and activations where the scheme says so, in few bits, without training.
 
-    - Weights: int8, symmetric, a scale for each output channel.
+    Integer products, ``w8a8`` and ``w4a8``:
+
+    - Weights: symmetric, a scale for each output channel; four bits are held in int8.
     - Convolutions: activations on static 8-bit grids, found on calibration data by least squared error; batch
       norms are folded first; residual sums and pools stay integer.
     - Linear layers: activations in int8, a scale for each token, found as they come; hard channels are smoothed
       into the weights by the strength that loses least on the calibration data.
-    - Embeddings that weigh: int8, a scale for each row.
+    - With convolutions: channels between two of them are evened out, and biases make up for shifts of the mean; each of
+      these steps stays only where it brings the model's outputs closer, on calibration data that it did not see.
+
+    Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: linear layers only, dequantized where they are used; a scale and a
+    zero for each ``group`` of inputs (for each output channel in eight bits). Convolutions stay float.
+
+    Embeddings that weigh: int8, a scale for each row. Layers that would grow stay float.
 
     Args:
-        scheme: ``w8a8``, or ``bf16``, where weights and activations are bfloat16 (no calibration is used).
-        rest: what is not int8 under ``w8a8`` runs in: ``fp32`` or ``bf16``; the latter without convolutions only.
+        scheme: bits of weights (w) and activations (a); ``bf16``: both are bfloat16 (no calibration is used); ``mixed``: of
+            w8a8, w4a16, w3a16 and fp32 what each layer bears, for the fewest bytes that keep to ``max_drop``.
+        rest: what is not quantized runs in: ``fp32`` or ``bf16``; the latter without integer convolutions only.
+        algorithm: ``rtn`` rounds to the nearest number of grids from minimum to maximum; ``smoothquant`` smooths first (w8a8,
+            w4a8), ``adaround`` also learns whether each weight is rounded up or down; of weights alone, ``gptq`` makes later
+            columns make up for earlier ones, ``awq`` scales and clips by what the activations show, ``hqq`` fits grids without
+            data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
+        group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such layer.
+        layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
+            matches decides; ``fp32`` leaves a layer as it is.
+        equalize: whether channels between convolutions are evened out, where it helps.
+        correct: whether biases make up for what rounding shifts, where it helps; for models with integer convolutions.
+        max_drop: of ``mixed``: quality that may be lost on validation, in its own unit: 0.01 is a point of accuracy.
 
-    >>> net = nn.Sequential(nn.Linear(16, 8))
-    >>> type(Quantize()(net, [torch.randn(32, 16)])[0]).__name__
-    'QuantLinear'
+    >>> net = nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 16))
+    >>> [type(x).__name__ for x in Quantize("w4a16", group=64, layers={"1": "fp32"})(net, [torch.randn(32, 64)])]
+    ['GroupedLinear', 'Linear']
     """
 
-    scheme: str = choice("w8a8", "w8a8", "bf16", search=("w8a8", "bf16"))
+    scheme: str = choice("w8a8", *SCHEMES, "bf16", MIXED, search=("w8a8", "bf16"))
     rest: str = choice("fp32", "fp32", "bf16")
+    algorithm: str = choice("auto", "auto", "rtn", "smoothquant", "adaround", "gptq", "awq", "hqq")
+    group: int = choice(128, *GROUPS)
+    layers: Mapping[str, str] = table(*SCHEMES, FLOAT)
+    equalize: bool = True
+    correct: bool = True
+    max_drop: float = number(MAX_DROP, 0)
 
     name: ClassVar[str] = "quantize"
+    version: ClassVar[int] = 2
     card: ClassVar[Card] = Card(
         family="ptq",
         benefit="inference time",
         trade_off="quality at low bits",
-        paper='"SmoothQuant", Xiao et al. 2022, arXiv:2211.10438; "A white paper on neural network quantization", '
-              "Nagel et al. 2021, arXiv:2106.08295",
+        paper='"GPTQ", Frantar et al. 2022, arXiv:2210.17323; "AWQ", Lin et al. 2023, arXiv:2306.00978; "SmoothQuant", '
+              'Xiao et al. 2022, arXiv:2211.10438; "HQQ", Badri and Shaji 2023; "Up or down?", Nagel et al. 2020, '
+              'arXiv:2004.10568; "Data-free quantization", Nagel et al. 2019, arXiv:1906.04721; "A white paper on neural network '
+              'quantization", Nagel et al. 2021, arXiv:2106.08295',
         needs=frozenset({"calibration"}),
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"quantized"}),
         removes=frozenset({"float-weights"}),
     )
 
+    @property
+    def calibrated(self) -> bool:
+        schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
+        return self.scheme == MIXED or any(SCHEMES[s].activations == "int8" or self._of_weights not in weights.BLIND
+                                           for s in schemes)
+
+    @property
+    def _of_weights(self) -> str:
+        """The algorithm of layers whose weights alone are quantized."""
+        return AUTO["float"] if self.algorithm in ("auto", "smoothquant", "adaround") else self.algorithm
+
     def plan(self, model: nn.Module, context: Context) -> Plan:
-        """Find grids and smoothing on calibration data.
+        """Decide which layers, on which grids, by which integers.
 
         Raises:
             CalibrationError: data is missing, constant or not finite where a layer reads it; names the layer.
+            HyperparameterError: hyperparameters that do not go together, or patterns that match nothing.
             NoEffect: there is nothing to quantize.
+            ThriftyError: a group does not divide a layer's inputs; names the groups that would.
         """
+        self._check()
         if self.scheme == "bf16":
             if not any(p.dtype == torch.float32 for p in model.parameters()):
                 raise NoEffect("quantize(bf16) changed nothing: the model has no float32 parameters")
             return Plan({"bf16": True})
-        model = copy.deepcopy(model).eval()
+        if self.scheme == MIXED:
+            if context.score is None:
+                raise HyperparameterError("quantize(mixed) is judged by the quality of a workload, and none is at hand here: "
+                                          "run it as a phase of a recipe, or give schemes by layers={...}")
+            return mixed.decide(model, self, self.max_drop, context)
+        model = as_linears(copy.deepcopy(model).eval())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        work, marked = _graph(model)
-        layers = _layers(work)
-        if not layers["convolutions"] and not layers["linears"]:
-            raise NoEffect(
-                "quantize(w8a8) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d or nn.Conv2d "
-                "(those with a padding mode or words for padding stay float)"
-            )
-        if layers["convolutions"] and self.rest == "bf16":
-            raise HyperparameterError(
-                "quantize(w8a8, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 values "
-                "of their static grids apart; leave rest out"
-            )
-        same = graphs.same_grid(work, marked) if marked else {}
-        fed = graphs.input_edges(work, marked) if marked else {}
-        alone = [name for name in layers["convolutions"] if name not in fed]
-
-        observers: dict[str, Observer] = {}
-        outputs: dict[str, Observer] = {}
-        handles = []
-        for name in alone:
-            seen = observers[name] = Observer(name)
-            after = outputs[name] = Observer(name)
-            handles.append(work.get_submodule(name).register_forward_pre_hook(lambda _, x, seen=seen: _see(seen, x[0])))
-            handles.append(work.get_submodule(name).register_forward_hook(lambda _, x, y, seen=after: _see(seen, y)))
-        tokens = Tokens()
-        handles += [work.get_submodule(name).register_forward_pre_hook(tokens.hook(name)) for name in layers["linears"]]
-        at_edges: dict[str, Observer] = {}
-        if marked:
-            graphs.insert(work, marked, lambda name: at_edges.setdefault(name, Observer(_told(work, name))))
+        work, marked = integers.traced(model, self._assigned(model))
+        assigned = self._assigned(work)
+        self._check_found(assigned)
+        if assigned.grown:
+            context.progress(f"left float, since scales would outweigh what is saved: {', '.join(assigned.grown)}")
         context.progress("calibrating")
-        with torch.no_grad():
-            for batch in _rows(context, CALIBRATION_ROWS[bool(layers["convolutions"])]):
-                work(*batch)
-                tokens.forget_groups()
-        for handle in handles:
-            handle.remove()
+        decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
+        wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
+        plan = refined(model, work, marked, assigned, self.algorithm != "rtn", wanted, context)
+        return Plan({**plan.values, **decided.values}, {**plan.tensors, **decided.tensors})
 
-        grids = {name: observer.affine() for name, observer in at_edges.items() if name not in same}
-        for name in marked:
-            if name in same:
-                grids[name] = grids[same[name]]
-        own = {name: [*_pair(observers[name]), *_pair(outputs[name])] for name in alone}
-        smooth = smoothing(tokens, {name: work.get_submodule(name) for name in layers["linears"]})
-        tables = [work.get_submodule(name).weight for name in layers["embeddings"]]
-        for name in smooth:
-            if any(work.get_submodule(name).weight is table for table in tables):
-                smooth[name] = torch.ones_like(smooth[name])  # tied: the table's rows must stay as they are
-        return Plan(
-            {
-                "traced": bool(marked),
-                "edges": {name: [grid.scale, grid.zero] for name, grid in grids.items()},
-                # Scale and zero of the input; for a convolution off the graph's edges, of its output too.
-                "convolutions": {name: [grids[fed[name]].scale, grids[fed[name]].zero] if name in fed else own[name]
-                                 for name in layers["convolutions"]},
-                "linears": layers["linears"],
-                "embeddings": layers["embeddings"],
-            },
-            {f"smooth.{name}": vector for name, vector in smooth.items()},
-        )
+    def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
+        """The same with one scheme, and others for some layers: what ``mixed`` is made of."""
+        grouped = any(SCHEMES[each].grouped for each in (scheme, *layers.values()) if each in SCHEMES)
+        group = self.group if grouped else GROUPS[-1]
+        return dataclasses.replace(self, scheme=scheme, layers=Table(layers), group=group, max_drop=MAX_DROP, **changes)
+
+    def _assigned(self, model: nn.Module) -> Assigned:
+        return assign(model, self.scheme, self.layers, self.group)
+
+    def _check(self) -> None:
+        if self.scheme == MIXED:
+            if self.algorithm not in ("auto", *INTEGER_ALGORITHMS):
+                raise HyperparameterError(f"quantize(mixed, algorithm={self.algorithm}): layers of integer products may be among "
+                                          "those chosen, and take smoothquant, adaround or rtn; leave algorithm out")
+            return
+        schemes = [SCHEMES[s] for s in (self.scheme, *self.layers.values()) if s in SCHEMES]
+        if self.scheme == "bf16" and self.layers:
+            raise HyperparameterError("quantize(bf16, layers=...): bf16 is of the whole model; give the scheme of integers and "
+                                      "rest=bf16")
+        if self.algorithm not in ("auto", *INTEGER_ALGORITHMS) and all(s.activations == "int8" for s in schemes):
+            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): {self.algorithm} is for weights "
+                                      "alone (w8a16, w4a16, w3a16); integer products take smoothquant or rtn")
+        if self.algorithm in ("smoothquant", "adaround") and all(s.activations == "float" for s in schemes):
+            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): it is for integer products "
+                                      "(w8a8, w4a8); weights alone take awq, gptq, hqq or rtn")
+        if self.max_drop != MAX_DROP:
+            raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is of mixed; leave it out")
+        if self.group != 128 and not any(s.grouped for s in schemes):
+            raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are of w4a16 and w3a16; leave "
+                                      "group out")
+
+    def _check_found(self, assigned: Assigned) -> None:
+        if assigned.empty and assigned.grown:
+            raise NoEffect(f"quantize({self.scheme}) left {', '.join(assigned.grown)} float, since scales would outweigh what "
+                           "is saved, and there is nothing else to quantize")
+        if assigned.empty:
+            raise NoEffect(
+                f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d or nn.Conv2d "
+                "that it is for (convolutions with a padding mode or words for padding stay float, and all of them where "
+                "weights alone are quantized)")
+        if assigned.convolutions and self.rest == "bf16":
+            raise HyperparameterError(
+                f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 "
+                "values of their static grids apart; leave rest out"
+            )
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         model = model.eval()
         if plan.values.get("bf16"):
             return InBfloat16(model.to(torch.bfloat16))
-        if plan.values["traced"]:
-            traced = graphs.trace(model)
-            if traced is None:
-                raise ValueError("the plan was made for a model that could be traced; this one cannot")
-            graphs.fold(traced)
-            graphs.insert(traced, plan.values["edges"], lambda name: QuantEdge(Affine(*plan.values["edges"][name])))
-            model = traced
-        shared: dict[Tensor, QuantLinear] = {}
-        for name, (scale, zero, *output) in plan.values["convolutions"].items():
-            conv: Any = model.get_submodule(name)
-            integer_conv = QuantConv(conv, Affine(scale, zero), rounds=bool(output))
-            graphs.replace(model, name, nn.Sequential(integer_conv, QuantEdge(Affine(*output))) if output else integer_conv)
-        for name in plan.values["linears"]:
-            linear: Any = model.get_submodule(name)
-            integer = QuantLinear(linear, plan.tensors[f"smooth.{name}"])
-            shared[linear.weight] = integer
-            graphs.replace(model, name, integer)
-        for name in plan.values["embeddings"]:
-            embedding: Any = model.get_submodule(name)
-            table = QuantEmbedding(embedding)
-            if embedding.weight in shared:  # tied: one table serves both, as before
-                table.weight, table.scale = shared[embedding.weight].weight, shared[embedding.weight].scale
-            graphs.replace(model, name, table)
+        model = weights.build(integers.build(as_linears(model), plan), plan)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        return _rest_in_bf16(model) if self.rest == "bf16" else model
+        return in_bf16(model) if self.rest == "bf16" else model
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
-        bytes_ = Claim("bytes a weight", bytes_a_weight(before), bytes_a_weight(after),
-                       minimum=0.4 * bytes_a_weight(before), probe=bytes_a_weight)
-        if self.scheme == "bf16":
-            return (bytes_,)
-        layers = integer_layers(after)
-        return (
-            bytes_,
-            Claim("layers in integers", integer_layers(before), layers, minimum=max(1.0, layers),
-                  probe=integer_layers, fact="integer_layers"),
-        )
-
-
-def bytes_a_weight(model: nn.Module) -> float:
-    """Mean bytes of what multiplies: the weights of linear layers, convolutions and embeddings."""
-    tensors = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
-               and m.weight.dim() > 1]
-    count = sum(x.numel() for x in tensors)
-    return sum(x.numel() * x.element_size() for x in tensors) / count if count else 4.0
-
-
-def integer_layers(model: nn.Module) -> float:
-    """Linear layers and convolutions that hold integers."""
-    return float(sum(isinstance(m, QuantConv | QuantLinear) for m in model.modules()))
-
-
-def _graph(model: nn.Module) -> tuple[Any, list[str]]:
-    """The model to calibrate and its marked edges; without convolutions, or untraceable, the model itself and none."""
-    if not any(graphs.is_convolution(m) for m in model.modules()):
-        return model, []
-    traced = graphs.trace(copy.deepcopy(model))
-    if traced is None:
-        return model, []
-    graphs.fold(traced)
-    return (traced, marked) if (marked := graphs.edges(traced)) else (model, [])
-
-
-def _layers(model: nn.Module) -> dict[str, list[str]]:
-    # Without duplicates: a module that stands in two places is one module.
-    found = dict(model.named_modules())
-    total = max(1, sum(p.numel() for p in model.parameters()))
-    return {
-        "convolutions": [name for name, m in found.items() if graphs.is_convolution(m)],
-        # Subclasses may do more than multiply, so exact types only.
-        "linears": [name for name, m in found.items() if type(m) is nn.Linear],
-        "embeddings": [name for name, m in found.items() if type(m) is nn.Embedding and m.max_norm is None
-                       and m.weight.numel() >= EMBEDDING_SHARE * total],
-    }
-
-
-def _rows(context: Context, most: int) -> Iterator[tuple[Tensor, ...]]:
-    seen = 0
-    for batch in context.calibration():
-        yield batch
-        seen += len(batch[0])
-        if seen >= most:
-            return
-
-
-def _pair(observer: Observer) -> list[float]:
-    grid = observer.affine()
-    return [grid.scale, grid.zero]
-
-
-def _see(observer: Observer, x: Tensor) -> None:
-    observer(x)
-
-
-def _told(work: Any, node_name: str) -> str:
-    """What a user calls the node: the module's dotted name, or the operation's."""
-    for node in work.graph.nodes:
-        if node.name == node_name and node.op == "call_module":
-            return str(node.target)
-    return node_name
-
-
-def _rest_in_bf16(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, QuantEmbedding):
-            module.dtype = torch.bfloat16
-        elif not isinstance(module, QuantConv | QuantLinear | QuantEdge):
-            for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point():
-                    setattr(module, name, buffer.to(torch.bfloat16))
-    return InBfloat16(model)
+        had, has = bytes_a_weight(before), bytes_a_weight(after)
+        found = [Claim("bytes a weight", had, has, minimum=0.5 * (had - has), probe=bytes_a_weight)]
+        if layers := integer_layers(after):
+            found.append(Claim("layers in integers", integer_layers(before), layers, minimum=layers, probe=integer_layers,
+                               fact="integer_layers"))
+        if layers := grouped_layers(after):
+            found.append(Claim("layers with weights of few bits", grouped_layers(before), layers, minimum=layers,
+                               probe=grouped_layers))
+        return tuple(found)

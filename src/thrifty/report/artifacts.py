@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.text import Text
 
 from thrifty.report.console import cell, lines, show, table
-from thrifty.report.words import seconds
+from thrifty.report.words import scaled, seconds
 from thrifty.verifying import Verification
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ def print_verification(found: Verification, file: TextIO | None = None) -> None:
     rows = [(check.what, cell(check.status, _STYLES[check.status]), check.detail) for check in found.checks]
     verdict = "It may serve here." if found.sound else "It may not serve here: see what failed."
     show(table(found.directory, ["check", "result", "what was found"], rows), Text(verdict), file=file)
+
+
+def print_layers(directory: str, layers: Iterable[Mapping[str, Any]], file: TextIO | None = None) -> None:
+    """A row a layer: its scheme, its bytes, and the outputs' error when it alone is so."""
+    rows = [(each["layer"], each["scheme"], scaled(each["bytes"], "B"),
+             "not measured" if each["error"] is None else f"{each['error']:.2e}") for each in layers]
+    show(table(directory, ["layer", "scheme", "bytes", "error of the outputs, alone"], rows), file=file)
 
 
 def print_compilers(found: Iterable[Available], file: TextIO | None = None) -> None:

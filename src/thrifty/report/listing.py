@@ -81,7 +81,7 @@ def _hyperparameter(field: dataclasses.Field[Any]) -> dict[str, Any]:
     if "range" in meta:
         permitted = str(meta["range"])
     elif "options" in meta:
-        permitted = ", ".join(meta["options"])
+        permitted = ", ".join(map(str, meta["options"]))
     else:
         permitted = "a recipe's text" if "recipe" in meta else ""
     default = None if field.default is dataclasses.MISSING else field.default

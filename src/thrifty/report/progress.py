@@ -188,6 +188,8 @@ class Progress:
 def _outcome(trial: Any) -> str:
     if trial.status != "done":
         return f"failed: {trial.error}"
+    if trial.inference is None and trial.quality is not None:
+        return f"done: {trial.quality.name} {trial.quality.value:.4f}"
     return f"done: {ratio(trial.inference and trial.inference.speedup)}"
 
 

@@ -19,13 +19,16 @@ LONGEST = 10.0
 
 
 def reference_seconds(runner: Runner) -> float:
-    """Seconds that training the reference will take, by the quickest of a few steps; 0 where it is kept or comes trained.
+    """Seconds that training the reference will take; 0 where it is kept or comes trained."""
+    recipe = Recipe.parse(runner.workload.reference)
+    kept = cache.lookup("checkpoints", prefix_key(runner.job(recipe), recipe)) is not None
+    return 0.0 if kept else training_seconds(runner, recipe)
 
-    The seconds that this takes are charged as a rehearsal.
-    """
+
+def training_seconds(runner: Runner, recipe: Recipe) -> float:
+    """Seconds that a recipe's training will take, by the quickest of a few steps; these are charged as a rehearsal."""
     workload = runner.workload
-    recipe = Recipe.parse(workload.reference)
-    if cache.lookup("checkpoints", prefix_key(runner.job(recipe), recipe)) is not None or workload.train is None:
+    if workload.train is None:
         return 0.0
     began, model, total = time.perf_counter(), workload.model(), 0.0
     for phase in recipe:

@@ -232,15 +232,16 @@ def _shorter(phase: Train, share: float) -> Train:
     if share == 1:
         return phase
     if phase.steps is not None:
-        return _replaced(phase, steps=max(1, round(phase.steps * share)))
-    return _replaced(phase, epochs=_round((phase.epochs or 1.0) * share))
+        return replaced(phase, steps=max(1, round(phase.steps * share)))
+    return replaced(phase, epochs=_round((phase.epochs or 1.0) * share))
 
 
 def _with(phase: Train, methods: Iterable[TrainingMethod]) -> Train:
-    return _replaced(phase, methods=tuple(methods))
+    return replaced(phase, methods=tuple(methods))
 
 
-def _replaced(phase: Train, **values: Any) -> Train:
+def replaced(phase: Train, **values: Any) -> Train:
+    """The phase with other methods or settings."""
     given = {spec.name: getattr(phase, spec.name) for spec in dataclasses.fields(phase)} | values
     return Train(*given.pop("methods"), **given)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from thrifty.errors import ThriftyError
+from thrifty.method import matches
 
 ALL_LINEAR = "all-linear"
 
@@ -47,15 +48,6 @@ def chosen(model: nn.Module, targets: str, kinds: tuple[type[nn.Module], ...], l
     for name in found.keys() & hindered.keys():
         raise ThriftyError(f"{method}(targets={targets!r}) matches {name}, which cannot be adapted: {hindered[name]}")
     return found
-
-
-def matches(targets: str, name: str) -> bool:
-    """Whether the pattern is the whole name, or its end after a dot.
-
-    >>> matches("query|value", "blocks.0.query"), matches("query", "blocks.0.query_norm")
-    (True, False)
-    """
-    return re.fullmatch(rf"(.*\.)?({targets})", name) is not None
 
 
 def hindrances(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:

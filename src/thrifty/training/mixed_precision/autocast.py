@@ -1,9 +1,8 @@
-"""Mixed precision: arithmetic of fewer bits on float32 weights."""
+"""Mixed precision by autocast: products in 16 bits on weights of 32."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -24,13 +23,20 @@ class Autocast(TrainingMethod):
     """Matrix products and convolutions of the forward and backward passes in 16 bits, on weights of 32."""
 
     dtype: ClassVar[torch.dtype]
+    least: ClassVar[float] = 0.5
+    """Share of the forward pass's FLOPs that must be in few bits, else the method changed nothing."""
     layer: ClassVar[Layer] = "numerics"
+
+    @property
+    def counted(self) -> torch.dtype:
+        """Precision of the operands whose FLOPs are claimed."""
+        return self.dtype
 
     def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
         with torch.autocast(fit.device, dtype=self.dtype):
             if "share" in fit.memory(self):
                 return proceed(batch)
-            with _Products(self.dtype) as products:  # the first pass is looked at: what autocast missed is not of 16 bits
+            with _Products(self.counted) as products:  # the first pass is looked at: what autocast missed is not of 16 bits
                 outputs = proceed(batch)
             fit.memory(self)["share"] = products.share
             return outputs
@@ -42,8 +48,8 @@ class Autocast(TrainingMethod):
         fit.memory(self).update(state)
 
     def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        name = str(self.dtype).removeprefix("torch.")
-        return (Claim(f"share of forward FLOPs in {name}", 0.0, fit.memory(self).get("share", 0.0), minimum=0.5),)
+        name = str(self.counted).removeprefix("torch.")
+        return (Claim(f"share of forward FLOPs in {name}", 0.0, fit.memory(self).get("share", 0.0), minimum=self.least),)
 
 
 @final
@@ -133,51 +139,6 @@ class Fp16(Autocast):
     def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
         fit.loss_scale = state["scale"]
         fit.memory(self).update({name: value for name, value in state.items() if name != "scale"})
-
-
-@final
-@dataclass(frozen=True)
-class Tf32(TrainingMethod):
-    """Matrix products and convolutions of float32 tensors in TensorFloat-32: 10 bits of mantissa, float32's range.
-
-    For NVIDIA GPUs since Ampere. Nothing else changes; torch's own settings are put back after each pass.
-
-    >>> Tf32()
-    Tf32()
-    """
-
-    name: ClassVar[str] = "tf32"
-    layer: ClassVar[Layer] = "numerics"
-    card: ClassVar[Card] = Card(
-        family="mixed-precision",
-        benefit="training time",
-        trade_off="10 bits of mantissa in products; less gained than with bf16",
-        paper='"Accelerating AI Training with NVIDIA TF32 Tensor Cores", Stosic and Micikevicius 2021',
-        requires=frozenset({"module", "float-weights"}),
-        slot="precision",
-        devices=frozenset({"cuda"}),
-    )
-
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        with _tf32():
-            return proceed(batch)
-
-    def backward(self, fit: Fit, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
-        with _tf32():
-            proceed(loss)
-
-
-@contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = True
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
 
 
 class _Products(TorchDispatchMode):

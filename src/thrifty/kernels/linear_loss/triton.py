@@ -1,0 +1,108 @@
+"""Losses of rows of logits and their gradients on a GPU: as few passes over the logits as there can be.
+
+The gradient in 16 bits takes the logits' own place: one program a row, which reads it twice, the second time from the L2
+cache. The gradient in 8 bits leaves in both of the layouts that products of 8 bits want, tile by tile.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from thrifty.kernels.float8 import E5M2, LARGEST
+from thrifty.kernels.linear_loss.naive import GRADIENT_SCALE
+
+BLOCK, WARPS = 4096, 8
+TILE_ROWS, TILE_COLUMNS, TILE_WARPS = 128, 64, 8
+
+
+@triton.jit
+def _losses(logits, target, lost, norm, stride, columns, ignored, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * stride
+    offsets = tl.arange(0, BLOCK)
+    label = tl.load(target + row)
+    valid = label != ignored
+    peak = -float("inf")
+    total = 0.0
+    chosen = 0.0
+    for first in range(0, columns, BLOCK):
+        at = first + offsets
+        x = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(peak, tl.max(x, 0))
+        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(x - higher), 0)
+        chosen += tl.sum(tl.where(at == label, x, 0.0), 0)
+        peak = higher
+    level = peak + tl.log(total)
+    tl.store(norm + row, level)
+    tl.store(lost + row, tl.where(valid, level - chosen, 0.0))
+    if GRADIENT:
+        for first in range(0, columns, BLOCK):
+            at = first + offsets
+            x = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)
+            g = tl.where(valid, tl.exp(x - level) - tl.where(at == label, 1.0, 0.0), 0.0)
+            tl.store(start + at, g.to(logits.dtype.element_ty), mask=at < columns)
+
+
+@triton.jit
+def _gradient8(logits, norm, target, straight, turned, rows, columns, ignored, SCALE: tl.constexpr,
+               ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    j = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (i < rows)[:, None] & (j < columns)[None, :]
+    x = tl.load(logits + i[:, None] * columns + j[None, :], mask=there, other=-float("inf")).to(tl.float32)
+    level = tl.load(norm + i, mask=i < rows, other=0.0)
+    label = tl.load(target + i, mask=i < rows, other=0)
+    g = tl.exp(x - level[:, None]) - tl.where(j[None, :] == label[:, None], 1.0, 0.0)
+    small = (tl.where((label != ignored)[:, None], g, 0.0) * SCALE).to(tl.float8e5)
+    tl.store(straight + i[:, None] * columns + j[None, :], small, mask=there)
+    tl.store(turned + j[:, None] * rows + i[None, :], tl.trans(small), mask=tl.trans(there))
+
+
+@triton.jit
+def _both8(x, scale, straight, turned, rows, columns, LARGEST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    j = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (i < rows)[:, None] & (j < columns)[None, :]
+    value = tl.load(x + i[:, None] * columns + j[None, :], mask=there, other=0.0).to(tl.float32) / tl.load(scale)
+    value = tl.where(value < -LARGEST, -LARGEST, tl.where(value > LARGEST, LARGEST, value))  # a NaN stays
+    small = value.to(straight.dtype.element_ty)
+    tl.store(straight + i[:, None] * columns + j[None, :], small, mask=there)
+    tl.store(turned + j[:, None] * rows + i[None, :], tl.trans(small), mask=tl.trans(there))
+
+
+def losses(logits: Tensor, target: Tensor, ignore_index: int, gradient: bool) -> tuple[Tensor, Tensor]:
+    """As `naive.losses`; rows of logits are contiguous."""
+    rows, columns = logits.shape
+    lost, norm = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(2))
+    if rows:
+        _losses[(rows,)](logits, target, lost, norm, logits.stride(0), columns, ignore_index, GRADIENT=gradient, BLOCK=BLOCK,
+                         num_warps=WARPS)
+    return lost, norm
+
+
+def gradient8(logits: Tensor, norm: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """As `naive.gradient8`, on contiguous logits."""
+    straight, turned = _pair(logits, E5M2)
+    _gradient8[_tiles(*logits.shape)](logits, norm, target, straight, turned, *logits.shape, ignore_index,
+                                      SCALE=GRADIENT_SCALE, ROWS=TILE_ROWS, COLUMNS=TILE_COLUMNS, num_warps=TILE_WARPS)
+    return straight, turned
+
+
+def both8(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `naive.both8`, on contiguous x."""
+    straight, turned = _pair(x, kind)
+    _both8[_tiles(*x.shape)](x, scale, straight, turned, *x.shape, LARGEST=LARGEST[kind], ROWS=TILE_ROWS,
+                             COLUMNS=TILE_COLUMNS, num_warps=TILE_WARPS)
+    return straight, turned
+
+
+def _pair(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    rows, columns = x.shape
+    return x.new_empty(rows, columns, dtype=kind), x.new_empty(columns, rows, dtype=kind)
+
+
+def _tiles(rows: int, columns: int) -> tuple[int, int]:
+    return triton.cdiv(rows, TILE_ROWS), triton.cdiv(columns, TILE_COLUMNS)

@@ -1,0 +1,53 @@
+"""A product of int8 tokens with int8 rows, a scale for each of both: the maths, torch's product, and a kernel for GPUs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from thrifty.kernels.matmul_int8 import naive as naive
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether `product` takes such tensors: on a GPU that multiplies bytes, rows of a multiple of 16.
+
+    >>> fits(torch.zeros(1, 16, dtype=torch.int8), torch.zeros(8, 16, dtype=torch.int8))
+    False
+    """
+    return (x.is_cuda and weight.is_cuda and x.numel() > 0 and x.shape[-1] % 16 == 0 and weight.data_ptr() % 16 == 0
+            and not torch.compiler.is_exporting() and here(x.device))
+
+
+@torch.library.custom_op("thrifty::matmul_int8", mutates_args=(), device_types="cuda")
+def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `naive.product`, for what `fits`; the sums are int32.
+
+    Args:
+        x: int8 [tokens, inputs], on a GPU.
+        weight: int8 [rows, inputs].
+        token: float32 [tokens].
+        row: float32 [rows].
+        dtype: of the result.
+
+    Returns:
+        [tokens, rows].
+    """
+    from thrifty.kernels.matmul_int8 import triton  # Triton comes with torch for CUDA alone
+
+    with torch.cuda.device(x.device):
+        return triton.product(x.contiguous(), weight, token.contiguous(), row, dtype)
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+@functools.cache
+def here(device: torch.device) -> bool:
+    """Whether Triton is installed and the GPU copies blocks on its own, which the kernel is written for."""
+    return (importlib.util.find_spec("triton") is not None and torch.version.hip is None
+            and torch.cuda.get_device_capability(device) >= (9, 0))

@@ -1,0 +1,148 @@
+"""Which layer gets which scheme, and which stay as they are."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+
+from thrifty.errors import ThriftyError
+from thrifty.method import HyperparameterError, matches
+from thrifty.numerics import graph as graphs
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEmbedding, QuantLinear
+from thrifty.numerics.schemes import SCHEMES, Scheme
+
+EMBEDDING_SHARE = 0.02
+"""An embedding with at least this share of the model's parameters is held in int8: it decides the bytes."""
+FLOAT = "fp32"
+GROUPS = (32, 64, 128)
+INTEGER_MODULES = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding)
+
+
+@final
+@dataclass(frozen=True)
+class Grid:
+    """Bits of a weight, and how many weights along the inputs share a scale."""
+
+    bits: int
+    group: int
+
+
+@final
+@dataclass(frozen=True)
+class Assigned:
+    """What becomes of a model's layers, by their names.
+
+    Args:
+        convolutions, linears: {name: bits of a weight} of those whose activations become integers too.
+        grouped: {name: grid} of linear layers whose weights alone do.
+        embeddings: held in int8 rows.
+        tied: {embedding: the linear layer of ``grouped`` whose integers it looks up}.
+        grown: layers that stay float because their scales would outweigh what their weights save.
+    """
+
+    convolutions: Mapping[str, int]
+    linears: Mapping[str, int]
+    grouped: Mapping[str, Grid]
+    embeddings: tuple[str, ...]
+    tied: Mapping[str, str]
+    grown: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        return not (self.convolutions or self.linears or self.grouped)
+
+
+def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int) -> Assigned:
+    """Give every layer its scheme: that of the first pattern which matches it, or else the common one.
+
+    Weights that an embedding and a linear layer share stay shared, in eight bits, a scale a row. Without a pattern of
+    their own, embeddings become int8 where they weigh, and convolutions stay float where weights alone are quantized.
+
+    Raises:
+        HyperparameterError: a pattern matches nothing, or gives a layer what its kind cannot be.
+        ThriftyError: a group does not divide a layer's inputs; names the groups that would.
+    """
+    # Without duplicates: a module that stands in two places is one module.
+    found: dict[str, Any] = dict(model.named_modules())
+    already = next((name for name, module in found.items() if isinstance(module, INTEGER_MODULES)), None)
+    if already is not None:
+        raise ThriftyError(f"layer {already!r} holds integers already: quantize once, from the float model")
+    # Subclasses may do more than multiply, so exact types only.
+    kinds = {"convolution": [name for name, m in found.items() if graphs.is_convolution(m)],
+             "linear": [name for name, m in found.items() if type(m) is nn.Linear],
+             "embedding": [name for name, m in found.items() if type(m) is nn.Embedding and m.max_norm is None]}
+    own = _matched([name for names in kinds.values() for name in names], layers)
+    total = max(1, sum(p.numel() for p in model.parameters()))
+    heavy = [name for name in kinds["embedding"]
+             if name in own or found[name].weight.numel() >= EMBEDDING_SHARE * total]
+    embeddings = [name for name in heavy if _embedding(name, own.get(name, "w8a8"))]
+    tables = {id(found[name].weight): name for name in embeddings}
+    convolutions, linears, grouped, tied, grown = {}, {}, {}, {}, []
+    for name in kinds["convolution"]:
+        chosen = SCHEMES.get(own.get(name, scheme))
+        if chosen is not None and chosen.activations == "int8":
+            convolutions[name] = chosen.bits
+        elif chosen is not None and name in own:
+            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, whose "
+                                      f"activations become integers with its weights: give it w8a8, w4a8 or {FLOAT}")
+    for name in kinds["linear"]:
+        chosen = SCHEMES.get(own.get(name, scheme))
+        if chosen is None:
+            continue
+        table = tables.get(id(found[name].weight))
+        bits = chosen.bits if table is None else 8
+        if _grows(found[name], chosen, bits, group):
+            grown.append(name)
+        elif chosen.activations == "int8":
+            linears[name] = bits
+        else:
+            grouped[name] = _grid(name, found[name].in_features, bits, group if chosen.grouped and table is None else None)
+            if table is not None:
+                tied[table] = name
+    return Assigned(convolutions, linears, grouped, tuple(name for name in embeddings if name not in tied), tied,
+                    tuple(grown))
+
+
+def _matched(names: list[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """{layer: scheme} of those that a pattern matches."""
+    for pattern in layers:
+        if not any(matches(pattern, name) for name in names):
+            ends = {name.rpartition(".")[2]: name for name in reversed(names)}
+            near = [ends[end] for word in re.findall(r"\w+", pattern) for end in difflib.get_close_matches(word, ends, n=2)]
+            near = near or difflib.get_close_matches(pattern, names, n=3, cutoff=0) or names[:3]
+            raise HyperparameterError(
+                f"quantize(layers={{{pattern!r}: ...}}) matches no layer that can be quantized"
+                + (f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ", and the model has none"))
+    return {name: next(word for pattern, word in layers.items() if matches(pattern, name))
+            for name in names if any(matches(pattern, name) for pattern in layers)}
+
+
+def _embedding(name: str, scheme: str) -> bool:
+    if scheme not in ("w8a8", "w8a16", FLOAT):
+        raise HyperparameterError(f"quantize(layers={{...: {scheme}}}) matches {name!r}, an embedding, which is held in int8 "
+                                  f"rows or not at all: give it w8a16 or {FLOAT}")
+    return scheme != FLOAT
+
+
+def _grid(name: str, inputs: int, bits: int, group: int | None) -> Grid:
+    """The grid of a layer; over whole rows where ``group`` is None."""
+    fit = [size for size in GROUPS if inputs % size == 0]
+    if group is not None and group not in fit:
+        others = f"groups of {' or '.join(map(str, fit))} would" if fit else f"neither do {' and '.join(map(str, GROUPS))}"
+        raise ThriftyError(f"layer {name!r} reads {inputs} inputs, which groups of {group} do not divide; {others}. Give "
+                           f"another group, or leave the layer out: layers={{{re.escape(name)!r}: w8a16}} or {FLOAT}")
+    return Grid(bits, group or inputs)
+
+
+def _grows(linear: nn.Linear, scheme: Scheme, bits: int, group: int) -> bool:
+    """Whether the integers with their scales take as many bytes as the float weight did."""
+    out, inputs = linear.weight.shape
+    groups = -(-inputs // group) if scheme.grouped else 1
+    held = bits if scheme.activations == "float" else 8
+    smooth = 4 * inputs  # of the vector that inputs are divided by
+    return out * inputs * held / 8 + out * groups * 5 + smooth >= linear.weight.element_size() * out * inputs

@@ -1,0 +1,38 @@
+"""The layers of a quantized model: what each is, what it holds, what it alone costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from thrifty.method import Plan
+from thrifty.numerics.modules import InBfloat16
+from thrifty.posttraining.quantization.integers import place
+from thrifty.posttraining.quantization.sensitivity import held
+
+
+def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """Of a plan of ``quantize`` and the model that it built.
+
+    Returns:
+        [{"layer", "scheme", "bytes", "error"}]; error is that of the model's outputs when this layer alone is so, None where
+        it was not measured.
+    """
+    values = plan.values
+    schemes = {name: f"w{bits}a8" for kind in ("convolutions", "linears") for name, bits in _bits(values.get(kind, {})).items()}
+    schemes |= {name: f"w{bits}a16" for name, bits in values.get("grouped", {}).items()}
+    schemes = {**values.get("mixed", {}), **schemes}
+    errors = {(name, scheme): error for name, options in values.get("sensitivity", {}).items()
+              for scheme, _, error in options}
+    return [{"layer": name, "scheme": scheme, "bytes": held(_inner(model).get_submodule(place(_inner(model), name))),
+             "error": errors.get((name, scheme))} for name, scheme in schemes.items()]
+
+
+def _bits(entries: dict[str, Any]) -> dict[str, int]:
+    return {name: entry[0] if isinstance(entry, list) else entry for name, entry in entries.items()}
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Without the cast around it that ``rest=bf16`` adds."""
+    return model.module if isinstance(model, InBfloat16) else model

@@ -1,0 +1,199 @@
+"""An optimizer that is being tuned: the recipes of its learning rates, which is next, whether an optimum was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from thrifty.errors import ThriftyError
+from thrifty.method import TrainingMethod
+from thrifty.recipe import Recipe, Train
+from thrifty.registry import method_class, names
+from thrifty.search import line
+from thrifty.search.line import Line
+from thrifty.search.space import replaced
+from thrifty.workload import Workload
+
+FIRST, SECOND = 3, 2
+"""Trials that bracket a learning rate, and those that bracket a second number, whose centre is known by then."""
+
+Point = tuple[float, ...]
+"""An exponent on each of a contender's lines."""
+
+
+class TuneError(ThriftyError):
+    """Something that cannot be tuned, or not within what was given; says what can."""
+
+
+@final
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer in the place of the reference's own, and the lines on which it is tuned.
+
+    Args:
+        optimizer: with the values that are searched around.
+        reference: a recipe with one ``train`` phase, whose other methods and settings stay.
+        lines: the learning rate's, and that of a second number where one is asked for.
+
+    >>> from thrifty import load_workload
+    >>> contender = Contender.of(load_workload("digits"), "lion(lr=0.001)")
+    >>> str(contender.recipe((-1.0,)))
+    'train(lion(lr=0.00025), epochs=3)'
+    """
+
+    optimizer: TrainingMethod
+    reference: Recipe
+    lines: tuple[Line, ...]
+
+    @staticmethod
+    def of(workload: Workload, text: str, also: str = "") -> Contender:
+        """The contender of an optimizer's text.
+
+        Args:
+            workload: its reference says what is trained, how long, and with what beside the optimizer.
+            text: a name, or as in a recipe: "sophia(lr=0.0003)" is searched around that learning rate.
+            also: a second number: "weight_decay", "warmup", or any other of the optimizer's.
+
+        Raises:
+            TuneError: it is no optimizer, it has no such number, or the reference has not one training.
+            RecipeError: the text cannot be read, or a value is not permitted.
+        """
+        if also == "lr":
+            raise TuneError("the learning rate is tuned in any case: a second number is another, such as weight_decay")
+        optimizer, reference = optimizer_of(text), reference_of(workload)
+        return Contender(optimizer, reference, tuple(
+            _line(optimizer, training_of(reference), name) for name in ("lr", *([also] if also else []))))
+
+    def __str__(self) -> str:
+        return str(Train(self.optimizer))[6:-1]
+
+    @property
+    def origin(self) -> Point:
+        """Where every line has its centre."""
+        return tuple(0.0 for _ in self.lines)
+
+    def values(self, point: Point) -> dict[str, float]:
+        """{hyperparameter: value} at a point."""
+        return {each.name: each.value(exponent) for each, exponent in zip(self.lines, point, strict=True)}
+
+    def recipe(self, point: Point, **settings: Any) -> Recipe:
+        """The reference with this optimizer at a point, and with some settings of its training changed."""
+        values = self.values(point)
+        own = {name: value for name, value in values.items() if hasattr(self.optimizer, name)}
+        settings |= {name: value for name, value in values.items() if name not in own}
+        optimizer = dataclasses.replace(self.optimizer, **own)
+
+        def changed(phase: Train) -> Train:
+            others = [method for method in phase.methods if method.card.slot != "optimizer"]
+            return replaced(phase, methods=(optimizer, *others), **settings)
+
+        return Recipe(tuple(changed(phase) if isinstance(phase, Train) else phase for phase in self.reference))
+
+    def following(self, known: Mapping[Point, float], trials: int) -> Point | None:
+        """The point to try next, None where ``trials`` are spent or nothing is left to try.
+
+        The learning rate comes first; of two lines the second gets a third of the trials, at the best learning rate.
+
+        Args:
+            known: {point: quality}, higher is better.
+            trials: in all.
+        """
+        if len(known) >= trials:
+            return None
+        first = self._first(known)
+        if len(first) < trials - (max(SECOND, trials // 3) if len(self.lines) > 1 else 0):
+            exponent = self.lines[0].following(first)
+            if exponent is not None:
+                return (exponent, *(0.0 for _ in self.lines[1:]))
+        if len(self.lines) == 1:
+            return None
+        at = line.best(first)
+        exponent = self.lines[1].following(self._second(known, at))
+        return None if exponent is None else (at, exponent)
+
+    def best(self, known: Mapping[Point, float]) -> Point:
+        """The point of the highest quality along the path that `following` took."""
+        at = line.best(self._first(known))
+        return (at, *([line.best(self._second(known, at))] if len(self.lines) > 1 else []))
+
+    def edges(self, known: Mapping[Point, float]) -> tuple[str, ...]:
+        """Names of the numbers whose best value has no other on one of its sides: they are not tuned."""
+        at = line.best(self._first(known))
+        lines = [self._first(known), *([self._second(known, at)] if len(self.lines) > 1 else [])]
+        return tuple(each.name for each, tried in zip(self.lines, lines, strict=True) if not line.inside(tried))
+
+    def _first(self, known: Mapping[Point, float]) -> dict[float, float]:
+        return {point[0]: quality for point, quality in known.items() if not any(point[1:])}
+
+    def _second(self, known: Mapping[Point, float], at: float) -> dict[float, float]:
+        return {point[1]: quality for point, quality in known.items() if point[0] == at}
+
+
+def fewest(also: str) -> int:
+    """Trials without which nothing is tuned."""
+    return FIRST + (SECOND if also else 0)
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def optimizer_of(text: str) -> TrainingMethod:
+    """Read one optimizer.
+
+    Raises:
+        TuneError: there is no such optimizer; names the nearest.
+        RecipeError: its arguments cannot be read.
+    """
+    name, known = text.partition("(")[0].strip(), optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise TuneError(f"there is no optimizer {name!r}; "
+                        + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"))
+    methods = training_of(Recipe.parse(f"train({text})")).methods
+    if len(methods) > 1:
+        raise TuneError(f"{text!r} holds more than one optimizer: give them one by one; other methods of the training "
+                        "belong into the workload's reference")
+    return methods[0]
+
+
+def optimizers() -> list[str]:
+    """Names of the methods that can stand as a training's optimizer."""
+    return [name for name in names() if method_class(name).card.slot == "optimizer"]
+
+
+def reference_of(workload: Workload) -> Recipe:
+    """How the workload is trained today.
+
+    Raises:
+        TuneError: it is not trained, or not in one phase.
+    """
+    if workload.train is None or workload.loss is None:
+        raise TuneError(f"{workload.name} has no training set or no loss, so nothing can be tuned: give `train` "
+                        "and `loss` in its Workload")
+    recipe = Recipe.parse(workload.reference).transforms
+    count = sum(isinstance(phase, Train) for phase in recipe)
+    if count != 1:
+        raise TuneError(f"tuning needs a reference with one train phase, and that of {workload.name} has {count}: "
+                        f"{workload.reference!r}; give one in its Workload, such as reference='train(adamw, epochs=3)'")
+    return recipe
+
+
+def training_of(recipe: Recipe) -> Train:
+    """The one training of a recipe."""
+    (training,) = (phase for phase in recipe if isinstance(phase, Train))
+    return training
+
+
+def _line(optimizer: TrainingMethod, training: Train, name: str) -> Line:
+    """The line of a number of the optimizer's or, where it has none of that name, of the training's."""
+    for owner in (optimizer, training):
+        found = {spec.name: spec for spec in dataclasses.fields(owner)  # type: ignore[arg-type]
+                 if "range" in spec.metadata and str(spec.type) == "float"}
+        if name in found:
+            return Line(name, getattr(owner, name), found[name].metadata["range"])
+    own = [spec.name for spec in dataclasses.fields(optimizer)  # type: ignore[arg-type]
+           if "range" in spec.metadata and str(spec.type) == "float"]
+    raise TuneError(f"{optimizer.name} has no number {name!r} to tune; it has {', '.join(own)}; the training warmup")

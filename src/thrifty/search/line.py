@@ -1,0 +1,104 @@
+"""Search of one number on a logarithmic grid: bracket the best, then halve the gaps beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from thrifty.errors import ThriftyError
+from thrifty.method import Range
+
+FACTOR = 4.0
+"""From one value to the next, until the best stands between two others."""
+FINEST = 1 / 8
+"""Gap in exponents that is not halved any more: values 19% apart."""
+FAILED = -math.inf
+"""The quality of a value that could not be used: a training that diverged."""
+
+
+class LineError(ThriftyError):
+    """A number that no logarithmic grid can stand around."""
+
+
+@final
+@dataclass(frozen=True)
+class Line:
+    """A logarithmic grid around a number.
+
+        value(e) = centre * FACTOR^e;  e = 0, -1, 1, beyond an end that is best, halfway to the best's neighbours
+
+    Args:
+        name: of the hyperparameter.
+        centre: above 0; it is tried first.
+        permitted: range of the values.
+
+    Raises:
+        LineError: the centre is not above 0.
+
+    >>> line = Line("lr", 1e-3)
+    >>> line.following({0.0: 0.5, -1.0: 0.4, 1.0: 0.6}), line.value(2.0)
+    (2.0, 0.016)
+    """
+
+    name: str
+    centre: float
+    permitted: Range = Range(0, math.inf, open_low=True)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.centre < math.inf:
+            raise LineError(f"{self.name} must be above 0 to be searched on a logarithmic grid but is {self.centre:g}: "
+                            "give the value to search around")
+
+    def value(self, exponent: float) -> float:
+        """The number at an exponent, to three digits but for the centre itself."""
+        return float(f"{self.centre * FACTOR**exponent:.3g}") if exponent else self.centre
+
+    def following(self, known: Mapping[float, float]) -> float | None:
+        """The exponent to try next.
+
+        Args:
+            known: {exponent: quality}, higher is better, `FAILED` where there is none.
+
+        Returns:
+            None where the best stands on the end of what is permitted, or no gap beside it is left to halve.
+        """
+        for exponent in (0.0, -1.0, 1.0):
+            if exponent not in known and self.value(exponent) in self.permitted:
+                return exponent
+        at = best(known)
+        if not inside(known):
+            outward = 1 if at == max(known) and known[at] > FAILED else -1
+            steps = (at + outward * step for step in (1.0, 0.5, 0.25, FINEST))
+            return next((exponent for exponent in steps if self.value(exponent) in self.permitted), None)
+        below, above = neighbours(known)
+        wider = above - at > at - below or (above - at == at - below and known[above] > known[below])
+        gaps = [(at, above), (below, at)] if wider else [(below, at), (at, above)]
+        return next(((low + high) / 2 for low, high in gaps if high - low > FINEST), None)
+
+
+def best(known: Mapping[float, float]) -> float:
+    """The exponent of the highest quality, the middle one of those that are equal; the least where all failed.
+
+    >>> best({-1.0: 0.8, 0.0: 0.9, 0.5: 0.9, 1.0: 0.9}), best({0.0: FAILED, 1.0: FAILED})
+    (0.5, 0.0)
+    """
+    top = max(known.values())
+    if top == FAILED:
+        return min(known)
+    equal = [exponent for exponent, quality in known.items() if quality == top]
+    middles = [(min(some) + max(some)) / 2 for some in (equal, known)]  # of two, the one that is further inside
+    return min(equal, key=lambda exponent: [abs(exponent - middle) for middle in middles])
+
+
+def inside(known: Mapping[float, float]) -> bool:
+    """Whether the best has a worse or equal value known on either side: only then is it an optimum that was found."""
+    at = best(known)
+    return known[at] > FAILED and min(known) < at < max(known)
+
+
+def neighbours(known: Mapping[float, float]) -> tuple[float, float]:
+    """The exponents next to the best, which must be inside."""
+    at = best(known)
+    return max(e for e in known if e < at), min(e for e in known if e > at)
