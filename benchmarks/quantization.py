@@ -3,9 +3,9 @@
     python benchmarks/quantization.py weights --models python-lm minilm --schemes w4a16 w3a16 --kept weights.jsonl
 
 `python-lm` is the workload's reference, trained where the cache does not have it; `minilm` comes trained. All algorithms
-get the same calibration data, groups of 128, and the embeddings as they are. Quality is counted on a split that no calibration
-saw. A layer's output error is ||(W - W') X||^2 over that of rounding to nearest, X being what the float model reads: on the
-calibration data, and on other training data (validation data where there is no training set) that none of them saw.
+get the same calibration data, groups of 128, and the embeddings as they are. Quality is counted on test, or on validation,
+from which `minilm`, having no training set, calibrates. A layer's output error is ||(W - W') X||^2 over that of rounding to
+nearest, X being what the float model reads: on the calibration data, and on as many other examples of the same set.
 
 A row is printed as soon as it is known, and kept in a file of JSON lines, so that a killed run goes on.
 """
@@ -16,7 +16,7 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from thrifty import Quantize, checkpoint
 from thrifty.child import start
-from thrifty.context import CALIBRATION_EXAMPLES, calibration, make_context
+from thrifty.context import CALIBRATION_BATCH, CALIBRATION_EXAMPLES, calibration, make_context
 from thrifty.environment import environment, now
 from thrifty.execute import Job
 from thrifty.loading import fingerprint, load_workload
@@ -41,6 +41,7 @@ from thrifty.workload import Workload
 
 ALGORITHMS = ("rtn", "hqq", "awq", "gptq")
 RESAMPLED = 4000
+SEED = 0
 
 
 def reference(workload: Workload) -> nn.Module:
@@ -69,7 +70,7 @@ def closed(reference: Scores, rtn: Scores, trial: Scores) -> tuple[float, float,
     return 1 - (trial.value - reference.value) / (rtn.value - reference.value), float(low), float(high)
 
 
-def moments(workload: Workload, model: nn.Module, seed: int, examples: int) -> dict[str, Tensor]:
+def moments(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
     """{linear layer: X X^T of what it reads}."""
     found: dict[str, Tensor] = {}
 
@@ -78,7 +79,7 @@ def moments(workload: Workload, model: nn.Module, seed: int, examples: int) -> d
         return []
 
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    in_lockstep(model, linears, calibration(workload, seed, examples), visit)
+    in_lockstep(model, linears, batches, visit)
     return found
 
 
@@ -113,14 +114,17 @@ def rows(workload: Workload, arguments: argparse.Namespace, known: dict[tuple[st
     """Fill in a model's rows; those of a scheme are made together, since all are compared with rounding to nearest."""
     net = reference(workload)
     base = scores(workload, net, arguments.split)
-    read = [moments(workload, net, seed, arguments.examples) for seed in (0, 1)]
+    # One permutation of the data: its first examples are what methods calibrate on, those after them nobody saw.
+    drawn = [torch.cat(parts) for parts in zip(*calibration(workload, SEED, 2 * arguments.examples), strict=True)]
+    halves = [[x[:arguments.examples] for x in drawn], [x[arguments.examples:] for x in drawn]]
+    read = [moments(net, zip(*(x.split(CALIBRATION_BATCH) for x in half), strict=True)) for half in halves]
     for scheme in arguments.schemes:
         if all((scheme, algorithm) in known for algorithm in ALGORITHMS):
             continue
         plain: Any = None
         for algorithm in ALGORITHMS:
             method = Quantize(scheme, algorithm=algorithm, layers=arguments.layers)
-            context = make_context(workload, Target(), 0, [], lambda event: None, arguments.examples)
+            context = make_context(workload, Target(), SEED, [], lambda event: None, arguments.examples)
             began = time.perf_counter()
             with torch.no_grad():
                 plan = method.plan(net, context)

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from thrifty.training.peft.prompt import PromptTuning as PromptTuning
     from thrifty.training.peft.save import save_adapter as save_adapter
     from thrifty.training.peft.vera import Vera as Vera
+    from thrifty.training.qat.qat import Qat as Qat
     from thrifty.trial import Trial as Trial
     from thrifty.verifying import verify as verify
     from thrifty.workload import CrossEntropy as CrossEntropy
@@ -97,7 +98,7 @@ _PLACES = {
     "Ema": "training.optimizers.ema",
     "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Fp8": "training.mixed_precision",
     "Tf32": "training.mixed_precision",
-    "Distill": "training.distillation",
+    "Distill": "training.distillation", "Qat": "training.qat.qat",
     "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",

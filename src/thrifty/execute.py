@@ -174,8 +174,8 @@ class _Run:
         earlier += sum(entry.seconds for entry in paid)
         curve = tuple((earlier + point.seconds, sign * point.quality) for point in done.evaluations)
         claims = tuple(MethodClaim(name, claim.checked(name)) for name, claim in done.claims)
-        return dataclasses.replace(state, claims=state.claims + claims, charges=state.charges + paid + (charge,),
-                                   curve=state.curve + curve), done.model
+        return dataclasses.replace(state, plans=state.plans + done.plans, claims=state.claims + claims,
+                                   charges=state.charges + paid + (charge,), curve=state.curve + curve), done.model
 
     def teacher(self, text: str, i: int) -> tuple[nn.Module, tuple[Charge, ...]]:
         """The teacher's model, and what it costs this recipe: nothing where it is one of its own prefixes."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from thrifty.workload import Batch
 
 Phase = Literal["training", "post-training"]
-Slot = Literal["optimizer", "precision", "parallelism", "adapters"]
+Slot = Literal["optimizer", "precision", "parallelism", "layers"]
 
 FAMILIES: Mapping[str, Phase] = {
     "optimizers": "training",

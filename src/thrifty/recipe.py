@@ -490,8 +490,9 @@ class _Reader:
                         self.fail(key, f"{spec.name} names {text!r} twice")
                     found[text] = name
                 case _:
-                    self.fail(key or word, f"{spec.name} takes patterns in quotes, each with one of "
-                                           f"{', '.join(spec.metadata['table'])}; code in a recipe is never executed")
+                    at = word if isinstance(key, ast.Constant) and isinstance(key.value, str) else key or word
+                    self.fail(at, f"{spec.name} takes patterns in quotes, each with one of "
+                                  f"{', '.join(spec.metadata['table'])}; code in a recipe is never executed")
         return found
 
 

@@ -28,6 +28,7 @@ BUILT_IN = {
     "fp8": "thrifty.training.mixed_precision:Fp8",
     "tf32": "thrifty.training.mixed_precision:Tf32",
     "distill": "thrifty.training.distillation:Distill",
+    "qat": "thrifty.training.qat.qat:Qat",
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",
     "vera": "thrifty.training.peft.vera:Vera",

@@ -18,6 +18,7 @@ from thrifty.method import Compiler, Transform
 from thrifty.quality import as_inputs, batches, length
 from thrifty.recipe import Recipe, Train, seed_of
 from thrifty.target import Target
+from thrifty.training.data import Loader
 from thrifty.training.loop import Fit
 from thrifty.workload import Workload
 
@@ -56,7 +57,8 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
     settings = Train(*given.pop("methods"), **given)  # of the training itself, for methods that look ahead
     few = Subset(workload.train, range(min(settings.batch_size or 1, 8, length(workload.train))))
     session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=settings, forward=workload.forward,
-                  device=target.device, teachers=lambda text: workload.model().eval())
+                  device=target.device, teachers=lambda text: workload.model().eval(),
+                  aside=lambda examples, passed: Loader(few, examples, 0, workload.collate).batches(passed))
     inputs, labels = next(batches(few, len(few), workload.collate))
     session.step((as_inputs(inputs), labels))
     for name, claim in session.claims():

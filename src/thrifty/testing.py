@@ -42,6 +42,7 @@ from thrifty.recipe import Recipe, Train, check
 from thrifty.registry import method_class, names
 from thrifty.rehearsal import rehearse
 from thrifty.target import Target
+from thrifty.training.loop import Fitted
 from thrifty.workload import CrossEntropy, Workload
 
 TRAINED = frozenset({"module", "float-weights", "trained"})
@@ -130,10 +131,12 @@ def _(method: Transform, model: nn.Module, seed: int = 0) -> nn.Module:
 
 @apply.register
 def _(method: TrainingMethod, model: nn.Module, seed: int = 0) -> nn.Module:
-    phase = Train(method, steps=3)
+    return _fitted(method, copy.deepcopy(model), seed).model
+
+
+def _fitted(method: TrainingMethod, model: nn.Module, seed: int = 0) -> Fitted:
     torch.manual_seed(seed)
-    trained_model: nn.Module = run_training(workload, phase, copy.deepcopy(model), seed, Target(), teacher, _hear).model
-    return trained_model
+    return run_training(workload, Train(method, steps=3), model, seed, Target(), teacher, _hear)
 
 
 class Served(nn.Module):
@@ -235,16 +238,17 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         text = str(Recipe.of(method))
-        plans: tuple[Any, ...] = ()
         if isinstance(method, Transform):
             context = make_context(workload, Target(), 0, [], _hear, examples=64)
             model = trained()
             with torch.no_grad():
                 plan = method.plan(model, context)
                 after = method.build(trained(), plan).eval()
-            plans = ((text, plan),)
+            plans: tuple[Any, ...] = ((text, plan),)
         else:
-            after = apply(method, trained())
+            assert isinstance(method, TrainingMethod)
+            fitted = _fitted(method, trained())
+            after, plans = fitted.model, fitted.plans
         checkpoint.save(Checkpoint(workload.source, text, plans), after, directory)
         script = ("import sys, numpy, thrifty.testing as t, thrifty.checkpoint as c\n"
                   f"m = c.load_module({workload.source!r}, sys.argv[1])\n"
@@ -266,8 +270,7 @@ def claims_are_true(method: Method) -> None:
             _true(claim, method, after)
         return
     assert isinstance(method, TrainingMethod)
-    phase = Train(method, steps=3)
-    done = run_training(workload, phase, trained(), 0, Target(), teacher, _hear)
+    done = _fitted(method, trained())
     for _, claim in done.claims:
         _true(claim, method, done.model)
 

@@ -8,6 +8,7 @@ from tests.numerics.test_gptq import correlated, weights
 
 from thrifty.numerics.awq import awq, awq_scales
 from thrifty.numerics.clipping import clips
+from thrifty.numerics.gptq import gptq
 from thrifty.numerics.grouped import output_error, rtn
 
 
@@ -76,3 +77,16 @@ def test_clipping_costs_no_group_anything(seed):
         one = weight[row:row + 1]
         clipped, plain = (rtn(one, 3, 16, r).dequantized() for r in (ratio[row:row + 1], 1.0))
         assert output_error(one, clipped, moment) <= output_error(one, plain, moment) * 1.001
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq"])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_inputs_that_were_not_seen_change_less_on_nearly_every_layer(algorithm, bits):
+    below = 0
+    for seed in range(40):
+        x, weight = outliers(seed, 512, 32), weights(seed, 9, 32)
+        seen, held = ((part.double().T @ part.double()) for part in x.split(256))
+        scales = awq_scales([weight], seen, x[:256].abs().mean(0), bits, 16)
+        found = awq(weight, seen, scales, bits, 16) if algorithm == "awq" else gptq(weight, seen, bits, 16)
+        below += output_error(weight, found.dequantized(), held) < output_error(weight, rounded(weight, bits, 16), held)
+    assert below >= 38

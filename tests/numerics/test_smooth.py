@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -46,3 +47,33 @@ def test_who_reads_one_tensor_is_smoothed_alike():
     vectors = smoothing(seen(net, torch.randn(50, 32)), {"a": net.a, "b": net.b, "c": net.c})
     assert torch.equal(vectors["a"], vectors["b"])
     assert all(bool((v > 0).all()) for v in vectors.values())
+
+
+def naive(weight: torch.Tensor, x: torch.Tensor, bits: int) -> torch.Tensor:
+    """The migration of the paper, its strength found by trying each: s_j = max|x_j|^a / max|w_j|^(1 - a)."""
+    most, best, found = 2 ** (bits - 1) - 1, float("inf"), torch.ones(x.shape[1])
+    for strength in (0.0, 0.3, 0.4, 0.5, 0.6, 0.7):
+        s = torch.ones(x.shape[1])
+        for j in range(len(s)) if strength else ():
+            s[j] = float(x[:, j].abs().max()) ** strength / float(weight[:, j].abs().max()) ** (1 - strength)
+        s = s / s.median() if strength else s
+        tokens, scaled = x / s, weight * s
+        token, row = tokens.abs().amax(1, keepdim=True) / 127, scaled.abs().amax(1, keepdim=True) / most
+        product = (torch.round(tokens / token) * token) @ (torch.round(scaled / row) * row).T
+        error = float((product - x @ weight.T).square().mean())
+        if error < best:
+            best, found = error, s
+    return found
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "inputs", "out"), [(60, 17, 9), (64, 32, 5)])
+def test_it_is_the_migration_of_the_paper(rows, inputs, out, bits):
+    generator = torch.Generator().manual_seed(bits)
+    x = torch.randn(rows, inputs, generator=generator)
+    x[:, 3] *= 40
+    linear = nn.Linear(inputs, out)
+    linear.weight.data = torch.randn(out, inputs, generator=generator)
+    vector = smoothing(seen(nn.Sequential(linear), x), {"0": linear}, {"0": bits})["0"]
+    torch.testing.assert_close(vector, naive(linear.weight.detach(), x, bits))
+    assert not torch.equal(vector, torch.ones(inputs))

@@ -40,14 +40,14 @@ def trace(model: nn.Module) -> fx.GraphModule | None:
         return None
 
 
-def fold(graph: fx.GraphModule) -> int:
-    """Fold every batch norm into the convolution before it, in place; count them.
+def fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
+    """Fold every batch norm into the convolution before it, in place; names of (convolution, norm).
 
     w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta. Only where nothing else reads the convolution.
     """
     _drop_idle(graph)
     modules, calls = dict(graph.named_modules()), _calls(graph)
-    folded = 0
+    folded = []
     for node in list(graph.graph.nodes):
         norm = _module(node, modules)
         before = node.args[0] if isinstance(norm, _NORMS) and node.args else None
@@ -60,7 +60,7 @@ def fold(graph: fx.GraphModule) -> int:
         replace(graph, str(node.target), nn.Identity())
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
-        folded += 1
+        folded.append((str(before.target), str(node.target)))
     graph.recompile()
     return folded
 

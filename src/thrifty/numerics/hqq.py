@@ -27,7 +27,8 @@ def hqq(weight: Tensor, bits: int, group: int, *, iterations: int = ITERATIONS) 
 
     The paper holds s and lets z be a fraction. Here zeros are whole numbers, which integer kernels ask for, so s is
     solved for too; and errors are in steps of the grid, so that b means the same for small weights and large ones.
-    Every group keeps the best that it met, its extremes' grid at least.
+    A group begins at its extremes' grid and takes another only where neither sum |w - s (q - z)|^p nor the sum of the
+    errors themselves grows, which a z that is a fraction would bring to 0: errors of one sign add up in the outputs.
 
     Args:
         weight: [out, in].
@@ -54,14 +55,15 @@ def hqq(weight: Tensor, bits: int, group: int, *, iterations: int = ITERATIONS) 
         steps = q - zero
         scale = ((steps * aimed).sum(2, keepdim=True) / steps.square().sum(2, keepdim=True).clamp_min(TINY)).clamp_min(TINY)
         beta *= KAPPA
-        error = _missed(w, scale, zero, most)
-        better = error < least
+        found = _missed(w, scale, zero, most)
+        better = (found[0] < least[0]) & (found[1] <= least[1])
         best = torch.where(better, scale, best[0]), torch.where(better, zero, best[1])
-        least = torch.minimum(error, least)
+        least = torch.where(better, found[0], least[0]), torch.where(better, found[1], least[1])
     scale, zero = best[0].squeeze(2), best[1].squeeze(2).to(torch.uint8)
     return Grouped(to_group(weight.detach(), scale, zero, bits), scale, zero, bits)
 
 
-def _missed(w: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
-    q = (torch.round(w / scale) + zero).clamp(0, most)
-    return (w - scale * (q - zero)).abs().pow(NORM).sum(2, keepdim=True)
+def _missed(w: Tensor, scale: Tensor, zero: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """For each group, sum |w - s (q - z)|^p and |sum (w - s (q - z))|."""
+    lost = w - scale * ((torch.round(w / scale) + zero).clamp(0, most) - zero)
+    return lost.abs().pow(NORM).sum(2, keepdim=True), lost.sum(2, keepdim=True).abs()

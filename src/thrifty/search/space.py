@@ -189,7 +189,7 @@ def _parts(reference: Recipe, classes: Sequence[type[Method]]) -> dict[str, dict
         parts["length"] = {f"{share:g}": share for share in LENGTHS}
         if structural:
             parts["place"] = {"after": "after", "before": "before"}
-            loose = [made for made in methods if made.card.slot in (None, "adapters")]
+            loose = [made for made in methods if made.card.slot in (None, "layers")]
             recoveries = [_recovery(trainings[-1], extra) for extra in [None, *loose]]
             parts["recover"] = {NONE: None} | {str(phase): phase for phase in recoveries}
     compilers = {cls.name: cls() for cls in classes if issubclass(cls, Compiler) and cls.name not in APART}

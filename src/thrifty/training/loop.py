@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from thrifty.errors import TrainingFailed
-from thrifty.method import Claim
+from thrifty.method import Claim, Plan
 from thrifty.quality import length
-from thrifty.recipe import Train
+from thrifty.recipe import Recipe, Train
 from thrifty.training import resume
 from thrifty.training.data import Loader
 from thrifty.training.flops import count_flops
@@ -67,6 +67,7 @@ class Fitted:
         history: [(step, loss)] of every step.
         evaluations: in order.
         claims: [(method's name, claim)].
+        plans: [(a transform's text, its plan)] of methods that changed the model's structure: they rebuild it.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class Fitted:
     history: tuple[tuple[int, float], ...]
     evaluations: tuple[Evaluation, ...]
     claims: tuple[tuple[str, Claim], ...]
+    plans: tuple[tuple[str, Plan], ...] = ()
 
 
 # -- the verb ---------------------------------------------------------------------------------------------------
@@ -137,7 +139,8 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
                       teachers=teachers, aside=aside)
         identity = f"{session} on {length(data)} examples, batches of {size}, seed {seed}, {device}"
         found = resume.load(keep, identity, device) if keep is not None else None
-        told = _Told(**found.told) if found is not None else _Told()
+        told = (_Told(**found.told) if found is not None
+                else _Told(seconds=session.prepared_seconds, flops=session.prepared_flops))
         if found is not None:
             session.load_state_dict(found.session)
         clock, watch = _Clock(device, told.seconds, told.apart), _Watch(progress, steps, size, session.step_number)
@@ -168,9 +171,10 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         except TrainingFailed as error:
             error.seconds, error.flops = clock.seconds, told.flops
             raise
-        claims = session.claims()
-        return Fitted(session.finish(), steps, clock.seconds, clock.apart, told.flops, tuple(sorted(told.uncounted)),
-                      tuple(told.history), tuple(Evaluation(*point) for point in told.evaluations), claims)
+        claims, left = session.claims(), session.finish()
+        plans = tuple((str(Recipe.of(transform)), plan) for transform, plan in session.plans)
+        return Fitted(left, steps, clock.seconds, clock.apart, told.flops, tuple(sorted(told.uncounted)),
+                      tuple(told.history), tuple(Evaluation(*point) for point in told.evaluations), claims, plans)
 
 
 @final

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.method import LAYERS, Claim, TrainingMethod, require_device
+from thrifty.method import LAYERS, Claim, Plan, TrainingMethod, Transform, require_device
 from thrifty.recipe import Train
 from thrifty.registry import method_class
 from thrifty.training.checkpointing import recompute
+from thrifty.training.flops import count_flops
 from thrifty.workload import Batch, Forward, Loss, call_model
+
+T = TypeVar("T")
 
 WSD_DECAY = 0.2
 """Share of the steps after warm-up over which "wsd" falls to zero, linearly."""
@@ -63,6 +67,8 @@ class Fit:
         self._memory: dict[str, dict[str, Any]] = {}
         self._drawn: dict[int, Iterator[Batch]] = {}
         self._count_drawn: dict[int, int] = {}
+        self.plans: list[tuple[Transform, Plan]] = []
+        self.prepared_seconds = self.prepared_flops = 0.0
         self.step_number = 0
         self.loss_scale = 1.0
         self.weight = torch.ones(())
@@ -120,6 +126,25 @@ class Fit:
         self._count_drawn[count] += 1
         return self._moved(next(self._drawn[count]))
 
+    def aside(self, examples: int) -> Iterator[Batch]:
+        """Endless batches of so many examples, in an order of their own, to look at before the first step.
+
+        Raises:
+            ThriftyError: the session does not know the data.
+        """
+        if self._aside is None:
+            raise ThriftyError("examples are needed before the first step: Fit(..., aside=lambda examples, passed: batches), "
+                               "endless batches of so many, the first ``passed`` of them left out")
+        return self._aside(examples, 0)
+
+    def charged(self, work: Callable[[], T]) -> T:
+        """Do what a method needs done before the first step; its seconds and FLOPs are the training's."""
+        began = time.perf_counter()
+        found, count = count_flops(work)
+        self.prepared_seconds += time.perf_counter() - began
+        self.prepared_flops += count.flops
+        return found
+
     @property
     def kind(self) -> tuple[str, ...]:
         """Of the coming step: steps of one kind on equal batches take the same FLOPs."""
@@ -157,9 +182,13 @@ class Fit:
         return loss
 
     def finish(self) -> nn.Module:
-        """The model as it leaves training, in eval mode, on the CPU."""
+        """The model as it leaves training, in eval mode, on the CPU.
+
+        Methods finish in the reverse of the order in which they were applied: weights are averaged before their
+        structure changes. One that changes structure leaves in ``plans`` the transform that builds it and its plan.
+        """
         model = self.model
-        for method in self.methods:
+        for method in reversed(self.methods):
             model = method.finish(self, model)
         return recompute(released(model), "none").eval().to("cpu")
 

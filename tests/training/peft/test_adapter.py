@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.training.peft.nets import adapted, answers, batch, mlp
-from thrifty import AdamW, Bf16, CrossEntropy, Distill, Ia3, Lora, Recipe, Vera, testing
+from thrifty import AdamW, Bf16, CrossEntropy, Distill, Ema, Ia3, Lora, Recipe, Vera, testing
 from thrifty.errors import MissingExtra, NoEffect, ThriftyError
 from thrifty.recipe import RecipeError, Train, check
 from thrifty.training.loop import Fit, fit
@@ -53,6 +54,22 @@ def test_only_adapters_move_and_their_share_is_pefts_count(method: Adapter) -> N
     assert share.after == pytest.approx(trainable / everything, abs=1e-12)
     assert (share.before, moved.before, moved.after) == (1.0, 0.0, 1.0)
     assert share.checked("x") and moved.checked("x")
+
+
+@pytest.mark.parametrize("base", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", [Lora(rank=4), Ia3(), Vera(rank=8)], ids=lambda method: method.name)
+def test_an_average_is_merged_too(method: Adapter, base: str) -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    session = Fit(model, [dataclasses.replace(method, base=base), AdamW(lr=0.02), Ema(decay=0.5)], CrossEntropy(), steps=4)
+    for _ in range(4):
+        session.step(batch())
+    (x,), _ = batch()
+    averaged, last = answers(session.evaluated(), x), answers(session.model, x)
+    assert not torch.allclose(averaged, last, atol=1e-4)
+    left = session.finish()
+    torch.testing.assert_close(answers(left, x), averaged, rtol=1e-4, atol=1e-5)
+    assert left.state_dict().keys() == mlp().state_dict().keys() and all(p.requires_grad for p in left.parameters())
 
 
 def test_adapters_that_never_moved_are_no_effect() -> None:
@@ -139,7 +156,7 @@ def test_recipes_refuse_what_cannot_be_adapted() -> None:
         check(Recipe.parse("train(lora)"), known)
     with pytest.raises(RecipeError, match="float-weights, which quantize before it took away"):
         check(Recipe.parse("train(adamw) | quantize(w8a8) | train(lora)"), known)
-    with pytest.raises(ThriftyError, match="two methods that provide the adapters: lora and ia3"):
+    with pytest.raises(ThriftyError, match="two methods that provide the layers: lora and ia3"):
         Recipe.parse("train(adamw) | train(lora, ia3)")
     check(Recipe.parse("train(adamw) | train(lora(rank=4)) | prune(ratio=0.5) | train(ia3) | quantize(w8a8)"), known)
 

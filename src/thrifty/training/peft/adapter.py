@@ -65,18 +65,19 @@ class Adapter(TrainingMethod):
         layers = chosen(model, self.targets, self.kinds(), linear_kinds(), self.name)
         if self.base != "fp32":
             require_linear(self, layers)
-        trained = [(p, p.requires_grad) for p in model.parameters()]
+        trained = {name: p.requires_grad for name, p in model.named_parameters()}
         config = self.config(model, layers)
         try:
             tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, ADAPTER)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ThriftyError(f"peft cannot apply {self!r} to this model: {error}") from error
         share = trainable_share(model)
+        for module in fast_paths(model):
+            module.register_forward_pre_hook(_nothing)
         fit.memory(self).update(
             tuner=tuner, trained=trained, share=share, names=tuple(layers),
             start={name: p.detach().clone() for name, p in self._telling(model)},
-            held=self._hold(model, layers), hooks=[m.register_forward_pre_hook(_nothing) for m in fast_paths(model)],
-            norms=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
+            held=self._hold(model, layers), norms=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
         )
 
     def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,14 +93,17 @@ class Adapter(TrainingMethod):
 
     def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
         memory = fit.memory(self)
-        for wrapper, held in memory["held"]:
-            wrapper.base_layer = held.restore()
-        for hook in memory["hooks"]:
-            hook.remove()
+        for module in model.modules():
+            if isinstance(held := getattr(module, "base_layer", None), Held):
+                module.base_layer = held.restore()
+        for module in fast_paths(model):
+            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _nothing]:
+                del module._forward_pre_hooks[key]
+        memory["tuner"].model = model  # it may be an average of the one that was trained
         with torch.no_grad():
             memory["tuner"].merge_and_unload()
-        for parameter, flag in memory["trained"]:
-            parameter.requires_grad_(flag)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(memory["trained"][name])
         return model
 
     def claims(self, fit: Fit) -> tuple[Claim, ...]:

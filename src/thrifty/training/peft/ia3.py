@@ -46,7 +46,7 @@ class Ia3(Adapter):
               "2022, arXiv:2205.05638, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="adapters",
+        slot="layers",
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:

@@ -58,7 +58,7 @@ class Lora(Adapter):
               "arXiv:2404.02948; a base in nf4: Dettmers et al. 2023, arXiv:2305.14314",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="adapters",
+        slot="layers",
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:

@@ -46,7 +46,7 @@ class PromptTuning(TrainingMethod):
               '"Prefix-Tuning", Li and Liang 2021, arXiv:2101.00190',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="adapters",
+        slot="layers",
     )
 
     def prepare(self, fit: Fit) -> None:

@@ -1,0 +1,119 @@
+"""Quantization-aware training: weights and activations are rounded while the model learns to bear it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod, choice, number, table
+from thrifty.numerics.linears import as_linears
+from thrifty.numerics.schemes import SCHEMES
+from thrifty.posttraining.quantization.assign import FLOAT, GROUPS
+from thrifty.posttraining.quantize import Quantize
+from thrifty.training.qat.exchange import integers, rounding
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
+    from thrifty.workload import Batch
+
+CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 256, 32
+"""As `quantize` gets in a run."""
+
+
+@final
+@dataclass(frozen=True)
+class Qat(TrainingMethod):
+    """The forward pass rounds what `quantize` of the same scheme would hold in few bits; gradients pass the rounding as
+    if it were not there. The model leaves training as `quantize` builds it, with the numbers that were trained.
+
+    - Ranges and smoothing begin as `quantize` finds them on examples drawn from the training data.
+    - Batch norms see the rounded convolution and are folded at the end; their statistics stand still for the last share
+      of the steps, so that the weights settle under the numbers that are served.
+    - ``lsq``: the step of every static grid is learned with the weights. ``ste``: steps of weights follow the weights'
+      extents, those of activations stay.
+
+    Rounding is a change that small learning rates mend: a tenth of the first training's is a good start.
+
+    Args:
+        scheme: bits of weights and activations.
+        estimator: how steps are found: learned step sizes, or the straight-through estimator alone.
+        freeze: share of the steps, the last ones, in which batch norms' statistics stand still.
+        group: weights a scale, as `quantize` has it.
+        layers: schemes of some layers, as `quantize` has them.
+
+    >>> Qat("w8a8")
+    Qat(scheme='w8a8', estimator='lsq', freeze=0.2, group=128, layers={})
+    """
+
+    scheme: str = choice("w4a8", *SCHEMES)
+    estimator: str = choice("lsq", "lsq", "ste")
+    freeze: float = number(0.2, 0, 1)
+    group: int = choice(128, *GROUPS)
+    layers: Mapping[str, str] = table(*SCHEMES, FLOAT)
+
+    name: ClassVar[str] = "qat"
+    layer: ClassVar[Layer] = "numerics"
+    card: ClassVar[Card] = Card(
+        family="qat",
+        benefit="inference time",
+        trade_off="a training more, whose steps round everything they read",
+        paper='"Learned Step Size Quantization", Esser et al. 2019, arXiv:1902.08153; "Quantization and Training of Neural '
+              'Networks for Efficient Integer-Arithmetic-Only Inference", Jacob et al. 2017, arXiv:1712.05877',
+        needs=frozenset({"calibration", "labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        provides=frozenset({"quantized"}),
+        removes=frozenset({"float-weights"}),
+        slot="layers",
+    )
+
+    def prepare(self, fit: Fit) -> None:
+        transform = Quantize(self.scheme, group=self.group, layers=self.layers)
+        model = as_linears(fit.model.cpu())
+        plan, twin = fit.charged(lambda: _planned(transform, model, _calibration(fit)))
+        claims = transform.claims(model, twin)
+        fit.model = rounding(model, twin, self.estimator == "lsq").to(fit.device).train()
+        fit.memory(self).update(
+            transform=transform, plan=plan, claims=claims,
+            norms=[m for m in fit.model.modules() if getattr(m, "running_mean", None) is not None],
+        )
+
+    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        if fit.step_number > (1 - self.freeze) * fit.steps:
+            for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
+                norm.eval()
+        return proceed(batch)
+
+    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
+        memory = fit.memory(self)
+        fit.plans.append((memory["transform"], memory["plan"]))
+        return integers(model)
+
+    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+        ratios = [p.detach() for name, p in fit.model.named_parameters() if name.endswith("ratio")]
+        found: tuple[Claim, ...] = fit.memory(self)["claims"]
+        if ratios:
+            moved = sum(bool((ratio != 1).any()) for ratio in ratios) / len(ratios)
+            found += (Claim("share of learned grids that moved", 0.0, moved, minimum=0.5),)
+        return found
+
+
+def _planned(transform: Quantize, model: nn.Module, data: Iterator[tuple[Tensor, ...]]) -> tuple[Plan, nn.Module]:
+    """What `quantize` decides on this model, and what it builds of a copy."""
+    batches = list(data)
+    context = Context(example=tuple(x[:1] for x in batches[0]), calibration=lambda: iter(batches))
+    with torch.no_grad():
+        plan = transform.plan(copy.deepcopy(model).eval(), context)
+        return plan, transform.build(copy.deepcopy(model).eval(), plan)
+
+
+def _calibration(fit: Fit) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs drawn apart from those that are trained on, on the CPU."""
+    batches = fit.aside(CALIBRATION_BATCH)
+    for inputs, _ in itertools.islice(batches, CALIBRATION_EXAMPLES // CALIBRATION_BATCH):
+        yield tuple(x.cpu() for x in inputs)
