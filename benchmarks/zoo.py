@@ -73,7 +73,7 @@ class Residual(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet(depths: tuple[int, ...], bottleneck: bool) -> nn.Module:
+def resnet(depths: tuple[int, ...], bottleneck: bool, classes: int = CLASSES) -> nn.Module:
     """ResNet-18 is (2, 2, 2, 2) without bottlenecks, ResNet-50 (3, 4, 6, 3) with them."""
     layers: list[nn.Module] = [normed(3, 64, 7, 2, act=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
     inputs = 64
@@ -82,7 +82,7 @@ def resnet(depths: tuple[int, ...], bottleneck: bool) -> nn.Module:
             width = 64 << stage
             layers.append(Residual(inputs, width, 2 if stage and not i else 1, bottleneck))
             inputs = 4 * width if bottleneck else width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, CLASSES))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
 class Excited(nn.Module):

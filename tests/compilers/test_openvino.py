@@ -132,6 +132,21 @@ def test_tokens_are_rounded_as_the_plan_says(tmp_path, features):
     assert error(called(engine, x).double(), want) < 5e-3
 
 
+@pytest.mark.parametrize("rest", ["fp32", pytest.param("bf16", marks=has_bf16)])
+@pytest.mark.parametrize("shapes", [{}, {0: {0: (1, 16)}}], ids=["fixed", "free"])
+def test_weights_of_one_sign(tmp_path, shapes, rest):
+    """What unsigned tokens add is then far larger than the output: taken off after a rounding to bfloat16, it would drown it."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(513, 65), nn.GELU(), nn.Linear(65, 7)), torch.randn(5, 6, 513)
+    with torch.no_grad():
+        net[0].weight.abs_()
+        net[0].bias.zero_()
+    integer = Quantize("w8a8", rest=rest)(net, [x]).requires_grad_(False)
+    record, engine, _ = lowered(OpenVino(), integer, (x,), tmp_path, shapes)
+    assert record.facts["integer_layers"] == 2
+    assert error(called(engine, x), integer(x)) < (0.005 if rest == "fp32" else 0.03)
+
+
 def test_a_convolution_that_rounds_its_own_input(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(3, 9, 3, padding=1), nn.SiLU(), nn.Conv1d(9, 5, 3)).eval()

@@ -26,6 +26,8 @@ from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
 """How the names of its operators with weights begin, after its transformations."""
+MIDDLE = 128
+"""Of unsigned bytes: where zero lies."""
 
 
 @final
@@ -185,23 +187,26 @@ class _Conv(nn.Module):
 
 
 class _Linear(nn.Module):
-    """t * ((s_w q_w) round(x / smooth / t)) + b, t the token's step.
+    """t * ((s_w q_w) (u - 128)) + b, u = 128 + round(x / smooth / t), t the token's step.
 
     The rounding is a FakeQuantize whose grid, the whole numbers, is static; so the product runs in the integer kernel of
     static activations. OpenVINO's own dynamic quantization is slower, and groups tokens' features by a rule of its own.
-    Where several layers read one tensor, OpenVINO finds that they round it alike and does it once.
+    Where several layers read one tensor, OpenVINO finds that they round it alike and does it once. The kernel takes unsigned
+    bytes as they are and shifts signed ones itself; what 128 adds to every output is a bias, which costs nothing.
     """
 
     unsmooth: Tensor | None
+    shift: Tensor
 
     def __init__(self, linear: QuantLinear) -> None:
         super().__init__()
         self.linear = linear
         self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
+        self.register_buffer("shift", -MIDDLE * linear.weight.sum(1) * linear.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.float() if self.unsmooth is None else x.float() * self.unsmooth
         peak = flat.abs().amax(-1, keepdim=True).clamp_min(TINY)
-        q = _rounded(flat * (INT8_MAX / peak), 1.0, 0, -INT8_MAX, INT8_MAX, torch.int8)
-        y = nn.functional.linear(q, rows(self.linear.weight, self.linear.scale)) * (peak / INT8_MAX)
+        u = _rounded(flat * (INT8_MAX / peak) + MIDDLE, 1.0, 0, 0, UINT8_MAX, torch.uint8)
+        y = (nn.functional.linear(u, rows(self.linear.weight, self.linear.scale)) + self.shift) * (peak / INT8_MAX)
         return (y if self.linear.bias is None else y + self.linear.bias).to(x.dtype)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
 from thrifty.numerics.grid import Affine, affine
+from thrifty.numerics.sampling import scattered
 
 
 class CalibrationError(ThriftyError):
@@ -20,7 +21,7 @@ class Observer(nn.Module):
 
     Args:
         layer: named in errors.
-        kept: sampled values, evenly spaced, at most this many a call.
+        kept: sampled values, evenly spread, at most this many a call.
     """
 
     def __init__(self, layer: str, kept: int = 16384) -> None:
@@ -38,7 +39,7 @@ class Observer(nn.Module):
                 "model's weights, then quantize again"
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.samples.append(flat[:: max(1, flat.numel() // self.kept)].clone())
+        self.samples.append(flat[scattered(flat.numel(), self.kept)])
         return x
 
     def affine(self) -> Affine:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from thrifty.numerics.grid import per_row, per_token, rows
 from thrifty.numerics.observers import CalibrationError
+from thrifty.numerics.sampling import scattered
 
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7)
 KEPT_ROWS = 256
@@ -43,7 +44,7 @@ class Tokens:
             self.peak[name] = torch.maximum(self.peak[name], peak) if name in self.peak else peak
             kept = self.samples.setdefault(name, [])
             if sum(map(len, kept)) < KEPT_ROWS:
-                kept.append(flat[:: max(1, len(flat) // 64)][:64].clone())
+                kept.append(flat[scattered(len(flat), 64)])
 
         return see
 
