@@ -56,16 +56,19 @@ def scores(workload: Workload, model: nn.Module, split: str) -> Scores:
         return workload.quality(lambda inputs: model(*inputs), getattr(workload, split))
 
 
-def closed(reference: Scores, rtn: Scores, trial: Scores) -> tuple[float, float, float]:
+def closed(reference: Scores, rtn: Scores, trial: Scores) -> tuple[float, float, float] | None:
     """Share of the gap between the reference and rounding to nearest that a trial closes, with its 95% interval.
 
-    1 - (q - q_ref) / (q_rtn - q_ref); percentiles over resampled clusters, which all three share.
+    1 - (q - q_ref) / (q_rtn - q_ref); percentiles over resampled clusters, which all three share. None where rounding to
+    nearest loses nothing significant: there is no gap to close, and the ratio means nothing.
     """
     clusters, place = np.unique(reference.cluster, return_inverse=True)
     sums = np.stack([np.bincount(place, weights=part) for part in
                      (reference.numerator, rtn.numerator, trial.numerator, reference.denominator)])
     drawn = np.random.default_rng(0).multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), RESAMPLED)
     base, plain, found = (drawn @ part / (drawn @ sums[3]) for part in sums[:3])
+    if np.ptp(np.sign(np.percentile(plain - base, [2.5, 97.5]))) or not (plain - base).all():
+        return None
     low, high = np.percentile(1 - (found - base) / (plain - base), [2.5, 97.5])
     return 1 - (trial.value - reference.value) / (rtn.value - reference.value), float(low), float(high)
 
@@ -145,8 +148,9 @@ def rows(workload: Workload, arguments: argparse.Namespace, known: dict[tuple[st
 
 
 def line(row: Mapping[str, Any]) -> str:
-    value, low, high = row["closed"]
-    share = "" if row["algorithm"] == "rtn" else f"{value:.0%} [{low:.0%}, {high:.0%}]"
+    share = "" if row["algorithm"] == "rtn" else "no significant gap"
+    if row["algorithm"] != "rtn" and row["closed"]:
+        share = "{:.0%} [{:.0%}, {:.0%}]".format(*row["closed"])
     spread = [f"{np.median(row[part]):.2f}, {max(row[part]):.2f}" for part in ("calibration", "held_out")]
     below = f"{sum(x < 1 for x in row['held_out'])} of {len(row['held_out'])}"
     drop = "{:.4f} [{:.4f}, {:.4f}]".format(*row["drop"])
