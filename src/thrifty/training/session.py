@@ -127,15 +127,15 @@ class Fit:
         return self._moved(next(self._drawn[count]))
 
     def aside(self, examples: int) -> Iterator[Batch]:
-        """Endless batches of so many examples, in an order of their own, to look at before the first step.
+        """Endless batches of so many examples on the device, the same ones each time, to look at and not to train on.
 
         Raises:
             ThriftyError: the session does not know the data.
         """
         if self._aside is None:
-            raise ThriftyError("examples are needed before the first step: Fit(..., aside=lambda examples, passed: batches), "
+            raise ThriftyError("examples are needed apart from the steps: Fit(..., aside=lambda examples, passed: batches), "
                                "endless batches of so many, the first ``passed`` of them left out")
-        return self._aside(examples, 0)
+        return map(self._moved, self._aside(examples, 0))
 
     def charged(self, work: Callable[[], T]) -> T:
         """Do what a method needs done before the first step; its seconds and FLOPs are the training's."""

@@ -264,7 +264,7 @@ def test_what_quantize_refuses_is_refused():
 
 
 def test_a_loop_of_the_users_own_must_show_examples():
-    with pytest.raises(ThriftyError, match="examples are needed before the first step.*aside="):
+    with pytest.raises(ThriftyError, match="examples are needed apart from the steps.*aside="):
         Fit(made("tied"), [Qat("w8a8")], CrossEntropy(), steps=1)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 256, 32
 """As `quantize` gets in a run."""
+STATISTICS_EXAMPLES = 1024
+"""From which batch norms take the statistics that then stand still."""
 
 
 @final
@@ -33,8 +36,9 @@ class Qat(TrainingMethod):
     if it were not there. The model leaves training as `quantize` builds it, with the numbers that were trained.
 
     - Ranges and smoothing begin as `quantize` finds them on examples drawn from the training data.
-    - Batch norms see the rounded convolution and are folded at the end; their statistics stand still for the last share
-      of the steps, so that the weights settle under the numbers that are served.
+    - Batch norms see the rounded convolution and are folded at the end. A weight that jumps between two integers moves
+      what its norm sees, and an average over past steps is of no model: before the last share of the steps, statistics
+      are taken anew, and then stand still, so that the weights settle under the numbers that are served.
     - ``lsq``: the step of every static grid is learned with the weights. ``ste``: steps of weights follow the weights'
       extents, those of activations stay.
 
@@ -75,7 +79,7 @@ class Qat(TrainingMethod):
     def prepare(self, fit: Fit) -> None:
         transform = Quantize(self.scheme, group=self.group, layers=self.layers)
         model = as_linears(fit.model.cpu())
-        plan, twin = fit.charged(lambda: _planned(transform, model, _calibration(fit)))
+        plan, twin = fit.charged(lambda: _planned(transform, model, _inputs(fit, CALIBRATION_EXAMPLES)))
         claims = transform.claims(model, twin)
         fit.model = rounding(model, twin, self.estimator == "lsq").to(fit.device).train()
         fit.memory(self).update(
@@ -83,11 +87,28 @@ class Qat(TrainingMethod):
             norms=[m for m in fit.model.modules() if getattr(m, "running_mean", None) is not None],
         )
 
+    def step_kind(self, fit: Fit) -> str:
+        return "statistics" if self._settles(fit) else ""
+
+    def before(self, fit: Fit, batch: Batch) -> None:
+        if self._settles(fit):
+            with _averaging(fit.memory(self)["norms"]), torch.no_grad():
+                for inputs in _inputs(fit, STATISTICS_EXAMPLES):
+                    fit.call(fit.model, (inputs, None))
+
     def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        if fit.step_number > (1 - self.freeze) * fit.steps:
+        if fit.step_number > self._free_steps(fit):
             for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
                 norm.eval()
         return proceed(batch)
+
+    def _free_steps(self, fit: Fit) -> int:
+        """Those before statistics stand still."""
+        return round((1 - self.freeze) * fit.steps)
+
+    def _settles(self, fit: Fit) -> bool:
+        """Whether the coming step is the first with statistics that stand still."""
+        return bool(fit.memory(self)["norms"]) and self.freeze > 0 and fit.step_number == self._free_steps(fit)
 
     def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
         memory = fit.memory(self)
@@ -105,15 +126,27 @@ class Qat(TrainingMethod):
 
 def _planned(transform: Quantize, model: nn.Module, data: Iterator[tuple[Tensor, ...]]) -> tuple[Plan, nn.Module]:
     """What `quantize` decides on this model, and what it builds of a copy."""
-    batches = list(data)
+    batches = [tuple(x.cpu() for x in inputs) for inputs in data]
     context = Context(example=tuple(x[:1] for x in batches[0]), calibration=lambda: iter(batches))
     with torch.no_grad():
         plan = transform.plan(copy.deepcopy(model).eval(), context)
         return plan, transform.build(copy.deepcopy(model).eval(), plan)
 
 
-def _calibration(fit: Fit) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs drawn apart from those that are trained on, on the CPU."""
-    batches = fit.aside(CALIBRATION_BATCH)
-    for inputs, _ in itertools.islice(batches, CALIBRATION_EXAMPLES // CALIBRATION_BATCH):
-        yield tuple(x.cpu() for x in inputs)
+def _inputs(fit: Fit, examples: int) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of inputs drawn apart from those that are trained on."""
+    return (inputs for inputs, _ in itertools.islice(fit.aside(CALIBRATION_BATCH), examples // CALIBRATION_BATCH))
+
+
+@contextlib.contextmanager
+def _averaging(norms: Sequence[Any]) -> Iterator[None]:
+    """Batch norms take the plain average over the batches that they see meanwhile."""
+    before = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
