@@ -51,9 +51,9 @@ def export_compressed_tensors(model: nn.Module, directory: str | Path) -> Path:
 
     Linear layers of w4a16, w8a16, w8a8 and w4a8 keep their integers, scales and zeros; w4a8 is written as w8a8, since
     its weights are held in int8. Vectors that inputs are divided by (SmoothQuant, AWQ) go into the norms before, where
-    there are such. Embeddings in int8 are written in floating point, with the values that they have; one that shared
-    its table with the last layer does not any more. What was written is read again and compared before it takes its
-    name. Tokenizers are not the model's: copy them, or save a trial with ``thrifty best --format compressed-tensors``.
+    there are such. Embeddings in int8 are written in floating point, with the values that they have; so is a last layer
+    that shares their table, but for int8 products, where the two are written apart. What was written is read again and
+    compared before it takes its name. Tokenizers are not the model's: copy them, or save a trial with ``thrifty best --format compressed-tensors``.
 
     Args:
         model: quantized, with a text model of transformers in it.
@@ -96,6 +96,7 @@ def _layers(body: nn.Module) -> dict[str, Layer]:
     Raises:
         InterchangeError: there are none, or layers that the format cannot hold.
     """
+    tied = _tied_head(body)
     for name, module in body.named_modules():
         if isinstance(module, QuantConv | QuantEdge):
             raise InterchangeError(f"layer {name!r} is a convolution in integers, or of its kind, which the format has no place "
@@ -104,11 +105,18 @@ def _layers(body: nn.Module) -> dict[str, Layer]:
             raise InterchangeError(f"layer {name!r} has weights of {module.bits} bits; with zeros, which they have, vLLM takes 4 "
                                    f"and 8 only: quantize(w4a16), or {OTHER}")
     found: dict[str, Layer] = {name: module for name, module in body.named_modules()
-                               if isinstance(module, QuantLinear | GroupedLinear)}
+                               if isinstance(module, QuantLinear | GroupedLinear) and name != tied}
     if not found:
         raise InterchangeError("the model has no linear layer in integers: quantize it first (w4a16, w8a16, w8a8), or save it "
                                "in floating point with --format hf")
     return found
+
+
+def _tied_head(body: Any) -> str | None:
+    """The last layer where the first one looks its integers up: one table in floating point stands for both."""
+    if not isinstance(body.get_input_embeddings(), GroupedEmbedding):
+        return None
+    return next(name for name, module in body.named_modules() if module is body.get_output_embeddings())
 
 
 def _example(body: Any) -> Tensor:
@@ -118,8 +126,8 @@ def _example(body: Any) -> Tensor:
     return (torch.arange(16).reshape(2, 8) * 7 + 1) % body.config.vocab_size
 
 
-def _rest(body: nn.Module) -> dict[str, Tensor]:
-    """What is not of quantized linear layers; embeddings in floating point."""
+def _rest(body: Any) -> dict[str, Tensor]:
+    """What is not of quantized linear layers; embeddings, and the layer that shares its table, in floating point."""
     integers = (QuantLinear, GroupedLinear, QuantEmbedding, GroupedEmbedding)
     owners = {name for name, module in body.named_modules() if isinstance(module, integers)}
     state = {name: tensor for name, tensor in body.state_dict().items() if name.rpartition(".")[0] not in owners}
@@ -129,6 +137,9 @@ def _rest(body: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, GroupedEmbedding):
             table = from_group(unpack(module.packed, module.bits), module.scale, module.zero)
             state[f"{name}.weight"] = table.to(module.dtype)
+            if head := _tied_head(body):
+                state[f"{head}.weight"] = state[f"{name}.weight"]
+                state |= {f"{head}.{part}": tensor for part, tensor in body.get_submodule(head).named_buffers() if part == "bias"}
     return state
 
 
@@ -139,8 +150,7 @@ def _plain(body: Any, state: Mapping[str, Tensor]) -> Any:
         InterchangeError: the class has other weights or widths, or linear layers under another name.
     """
     config = copy.deepcopy(body.config)
-    head = body.get_output_embeddings()
-    if isinstance(head, QuantLinear | GroupedLinear):
+    if any(module is body.get_output_embeddings() for module in _layers(body).values()):
         config.tie_word_embeddings = False  # one table would be written in floating point, the other in integers
     with quiet(), torch.device("meta"):
         plain = type(body)(config).to(body.dtype)

@@ -133,7 +133,7 @@ def _numbers(name: str, group: dict[str, Any], overall: str) -> Stored:
         *((f"input_activations.{key}", inputs.get(key), (TOKENS[key],))
           for key in ("num_bits", "type", "symmetric", "strategy", "dynamic") if inputs is not None),
     ):
-        if value not in allowed:
+        if not any(type(value) is type(each) and value == each for each in allowed):
             raise _unsupported(name, f"{what} {value!r}")
     if strategy == "group" and not (type(size) is int and size > 0):
         raise _unsupported(name, f"weights.group_size {size!r}")

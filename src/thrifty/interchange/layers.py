@@ -128,6 +128,9 @@ def layer_of(name: str, found: Mapping[str, Tensor], numbers: Stored, linear: nn
                                    f"{kind} {list(shape)} is expected: config.json says other numbers than were written")
         if dtype is None and not torch.isfinite(tensor).all():
             raise InterchangeError(f"{name}.{part} holds NaN or infinity; write the directory again")
+    if "weight_shape" in found and found["weight_shape"].tolist() != [out, inputs]:
+        raise InterchangeError(f"{name}.weight_shape says {found['weight_shape'].tolist()} of a layer of {[out, inputs]}; write "
+                               "the directory again")
     return _READ[numbers.activations](found, numbers, linear)
 
 
