@@ -51,9 +51,10 @@ def export_compressed_tensors(model: nn.Module, directory: str | Path) -> Path:
 
     Linear layers of w4a16, w8a16, w8a8 and w4a8 keep their integers, scales and zeros; w4a8 is written as w8a8, since
     its weights are held in int8. Vectors that inputs are divided by (SmoothQuant, AWQ) go into the norms before, where
-    there are such. Embeddings in int8 are written in floating point, with the values that they have; so is a last layer
-    that shares their table, but for int8 products, where the two are written apart. What was written is read again and
-    compared before it takes its name. Tokenizers are not the model's: copy them, or save a trial with ``thrifty best --format compressed-tensors``.
+    there are such. Embeddings in int8 are written in floating point, with the values that they have; so is a last
+    layer that shares their table, but for int8 products, where the two are written apart. What was written is read
+    again and compared before it takes its name. Tokenizers are not the model's: copy them, or save a trial with
+    ``thrifty best --format compressed-tensors``.
 
     Args:
         model: quantized, with a text model of transformers in it.
