@@ -117,9 +117,9 @@ def llama(path: Path, kind: str = "LlamaForCausalLM", config: Mapping[str, Any] 
     with quiet() as transformers:
         torch.manual_seed(0)
         made = transformers.LlamaConfig(
-            vocab_size=byte_pairs(path, "<s>"), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, intermediate_size=64, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-            initializer_range=0.2, **(config or {}))
+            vocab_size=byte_pairs(path, "<s>"), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=64, bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+            **{"hidden_size": 32, "intermediate_size": 64, **(config or {})})
         return save(getattr(transformers, kind)(made), path, **options)
 
 

@@ -12,9 +12,10 @@ import torch
 from tests import hf_models
 from tests.test_store import trial as some_trial
 from thrifty import cache, execute
+from thrifty.interchange.compressed_tensors import import_compressed_tensors
 from thrifty.loading import fingerprint, load_workload
 from thrifty.recipe import Recipe
-from thrifty.saving import SavingError, model_of, save_hf
+from thrifty.saving import SavingError, model_of, save, save_hf
 from thrifty.target import Target
 from thrifty.trial import Trial
 from thrifty.workload import Workload
@@ -107,6 +108,21 @@ def test_a_phase_that_does_not_fit_is_named(bert: Workload, tmp_path: Path) -> N
     with pytest.raises(SavingError, match=r"^quantize\(w8a8\) does not fit the format.*--format artifact"):
         save_hf(tmp_path / "out", trial_of(bert, f"{TRAIN} | quantize"), bert)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_quantized_trial_is_saved_for_vllm(tmp_path: Path) -> None:
+    folder = hf_models.llama(tmp_path / "llama")
+    hf_models.prose(folder / "data.jsonl")
+    workload = load_workload(str(folder))
+    trial = trial_of(workload, "quantize(w4a16, group=32, algorithm=rtn)")
+    save(tmp_path / "out", trial, "compressed-tensors", workload.source)
+    (ids,) = workload.example(4)
+    with torch.no_grad():
+        torch.testing.assert_close(import_compressed_tensors(tmp_path / "out")(ids), model_of(trial, workload)(ids))
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    assert "LlamaForCausalLM" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(SavingError, match="where its workload is"):
+        save(tmp_path / "other", trial, "compressed-tensors", None)
 
 
 def test_a_model_that_computes_otherwise_is_not_kept(bert: Workload, tmp_path: Path,

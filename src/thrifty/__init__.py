@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from thrifty.frontier import frontier as frontier
     from thrifty.generation import Generator as Generator
     from thrifty.generation import lower_generator as lower_generator
+    from thrifty.interchange.compressed_tensors import export_compressed_tensors as export_compressed_tensors
+    from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
     from thrifty.loading import load_workload as load_workload
     from thrifty.method import Card as Card
     from thrifty.method import Claim as Claim
@@ -110,6 +112,8 @@ _PLACES = {
     "explore": "search.explore", "sweep": "search.sweep", "tune": "search.tune",
     "load": "artifact", "verify": "verifying", "Trial": "trial", "Store": "store", "frontier": "frontier",
     "Bars": "choosing", "best": "choosing", "Findings": "findings",
+    "export_compressed_tensors": "interchange.compressed_tensors",
+    "import_compressed_tensors": "interchange.compressed_tensors",
 }
 
 __all__ = list(_PLACES)

@@ -26,6 +26,7 @@ class SavedAs(enum.Enum):
 
     artifact = "artifact"
     hf = "hf"
+    compressed_tensors = "compressed-tensors"
 
 
 app = typer.Typer(
@@ -308,7 +309,8 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
          max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
          minimize: MinimizeOption = "latency",
          place: Annotated[Path | None, typer.Option("--save", help="Write it into this new directory.")] = None,
-         format: Annotated[SavedAs, typer.Option("--format", help="Its engine, or a directory of transformers'.")]
+         format: Annotated[SavedAs, typer.Option(
+             "--format", help="Its engine, its model for transformers, or, of few bits, for vLLM (compressed-tensors).")]
          = SavedAs.artifact,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Choose the best trial of a study that keeps to the bars, and save its artifact.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from thrifty.artifact import figure_lines
 from thrifty.checkpoint import Checkpoint
 from thrifty.child import Listener, ignore, start
 from thrifty.context import outputs_of
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, WorkloadError
 from thrifty.execute import Job, prefix_key
+from thrifty.interchange.compressed_tensors import export_compressed_tensors
 from thrifty.loading import fingerprint, load_workload
 from thrifty.quality import batches, length
 from thrifty.recipe import Recipe, seed_of
@@ -27,8 +28,8 @@ from thrifty.target import Target
 from thrifty.trial import Trial
 from thrifty.workload import Workload
 from thrifty.workloads import huggingface
-from thrifty.workloads.huggingface.directory import BESIDE
-from thrifty.workloads.huggingface.models import is_transposed, quiet
+from thrifty.workloads.huggingface.directory import BESIDE, written
+from thrifty.workloads.huggingface.models import is_transposed, quiet, transformers_model
 
 FFN_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 """What configs call the width of the feed-forward layers."""
@@ -103,16 +104,16 @@ def save(directory: Path, trial: Trial, format: str, source: str | None) -> None
     Args:
         directory: new.
         trial: a finished one.
-        format: "artifact" or "hf".
-        source: where the study's workload is found, which "hf" needs.
+        format: "artifact", "hf" or "compressed-tensors".
+        source: where the study's workload is found, which the latter two need.
 
     Raises:
         ThriftyError: the artifact is gone, or the model does not fit the format.
     """
-    if format == "hf":
+    if format in MODELS:
         if source is None:
             raise SavingError("the study does not say where its workload is: run any recipe of it again, then save")
-        save_hf(directory, trial, load_workload(source))
+        MODELS[format](directory, trial, load_workload(source))
         return
     if trial.artifact is None or not Path(trial.artifact.path).is_dir():
         raise SavingError(f"the artifact of trial {trial.id} is gone; run its recipe again: {trial.recipe}")
@@ -140,28 +141,33 @@ def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: L
         SavingError: a phase of the recipe left a model that the format cannot hold (named), or the directory is not
             empty.
     """
-    path = Path(directory).expanduser().absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SavingError(f"{path} is there and not empty; choose a new directory")
-    state, model = _left(trial, workload, listener)
-    if why := _misfit(model):
-        raise SavingError(f"{_culprit(state, trial, workload) or f'the model of {workload.name}'} does not fit the format "
-                          f"of Hugging Face: {why}; {OTHER_FORMAT}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with written(Path(directory), SavingError) as partial:
+        state, model = _left(trial, workload, listener)
+        if why := _misfit(model):
+            raise SavingError(f"{_culprit(state, trial, workload) or f'the model of {workload.name}'} does not fit the "
+                              f"format of Hugging Face: {why}; {OTHER_FORMAT}")
         with quiet():
-            _standard(_body(model)[1]).save_pretrained(partial)
+            _standard(transformers_model(model)[1]).save_pretrained(partial)
         _take_over(partial, workload)
         _compare(partial, model, workload)
-        (partial / "README.md").write_text(_card(trial, type(_body(model)[1]).__name__))
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "README.md").write_text(_card(trial, type(transformers_model(model)[1]).__name__))
+    return Path(directory).expanduser().absolute()
+
+
+def save_compressed_tensors(directory: str | Path, trial: Trial, workload: Workload, listener: Listener = ignore) -> Path:
+    """Write a trial's quantized model in the format compressed-tensors, its tokenizer and a README.md beside it.
+
+    Args, returns and errors are those of `save_hf`; what the format holds, `export_compressed_tensors` says.
+    """
+    model = model_of(trial, workload, listener)
+    path = export_compressed_tensors(model, directory)
+    _take_over(path, workload)
+    (path / "README.md").write_text(_card(trial, type(transformers_model(model)[1]).__name__))
     return path
+
+
+MODELS: Mapping[str, Callable[[Path, Trial, Workload], Path]] = {"hf": save_hf, "compressed-tensors": save_compressed_tensors}
+"""{format: what saves a trial's model in it}."""
 
 
 def _culprit(state: Checkpoint, trial: Trial, workload: Workload) -> str | None:
@@ -172,28 +178,11 @@ def _culprit(state: Checkpoint, trial: Trial, workload: Workload) -> str | None:
     return None
 
 
-def _body(model: nn.Module) -> tuple[str, Any]:
-    """(path, module) of the transformers model inside.
-
-    Raises:
-        SavingError: there is none, or it does not hold all parameters.
-    """
-    with quiet() as transformers:
-        found = next(((name, module) for name, module in model.named_modules()
-                      if isinstance(module, transformers.PreTrainedModel)), None)
-    if found is None:
-        raise SavingError("no transformers model is left in it")
-    inside = {id(p) for p in found[1].parameters()}
-    if beside := [name for name, p in model.named_parameters() if id(p) not in inside]:
-        raise SavingError(f"it has parameters beside the transformers model: {', '.join(beside[:3])}")
-    return found
-
-
 def _misfit(model: nn.Module) -> str | None:
     """Why a model cannot be held; None where it can."""
     try:
-        _standard(_body(model)[1])
-    except SavingError as error:
+        _standard(transformers_model(model)[1])
+    except (SavingError, WorkloadError) as error:
         return str(error)
     return None
 
@@ -279,7 +268,7 @@ def _compare(directory: Path, model: nn.Module, workload: Workload) -> None:
     Raises:
         SavingError: they differ: a phase changed what the model computes, not its weights alone.
     """
-    place, body = _body(model)
+    place, body = transformers_model(model)
     with quiet():
         again = type(body).from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype="auto").eval()
     other = again

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from thrifty.errors import WorkloadError
+from thrifty.errors import ThriftyError, WorkloadError
 
 CONFIG, TOKENIZER, IMAGES = "config.json", "tokenizer.json", "preprocessor_config.json"
 WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
@@ -119,6 +121,28 @@ def weights(path: Path) -> list[Path]:
             f"Thrifty reads safetensors. Convert it once, safely: {command}"
         )
     raise WorkloadError(f"{path} has no weights: neither {WEIGHTS} nor {SHARDS}")
+
+
+@contextlib.contextmanager
+def written(directory: Path, error: type[ThriftyError]) -> Iterator[Path]:
+    """A directory to write in, which takes its name once all is written, and is gone where that fails.
+
+    Raises:
+        ThriftyError: ``error``, where the directory is there and not empty.
+    """
+    path = directory.expanduser().absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise error(f"{path} is there and not empty; choose a new directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def digest(path: Path) -> bytes:

@@ -151,6 +151,24 @@ def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
     return with_linears(body).eval()
 
 
+def transformers_model(model: nn.Module) -> tuple[str, Any]:
+    """(path, module) of the transformers model inside.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        WorkloadError: there is none, or it does not hold all parameters.
+    """
+    with quiet() as transformers:
+        found = next(((name, module) for name, module in model.named_modules()
+                      if isinstance(module, transformers.PreTrainedModel)), None)
+    if found is None:
+        raise WorkloadError("no transformers model is left in it")
+    inside = {id(p) for p in found[1].parameters()}
+    if beside := [name for name, p in model.named_parameters() if id(p) not in inside]:
+        raise WorkloadError(f"it has parameters beside the transformers model: {', '.join(beside[:3])}")
+    return found
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether a module is transformers' transposed linear layer."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
