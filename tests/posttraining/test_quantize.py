@@ -71,6 +71,26 @@ def test_a_linear_layer_alone_is_refused_or_quantized():
         Quantize()(nn.Sequential(nn.ReLU()), [torch.randn(4, 4)])
 
 
+class Looks(nn.Module):
+    """A model without a graph that asks for the type of a convolution's weight, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x.to(self.conv.weight.dtype))
+        return y if float(x.sum()) > 1e9 else y.flatten(2).mean(2)
+
+
+def test_a_model_may_ask_for_the_type_of_a_weight():
+    torch.manual_seed(0)
+    net, x = Looks().eval(), images(16, 3)
+    quantized = Quantize()(net, [x])
+    assert quantized.conv.weight.dtype == torch.float32 and bytes_a_weight(quantized) == 1.0
+    assert error(quantized(x), net(x)) < 0.05
+
+
 class Branch(nn.Module):
     """Its Python looks at values, so there is no graph: convolutions round their own inputs."""
 

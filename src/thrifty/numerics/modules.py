@@ -76,6 +76,22 @@ class QuantConv(nn.Module):
 
 
 @final
+class WithEdge(nn.Sequential):
+    """A convolution and the edge behind it, where no graph says what reads it.
+
+    ``weight`` has the float weight's shape and type and no numbers: models look at its type before they call the layer.
+    """
+
+    def __init__(self, conv: nn.Module, edge: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__(conv, edge)
+        self._shape = shape
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.empty(self._shape, device="meta")
+
+
+@final
 class QuantLinear(nn.Module):
     """A product of int8 tokens (a scale for each, found as they come) with integer weights (a scale a row).
 

@@ -13,7 +13,7 @@ from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.equalize import rescale
 from thrifty.numerics.grid import Affine
-from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
+from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear, WithEdge
 from thrifty.numerics.observers import Observer
 from thrifty.numerics.smooth import STRENGTHS, Tokens, smoothing
 from thrifty.posttraining.quantization.assign import Assigned
@@ -117,7 +117,8 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
     for name, (bits, scale, zero, *output) in plan.values["convolutions"].items():
         conv: Any = model.get_submodule(name)
         integer_conv = QuantConv(conv, Affine(scale, zero), rounds=bool(output), bits=bits)
-        graphs.replace(model, name, nn.Sequential(integer_conv, QuantEdge(Affine(*output))) if output else integer_conv)
+        graphs.replace(model, name, WithEdge(integer_conv, QuantEdge(Affine(*output)), conv.weight.shape)
+                       if output else integer_conv)
     for name, bits in plan.values["linears"].items():
         linear: Any = model.get_submodule(name)
         integer = QuantLinear(linear, plan.tensors[f"smooth.{name}"], bits)
@@ -138,7 +139,7 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
 
 def place(model: nn.Module, name: str) -> str:
     """Where the integer layer of that name is: a convolution off the graph's edges has an edge of its own behind it."""
-    return f"{name}.0" if isinstance(model.get_submodule(name), nn.Sequential) else name
+    return f"{name}.0" if isinstance(model.get_submodule(name), WithEdge) else name
 
 
 def _rows(context: Context, most: int) -> Iterator[tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantLinear
 def bytes_a_weight(model: nn.Module) -> float:
     """Mean bytes of what multiplies: the weights of linear layers, convolutions and embeddings, scales of groups counted."""
     tensors = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
-               and m.weight.dim() > 1]
+               and m.weight.dim() > 1 and not m.weight.is_meta]
     grouped = [m for m in model.modules() if isinstance(m, GroupedLinear)]
     count = sum(x.numel() for x in tensors) + sum(m.in_features * m.out_features for m in grouped)
     tensors += [x for m in grouped for x in (m.packed, m.scale, m.zero)]

@@ -11,7 +11,15 @@ from torch import fx, nn
 from thrifty.errors import ThriftyError
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grid import Affine
-from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
+from thrifty.numerics.modules import (
+    GroupedEmbedding,
+    GroupedLinear,
+    QuantConv,
+    QuantEdge,
+    QuantEmbedding,
+    QuantLinear,
+    WithEdge,
+)
 from thrifty.training.qat.layers import (
     Rounded,
     RoundedConv,
@@ -86,7 +94,7 @@ def _exchange_convolution(model: nn.Module, name: str, twin: QuantConv, integers
     else:
         entry = RoundedEdge(QuantEdge(Affine(float(twin.x_scale), int(twin.x_zero))), learned)
         output: Any = integers[f"{place}.1"]
-        graphs.replace(model, place, nn.Sequential(make(entry, learned), RoundedEdge(output, learned)))
+        graphs.replace(model, place, WithEdge(make(entry, learned), RoundedEdge(output, learned), twin.weight.shape))
     if norm:
         graphs.replace(model, norm, nn.Identity())
 
