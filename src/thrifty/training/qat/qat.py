@@ -77,7 +77,7 @@ class Qat(TrainingMethod):
     )
 
     def prepare(self, fit: Fit) -> None:
-        transform = Quantize(self.scheme, group=self.group, layers=self.layers)
+        transform = self._quantize()
         model = as_linears(fit.model.cpu())
         plan, twin = fit.charged(lambda: _planned(transform, model, _inputs(fit, CALIBRATION_EXAMPLES)))
         claims = transform.claims(model, twin)
@@ -101,6 +101,14 @@ class Qat(TrainingMethod):
             for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
                 norm.eval()
         return proceed(batch)
+
+    def _quantize(self) -> Quantize:
+        """What finds ranges and smoothing and builds what is left: weights are those that are trained, evened out and
+        corrected by training alone, so only algorithms that choose grids serve."""
+        of_weights = any(SCHEMES[each].activations == "float" for each in (self.scheme, *self.layers.values())
+                         if each in SCHEMES)
+        return Quantize(self.scheme, algorithm="awq" if of_weights else "smoothquant", group=self.group, layers=self.layers,
+                        equalize=False, correct=False)
 
     def _free_steps(self, fit: Fit) -> int:
         """Those before statistics stand still."""
