@@ -124,7 +124,7 @@ def _example(body: Any) -> Tensor:
     if body.main_input_name != "input_ids" or body.config.is_encoder_decoder:
         raise InterchangeError(f"{type(body).__name__} is no model of one text; directories of this format are written of such; "
                                f"{OTHER}")
-    return (torch.arange(16).reshape(2, 8) * 7 + 1) % body.config.vocab_size
+    return (torch.arange(16).reshape(2, 8) * 7 + 1) % body.config.get_text_config().vocab_size
 
 
 def _rest(body: Any) -> dict[str, Tensor]:

@@ -199,8 +199,9 @@ def load(text: str) -> Workload:
     known = Reference.parse(text)
     directory = open_directory(known.directory)
     if quantized := directory.config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise WorkloadError(
-            f"{known.directory} is quantized already ({quantized.get('quant_method', 'by an unknown method')}): a workload "
+            f"{known.directory} is quantized already ({method or 'by an unknown method'}): a workload "
             "starts from floating point, which is its baseline. Give the directory that it was made from; or, of "
             "compressed-tensors, take the module: thrifty.import_compressed_tensors(DIRECTORY)")
     if not known.task:
