@@ -49,6 +49,8 @@ PROPERTIES: Mapping[str, str] = {
     "float-weights": "weights in floating point",
     "trained": "weights that were trained",
     "quantized": "integer weights",
+    "integer-products": "activations are integers too where they are multiplied",
+    "bfloat16": "computes in bfloat16",
     "pruned": "structures were removed",
     "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
@@ -200,6 +202,7 @@ class Card:
         paper: title, authors' year and identifier of the source.
         needs: of "calibration", "labels", "teacher", "training".
         requires, provides, removes: of `PROPERTIES`.
+        refuses: of them, what a model must not have.
         slot: at most one method of a ``train`` phase fills each.
         devices: where it runs.
         capability: least compute capability of a CUDA device that it runs on.
@@ -213,6 +216,7 @@ class Card:
     requires: frozenset[str] = frozenset({"module"})
     provides: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
     slot: Slot | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     capability: tuple[int, int] = (0, 0)
@@ -220,7 +224,7 @@ class Card:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
-        unknown = (self.requires | self.provides | self.removes) - PROPERTIES.keys()
+        unknown = (self.requires | self.provides | self.removes | self.refuses) - PROPERTIES.keys()
         if unknown:
             raise ValueError(f"{sorted(unknown)} are no properties; known: {', '.join(PROPERTIES)}")
 
@@ -291,6 +295,11 @@ class Method(abc.ABC):
 
         joined: Recipe = Recipe.of(self) | other
         return joined
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Properties that it gives a model: its card's, and what its hyperparameters make of it."""
+        return self.card.provides
 
     def arguments(self) -> dict[str, Any]:
         """Hyperparameters that differ from their defaults, in order."""
@@ -513,7 +522,7 @@ class Lowered:
         inputs, outputs: in the order of the call.
         portable: loads on another machine with the same runtime.
         native: holds machine code, which is only opened where the user trusts it.
-        needs: packages that opening it imports.
+        needs: distributions of what opening it imports.
         precision: what the arithmetic really runs in ("fp32", "bf16", "int8").
         instruction_set: needed from the processor ("avx512"), "" for none.
         facts: figures read off what the engine executes, by the name that claims use.

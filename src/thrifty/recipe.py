@@ -19,6 +19,7 @@ from typing import Any, NoReturn, final
 
 from thrifty.errors import ThriftyError
 from thrifty.method import (
+    PROPERTIES,
     Compiler,
     HyperparameterError,
     Method,
@@ -268,11 +269,16 @@ def check(recipe: Recipe, properties: frozenset[str]) -> frozenset[str]:
             give it.
     """
     took: dict[str, str] = {}
+    gave: dict[str, str] = {}
     for i, phase in enumerate(recipe):
         for method in phase.methods if isinstance(phase, Train) else (phase,):
             lacking = sorted(method.card.requires - properties)
             if lacking:
                 raise RecipeError(_lack(method, lacking[0], took), str(recipe), *_span(recipe, i))
+            for has in sorted(method.card.refuses & properties):
+                raise RecipeError(f"{method.name} requires a model without {has}, which {gave.get(has, 'the workload')} gives "
+                                  f"it: {PROPERTIES[has]}; give {gave.get(has, 'it')} another scheme, or use another compiler",
+                                  str(recipe), *_span(recipe, i))
         if isinstance(phase, Train):
             for lacks in sorted({"module", "float-weights"} - properties):
                 raise RecipeError(_lack(phase, lacks, took), str(recipe), *_span(recipe, i))
@@ -280,7 +286,8 @@ def check(recipe: Recipe, properties: frozenset[str]) -> frozenset[str]:
         for method in phase.methods if isinstance(phase, Train) else (phase,):
             for gone in method.card.removes & properties:
                 took[gone] = method.name if not isinstance(method, Compiler) else f"compile({method.name})"
-            properties = (properties - method.card.removes) | method.card.provides
+            gave |= dict.fromkeys(method.provides - properties, method.name)
+            properties = (properties - method.card.removes) | method.provides
     return properties
 
 

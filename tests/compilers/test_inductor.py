@@ -28,7 +28,7 @@ def conv(tmp_path_factory):
 def test_integer_kernels_run_and_agree_with_the_simulation(conv):
     _, integer, x, (record, engine, _) = conv
     assert (record.precision, record.portable, record.native) == ("int8", False, True)
-    assert record.facts == {"integer_layers": 5.0, "float_layers": 0.0}
+    assert record.facts == {"integer_layers": 5.0, "float_layers": 0.0, "few_bit_layers": 0.0}
     assert record.instruction_set
     for n in (1, 3, 16):
         assert error(called(engine, x[:n]), integer(x[:n])) < 0.01
@@ -38,7 +38,7 @@ def test_an_encoder_in_integers(tmp_path):
     (ids, mask), net = texts(), encoder()
     integer = quantized(net, ids, mask)
     record, engine, _ = lowered(Inductor(), integer, (ids[:1], mask[:1]), tmp_path, BOTH)
-    assert record.facts == {"integer_layers": 6.0, "float_layers": 0.0}
+    assert record.facts == {"integer_layers": 6.0, "float_layers": 0.0, "few_bit_layers": 0.0}
     assert error(called(engine, ids, mask), integer(ids, mask)) < 0.01
 
 
@@ -53,7 +53,7 @@ def test_float_parity_and_bytes(tmp_path):
     integer = quantized(net, x)
     fp32, engine, large = lowered(Inductor(), net, (x[:1],), tmp_path / "fp32")
     assert fp32.precision == "fp32"
-    assert fp32.facts == {"integer_layers": 0.0, "float_layers": 2.0}
+    assert fp32.facts == {"integer_layers": 0.0, "float_layers": 2.0, "few_bit_layers": 0.0}
     assert error(called(engine, x[:1]), net(x[:1])) < 1e-4
     record, engine, small = lowered(Inductor(), integer, (x[:1],), tmp_path / "int8")
     assert record.facts["integer_layers"] == 2
@@ -71,7 +71,7 @@ def test_kernels_are_counted_in_the_calls_alone():
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise_binary(a, b));
     AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise(a, b));
     """
-    assert kernels(source) == {"integer_layers": 2.0, "float_layers": 3.0}
+    assert kernels(source) == {"integer_layers": 2.0, "float_layers": 3.0, "few_bit_layers": 0.0}
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch, tmp_path):

@@ -36,7 +36,7 @@ def test_float_parity(conv):
 def test_integer_kernels_run_and_agree_with_the_simulation(conv):
     record, engine, small = conv["int8"]
     assert record.precision == "int8"
-    assert record.facts == {"integer_layers": 5.0, "float_layers": 0.0}
+    assert record.facts == {"integer_layers": 5.0, "float_layers": 0.0, "few_bit_layers": 0.0}
     ran = executed(conv["place"] / "int8" / "model.onnx", [conv["x"][:1].numpy()])
     assert ran["QLinearConv"] == 4
     assert ran["QLinearAdd"] == 1
@@ -52,7 +52,7 @@ def test_attention_float_and_integer(tmp_path):
     one = (ids[:1], mask[:1])
     record, engine, _ = lowered(OnnxRuntime(), net, one, tmp_path / "fp32", BOTH)
     assert [x.dtype for x in record.inputs] == ["int64", "int64"]
-    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0}
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0, "few_bit_layers": 0.0}
     assert error(called(engine, ids, mask), net(ids, mask)) < 1e-4
     ran = executed(tmp_path / "fp32" / "model.onnx", [x.numpy() for x in one])
     assert ran["MultiHeadAttention"] == 1
@@ -102,6 +102,6 @@ def test_convolutions_of_a_net_that_cannot_be_traced(tmp_path):
     net, x = Checked().eval(), torch.randn(20, 3, 15, 11)
     integer = quantized(net, x)
     record, engine, _ = lowered(OnnxRuntime(), integer, (x[:1],), tmp_path, BATCH)
-    assert record.facts == {"integer_layers": 2.0, "float_layers": 0.0}
+    assert record.facts == {"integer_layers": 2.0, "float_layers": 0.0, "few_bit_layers": 0.0}
     assert error(called(engine, x[:5]), integer(x[:5])) < 0.01
     assert error(called(engine, x[:5]), net(x[:5])) < 0.05

@@ -39,7 +39,7 @@ def conv(tmp_path_factory):
 def test_float_parity(conv):
     record, engine, _ = conv["fp32"]
     assert (record.precision, record.portable, record.native, record.needs) == ("fp32", True, False, ("openvino",))
-    assert record.facts == {"integer_layers": 0.0, "float_layers": 5.0, "bf16_layers": 0.0}
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 5.0, "bf16_layers": 0.0, "few_bit_layers": 0.0}
     assert record.inputs[0].shape == (-1, 1, 29, 23)
     for n in (1, 3, 16):
         assert error(called(engine, conv["x"][:n]), conv["net"](conv["x"][:n])) < 1e-5
@@ -57,7 +57,7 @@ def test_fp32_is_held_to_fp32_on_the_threads_asked_for(conv):
 def test_integer_kernels_run_and_agree_with_the_simulation(conv):
     record, engine, small = conv["int8"]
     assert record.precision == "int8"
-    assert record.facts == {"integer_layers": 5.0, "float_layers": 0.0, "bf16_layers": 0.0}
+    assert record.facts == {"integer_layers": 5.0, "float_layers": 0.0, "bf16_layers": 0.0, "few_bit_layers": 0.0}
     ran = executed(conv["place"] / "int8" / "model.xml", [conv["x"][:1].numpy()])
     operators = [operator for operator, _ in ran]
     assert operators.count("Convolution") == 3
@@ -106,17 +106,17 @@ def test_attention_float_and_integer(tmp_path):
     one = (ids[:1], mask[:1])
     record, engine, _ = lowered(OpenVino(), net, one, tmp_path / "fp32", BOTH)
     assert [x.dtype for x in record.inputs] == ["int64", "int64"]
-    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0, "bf16_layers": 0.0}
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0, "bf16_layers": 0.0, "few_bit_layers": 0.0}
     assert error(called(engine, ids, mask), net(ids, mask)) < 1e-5
     record, engine, _ = lowered(OpenVino(), integer, one, tmp_path / "int8", BOTH)
-    assert record.facts == {"integer_layers": 6.0, "float_layers": 0.0, "bf16_layers": 0.0}
+    assert record.facts == {"integer_layers": 6.0, "float_layers": 0.0, "bf16_layers": 0.0, "few_bit_layers": 0.0}
     assert error(called(engine, ids, mask), integer(ids, mask)) < 0.01
     assert error(called(engine, ids, mask), net(ids, mask)) < 0.05
     peaks = [operator for operator, _ in executed(tmp_path / "int8" / "model.xml", [x.numpy() for x in one])]
     assert peaks.count("ReduceMax") == 4, "q, k and v read one tensor: its tokens' peaks are found once"
 
 
-@pytest.mark.parametrize("features", [1, 7, 513])
+@pytest.mark.parametrize("features", [3, 7, 513])
 def test_tokens_are_rounded_as_the_plan_says(tmp_path, features):
     """Against the maths, written out: t = max|x| / 127, q = round(x / t), t s_w q q_w^T + b."""
     torch.manual_seed(features)
@@ -164,7 +164,7 @@ def test_bfloat16_alone_and_beside_integers(tmp_path):
     half = Quantize("bf16")(net, [((ids, mask), None)]).requires_grad_(False)
     record, engine, _ = lowered(OpenVino(), half, one, tmp_path / "bf16", BOTH)
     assert record.precision == "bf16"
-    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0, "bf16_layers": 6.0}
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 6.0, "bf16_layers": 6.0, "few_bit_layers": 0.0}
     assert engine.compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.bf16
     assert error(called(engine, ids, mask), net(ids, mask)) < 0.02
     mixed = Quantize("w8a8", rest="bf16")(net, [((ids, mask), None)]).requires_grad_(False)

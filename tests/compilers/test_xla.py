@@ -120,9 +120,14 @@ def test_tied_weights_are_written_once_and_outputs_keep_their_types(tmp_path):
         torch.testing.assert_close(torch.from_numpy(a), b)
 
 
-def test_it_is_for_float_weights():
-    with pytest.raises(RecipeError, match="xla requires float-weights, which quantize"):
-        check(Recipe.parse("quantize(w8a8) | compile(xla)"), frozenset({"module", "float-weights", "trained"}))
+@pytest.mark.parametrize(("scheme", "has"), [
+    ("w8a8", "integer-products"), ("bf16", "bfloat16"), ("w4a16, rest=bf16", "bfloat16"),
+])
+def test_it_is_for_products_of_float32(scheme, has):
+    known = frozenset({"module", "float-weights", "trained"})
+    with pytest.raises(RecipeError, match=f"xla requires a model without {has}, which quantize gives it"):
+        check(Recipe.parse(f"quantize({scheme}) | compile(xla)"), known)
+    check(Recipe.parse("quantize(w4a16) | compile(xla)"), known)
 
 
 def test_float64_and_unknown_operators_are_refused(tmp_path):

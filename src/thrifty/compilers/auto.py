@@ -133,13 +133,14 @@ class Auto(Compiler):
 
 def candidates(model: nn.Module, device: str = "cpu") -> list[str]:
     """Compilers that are installed, serve the device and take a model of this precision, in the order in which they are tried."""
-    properties = {"module"} | ({"float-weights"} if "int8" not in precision_of(model) else set())
+    parts = precision_of(model).split("+")
+    properties = {"integer-products" for part in parts if part == "int8"} | {"bfloat16" for part in parts if part == "bf16"}
     found = []
     for name in names():
         cls = method_class(name)
         if not issubclass(cls, Compiler) or cls is Auto or cls.missing():
             continue
-        if device in cls.card.devices and cls.card.requires <= properties:
+        if device in cls.card.devices and not cls.card.refuses & properties:
             found.append(name)
     return sorted(found, key=lambda name: (name == LAST_RESORT, (*ORDER, name).index(name)))
 

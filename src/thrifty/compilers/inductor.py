@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import re
 import shutil
 import subprocess
@@ -22,11 +23,14 @@ from thrifty.compilers.export import write_program
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
 from thrifty.method import Card, Compiler, Context, Lowered
-from thrifty.numerics.graph import replace
-from thrifty.numerics.grid import INT8_MAX, TINY
-from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.graph import exchange
+from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.packing import unpack
 
 FILE = "model.pt2"
+FEW_ROWS = 4
+"""Rows up to which a product with weights of few bits dequantizes them for every row, in registers."""
 OPTIONS = {
     "freezing": True,  # decides: without it int8 is no faster than fp32 (0.9x), with it 3.6x
     "aot_inductor.use_runtime_constant_folding": False,
@@ -117,18 +121,22 @@ INTEGER_KERNEL = re.compile(r"aoti_torch_\w*?(?:qlinear|qconv|_int_mm)\w*\(|kern
 FLOAT_KERNEL = re.compile(
     r"aoti_torch_\w*(?:(?<!q)linear_pointwise|_mkl_linear|convolution|(?<!b)(?<!int_)mm_out)\w*\("
 )
+FEW_BITS = re.compile(r"constants_info_\[(\d+)\]\.dtype = cached_torch_dtype_uint8;.*?"
+                      r"constants_info_\[\1\]\.original_fqn = \"(?:\w+\.)*few_bits\"", re.DOTALL)
 
 
 def kernels(source: str) -> dict[str, float]:
     """Count, in the generated call sequence, the integer and the float kernels of weighted layers.
 
     Returns:
-        integer_layers: calls of integer kernels; float_layers: of float ones.
+        integer_layers: calls of integer kernels; float_layers: of float ones; few_bit_layers: products whose weights are kept
+        as bytes, in a loop that is generated for them or before a float kernel.
     """
     body = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith("//"))
     return {
         "integer_layers": float(len(INTEGER_KERNEL.findall(body))),
         "float_layers": float(len(FLOAT_KERNEL.findall(body))),
+        "few_bit_layers": float(len(FEW_BITS.findall(body))),
     }
 
 
@@ -169,14 +177,10 @@ def _stripped(library: bytes, scratch: Path) -> bytes:
 
 def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what Inductor's patterns find."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, QuantConv):
-            replace(model, name, _Conv(module))
-        elif isinstance(module, QuantLinear):
-            replace(model, name, _Linear(module))
-        elif isinstance(module, QuantEdge):
-            replace(model, name, _Edge(float(module.scale), int(module.zero)))
-    return model
+    return exchange(model, {
+        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(float(edge.scale), int(edge.zero)),
+        GroupedLinear: _Grouped, GroupedEmbedding: _Rows,
+    })
 
 
 @contextlib.contextmanager
@@ -240,3 +244,83 @@ class _Linear(nn.Module):
         if self.linear.bias is not None:
             y = y + self.linear.bias
         return y.reshape(*x.shape[:-1], self.linear.out_features).to(x.dtype)
+
+
+def _number(x: Tensor) -> Tensor:
+    """Bytes as the floats that they are. Freezing would fold any other conversion, and keep what it gives in the file."""
+    ops: Any = torch.ops.quantized_decomposed
+    result: Tensor = ops.dequantize_per_tensor.default(x, 1.0, 0, 0, UINT8_MAX, torch.uint8)
+    return result
+
+
+class _Grouped(nn.Module):
+    """Weights of few bits in one generated loop where there are few rows; else dequantized, all at once, before the product.
+
+    Up to four bits, a byte holds weights j and j + group / 2 of a group: b = q_j + 16 q_(j + group / 2). All is computed in
+    floats, which vectorise where shifts do not: q_(j + group / 2) = floor(b / 16).
+    """
+
+    few_bits: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: GroupedLinear) -> None:
+        super().__init__()
+        q = linear.integers().reshape(*linear.scale.shape, linear.group)
+        self.halves = linear.bits <= 4 and linear.group % 2 == 0
+        if self.halves:
+            low, high = q.chunk(2, 2)
+            q = low + 16 * high
+        self.register_buffer("few_bits", q)
+        self.register_buffer("scale", linear.scale.unsqueeze(2))
+        self.register_buffer("zero", linear.zero.unsqueeze(2))
+        self.register_buffer("bias", linear.bias)
+        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
+        self.outputs = linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.unsmooth is None else x * self.unsmooth.to(x.dtype)
+        rows = math.prod(x.shape[:-1])
+        y = self.fused(y) if isinstance(rows, int) and rows <= FEW_ROWS else nn.functional.linear(y, self.weight().to(x.dtype))
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The whole numbers of every group as floats: all of them, or its two halves."""
+        q = _number(self.few_bits)
+        if not self.halves:
+            return (q,)
+        high = torch.floor(q * (1 / 16))
+        return q - 16 * high, high
+
+    def weight(self) -> Tensor:
+        zero = _number(self.zero)
+        return torch.cat([(q - zero) * self.scale for q in self.parts()], 2).flatten(1)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """sum_g s_g (sum_j x_j q_j - z_g sum_j x_j), for each row."""
+        groups = x.float().reshape(-1, 1, self.scale.shape[1], x.shape[-1] // self.scale.shape[1])
+        parts = self.parts()
+        product = sum(x * q for x, q in zip(groups.chunk(len(parts), 3), parts, strict=True))
+        y = (product * self.scale).sum((2, 3)) - (_number(self.zero) * self.scale * groups.sum(3, keepdim=True)).sum((2, 3))
+        return y.reshape(*x.shape[:-1], self.outputs).to(x.dtype)
+
+
+class _Rows(nn.Module):
+    """Rows of a table that is multiplied by too, in eight bits as `_Grouped` holds it."""
+
+    few_bits: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, table: GroupedEmbedding) -> None:
+        super().__init__()
+        self.dtype = table.dtype
+        self.register_buffer("few_bits", unpack(table.packed, table.bits).reshape(*table.scale.shape, -1))
+        self.register_buffer("scale", table.scale.unsqueeze(2))
+        self.register_buffer("zero", table.zero.unsqueeze(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = (self.few_bits[ids].float() - self.zero[ids].float()) * self.scale[ids]
+        return rows.flatten(-2).to(self.dtype)

@@ -19,15 +19,12 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.compilers.onnx_placement import Attention, placed
 from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
-from thrifty.numerics.graph import exchange
-from thrifty.numerics.grid import TINY
-from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
 
 FILE = "model.onnx"
 OPSET = 20
@@ -71,13 +68,13 @@ class OnnxRuntime(Compiler):
             raise LoweringError(
                 "ONNX Runtime has no bfloat16 kernels on CPU: use compile(inductor), or quantize(w8a8) with rest=fp32"
             )
-        placed = _placed(copy.deepcopy(model).eval().cpu())
-        if sum(x.numel() * x.element_size() for x in (*placed.parameters(), *placed.buffers())) > LARGEST:
+        ready = placed(copy.deepcopy(model).eval().cpu())
+        if sum(x.numel() * x.element_size() for x in (*ready.parameters(), *ready.buffers())) > LARGEST:
             raise LoweringError("the weights are over 2 GB, more than one ONNX file holds: use compile(inductor)")
         example = tuple(x.cpu() for x in example)
         with torch.no_grad(), _quiet():
-            with _Attention():
-                program = capture(placed, example, context.shapes)
+            with Attention():
+                program = capture(ready, example, context.shapes)
             inputs, outputs = specs(program, len(example), context.shapes)
             try:
                 exported = torch.onnx.export(
@@ -106,7 +103,8 @@ def kernels(path: Path, arrays: list[np.ndarray]) -> dict[str, float]:
     """Run the file once under the runtime's own profiler and count the kernels that it executed.
 
     Returns:
-        integer_layers: integer products; float_layers: float convolutions and products with weights.
+        integer_layers: integer products; float_layers: float convolutions and products with weights; few_bit_layers: of
+        these, with weights that stay integers until they are multiplied.
     """
     import onnx
 
@@ -114,10 +112,13 @@ def kernels(path: Path, arrays: list[np.ndarray]) -> dict[str, float]:
     constants = {x.name for x in graph.initializer}
     weighted = {node.name for node in graph.node if node.op_type == "MatMul" and constants.intersection(node.input)}
     ran = _events(path, arrays)
+    dequantized = {x.name for x in graph.node if x.op_type == "DequantizeLinear" and x.input[0] in constants}
     return {
         "integer_layers": float(sum(operator in INTEGER for _, operator in ran)),
         "float_layers": float(sum(operator in FLOAT or (operator == "MatMul" and name in weighted)
                                   for name, operator in ran)),
+        "few_bit_layers": float(sum(operator == "MatMulNBits" or (operator == "DequantizeLinear" and name in dequantized)
+                                    for name, operator in ran)),
     }
 
 
@@ -136,132 +137,6 @@ def _events(path: Path, arrays: list[np.ndarray]) -> list[tuple[str, str]]:
         events = json.loads(Path(engine.session.end_profiling()).read_text())
     return [(event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]) for event in events
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-
-
-# -- where quantize and dequantize stand ------------------------------------------------------------------------
-
-
-def _op(name: str, inputs: tuple[Tensor | None, ...], like: Any, dtype: torch.dtype, version: int = 19,
-        **attributes: Any) -> Tensor:
-    result: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like, version=version)
-    return result
-
-
-def _placed(model: nn.Module) -> nn.Module:
-    """Exchange integer modules for ONNX's own operators."""
-    return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-    })
-
-
-class _Edge(nn.Module):
-    """QuantizeLinear, DequantizeLinear: the runtime moves them through ReLUs, sums and pools and fuses them there."""
-
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, scale: Tensor, zero: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("zero", zero.to(torch.uint8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = _op("QuantizeLinear", (x, self.scale, self.zero), x.shape, torch.uint8)
-        return _op("DequantizeLinear", (q, self.scale, self.zero), x.shape, torch.float32)
-
-
-class _Conv(nn.Module):
-    """Weights by channel and a bias of 32 bits at scale x_scale * w_scale, as QLinearConv wants them."""
-
-    bias: Tensor
-    bias_scale: Tensor
-    bias_zero: Tensor
-    zero: Tensor
-
-    def __init__(self, conv: QuantConv) -> None:
-        super().__init__()
-        self.conv = conv
-        self.edge: nn.Module = _Edge(conv.x_scale, conv.x_zero) if conv.rounds else nn.Identity()
-        scale = conv.x_scale * conv.scale
-        self.register_buffer("bias_scale", scale)
-        self.register_buffer("bias", torch.round(conv.bias / scale).clamp(-(2**31) + 1, 2**31 - 129).to(torch.int32))
-        self.register_buffer("bias_zero", torch.zeros_like(self.bias))
-        self.register_buffer("zero", torch.zeros(len(conv.weight), dtype=torch.int8))
-        del conv.bias
-        self.shape = tuple(conv.weight.shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = _op("DequantizeLinear", (self.conv.weight, self.conv.scale, self.zero), self.shape, torch.float32,
-                     axis=0)
-        bias = _op("DequantizeLinear", (self.bias, self.bias_scale, self.bias_zero), self.shape[:1], torch.float32,
-                   axis=0)
-        return self.conv.convolve(self.edge(x), weight, bias)
-
-
-class _Linear(nn.Module):
-    """Tokens are divided by their peaks, after which one fixed grid fits all of them: the fused
-    MatMulIntegerToFloat, which takes a single scale, then computes per-token products.
-    """
-
-    unsmooth: Tensor | None
-    weight: Tensor
-    scale: Tensor
-    step: Tensor
-    zero: Tensor
-    bias: Tensor | None
-
-    def __init__(self, linear: QuantLinear) -> None:
-        super().__init__()
-        smooth = linear.smooth
-        self.register_buffer("unsmooth", None if bool((smooth == 1).all()) else 1 / smooth)
-        self.register_buffer("weight", linear.weight.t().contiguous())
-        self.register_buffer("scale", linear.scale.clone())
-        self.register_buffer("step", torch.tensor(1 / 127))
-        self.register_buffer("zero", torch.tensor(128, dtype=torch.uint8))
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.unsmooth is not None:
-            x = x * self.unsmooth
-        peak = x.abs().amax(-1, keepdim=True).clamp_min(TINY)
-        q = _op("QuantizeLinear", (x * (1 / peak), self.step, self.zero), x.shape, torch.uint8)
-        shape = (*x.shape[:-1], self.weight.shape[1])
-        y = _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero), shape,
-                torch.float32, version=1) * peak
-        return y if self.bias is None else y + self.bias
-
-
-class _Attention(TorchFunctionMode):
-    """Attention as the runtime's one operator: its own fusion does not find it in what torch.onnx writes.
-
-    Half the time of a small encoder's float part goes into the transposes and masks that this leaves out.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and (fused := _attention(*args, **(kwargs or {}))) is not None:
-            return fused
-        return func(*args, **(kwargs or {}))
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-               is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor | None:
-    if query.dim() != 4 or enable_gqa or query.dtype != torch.float32 or (is_causal and attn_mask is not None):
-        return None
-    heads, bias = query.shape[1], attn_mask
-    if bias is not None:
-        if bias.dtype == torch.bool:  # a large negative number: with -inf, rows without any token would be NaN
-            bias = torch.where(bias, 0.0, -1e30)
-        if bias.dim() > 4:
-            return None
-        bias = bias[(None,) * (4 - bias.dim())]  # the first two dimensions may be 1, the others may not
-        bias = bias.expand(-1, -1, query.shape[2], key.shape[2])
-    joined = [x.transpose(1, 2).flatten(2) for x in (query, key, value)]  # [batch, tokens, heads * features]
-    options: dict[str, Any] = {"num_heads": heads, "unidirectional": int(is_causal)}
-    if scale is not None:
-        options["scale"] = float(scale)
-    shape = (*joined[0].shape[:2], heads * value.shape[-1])
-    out = _op("com.microsoft::MultiHeadAttention", (*joined, None, None, bias), shape, torch.float32, version=1, **options)
-    return out.unflatten(2, (heads, value.shape[-1])).transpose(1, 2)
 
 
 def _apart(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> list[str]:
@@ -293,10 +168,24 @@ def _strip(path: Path) -> None:
         for node in graph.node:
             node.doc_string = ""
             del node.metadata_props[:]
+    _once(model.graph)
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
     onnx.save(model, path)
+
+
+def _once(graph: Any) -> None:
+    """Keep one of equal weights: a table that is looked up and multiplied by."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    names = {x.name: first.setdefault((x.data_type, tuple(x.dims), x.raw_data), x.name)
+             for x in graph.initializer if x.raw_data}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+    kept = [x for x in graph.initializer if names.get(x.name, x.name) == x.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 @contextmanager

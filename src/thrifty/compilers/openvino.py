@@ -21,7 +21,8 @@ from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
-from thrifty.numerics.modules import QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.packing import pack, unpack
 
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
@@ -93,6 +94,7 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
         })
     except Exception as error:
         raise cannot_express("OpenVINO", error, "onnxruntime", "inductor") from error
+    _pack_halves(converted)
     openvino.save_model(converted, directory / FILES[0], compress_to_fp16=False)
 
 
@@ -114,6 +116,29 @@ def _copy_repeated(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
+def _pack_halves(model: Any) -> None:
+    """Hold weights of up to four bits as u4, two in a byte; torch has no such type to export.
+
+    They, and their zeros, are known by what dequantizes them: converted, then one less the other.
+    """
+    from thrifty.engines.openvino import openvino
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != openvino.Type.u8:
+            continue
+        readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
+        after = [x.get_node().get_type_name() for reader in readers for x in reader.output(0).get_target_inputs()]
+        if {x.get_type_name() for x in readers} != {"Convert"} or set(after) != {"Subtract"} or node.data.max() > 15:
+            continue
+        q = torch.tensor(node.data).flatten()
+        packed = pack(nn.functional.pad(q, (0, len(q) % 2)), 4).numpy()
+        # Copied: the array is gone before the file is written.
+        halves = openvino.op.Constant(openvino.Tensor(packed, node.shape, openvino.Type.u4), shared_memory=False)
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(halves.output(0))
+    model.validate_nodes_and_infer_types()
+
+
 def executed(path: Path, arrays: list[np.ndarray], precision: str = "fp32") -> list[tuple[str, str]]:
     """(operator, kernel) of all that OpenVINO executes for one request, after its own transformations."""
     from thrifty.engines.openvino import OpenVinoEngine
@@ -128,21 +153,24 @@ def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, f
 
     Returns:
         integer_layers: convolutions and products that read bytes; float_layers: those that read floats; bf16_layers:
-        of these, in bfloat16.
+        of these, in bfloat16; few_bit_layers: of these, with weights that stay integers until they are multiplied.
 
     Raises:
         LoweringError: a float32 model ran in bfloat16, or nothing of a bfloat16 model did.
     """
     half = "bf16" in precision.split("+")
-    ran = Counter(kernel.rpartition("_")[2].lower() for operator, kernel in executed(path, arrays, precision)
-                  if operator.startswith(WEIGHTED))
+    operators = executed(path, arrays, precision)
+    ran = Counter(kernel.rpartition("_")[2].lower() for operator, kernel in operators if operator.startswith(WEIGHTED))
     integers = ran.pop("i8", 0) + ran.pop("u8", 0)
     if ran and half != bool(ran["bf16"]):
         raise LoweringError(
             f"OpenVINO runs this {precision} model's float layers in {', '.join(sorted(ran))}: this processor has no "
             "kernels for what was asked; use another scheme of quantize, or compile(inductor)"
         )
-    return {"integer_layers": float(integers), "float_layers": float(ran.total()), "bf16_layers": float(ran["bf16"])}
+    return {
+        "integer_layers": float(integers), "float_layers": float(ran.total()), "bf16_layers": float(ran["bf16"]),
+        "few_bit_layers": float(sum(operator == "FullyConnectedCompressed" for operator, _ in operators)),
+    }
 
 
 # -- where quantize and dequantize stand ------------------------------------------------------------------------
@@ -152,6 +180,7 @@ def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what the low-precision transformations look for."""
     return exchange(model, {
         QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
+        GroupedLinear: _Grouped, GroupedEmbedding: _Rows,
     })
 
 
@@ -210,3 +239,55 @@ class _Linear(nn.Module):
         u = _rounded(flat * (INT8_MAX / peak) + MIDDLE, 1.0, 0, 0, UINT8_MAX, torch.uint8)
         y = (nn.functional.linear(u, rows(self.linear.weight, self.linear.scale)) + self.shift) * (peak / INT8_MAX)
         return (y if self.linear.bias is None else y + self.linear.bias).to(x.dtype)
+
+
+class _Grouped(nn.Module):
+    """Integers less their zeros, times a scale, reshaped: what the runtime's compressed products are recognised by.
+
+    Under bfloat16 the product, written in float32, still runs in bfloat16. There it forgets the last of an odd number of
+    inputs (2026.4): rows of one group are given one more, whose weight is 0.
+    """
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: GroupedLinear) -> None:
+        super().__init__()
+        q = linear.integers().reshape(*linear.scale.shape, -1)
+        self.odd = linear.in_features % 2 == 1 == linear.scale.shape[1]
+        if self.odd:
+            q = torch.cat([q, linear.zero.unsqueeze(2)], 2)
+        self.shape = (linear.out_features, -1)
+        self.register_buffer("q", q)
+        self.register_buffer("scale", linear.scale.unsqueeze(2))
+        self.register_buffer("zero", linear.zero.unsqueeze(2))
+        self.register_buffer("bias", linear.bias)
+        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = ((self.q.float() - self.zero.float()) * self.scale).reshape(self.shape)
+        y = x.float() if self.unsmooth is None else x.float() * self.unsmooth
+        y = nn.functional.pad(y, (0, 1)) if self.odd else y
+        return nn.functional.linear(y, weight, self.bias).to(x.dtype)
+
+
+class _Rows(nn.Module):
+    """Rows of the integers that `_Grouped` multiplies by, which lie in the file once."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, table: GroupedEmbedding) -> None:
+        super().__init__()
+        self.dtype = table.dtype
+        self.register_buffer("q", unpack(table.packed, table.bits).reshape(*table.scale.shape, -1))
+        self.register_buffer("scale", table.scale.unsqueeze(2))
+        self.register_buffer("zero", table.zero.unsqueeze(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = (self.q[ids].float() - self.zero[ids].float()) * self.scale[ids]
+        return rows.flatten(-2).to(self.dtype)

@@ -42,9 +42,9 @@ class Xla(Compiler):
         trade_off="seconds of compilation at every load; no gain from int8 or bfloat16 on processors",
         paper='"XLA: compiling machine learning for peak performance", Sabne 2020; "Compiling machine learning programs '
               'via high-level tracing", Frostig et al. 2018',
-        requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
+        refuses=frozenset({"integer-products", "bfloat16"}),
     )
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)

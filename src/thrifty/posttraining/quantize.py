@@ -94,6 +94,12 @@ class Quantize(Transform):
     )
 
     @property
+    def provides(self) -> frozenset[str]:
+        schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
+        products = {"integer-products"} if any(SCHEMES[s].activations == "int8" for s in schemes) else set()
+        return self.card.provides | products | ({"bfloat16"} if "bf16" in (self.scheme, self.rest) else set())
+
+    @property
     def calibrated(self) -> bool:
         schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
         return self.scheme == MIXED or any(SCHEMES[s].activations == "int8" or self._of_weights not in weights.BLIND

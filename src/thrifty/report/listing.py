@@ -45,7 +45,7 @@ def print_method(cls: type[Method], file: TextIO | None = None) -> None:
         ("paper", row["paper"]),
         ("written as", row["written"]),
         ("needs", ", ".join(row["needs"]) or "nothing"),
-        *((word, _properties(row[word])) for word in ("requires", "provides", "removes") if row[word]),
+        *((word, _properties(row[word])) for word in ("requires", "refuses", "provides", "removes") if row[word]),
         *([("fills", f"the {row['slot']} of a train phase")] if row["slot"] else []),
         *([("missing here", row["missing"])] if row.get("missing") else []),
     ], title=cls.name)
@@ -62,7 +62,8 @@ def method_json(cls: type[Method]) -> dict[str, Any]:
         "trade_off": card.trade_off, "paper": card.paper, "version": cls.version,
         "what": " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split()),
         "written": _written(cls), "slot": card.slot, "needs": sorted(card.needs),
-        "requires": sorted(card.requires), "provides": sorted(card.provides), "removes": sorted(card.removes),
+        "requires": sorted(card.requires), "refuses": sorted(card.refuses), "provides": sorted(card.provides),
+        "removes": sorted(card.removes),
         "hyperparameters": [_hyperparameter(field) for field in dataclasses.fields(cls)],
     }
     if issubclass(cls, Compiler):

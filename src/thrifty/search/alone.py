@@ -19,8 +19,8 @@ KINDS = ("last", "structure")
 def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """Each method that has not run, on its own: compilers on the reference, then the others with the best compiler.
 
-    A structural transform comes with the training that recovers from it, where there is one. Compilers that take float
-    weights alone come last: with what matters most after training, fewer bits, they cannot be composed.
+    A structural transform comes with the training that recovers from it, where there is one. Compilers that refuse
+    integer products come last: with what matters most after training, fewer bits, they cannot be composed.
 
     Args:
         space: of recipes.
@@ -29,7 +29,7 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """
     known = {trial.recipe for trial in trials}
     compilers = _compiled(space)
-    narrow = [recipe for recipe in compilers if "float-weights" in recipe.compiler.card.requires]
+    narrow = [recipe for recipe in compilers if "integer-products" in recipe.compiler.card.refuses]
     if waiting := [recipe for recipe in compilers if recipe not in narrow and str(recipe) not in known]:
         return waiting
     singles = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])

@@ -127,7 +127,7 @@ def test_tied_weights_are_written_once_and_outputs_keep_their_types(tmp_path):
 
 
 def test_it_is_for_float32_weights(tmp_path):
-    with pytest.raises(RecipeError, match="tvm requires float-weights, which quantize"):
+    with pytest.raises(RecipeError, match="tvm requires a model without integer-products, which quantize"):
         check(Recipe.parse("quantize(w8a8) | compile(tvm)"), frozenset({"module", "float-weights", "trained"}))
     for dtype in (torch.float64, torch.bfloat16):
         with pytest.raises(LoweringError, match=rf"float32 and the model holds {dtype}: .*\.float\(\)"):

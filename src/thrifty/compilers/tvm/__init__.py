@@ -44,9 +44,9 @@ class Tvm(Compiler):
         trade_off="compile time; machine code that serves one kind of processor; no int8 nor bfloat16",
         paper='"TVM: an automated end-to-end optimizing compiler for deep learning", Chen et al. 2018, arXiv:1802.04799; '
               '"Relax", Lai et al. 2023, arXiv:2311.02103',
-        requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
+        refuses=frozenset({"integer-products", "bfloat16"}),
         devices=frozenset({"cpu"}),
     )
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
@@ -80,7 +80,7 @@ class Tvm(Compiler):
         _write_apart(program, taken, directory)
         return Lowered(
             engine="tvm", files=FILES, inputs=inputs, outputs=outputs, portable=False, native=True,
-            needs=("tvm", "safetensors"), precision=precision_of(model), instruction_set=instruction_set(),
+            needs=("apache-tvm", "safetensors"), precision=precision_of(model), instruction_set=instruction_set(),
         )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from tvm.relax import PyExprMutator, expr_functor
 
 LARGE = 1024
 """Bytes from which a constant is a weight, kept beside the library."""
+BYTES = ("int8", "uint8")
+"""Weights that stay what they are: what is computed of them would take more."""
 
 
 def _arrange(call: Any, x: np.ndarray, *shape: Any) -> np.ndarray:
@@ -57,9 +59,9 @@ class _Folded(PyExprMutator):
         return x if isinstance(x, tirx.FloatImm | tirx.IntImm | relax.ShapeExpr) else None
 
 
-def lifted(module: tvm.IRModule) -> tuple[tvm.IRModule, list[np.ndarray]]:
-    """The module whose large constants are inputs behind the others, and their values, without repetition."""
-    lift = _Lifted(module)
+def lifted(module: tvm.IRModule, dtypes: Container[str] | None = None) -> tuple[tvm.IRModule, list[np.ndarray]]:
+    """The module whose large constants, of some dtypes, are inputs behind the others, and their values, without repetition."""
+    lift = _Lifted(module, dtypes)
     main = lift.visit_expr(module["main"])
     module["main"] = relax.Function([*main.params, *lift.inputs], main.body, main.ret_ty, main.is_pure, main.attrs)
     return module, lift.values
@@ -67,15 +69,16 @@ def lifted(module: tvm.IRModule) -> tuple[tvm.IRModule, list[np.ndarray]]:
 
 @expr_functor.mutator
 class _Lifted(PyExprMutator):
-    def __init__(self, module: tvm.IRModule) -> None:
+    def __init__(self, module: tvm.IRModule, dtypes: Container[str] | None) -> None:
         super().__init__(module)
+        self.dtypes = dtypes
         self.inputs: list[Any] = []
         self.values: list[np.ndarray] = []
         self.places: dict[bytes, Any] = {}
 
     def visit_generic_const_(self, constant: Any) -> Any:
         value = constant.value.numpy()
-        if value.nbytes < LARGE:
+        if value.nbytes < LARGE or not (self.dtypes is None or str(value.dtype) in self.dtypes):
             return constant
         key = hashlib.sha256(value.tobytes() + str((value.shape, value.dtype)).encode()).digest()
         if key not in self.places:

@@ -27,6 +27,9 @@ def translated(program: ExportedProgram) -> tvm.IRModule:
         "cumsum.default": _cumsum,
         "amax.default": _extreme(relax.op.max),
         "amin.default": _extreme(relax.op.min),
+        "__lshift__.Tensor": _shift(relax.op.left_shift),
+        "__rshift__.Tensor": _shift(relax.op.right_shift),
+        "__rshift__.Scalar": _shift(relax.op.right_shift),
     })
     module["main"] = _Careful(module).visit_expr(module["main"])
     return module
@@ -67,6 +70,14 @@ def _extreme(reduce: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def convert(node: Any, importer: Any) -> Any:
         x, dims, keep = _arguments(node, importer)
         return importer.block_builder.emit(reduce(x, list(dims) or None, keep))
+
+    return convert
+
+
+def _shift(operator: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def convert(node: Any, importer: Any) -> Any:
+        x, by = _arguments(node, importer)
+        return importer.block_builder.emit(operator(x, by if isinstance(by, relax.Expr) else relax.const(by, x.ty.dtype)))
 
     return convert
 

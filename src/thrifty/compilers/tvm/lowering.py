@@ -18,7 +18,7 @@ from tvm import relax, tirx
 from tvm.target import Target
 
 from thrifty.compilers.tvm import REFUSED, products, rows
-from thrifty.compilers.tvm.constants import folded, lifted
+from thrifty.compilers.tvm.constants import BYTES, folded, lifted
 from thrifty.compilers.tvm.frontend import translated
 from thrifty.compilers.tvm.products import Registers
 from thrifty.compilers.tvm.schedules import schedule
@@ -36,10 +36,10 @@ def host() -> tuple[Target, Registers]:
 
 def compiled(program: ExportedProgram, target: Target, registers: Registers) -> tuple[Any, list[np.ndarray]]:
     """The executable, whose ``main`` takes the program's inputs and then the weights, and the weights."""
-    module = optimized(translated(program), target, registers)
-    module, weights = lifted(module)
+    module, integers = lifted(translated(program), BYTES)
+    module, weights = lifted(optimized(module, target, registers))
     with target:
-        return tvm.compile(module, target), weights
+        return tvm.compile(module, target), integers + weights
 
 
 def optimized(module: tvm.IRModule, target: Target, registers: Registers) -> tvm.IRModule:

@@ -1,0 +1,228 @@
+"""A model's layers as ONNX's own operators: quantization where ONNX Runtime's integer kernels look for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from thrifty.numerics.graph import exchange
+from thrifty.numerics.grid import TINY
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.packing import pack, unpack
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
+"""Weights that share a scale in MatMulNBits: a power of two."""
+
+
+def _op(name: str, inputs: tuple[Tensor | None, ...], like: Any, dtype: torch.dtype, version: int = 19,
+        **attributes: Any) -> Tensor:
+    result: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like, version=version)
+    return result
+
+
+def placed(model: nn.Module) -> nn.Module:
+    """Exchange integer modules for ONNX's own operators."""
+    return exchange(model, {
+        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
+        GroupedLinear: _grouped, GroupedEmbedding: _Rows,
+    })
+
+
+class _Edge(nn.Module):
+    """QuantizeLinear, DequantizeLinear: the runtime moves them through ReLUs, sums and pools and fuses them there."""
+
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, scale: Tensor, zero: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("zero", zero.to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = _op("QuantizeLinear", (x, self.scale, self.zero), x.shape, torch.uint8)
+        return _op("DequantizeLinear", (q, self.scale, self.zero), x.shape, torch.float32)
+
+
+class _Conv(nn.Module):
+    """Weights by channel and a bias of 32 bits at scale x_scale * w_scale, as QLinearConv wants them."""
+
+    bias: Tensor
+    bias_scale: Tensor
+    bias_zero: Tensor
+    zero: Tensor
+
+    def __init__(self, conv: QuantConv) -> None:
+        super().__init__()
+        self.conv = conv
+        self.edge: nn.Module = _Edge(conv.x_scale, conv.x_zero) if conv.rounds else nn.Identity()
+        scale = conv.x_scale * conv.scale
+        self.register_buffer("bias_scale", scale)
+        self.register_buffer("bias", torch.round(conv.bias / scale).clamp(-(2**31) + 1, 2**31 - 129).to(torch.int32))
+        self.register_buffer("bias_zero", torch.zeros_like(self.bias))
+        self.register_buffer("zero", torch.zeros(len(conv.weight), dtype=torch.int8))
+        del conv.bias
+        self.shape = tuple(conv.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = _op("DequantizeLinear", (self.conv.weight, self.conv.scale, self.zero), self.shape, torch.float32,
+                     axis=0)
+        bias = _op("DequantizeLinear", (self.bias, self.bias_scale, self.bias_zero), self.shape[:1], torch.float32,
+                   axis=0)
+        return self.conv.convolve(self.edge(x), weight, bias)
+
+
+class _Linear(nn.Module):
+    """Tokens are divided by their peaks, after which one fixed grid fits all of them: the fused
+    MatMulIntegerToFloat, which takes a single scale, then computes per-token products.
+    """
+
+    unsmooth: Tensor | None
+    weight: Tensor
+    scale: Tensor
+    step: Tensor
+    zero: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        smooth = linear.smooth
+        self.register_buffer("unsmooth", None if bool((smooth == 1).all()) else 1 / smooth)
+        self.register_buffer("weight", linear.weight.t().contiguous())
+        self.register_buffer("scale", linear.scale.clone())
+        self.register_buffer("step", torch.tensor(1 / 127))
+        self.register_buffer("zero", torch.tensor(128, dtype=torch.uint8))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.unsmooth is not None:
+            x = x * self.unsmooth
+        peak = x.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        q = _op("QuantizeLinear", (x * (1 / peak), self.step, self.zero), x.shape, torch.uint8)
+        shape = (*x.shape[:-1], self.weight.shape[1])
+        y = _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero), shape,
+                torch.float32, version=1) * peak
+        return y if self.bias is None else y + self.bias
+
+
+def _grouped(linear: GroupedLinear) -> nn.Module:
+    """Up to four bits run in MatMulNBits, held in four. Its kernels of eight bits are fast only where they round activations
+    to int8 as well, and so are dequantized beside their product.
+    """
+    block = math.gcd(linear.group, LARGEST_BLOCK)
+    if linear.bits == 8 or (block < SMALLEST_BLOCK and linear.scale.shape[1] > 1):
+        return _Dequantized(linear)
+    return _Blocks(linear, max(block, SMALLEST_BLOCK))
+
+
+class _Blocks(nn.Module):
+    """com.microsoft::MatMulNBits, its blocks of a power of two being parts of the groups."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: GroupedLinear, block: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.block = linear.in_features, linear.out_features, block
+        blocks = -(-self.inputs // block)
+        q = nn.functional.pad(linear.integers(), (0, blocks * block - self.inputs))
+        repeats = -(-blocks // linear.scale.shape[1])
+        zero = linear.zero.repeat_interleave(repeats, 1)
+        self.register_buffer("q", pack(q.reshape(self.outputs, blocks, block), 4))
+        self.register_buffer("scale", linear.scale.repeat_interleave(repeats, 1))
+        self.register_buffer("zero", pack(nn.functional.pad(zero, (0, blocks % 2)), 4))
+        self.register_buffer("bias", linear.bias)
+        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.unsmooth is None else x * self.unsmooth
+        # Its accuracy_level stays 0: from 4 on activations are rounded to int8.
+        return _op("com.microsoft::MatMulNBits", (x, self.q, self.scale, self.zero, None, self.bias),
+                   (*x.shape[:-1], self.outputs), torch.float32, version=1, K=self.inputs, N=self.outputs, bits=4,
+                   block_size=self.block)
+
+
+class _Dequantized(nn.Module):
+    """Weights of bytes, dequantized at every call, in a Gemm: of a MatMul, the runtime would make its own integer product."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor | None
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: GroupedLinear) -> None:
+        super().__init__()
+        self.shape = (linear.out_features, linear.in_features)
+        self.register_buffer("q", linear.integers().reshape(-1, linear.group))
+        self.register_buffer("scale", linear.scale.flatten())
+        self.register_buffer("zero", linear.zero.flatten())
+        self.register_buffer("bias", linear.bias)
+        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = (x if self.unsmooth is None else x * self.unsmooth).reshape(-1, self.shape[1])
+        weight = _op("DequantizeLinear", (self.q, self.scale, self.zero), self.q.shape, torch.float32, axis=0)
+        y = _op("Gemm", (flat, weight.reshape(self.shape), self.bias), (flat.shape[0], self.shape[0]), torch.float32,
+                version=13, transB=1)
+        return y.reshape(*x.shape[:-1], self.shape[0])
+
+
+class _Rows(nn.Module):
+    """Rows of what `_Dequantized` multiplies by, which lies in the file once."""
+
+    q: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, table: GroupedEmbedding) -> None:
+        super().__init__()
+        self.groups = table.scale.shape[1]
+        self.register_buffer("q", unpack(table.packed, table.bits).reshape(table.scale.numel(), -1))
+        self.register_buffer("scale", table.scale.flatten())
+        self.register_buffer("zero", table.zero.flatten())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        at = ids.unsqueeze(-1) * self.groups + torch.arange(self.groups)
+        rows = (self.q[at].float() - self.zero[at].float().unsqueeze(-1)) * self.scale[at].unsqueeze(-1)
+        return rows.flatten(-2)
+
+
+class Attention(TorchFunctionMode):
+    """Attention as the runtime's one operator: its own fusion does not find it in what torch.onnx writes.
+
+    Half the time of a small encoder's float part goes into the transposes and masks that this leaves out.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and (fused := _attention(*args, **(kwargs or {}))) is not None:
+            return fused
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+               is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor | None:
+    if query.dim() != 4 or enable_gqa or query.dtype != torch.float32 or (is_causal and attn_mask is not None):
+        return None
+    heads, bias = query.shape[1], attn_mask
+    if bias is not None:
+        if bias.dtype == torch.bool:  # a large negative number: with -inf, rows without any token would be NaN
+            bias = torch.where(bias, 0.0, -1e30)
+        if bias.dim() > 4:
+            return None
+        bias = bias[(None,) * (4 - bias.dim())]  # the first two dimensions may be 1, the others may not
+        bias = bias.expand(-1, -1, query.shape[2], key.shape[2])
+    joined = [x.transpose(1, 2).flatten(2) for x in (query, key, value)]  # [batch, tokens, heads * features]
+    options: dict[str, Any] = {"num_heads": heads, "unidirectional": int(is_causal)}
+    if scale is not None:
+        options["scale"] = float(scale)
+    shape = (*joined[0].shape[:2], heads * value.shape[-1])
+    out = _op("com.microsoft::MultiHeadAttention", (*joined, None, None, bias), shape, torch.float32, version=1, **options)
+    return out.unflatten(2, (heads, value.shape[-1])).transpose(1, 2)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.compilers.few_bits import ODD, around, in_few_bits, layered, tied, tokens
+from tests.compilers.nets import called, error, lowered
+from thrifty.compilers.capture import LoweringError
+from thrifty.posttraining.quantization.rest import in_bf16
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+import onnx
+
+from thrifty.compilers.onnxruntime import OnnxRuntime, executed
+
+VARYING = {0: {0: (1, 8), 1: (1, 64)}}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_sizes_at_one_token_and_at_many(name, tmp_path):
+    net = around(name)
+    record, engine, _ = lowered(OnnxRuntime(), net, (tokens(name, 1, 7),), tmp_path, VARYING)
+    assert record.precision == "fp32"
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "few_bit_layers": 1.0}
+    for n, length in ((1, 1), (1, 7), (5, 63)):
+        x = tokens(name, n, length)
+        assert error(called(engine, x), net(x)) < 1e-5, "activations are not rounded"
+    ran = executed(tmp_path / "model.onnx", [tokens(name, 1, 7).numpy()])
+    assert ran["MatMulNBits"] == (ODD[name].bits < 8)
+
+
+def test_bfloat16_is_refused(tmp_path):
+    name = next(iter(ODD))
+    with pytest.raises(LoweringError, match="no bfloat16 kernels"):
+        lowered(OnnxRuntime(), in_bf16(around(name)), (tokens(name, 1, 7),), tmp_path)
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("w4a16", 0.17), ("w8a16", 0.27), ("w8a8", 0.27)])
+def test_bytes(scheme, most, tmp_path):
+    net, x = layered()
+    _, _, large = lowered(OnnxRuntime(), net, (x[:1],), tmp_path / "fp32")
+    integer = in_few_bits(net, scheme, x)
+    record, engine, small = lowered(OnnxRuntime(), integer, (x[:1],), tmp_path / scheme)
+    assert small <= most * large
+    assert record.facts["few_bit_layers"] == (0 if scheme == "w8a8" else 3)
+    assert error(called(engine, x[:1]), integer(x[:1])) < (0.01 if scheme == "w8a8" else 1e-5)
+
+
+def test_a_tied_table_lies_in_the_file_once(tmp_path):
+    net, ids = tied()
+    integer = in_few_bits(net, "w4a16", ids, group=32)
+    record, engine, size = lowered(OnnxRuntime(), integer, (ids,), tmp_path, {0: {0: (1, 8)}})
+    assert record.facts["few_bit_layers"] == 2
+    assert error(called(engine, ids[:1]), integer(ids[:1])) < 1e-5
+    tables = [x for x in onnx.load(tmp_path / "model.onnx").graph.initializer if 200 * 64 in (len(x.raw_data), *x.dims)]
+    assert len(tables) == 1
+    assert size < 2 * 200 * 64

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.compilers.few_bits import ODD, around, in_few_bits, layered, tied, tokens
+from tests.compilers.nets import called, error, lowered
+
+pytest.importorskip("thrifty.engines.openvino")  # not "openvino" itself, which would start its telemetry
+from thrifty.compilers.openvino import OpenVino, executed
+from thrifty.engines.openvino import openvino
+from thrifty.posttraining.quantization.rest import in_bf16
+
+VARYING = {0: {0: (1, 8), 1: (1, 64)}}
+has_bf16 = pytest.mark.skipif("BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+                              reason="OpenVINO has no bfloat16 kernels for this processor")
+
+
+def constants(place):
+    """(type, shape) of the whole numbers in the file."""
+    found = openvino.Core().read_model(place / "model.xml").get_ordered_ops()
+    return [(x.get_element_type().get_type_name(), list(x.shape)) for x in found if x.get_type_name() == "Constant"
+            and x.get_element_type() in (openvino.Type.u4, openvino.Type.u8)]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_sizes_at_one_token_and_at_many(name, tmp_path):
+    net = around(name)
+    record, engine, _ = lowered(OpenVino(), net, (tokens(name, 1, 7),), tmp_path, VARYING)
+    assert record.precision == "fp32"
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "bf16_layers": 0.0, "few_bit_layers": 1.0}
+    for n, length in ((1, 1), (1, 7), (5, 63)):
+        x = tokens(name, n, length)
+        assert error(called(engine, x), net(x)) < 1e-5
+    layer = ODD[name]
+    held = "u8" if layer.bits == 8 else "u4"
+    assert (held, [layer.out_features, layer.scale.shape[1], layer.group + layer.in_features % 2]) in constants(tmp_path)
+
+
+@has_bf16
+@pytest.mark.parametrize("name", ODD)
+def test_in_bfloat16(name, tmp_path):
+    net = in_bf16(around(name))
+    record, engine, _ = lowered(OpenVino(), net, (tokens(name, 1, 7),), tmp_path, VARYING)
+    assert record.precision == "bf16"
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "bf16_layers": 2.0, "few_bit_layers": 1.0}
+    for n, length in ((1, 1), (5, 63)):
+        x = tokens(name, n, length)
+        assert error(called(engine, x), around(name)(x)) < 0.02
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("w4a16", 0.17), ("w8a16", 0.27), ("w8a8", 0.27)])
+def test_bytes(scheme, most, tmp_path):
+    net, x = layered()
+    _, _, large = lowered(OpenVino(), net, (x[:1],), tmp_path / "fp32")
+    integer = in_few_bits(net, scheme, x)
+    record, engine, small = lowered(OpenVino(), integer, (x[:1],), tmp_path / scheme)
+    assert small <= most * large
+    assert record.facts["few_bit_layers"] == (0 if scheme == "w8a8" else 3)
+    assert error(called(engine, x[:1]), integer(x[:1])) < (0.01 if scheme == "w8a8" else 1e-5)
+
+
+def test_a_tied_table_lies_in_the_file_once(tmp_path):
+    net, ids = tied()
+    integer = in_few_bits(net, "w4a16", ids, group=32)
+    record, engine, _ = lowered(OpenVino(), integer, (ids,), tmp_path, {0: {0: (1, 8)}})
+    assert record.facts["few_bit_layers"] == 2
+    assert error(called(engine, ids[:1]), integer(ids[:1])) < 1e-5
+    assert (tmp_path / "model.bin").stat().st_size < 200 * 64 + 64 * 64 + 8000
+
+
+def test_the_kernel_reads_what_is_compressed(tmp_path):
+    name = next(iter(ODD))
+    lowered(OpenVino(), around(name), (tokens(name, 1, 7),), tmp_path, VARYING)
+    ran = executed(tmp_path / "model.xml", [tokens(name, 1, 7).numpy()])
+    assert [operator for operator, _ in ran].count("FullyConnectedCompressed") == 1
