@@ -42,7 +42,7 @@ def awq_scales(weights: Sequence[Tensor], moment: Tensor, size: Tensor, bits: in
 
 
 def awq(weight: Tensor, moment: Tensor, scales: Tensor, bits: int, group: int) -> Grouped:
-    """Scale by what `awq_scales` found, clip by what `awq_clips` finds, round to nearest."""
+    """Scale by what `awq_scales` found, clip by what `clips` finds, round to nearest."""
     scaled = weight.detach().float() * scales
     ratio = clips(scaled, moment / torch.outer(scales, scales), bits, group)
     return rtn(weight, bits, group, ratio, scales)
