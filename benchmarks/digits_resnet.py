@@ -7,37 +7,26 @@ channels, so that the stem is ResNet's. Nothing of that makes the task harder th
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
-from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # a worker imports this file by its path
 import zoo
+from digit_pictures import Pictures
 
 from thrifty import Accuracy, CrossEntropy, SingleStream, Workload
-from thrifty.workloads.digits import CLASSES, Digits
+from thrifty.workloads.digits import CLASSES
 
 CHANNELS = 3
 
 
-@final
-class Enlarged(Dataset[tuple[Tensor, Tensor]]):
-    """A split of `digits` as (image [3, size, size] in 0..1, label)."""
-
-    def __init__(self, split: str, size: int) -> None:
-        self.digits, self.size = Digits(split), size
-
-    def __len__(self) -> int:
-        return len(self.digits)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.digits[index]
-        large = nn.functional.interpolate(image.unsqueeze(0), (self.size, self.size), mode="bilinear")
-        return large[0].expand(CHANNELS, -1, -1), label
+def enlarged(image: Tensor, size: int) -> Tensor:
+    """[3, size, size] of [1, 28, 28]."""
+    return nn.functional.interpolate(image[None], (size, size), mode="bilinear")[0].expand(CHANNELS, -1, -1)
 
 
 def model() -> nn.Module:
@@ -51,9 +40,9 @@ def workload(size: int) -> Workload:
     return Workload(
         name=f"digits-resnet18-{size}",
         model=model,
-        train=Enlarged("train", size),
-        validation=Enlarged("validation", size),
-        test=Enlarged("test", size),
+        train=Pictures("train", functools.partial(enlarged, size=size)),
+        validation=Pictures("validation", functools.partial(enlarged, size=size)),
+        test=Pictures("test", functools.partial(enlarged, size=size)),
         loss=CrossEntropy(),
         quality=Accuracy(),
         example=example,

@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=list(NAMES))
+    parser.add_argument("--skip-latency", action="store_true")
     parser.add_argument("--skip-throughput", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "export":
@@ -253,7 +254,7 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
         # Every fresh process would compile XLA's program anew, half a minute of it.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="xla-"))
-    for name in arguments.models:
+    for name in () if arguments.skip_latency else arguments.models:
         latency(name, arguments.programs, arguments.device, arguments.rounds)
     for name in () if arguments.skip_throughput else arguments.models:
         throughput(name, arguments.programs, arguments.device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from typing import Any
 import safetensors.torch
 import torch
 import zoo
+from digit_pictures import Pictures
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from thrifty import AdamW
 from thrifty.context import make_context, run_training
@@ -34,7 +35,7 @@ from thrifty.quality import Accuracy, Scores
 from thrifty.recipe import Train
 from thrifty.target import Target
 from thrifty.workload import CrossEntropy, Workload
-from thrifty.workloads.digits import Digits, split_tensors
+from thrifty.workloads.digits import split_tensors
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "nearest": {"algorithm": "smoothquant", "equalize": False, "correct": False},
@@ -45,20 +46,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Digits as pictures of three channels."""
-
-    def __init__(self, split: str, size: int) -> None:
-        self.digits, self.size = Digits(split), size
-
-    def __len__(self) -> int:
-        return len(self.digits)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.digits[index]
-        return pictures(image[None], self.size)[0], label
-
-
 def pictures(images: Tensor, size: int) -> Tensor:
     """[n, 3, size, size] of [n, 1, 28, 28]: scaled where that doubles them, else padded."""
     if size == 56:
@@ -66,6 +53,10 @@ def pictures(images: Tensor, size: int) -> Tensor:
     else:
         images = nn.functional.pad(images, [(size - 28) // 2] * 4)
     return images.expand(-1, 3, -1, -1)
+
+
+def picture(image: Tensor, size: int) -> Tensor:
+    return pictures(image[None], size)[0]
 
 
 def headed(net: Any) -> nn.Module:
@@ -83,8 +74,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 def workload_of(name: str) -> Workload:
     make, size = NETS[name]
-    return Workload(name=name, model=make, train=Pictures("train", size), validation=Pictures("validation", size),
-                    test=Pictures("test", size), loss=CrossEntropy(), quality=Accuracy(),
+    drawn = functools.partial(picture, size=size)
+    return Workload(name=name, model=make, train=Pictures("train", drawn), validation=Pictures("validation", drawn),
+                    test=Pictures("test", drawn), loss=CrossEntropy(), quality=Accuracy(),
                     example=lambda n: (pictures(split_tensors("test")[0][:n], size),), batch_size=64)
 
 

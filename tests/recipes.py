@@ -8,7 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from thrifty.method import Compiler, Method, Range, TrainingMethod, Transform
+from thrifty.hyperparameters import Range
+from thrifty.method import Compiler, Method, TrainingMethod, Transform
 from thrifty.recipe import Recipe, Train
 from thrifty.registry import method_class, names
 

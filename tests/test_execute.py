@@ -10,11 +10,11 @@ import pytest
 
 from thrifty import testing
 from thrifty.checkpoint import MethodClaim
-from thrifty.cli import show_layers
 from thrifty.errors import EffectLost, ThriftyError
 from thrifty.execute import Job, _Run, prefix_key, reprobe
 from thrifty.method import Claim
 from thrifty.recipe import Recipe
+from thrifty.report.shown import show_layers
 from thrifty.target import Target
 
 JOB = Job(testing.workload.source, "hash", "", 0, Target())

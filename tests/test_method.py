@@ -13,22 +13,8 @@ from torch import nn
 
 from tests.recipes import methods
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import (
-    FAMILIES,
-    PROPERTIES,
-    Card,
-    Claim,
-    Context,
-    HyperparameterError,
-    Method,
-    Plan,
-    Range,
-    TrainingMethod,
-    Transform,
-    choice,
-    number,
-    recipe_text,
-)
+from thrifty.hyperparameters import HyperparameterError, Range, choice, number, recipe_text
+from thrifty.method import FAMILIES, PROPERTIES, Card, Claim, Context, Method, Plan, TrainingMethod, Transform
 from thrifty.recipe import Recipe
 
 
@@ -118,7 +104,7 @@ def test_methods_are_values() -> None:
     (Scale(limit=0.5, fused=True, teacher="train"), "scale(all, limit=0.5, fused=True, teacher='train')"),
 ])
 def test_words_stand_bare_where_they_can(method: Scale, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thrifty.recipe.method_class", lambda name: Scale)
+    monkeypatch.setattr("thrifty.reading.method_class", lambda name: Scale)
     assert str(Recipe.of(method)) == text
     assert Recipe.parse(text) == Recipe.of(method)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.recipes import methods, recipes, trains
 from thrifty import AdamW, Bf16, Distill, Export, OnnxRuntime, Prune, Quantize
 from thrifty.errors import ThriftyError
-from thrifty.method import Compiler, HyperparameterError, Transform
+from thrifty.hyperparameters import HyperparameterError
+from thrifty.method import Compiler, Transform
 from thrifty.recipe import MAX_PHASES, Recipe, RecipeError, Train, check, seed_of
 
 UNTRAINED = frozenset({"module", "float-weights"})

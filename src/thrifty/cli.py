@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import enum
 import errno
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,29 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from thrifty.errors import RunFailed, ThriftyError
+from thrifty.options import (
+    BudgetOption,
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    MaxBytesOption,
+    MaxDropOption,
+    MaxLatencyOption,
+    MinimizeOption,
+    PairsOption,
+    PriceOption,
+    RecipeArgument,
+    SavedAs,
+    SeedOption,
+    StoreOption,
+    TaskOption,
+    ThreadsOption,
+    TrafficOption,
+    TrustOption,
+    WorkloadArgument,
+)
+from thrifty.report.shown import emit, show_layers, show_store
 
 if TYPE_CHECKING:
     from thrifty.report.terminal import Progress
@@ -21,51 +42,11 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-class SavedAs(enum.Enum):
-    """What `thrifty best --save` writes."""
-
-    artifact = "artifact"
-    hf = "hf"
-    compressed_tensors = "compressed-tensors"
-
-
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the efficiency frontier of a PyTorch model: what each method costs in training and gains in serving.",
 )
-
-WorkloadArgument = Annotated[str, typer.Argument(
-    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, or a Hugging "
-                             "Face directory.")]
-RecipeArgument = Annotated[str, typer.Argument(
-    metavar="RECIPE", help='Such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
-TaskOption = Annotated[str | None, typer.Option("--task", help="Of a Hugging Face directory: text-classification, "
-                                                "causal-lm, feature-extraction or image-classification.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Face directory: its examples, JSON Lines.")]
-StoreOption = Annotated[Path, typer.Option("--store", help="The study's directory; asking again resumes.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of every random stream.")]
-PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
-PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and run nothing.")]
-BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]
-MaxDropOption = Annotated[str | None, typer.Option(
-    "--max-drop", help="Quality that may be lost, judged by the interval's upper end: 1pt, 1% or 0.02.")]
-MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Of the artifact: 500kB, 2MB.")]
-MaxLatencyOption = Annotated[str | None, typer.Option("--max-latency", help="Median of a request: 200us, 5ms.")]
-MinimizeOption = Annotated[str, typer.Option("--minimize", help="latency, bytes, memory or training.")]
-TrafficOption = Annotated[float | None, typer.Option("--requests-per-day", min=0.0, help="Tells break-even in days.")]
-TrustOption = Annotated[bool, typer.Option("--trust-native-code", help="Let an artifact run its machine code.")]
-
-
-def emit(value: Any) -> None:
-    """The one JSON object of a command, on stdout; what was not measured, and what is not finite, is null."""
-    from thrifty.report.document import finite
-
-    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
 
 
 def progress() -> Progress:
@@ -224,8 +205,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             max_drop: MaxDropOption = None,
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
             minimize: MinimizeOption = "latency",
-            store: Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
-            = Path("study"),
+            store: StoreOption = Path("study"),
             only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
@@ -277,8 +257,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          task: TaskOption = None, data: DataOption = None,
-         store: Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
-         = Path("study"),
+         store: StoreOption = Path("study"),
          device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
          dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
@@ -439,42 +418,6 @@ def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what excee
     removed = kept.clean(everything=everything) if clean else None
     usage = kept.usage()
     emit(listing.cache_json(usage, removed)) if as_json else listing.print_cache(usage, removed)
-
-
-def show_layers(place: Path, as_json: bool) -> None:
-    """The quantized layers of an artifact, or of every one of a study."""
-    from thrifty.manifest import MANIFEST, read
-    from thrifty.report.artifacts import print_layers
-
-    directories = ([place] if (place / MANIFEST).exists()
-                   else sorted(path.parent for path in place.glob(f"artifacts/*/{MANIFEST}")))
-    found = {str(directory): read(directory) for directory in directories}
-    found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
-    if not found:
-        raise ThriftyError(f"{place} holds no artifact of a quantized model: run a recipe with quantize(...) first, and show "
-                           "its study or its artifact")
-    if as_json:
-        emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
-              for directory, manifest in found.items()])
-    else:
-        for directory, manifest in found.items():
-            print_layers(f"{directory}: {manifest.get('recipe', '')}", manifest["layers"])
-
-
-def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:
-    from thrifty.findings import Findings
-    from thrifty.report import terminal
-    from thrifty.report.choice import print_choice
-    from thrifty.report.document import study_json
-
-    found = Findings.read(store)
-    if as_json:
-        emit(study_json(found))
-        return
-    terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
-    if found.bars is not None:
-        print()
-        print_choice(found.choice, found.bars, found.spent, requests_per_day)
 
 
 def main() -> NoReturn:

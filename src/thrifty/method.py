@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
+from thrifty.hyperparameters import Table, validate
 from thrifty.target import Target
 
 if TYPE_CHECKING:
@@ -56,135 +56,6 @@ PROPERTIES: Mapping[str, str] = {
     "compiled": "lowered to an engine",
 }
 """What can be said of a model; recipes are checked by carrying these through their phases."""
-
-
-class HyperparameterError(ThriftyError):
-    """A hyperparameter that is out of range, of the wrong type or unknown."""
-
-
-# -- hyperparameters --------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True)
-class Range:
-    """The permitted values of a number; ``log`` says how a search should draw from it."""
-
-    low: float
-    high: float
-    open_low: bool = False
-    open_high: bool = False
-    log: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self._opens_high else value <= self.high
-        return above and below
-
-    @property
-    def _opens_high(self) -> bool:
-        return self.open_high or self.high == math.inf
-
-    def __str__(self) -> str:
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self._opens_high else ']'}"
-
-
-def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
-           open_high: bool = False, log: bool = False, search: tuple[float, ...] = ()) -> Any:
-    """A numeric hyperparameter (int or float after its annotation) with its permitted range.
-
-    ``search`` are the values of a transform that an exploration tries; where it is empty, the default stays.
-    """
-    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search})
-
-
-def choice(default: str | int, *options: str | int, search: tuple[str, ...] = ()) -> Any:
-    """A hyperparameter that is one of a few words or whole numbers; in a recipe's text a word is written bare:
-    ``quantize(w8a8)``.
-
-    ``search`` are the words of a transform that an exploration tries; where it is empty, the default stays.
-    """
-    return field(default=default, metadata={"options": options, "search": search})
-
-
-def pattern(default: str) -> Any:
-    """A hyperparameter that is a regular expression over the names of a model's layers."""
-    return field(default=default, metadata={"pattern": True})
-
-
-@final
-class Table(dict[str, str]):
-    """A mapping in the order in which it was written, which a frozen method can hold.
-
-    >>> Table(a="x", b="y") == Table(b="y", a="x"), hash(Table(a="x")) == hash(Table(a="x"))
-    (False, True)
-    """
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(self.items()))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, dict) and list(self.items()) == list(other.items())
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
-def table(*options: str) -> Any:
-    """A hyperparameter that gives one of a few words to each of some patterns: ``layers={'head|blocks.0.*': fp32}``."""
-    return field(default=Table(), metadata={"table": options})
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether the pattern is a layer's whole name, or its end after a dot.
-
-    >>> matches("query|value", "blocks.0.query"), matches("query", "blocks.0.query_norm")
-    (True, False)
-    """
-    return re.fullmatch(rf"(.*\.)?({pattern})", name) is not None
-
-
-def recipe_text(default: str = "") -> Any:
-    """A hyperparameter that is itself a recipe's text, such as a teacher's."""
-    return field(default=default, metadata={"recipe": True})
-
-
-def validate(method: Any, name: str) -> None:
-    """Check every field of a frozen dataclass against its metadata.
-
-    Raises:
-        HyperparameterError: with the offending value and what is permitted.
-    """
-    for spec in dataclasses.fields(method):
-        value, meta = getattr(method, spec.name), spec.metadata
-        says = f"{name}({spec.name}={value!r}): {spec.name}"
-        if value is None and "None" in str(spec.type):
-            continue
-        if "range" in meta:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise HyperparameterError(f"{says} must be a number in {meta['range']}")
-            if str(spec.type).startswith("int") and not isinstance(value, int):
-                raise HyperparameterError(f"{says} must be a whole number in {meta['range']}")
-            if value not in meta["range"]:
-                raise HyperparameterError(f"{says} must be in {meta['range']}")
-        elif "options" in meta and not any(value == option and type(value) is type(option) for option in meta["options"]):
-            raise HyperparameterError(f"{says} must be one of {', '.join(map(str, meta['options']))}")
-        elif "table" in meta and not (isinstance(value, Table) and all(map(_is_pattern, value))
-                                      and all(word in meta["table"] for word in value.values())):
-            raise HyperparameterError(f"{says} must give each regular expression one of {', '.join(meta['table'])}")
-        elif "recipe" in meta and not isinstance(value, str):
-            raise HyperparameterError(f"{says} must be a recipe's text")
-        elif "pattern" in meta and not _is_pattern(value):
-            raise HyperparameterError(f"{says} must be a regular expression")
-        elif str(spec.type) == "bool" and not isinstance(value, bool):
-            raise HyperparameterError(f"{says} must be True or False")
-
-
-def _is_pattern(value: Any) -> bool:
-    try:
-        return bool(re.compile(value)) if isinstance(value, str) else False
-    except re.error:
-        return False
 
 
 # -- the card and the claims ------------------------------------------------------------------------------------

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from tests.compilers.nets import called, error, lowered
+from thrifty.method import Compiler
 from thrifty.numerics.grid import per_group, to_group
 from thrifty.numerics.modules import GroupedLinear
 from thrifty.posttraining.quantize import Quantize
@@ -89,3 +93,24 @@ class Tied(nn.Module):
 def tied() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return Tied().eval().requires_grad_(False), torch.randint(0, 200, (3, 9))
+
+
+def check_bytes(compiler: Compiler, scheme: str, most: float, place: Path) -> None:
+    """A quantized net takes at most so much of the float net's file, and computes the same."""
+    net, x = layered()
+    _, _, large = lowered(compiler, net, (x[:1],), place / "fp32")
+    integer = in_few_bits(net, scheme, x)
+    record, engine, small = lowered(compiler, integer, (x[:1],), place / scheme)
+    assert small <= most * large
+    assert record.facts["few_bit_layers"] == (0 if scheme == "w8a8" else 3)
+    assert error(called(engine, x[:1]), integer(x[:1])) < (0.01 if scheme == "w8a8" else 1e-5)
+
+
+def check_tied(compiler: Compiler, place: Path) -> int:
+    """A table and the product that it is tied to compute the same; bytes of what is written."""
+    net, ids = tied()
+    integer = in_few_bits(net, "w4a16", ids, group=32)
+    record, engine, size = lowered(compiler, integer, (ids,), place, {0: {0: (1, 8)}})
+    assert record.facts["few_bit_layers"] == 2
+    assert error(called(engine, ids[:1]), integer(ids[:1])) < 1e-5
+    return size

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.compilers.few_bits import ODD, around, in_few_bits, layered, tied, tokens
+from tests.compilers.few_bits import ODD, around, check_bytes, check_tied, tokens
 from tests.compilers.nets import called, error, lowered
 from thrifty.compilers.capture import LoweringError
 from thrifty.posttraining.quantization.rest import in_bf16
@@ -37,21 +37,11 @@ def test_bfloat16_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("scheme", "most"), [("w4a16", 0.17), ("w8a16", 0.27), ("w8a8", 0.27)])
 def test_bytes(scheme, most, tmp_path):
-    net, x = layered()
-    _, _, large = lowered(OnnxRuntime(), net, (x[:1],), tmp_path / "fp32")
-    integer = in_few_bits(net, scheme, x)
-    record, engine, small = lowered(OnnxRuntime(), integer, (x[:1],), tmp_path / scheme)
-    assert small <= most * large
-    assert record.facts["few_bit_layers"] == (0 if scheme == "w8a8" else 3)
-    assert error(called(engine, x[:1]), integer(x[:1])) < (0.01 if scheme == "w8a8" else 1e-5)
+    check_bytes(OnnxRuntime(), scheme, most, tmp_path)
 
 
 def test_a_tied_table_lies_in_the_file_once(tmp_path):
-    net, ids = tied()
-    integer = in_few_bits(net, "w4a16", ids, group=32)
-    record, engine, size = lowered(OnnxRuntime(), integer, (ids,), tmp_path, {0: {0: (1, 8)}})
-    assert record.facts["few_bit_layers"] == 2
-    assert error(called(engine, ids[:1]), integer(ids[:1])) < 1e-5
+    size = check_tied(OnnxRuntime(), tmp_path)
     tables = [x for x in onnx.load(tmp_path / "model.onnx").graph.initializer if 200 * 64 in (len(x.raw_data), *x.dims)]
     assert len(tables) == 1
     assert size < 2 * 200 * 64

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Context, HyperparameterError, Plan
+from thrifty.hyperparameters import HyperparameterError
+from thrifty.method import Context, Plan
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.quantize import Quantize, bytes_a_weight, integer_layers

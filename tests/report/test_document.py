@@ -86,7 +86,7 @@ def test_every_field_is_documented():
 
 
 def test_thrifty_show_prints_it(tmp_path, capsys):
-    from thrifty.cli import show_store
+    from thrifty.report.shown import show_store
 
     trials = [trial("aaa", speed=3.0), trial("bbb", speed=2.0, drop=0.05)]
     show_store(keep(tmp_path / "study", trials), as_json=True)

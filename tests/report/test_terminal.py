@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from thrifty import cache
 from thrifty.frontier import frontier
+from thrifty.hyperparameters import choice, number
 from thrifty.ledger import Charge, Ledger
-from thrifty.method import Card, Method, choice, number
+from thrifty.method import Card, Method
 from thrifty.report import terminal
 from thrifty.report.console import plain, show, table
 from thrifty.report.picture import Point, scatter

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from thrifty import artifact
 from thrifty.compilers.capture import LoweringError, precision_of
 from thrifty.compilers.parity import as_tuple, check_parity, check_random
+from thrifty.hyperparameters import number
 from thrifty.measure.sides import ArtifactSide
 from thrifty.measure.timing import Plan, compare
-from thrifty.method import Card, Compiler, Context, Lowered, number
+from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.registry import method_class, names
 
 ORDER = ("openvino", "onnxruntime", "inductor", "xla", "tvm")

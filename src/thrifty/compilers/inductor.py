@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.export import write_program
+from thrifty.compilers.rows import Rows
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
 from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
-from thrifty.numerics.packing import unpack
 
 FILE = "model.pt2"
 FEW_ROWS = 4
@@ -179,7 +179,7 @@ def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what Inductor's patterns find."""
     return exchange(model, {
         QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(float(edge.scale), int(edge.zero)),
-        GroupedLinear: _Grouped, GroupedEmbedding: _Rows,
+        GroupedLinear: _Grouped, GroupedEmbedding: Rows,
     })
 
 
@@ -305,22 +305,3 @@ class _Grouped(nn.Module):
         product = sum(x * q for x, q in zip(groups.chunk(len(parts), 3), parts, strict=True))
         y = (product * self.scale).sum((2, 3)) - (_number(self.zero) * self.scale * groups.sum(3, keepdim=True)).sum((2, 3))
         return y.reshape(*x.shape[:-1], self.outputs).to(x.dtype)
-
-
-class _Rows(nn.Module):
-    """Rows of a table that is multiplied by too, in eight bits as `_Grouped` holds it."""
-
-    few_bits: Tensor
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, table: GroupedEmbedding) -> None:
-        super().__init__()
-        self.dtype = table.dtype
-        self.register_buffer("few_bits", unpack(table.packed, table.bits).reshape(*table.scale.shape, -1))
-        self.register_buffer("scale", table.scale.unsqueeze(2))
-        self.register_buffer("zero", table.zero.unsqueeze(2))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        rows = (self.few_bits[ids].float() - self.zero[ids].float()) * self.scale[ids]
-        return rows.flatten(-2).to(self.dtype)

@@ -17,12 +17,13 @@ from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
 from thrifty.compilers.refusal import cannot_express
+from thrifty.compilers.rows import Rows
 from thrifty.errors import MissingExtra
 from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
-from thrifty.numerics.packing import pack, unpack
+from thrifty.numerics.packing import pack
 
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
@@ -180,7 +181,7 @@ def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what the low-precision transformations look for."""
     return exchange(model, {
         QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-        GroupedLinear: _Grouped, GroupedEmbedding: _Rows,
+        GroupedLinear: _Grouped, GroupedEmbedding: Rows,
     })
 
 
@@ -272,22 +273,3 @@ class _Grouped(nn.Module):
         y = x.float() if self.unsmooth is None else x.float() * self.unsmooth
         y = nn.functional.pad(y, (0, 1)) if self.odd else y
         return nn.functional.linear(y, weight, self.bias).to(x.dtype)
-
-
-class _Rows(nn.Module):
-    """Rows of the integers that `_Grouped` multiplies by, which lie in the file once."""
-
-    q: Tensor
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, table: GroupedEmbedding) -> None:
-        super().__init__()
-        self.dtype = table.dtype
-        self.register_buffer("q", unpack(table.packed, table.bits).reshape(*table.scale.shape, -1))
-        self.register_buffer("scale", table.scale.unsqueeze(2))
-        self.register_buffer("zero", table.zero.unsqueeze(2))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        rows = (self.q[ids].float() - self.zero[ids].float()) * self.scale[ids]
-        return rows.flatten(-2).to(self.dtype)

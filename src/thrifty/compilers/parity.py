@@ -16,7 +16,7 @@ ODD = (1, 3, 13)
 """Sizes that a dimension that varies is given, as far as its range allows."""
 STEP = 2.0**-8
 """Relative size of a rounding, of bfloat16 and of a grid of eight bits."""
-ROUNDINGS = 4.0
+ROUNDINGS = 3.0
 """How much further than one rounding of its inputs moves a model's outputs an engine may stand from them: it rounds in
 every layer, and elsewhere than the module does."""
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import Card, Claim, Context, Plan, Transform, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.factored import candidates, factored, fits, geometry, parts, product, swap, unread
 from thrifty.posttraining.factors import Ranks, Shape, Tucker, shape_of, square_root

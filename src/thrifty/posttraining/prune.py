@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import Card, Claim, Context, Plan, Transform, choice, number
+from thrifty.hyperparameters import choice, number
+from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.posttraining.dependency import Dependencies, Group, Place, dependencies
 
 Cut = Mapping[int, Sequence[int]]

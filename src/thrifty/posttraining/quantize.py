@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Card, Claim, Context, HyperparameterError, Plan, Table, Transform, choice, number, table
+from thrifty.hyperparameters import HyperparameterError, Table, choice, number, table
+from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import InBfloat16
 from thrifty.numerics.schemes import SCHEMES

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from thrifty.errors import ThriftyError
-from thrifty.method import Card, Claim, Layer, TrainingMethod, number, recipe_text
+from thrifty.hyperparameters import number, recipe_text
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 
 if TYPE_CHECKING:
     from thrifty.training.loop import Fit

@@ -13,7 +13,8 @@ from torch import nn
 from thrifty import testing
 from thrifty.context import make_context
 from thrifty.errors import NoEffect
-from thrifty.method import Context, HyperparameterError, Plan
+from thrifty.hyperparameters import HyperparameterError
+from thrifty.method import Context, Plan
 from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantLinear
 from thrifty.posttraining.quantization.listing import layers
 from thrifty.posttraining.quantization.mixed import harshest, mixtures, patterns

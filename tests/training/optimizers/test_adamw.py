@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from thrifty import AdamW, CrossEntropy
-from thrifty.method import HyperparameterError
+from thrifty.hyperparameters import HyperparameterError
 from thrifty.recipe import Train
 from thrifty.training.loop import Fit
 

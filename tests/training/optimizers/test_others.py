@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 
 from thrifty import Adafactor, AdamW, AdamW8bit, CrossEntropy, Ema, Lion, Muon, ScheduleFree, Soap
 from thrifty.errors import MissingExtra, NoEffect
-from thrifty.method import HyperparameterError, TrainingMethod
+from thrifty.hyperparameters import HyperparameterError
+from thrifty.method import TrainingMethod
 from thrifty.recipe import Train
 from thrifty.training.loop import Fit, fit
 from thrifty.training.optimizers.common import WrongOptimizer

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, Bf16, CrossEntropy, Sophia
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.method import HyperparameterError
+from thrifty.hyperparameters import HyperparameterError
 from thrifty.recipe import Train
 from thrifty.training.data import Loader
 from thrifty.training.loop import Fit, fit

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from thrifty import CrossEntropy, Ia3, Lora, Recipe, Vera
 from thrifty.errors import ThriftyError
-from thrifty.method import HyperparameterError, matches
+from thrifty.hyperparameters import HyperparameterError, matches
 from thrifty.training.loop import Fit
 from thrifty.training.peft.layers import chosen, hindrances
 from thrifty.workloads.python_lm import LanguageModel

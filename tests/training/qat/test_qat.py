@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from tests.training.test_resume import same
 from thrifty import AdamW, Bf16, CrossEntropy, Distill, Ema, Qat, Quantize, Train, checkpoint, testing
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import HyperparameterError
+from thrifty.hyperparameters import HyperparameterError
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.numerics.schemes import SCHEMES

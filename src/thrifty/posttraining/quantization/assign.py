@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.method import HyperparameterError, matches
+from thrifty.hyperparameters import HyperparameterError, matches
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEmbedding, QuantLinear
 from thrifty.numerics.schemes import SCHEMES, Scheme
@@ -133,9 +133,10 @@ def _grid(name: str, inputs: int, bits: int, group: int | None) -> Grid:
     """The grid of a layer; over whole rows where ``group`` is None."""
     fit = [size for size in GROUPS if inputs % size == 0]
     if group is not None and group not in fit:
-        others = f"groups of {' or '.join(map(str, fit))} would" if fit else f"neither do {' and '.join(map(str, GROUPS))}"
-        raise ThriftyError(f"layer {name!r} reads {inputs} inputs, which groups of {group} do not divide; {others}. Give "
-                           f"another group, or leave the layer out: layers={{{re.escape(name)!r}: w8a16}} or {FLOAT}")
+        others = (f"groups of {' or '.join(map(str, fit))} would: give group={fit[-1]}, or" if fit
+                  else f"nor does any of {', '.join(map(str, GROUPS))}:")
+        raise ThriftyError(f"layer {name!r} reads {inputs} inputs, which groups of {group} do not divide; {others} give the "
+                           f"layer a scheme without groups, layers={{{re.escape(name)!r}: w8a16}}, or {FLOAT}")
     return Grid(bits, group or inputs)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.method import Context, Plan, Transform, matches
+from thrifty.hyperparameters import matches
+from thrifty.method import Context, Plan, Transform
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.schemes import SCHEMES

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 
 if TYPE_CHECKING:
     from thrifty.training.loop import Fit

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
-from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 from thrifty.training.optimizers.common import decayed, smaller_state, stamped
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
-from thrifty.method import Card, Layer, TrainingMethod, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Layer, TrainingMethod
 from thrifty.training.optimizers.common import decayed, stamped
 
 if TYPE_CHECKING:

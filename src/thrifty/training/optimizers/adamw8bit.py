@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
 
 if TYPE_CHECKING:

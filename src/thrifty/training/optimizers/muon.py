@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 from thrifty.training.optimizers.common import decayed, stamped
 
 if TYPE_CHECKING:

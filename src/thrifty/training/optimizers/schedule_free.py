@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import nn
 
-from thrifty.method import Card, Claim, Layer, TrainingMethod, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 from thrifty.training.optimizers.common import decayed, library, stamped
 
 if TYPE_CHECKING:

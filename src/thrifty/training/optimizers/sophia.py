@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thrifty.errors import ThriftyError
+from thrifty.hyperparameters import choice, number
 from thrifty.kernels.sophia_step import Constants, Step, step_for
-from thrifty.method import Card, Claim, Layer, TrainingMethod, choice, number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 from thrifty.training.optimizers.common import WrongOptimizer, decayed, stamped
 from thrifty.training.optimizers.curvature import hutchinson, sampled_loss
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.method import Claim, Layer, TrainingMethod, choice, pattern
+from thrifty.hyperparameters import choice, pattern
+from thrifty.method import Claim, Layer, TrainingMethod
 from thrifty.training.peft.held import Held
 from thrifty.training.peft.layers import ALL_LINEAR, chosen
 

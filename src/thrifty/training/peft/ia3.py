@@ -9,7 +9,8 @@ from typing import Any, ClassVar, final
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.method import Card, matches, pattern
+from thrifty.hyperparameters import matches, pattern
+from thrifty.method import Card
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
 
 

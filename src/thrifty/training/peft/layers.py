@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from thrifty.errors import ThriftyError
-from thrifty.method import matches
+from thrifty.hyperparameters import matches
 
 ALL_LINEAR = "all-linear"
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, final
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.method import Card, choice, number
+from thrifty.hyperparameters import choice, number
+from thrifty.method import Card
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
 
 

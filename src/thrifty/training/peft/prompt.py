@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.method import Card, Claim, Layer, TrainingMethod, choice, number
+from thrifty.hyperparameters import choice, number
+from thrifty.method import Card, Claim, Layer, TrainingMethod
 from thrifty.training.peft.adapter import ADAPTER, load_peft, trainable_share, tuner_layer
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, final
 
 from torch import nn
 
-from thrifty.method import Card, number
+from thrifty.hyperparameters import number
+from thrifty.method import Card
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod, choice, number, table
+from thrifty.hyperparameters import choice, number, table
+from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.schemes import SCHEMES
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS

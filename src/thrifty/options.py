@@ -1,0 +1,43 @@
+"""Arguments and options that verbs of the command line share."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class SavedAs(enum.Enum):
+    """What `thrifty best --save` writes."""
+
+    artifact = "artifact"
+    hf = "hf"
+    compressed_tensors = "compressed-tensors"
+
+
+WorkloadArgument = Annotated[str, typer.Argument(
+    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, or a Hugging "
+                             "Face directory.")]
+RecipeArgument = Annotated[str, typer.Argument(
+    metavar="RECIPE", help='Such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Of a Hugging Face directory: text-classification, "
+                                                "causal-lm, feature-extraction or image-classification.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Face directory: its examples, JSON Lines.")]
+StoreOption = Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of every random stream.")]
+PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
+PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and run nothing.")]
+BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]
+MaxDropOption = Annotated[str | None, typer.Option(
+    "--max-drop", help="Quality that may be lost, judged by the interval's upper end: 1pt, 1% or 0.02.")]
+MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Of the artifact: 500kB, 2MB.")]
+MaxLatencyOption = Annotated[str | None, typer.Option("--max-latency", help="Median of a request: 200us, 5ms.")]
+MinimizeOption = Annotated[str, typer.Option("--minimize", help="latency, bytes, memory or training.")]
+TrafficOption = Annotated[float | None, typer.Option("--requests-per-day", min=0.0, help="Tells break-even in days.")]
+TrustOption = Annotated[bool, typer.Option("--trust-native-code", help="Let an artifact run its machine code.")]

@@ -1,0 +1,52 @@
+"""What the command line prints of a study or an artifact: tables, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from thrifty.errors import ThriftyError
+
+
+def emit(value: Any) -> None:
+    """The one JSON object of a command, on stdout; what was not measured, and what is not finite, is null."""
+    from thrifty.report.document import finite
+
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def show_layers(place: Path, as_json: bool) -> None:
+    """The quantized layers of an artifact, or of every one of a study."""
+    from thrifty.manifest import MANIFEST, read
+    from thrifty.report.artifacts import print_layers
+
+    directories = ([place] if (place / MANIFEST).exists()
+                   else sorted(path.parent for path in place.glob(f"artifacts/*/{MANIFEST}")))
+    found = {str(directory): read(directory) for directory in directories}
+    found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
+    if not found:
+        raise ThriftyError(f"{place} holds no artifact of a quantized model: run a recipe with quantize(...) first, and show "
+                           "its study or its artifact")
+    if as_json:
+        emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
+              for directory, manifest in found.items()])
+    else:
+        for directory, manifest in found.items():
+            print_layers(f"{directory}: {manifest.get('recipe', '')}", manifest["layers"])
+
+
+def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:
+    from thrifty.findings import Findings
+    from thrifty.report import terminal
+    from thrifty.report.choice import print_choice
+    from thrifty.report.document import study_json
+
+    found = Findings.read(store)
+    if as_json:
+        emit(study_json(found))
+        return
+    terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
+    if found.bars is not None:
+        print()
+        print_choice(found.choice, found.bars, found.spent, requests_per_day)
