@@ -145,6 +145,27 @@ def test_an_edge_learns_its_step_and_keeps_its_zero():
     assert not list(still.parameters())
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_settled_integers_stay_and_steps_learn_on(learned):
+    weight, held = drawn(6, 32).requires_grad_(), drawn(6, 32, seed=1)
+    scale, zero = per_group(weight, 4, 16)
+    grid = WeightGrid(weight, scale, zero, 15, learned)
+    before = grid(weight).detach()
+    grid.settle(weight)
+    torch.testing.assert_close(grid(weight), before)
+    q = grid.numbers(weight + held)[0]  # whatever becomes of the weight
+    assert torch.equal(q, grid.numbers(weight)[0])
+    assert torch.equal(q.reshape(6, 2, 16), to_group(weight, scale, zero, 4).reshape(6, 2, 16) - zero.float().unsqueeze(2))
+    (grid(weight) * held).sum().backward()
+    assert not weight.grad.any()
+    if learned:  # d(s q)/dr = s_0 q
+        want = (q * held).reshape(6, 2, 16).sum(2) * scale
+        torch.testing.assert_close(grid.ratio.grad, want.flatten(), rtol=1e-4, atol=1e-5)
+    again = WeightGrid(held, scale, zero, 15, learned)
+    again.load_state_dict(grid.state_dict())
+    torch.testing.assert_close(again(weight), grid(weight))
+
+
 def test_rows_that_calibration_knew_nothing_of_can_still_learn():
     weight = drawn(3, 8)
     weight[1] = 0

@@ -20,7 +20,7 @@ from thrifty.numerics.observers import CalibrationError
 from thrifty.numerics.schemes import SCHEMES
 from thrifty.recipe import Recipe, RecipeError
 from thrifty.training.loop import Fit, Loader, fit
-from thrifty.training.qat.layers import Rounded
+from thrifty.training.qat.layers import Rounded, RoundedConv
 from thrifty.workloads.python_lm import LanguageModel
 
 
@@ -203,6 +203,26 @@ def test_statistics_are_taken_anew_from_the_rounded_model():
     torch.testing.assert_close(settled.running_mean, norm.running_mean)
     torch.testing.assert_close(settled.running_var, norm.running_var)
     assert settled.momentum == 0.1 and not settled.training
+
+
+@pytest.mark.parametrize("beside", [[], [Ema(decay=0.9)]], ids=["alone", "ema"])
+def test_integers_stand_still_at_the_end(beside):
+    data = images()
+    fitted = session(made("convolutions"), data, AdamW(lr=1e-2), Qat("w4a8", freeze=0.5), *beside, steps=8)
+
+    def present() -> list[Tensor]:
+        model = copy.deepcopy(fitted.evaluated())
+        return [m.integer().weight.abs() for m in model.modules() if isinstance(m, RoundedConv)]
+
+    seen = []
+    for batch in itertools.islice(Loader(data, 16, 0).batches(), 8):
+        fitted.model.train()
+        fitted.step(batch)
+        seen.append(present())
+    same = [all(torch.equal(a, b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(seen)]
+    assert same[4:] == [True, True, True] and not any(same[:3])
+    left = [m.weight.abs() for m in fitted.finish().modules() if isinstance(m, QuantConv)]
+    assert all(torch.equal(a, b) for a, b in zip(left, seen[-1], strict=True))
 
 
 def test_claims_hold():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.numerics.fake import fake_quantize, first_step, learning_gain
-from thrifty.numerics.grid import TINY, UINT8_MAX, per_token, rows, to_group
+from thrifty.numerics.grid import TINY, UINT8_MAX, per_token, rows
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.packing import pack
 
@@ -20,7 +20,7 @@ class WeightGrid(nn.Module):
 
     Learned, a step is s = s_0 |r| with r trained from 1: optimizers that divide a gradient by its size, as Adam does,
     change r by about the learning rate and would change a step of 0.01 by as much. Else a step follows its weights: it
-    stays the same share of their extent. Zeros stay.
+    stays the same share of their extent. Zeros stay. Once settled, integers stay too, and steps alone are learned.
 
     Args:
         weight: [rows, ...] that the steps were found for.
@@ -34,6 +34,8 @@ class WeightGrid(nn.Module):
     share: Tensor
     low: Tensor
     high: Tensor
+    settled: Tensor
+    kept: Tensor
 
     def __init__(self, weight: Tensor, step: Tensor, zero: Tensor | None, levels: int, learned: bool) -> None:
         super().__init__()
@@ -47,6 +49,9 @@ class WeightGrid(nn.Module):
         self.register_buffer("share", torch.where(known, step / extent.clamp_min(TINY), 1 / levels))
         self.signed = zero is None
         self.gain = learning_gain(weight.numel() // step.numel(), float(self.high.max()))
+        # Buffers, so that a resumed training, or an average of the weights, has the same integers.
+        self.register_buffer("settled", torch.tensor(False))
+        self.register_buffer("kept", torch.zeros(*step.shape, weight.numel() // step.numel(), dtype=torch.int16))
         # Of one dimension: optimizers take matrices for weights, and decay them.
         self.ratio = nn.Parameter(torch.ones(step.numel())) if learned else None
 
@@ -58,15 +63,25 @@ class WeightGrid(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid, with gradients for it and its steps."""
-        grouped = weight.reshape(*self.step.shape, -1)
-        steps = self.steps(weight).unsqueeze(2)
-        return fake_quantize(grouped, steps, self.low, self.high, self.gain).reshape(weight.shape)
+        return self.rounded(weight.reshape(*self.step.shape, -1), self.steps(weight), slice(None)).reshape(weight.shape)
+
+    def rounded(self, grouped: Tensor, steps: Tensor, at: Tensor | slice) -> Tensor:
+        """Some rows of the weight, [..., groups, n], on their grids; ``at`` says which they are."""
+        steps = steps.unsqueeze(-1)
+        moving = fake_quantize(grouped, steps, self.low[at], self.high[at], self.gain)
+        return torch.where(self.settled, (self.kept[at] * steps).to(moving.dtype), moving)
 
     def numbers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """(whole numbers of weight's shape as float32, steps [rows, groups]) of a symmetric grid; zeros are not added."""
+        """(whole numbers of weight's shape as float32, steps [rows, groups]); zeros are not added."""
         steps = self.steps(weight)
-        q = torch.round(weight.float().reshape(*steps.shape, -1) / steps.unsqueeze(2))
-        return torch.clamp(q, self.low, self.high).reshape(weight.shape), steps
+        q = torch.clamp(torch.round(weight.float().reshape(self.kept.shape) / steps.unsqueeze(2)), self.low, self.high)
+        return torch.where(self.settled, self.kept, q).reshape(weight.shape), steps
+
+    @torch.no_grad()
+    def settle(self, weight: Tensor) -> None:
+        """Keep the integers that the weight has now."""
+        self.kept.copy_(self.numbers(weight)[0].reshape(self.kept.shape))
+        self.settled.fill_(True)
 
 
 def _extent(grouped: Tensor, signed: bool) -> Tensor:
@@ -161,16 +176,20 @@ class RoundedConv(Rounded):
         root = torch.rsqrt(norm.running_var + norm.eps)
         return root if norm.weight is None else norm.weight * root
 
+    @property
+    def weight(self) -> Tensor:
+        return self.conv.weight
+
     def rounded(self, x: Tensor) -> Tensor:
         if self.twin.rounds:
             x = self.entry(x)
-        y = self.conv._conv_forward(x, self.grid(self.conv.weight), self.conv.bias)
+        y = self.conv._conv_forward(x, self.grid(self.weight), self.conv.bias)
         return y if self.norm is None else self.norm(y)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def integer(self) -> nn.Module:
         norm: Any = self.norm
-        q, steps = self.grid.numbers(self.conv.weight)
+        q, steps = self.grid.numbers(self.weight)
         factor = self._factor()
         sign = torch.where(factor < 0, -1.0, 1.0)
         bias = torch.zeros_like(factor) if self.conv.bias is None else self.conv.bias
@@ -193,16 +212,20 @@ class RoundedLinear(Rounded):
         self.grid = WeightGrid(linear.weight * twin.smooth, twin.scale.unsqueeze(1), None,
                                int(twin.weight.abs().max()), learned)
 
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight * self.twin.smooth
+
     def rounded(self, x: Tensor) -> Tensor:
         smoothed = x / self.twin.smooth
         with torch.no_grad():
             q, token = per_token(smoothed)
             change = (q * token - smoothed).to(smoothed.dtype)
-        return nn.functional.linear(smoothed + change, self.grid(self.linear.weight * self.twin.smooth), self.linear.bias)
+        return nn.functional.linear(smoothed + change, self.grid(self.weight), self.linear.bias)
 
     @torch.no_grad()
     def integer(self) -> nn.Module:
-        q, steps = self.grid.numbers(self.linear.weight * self.twin.smooth)
+        q, steps = self.grid.numbers(self.weight)
         self.twin.weight.copy_(q)
         self.twin.scale.copy_(steps.squeeze(1))
         if self.twin.bias is not None:
@@ -217,20 +240,21 @@ class RoundedGroups(Rounded):
     def __init__(self, linear: nn.Linear, twin: GroupedLinear, learned: bool) -> None:
         super().__init__()
         self.linear, self.twin = linear, twin
-        self.grid = WeightGrid(self._weight(), twin.scale, twin.zero, 2**twin.bits - 1, learned)
+        self.grid = WeightGrid(self.weight, twin.scale, twin.zero, 2**twin.bits - 1, learned)
 
-    def _weight(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
         return self.linear.weight if self.twin.smooth is None else self.linear.weight * self.twin.smooth
 
     def rounded(self, x: Tensor) -> Tensor:
         smoothed = x if self.twin.smooth is None else x / self.twin.smooth.to(x.dtype)
-        return nn.functional.linear(smoothed, self.grid(self._weight()), self.linear.bias)
+        return nn.functional.linear(smoothed, self.grid(self.weight), self.linear.bias)
 
     @torch.no_grad()
     def integer(self) -> nn.Module:
-        weight = self._weight()
-        steps = self.grid.steps(weight)
-        self.twin.packed.copy_(pack(to_group(weight, steps, self.twin.zero, self.twin.bits), self.twin.bits))
+        q, steps = self.grid.numbers(self.weight)
+        zero = self.twin.zero.repeat_interleave(self.twin.group, 1)
+        self.twin.packed.copy_(pack((q + zero).to(torch.uint8), self.twin.bits))
         self.twin.scale.copy_(steps)
         if self.twin.bias is not None:
             self.twin.bias.copy_(self.linear.bias)
@@ -256,10 +280,13 @@ class RoundedEmbedding(Rounded):
         self.grid = tied.grid if tied is not None else WeightGrid(
             embedding.weight, table.scale.unsqueeze(1), None, int(table.weight.abs().max()), learned)
 
+    @property
+    def weight(self) -> Tensor:
+        return self.embedding.weight
+
     def rounded(self, x: Tensor) -> Tensor:
-        steps = self.grid.steps(self.embedding.weight)[x].unsqueeze(-1)
-        grouped = self.embedding(x).unflatten(-1, (steps.shape[-2], -1))
-        return fake_quantize(grouped, steps, self.grid.low[x], self.grid.high[x], self.grid.gain).flatten(-2)
+        steps = self.grid.steps(self.weight)[x]
+        return self.grid.rounded(self.embedding(x).unflatten(-1, (steps.shape[-1], -1)), steps, x).flatten(-2)
 
     @torch.no_grad()
     def integer(self) -> nn.Module:
@@ -268,7 +295,11 @@ class RoundedEmbedding(Rounded):
             for name, _ in list(self.twin.named_buffers()):
                 setattr(self.twin, name, getattr(product, name))
             return self.twin
-        q, steps = self.grid.numbers(self.embedding.weight)
+        q, steps = self.grid.numbers(self.weight)
         self.twin.weight.copy_(q)
         self.twin.scale.copy_(steps.squeeze(1))
         return self.twin
+
+
+WEIGHTED = (RoundedConv, RoundedLinear, RoundedGroups, RoundedEmbedding)
+"""Layers with a weight on a grid."""

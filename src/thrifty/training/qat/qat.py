@@ -19,6 +19,7 @@ from thrifty.numerics.schemes import SCHEMES
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS
 from thrifty.posttraining.quantize import Quantize
 from thrifty.training.qat.exchange import integers, rounding
+from thrifty.training.qat.layers import WEIGHTED
 
 if TYPE_CHECKING:
     from thrifty.training.loop import Fit
@@ -38,8 +39,8 @@ class Qat(TrainingMethod):
 
     - Ranges and smoothing begin as `quantize` finds them on examples drawn from the training data.
     - Batch norms see the rounded convolution and are folded at the end. A weight that jumps between two integers moves
-      what its norm sees, and an average over past steps is of no model: before the last share of the steps, statistics
-      are taken anew, and then stand still, so that the weights settle under the numbers that are served.
+      what its norm sees, and an average over past steps is of no model. So in the last share of the steps integers stand
+      still, and statistics, which are taken anew from them; steps, biases and the norms' own weights are trained on.
     - ``lsq``: the step of every static grid is learned with the weights. ``ste``: steps of weights follow the weights'
       extents, those of activations stay.
 
@@ -48,7 +49,7 @@ class Qat(TrainingMethod):
     Args:
         scheme: bits of weights and activations.
         estimator: how steps are found: learned step sizes, or the straight-through estimator alone.
-        freeze: share of the steps, the last ones, in which batch norms' statistics stand still.
+        freeze: share of the steps, the last ones, in which integers and statistics of a model with batch norms stand still.
         group: weights a scale, as `quantize` has it.
         layers: schemes of some layers, as `quantize` has them.
 
@@ -93,6 +94,9 @@ class Qat(TrainingMethod):
 
     def before(self, fit: Fit, batch: Batch) -> None:
         if self._settles(fit):
+            for layer in fit.model.modules():
+                if isinstance(layer, WEIGHTED):
+                    layer.grid.settle(layer.weight)
             with _averaging(fit.memory(self)["norms"]), torch.no_grad():
                 for inputs in _inputs(fit, STATISTICS_EXAMPLES):
                     fit.call(fit.model, (inputs, None))
