@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thrifty.errors import ThriftyError
-from thrifty.kernels.float8 import E4M3, E5M2, scale_of
+from thrifty.kernels.float8 import E5M2
 from thrifty.kernels.linear_loss import fused, linear_cross_entropy, naive
 
 IGNORED = -100
@@ -202,12 +202,6 @@ def check_kernels(kernels: ModuleType, n: int, v: int, dtype: torch.dtype, devic
     assert torch.equal(again, lost)
     bits = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     torch.testing.assert_close(logits.cpu().double(), wanted, rtol=bits, atol=1e-6)
-    for kind in (E4M3, E5M2):
-        x = torch.randn(n, v, device=device).to(dtype)
-        scale = scale_of(x, kind)
-        straight, turned = kernels.both8(x, scale, kind)
-        assert torch.equal(straight.float(), naive.both8(x, scale, kind)[0].float())
-        assert torch.equal(straight.float().t(), turned.float())
 
 
 @pytest.mark.parametrize("n, v", [(3, 7), (130, 300)])

@@ -133,6 +133,10 @@ def test_however_the_work_is_shared_the_product_is_the_same(tiles: int, strips: 
         assert float((y.double() - wanted).norm() / wanted.norm()) < 5e-3
 
 
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("bits", [3, 4])
 def test_a_grouped_layer_on_a_gpu_runs_the_kernel_eager_compiled_and_in_a_graph(bits: int) -> None:
@@ -145,15 +149,15 @@ def test_a_grouped_layer_on_a_gpu_runs_the_kernel_eager_compiled_and_in_a_graph(
         y = layer(x)
         torch.cuda.synchronize()
     assert any("_product" in event.key for event in seen.key_averages())
-    torch.testing.assert_close(y.float().cpu(), wanted, rtol=0.02, atol=0.1)
+    assert error(y.float().cpu(), wanted) < 1e-2  # activations are smoothed in bf16
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), y, rtol=0.02, atol=0.1)
+        assert error(torch.compile(layer, fullgraph=True)(x), y) < 1e-2
         graph, held = torch.cuda.CUDAGraph(), x.clone()
         with torch.cuda.graph(graph):
             out = layer(held)
         held.copy_(2 * x)
         graph.replay()
-        torch.testing.assert_close(out - layer.bias.to(out.dtype), 2 * (y - layer.bias.to(y.dtype)), rtol=0.02, atol=0.1)
+        assert error(out - layer.bias.to(out.dtype), 2 * (y - layer.bias.to(y.dtype))) < 1e-2
 
 
 @pytest.mark.gpu

@@ -172,13 +172,12 @@ def test_processors_and_old_gpus_are_refused_before_anything_runs(monkeypatch) -
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_large_layers_gain_on_a_gpu_and_train(compiled: bool) -> None:
+def test_large_layers_gain_on_a_gpu_and_train() -> None:
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(4096, 4096), nn.ReLU()) for _ in range(3)]
     net = nn.Sequential(*blocks, nn.Linear(4096, 16))
-    x = torch.randn(8192, 4096, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(32768, 4096, generator=torch.Generator().manual_seed(0))
     done = fit(net, [Fp8(), AdamW(lr=1e-4)], TensorDataset(x, (x[:, :4] > 0).long() @ torch.tensor([1, 2, 4, 8])),
-               CrossEntropy(), settings=Train(steps=10, compiled=compiled), batch_size=8192, device="cuda")
+               CrossEntropy(), settings=Train(steps=10, compiled=True), batch_size=32768, device="cuda")
     assert done.claims[0][1].after > 0.9
     assert done.history[-1][1] < done.history[0][1]

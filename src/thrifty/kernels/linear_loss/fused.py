@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from thrifty.kernels.float8 import E4M3, product, scale_of
+from thrifty.kernels.float8 import E4M3, both, product, scale_of
 from thrifty.kernels.linear_loss import naive
 
 STEP = 128
@@ -84,12 +84,12 @@ def _products16(kernels: Any, weight: Tensor) -> Callable[..., Part]:
 def _products8(kernels: Any, weight: Tensor) -> Callable[..., Part]:
     """The three products in 8 bits: e4m3, and e5m2 for the gradient of the logits, whose range is known beforehand."""
     weight_scale = scale_of(weight, E4M3)
-    weight8, weight8_t = kernels.both8(weight, weight_scale, E4M3)
+    weight8, weight8_t = both(weight, weight_scale, E4M3)
     gradient_scale = torch.full((), 1 / naive.GRADIENT_SCALE, device=weight.device)
 
     def make(x: Tensor, y: Tensor, ignore_index: int, gradient: bool) -> Part:
         scale = scale_of(x, E4M3)
-        x8, x8_t = kernels.both8(x, scale, E4M3)
+        x8, x8_t = both(x, scale, E4M3)
         logits = product(x8, weight8, scale, weight_scale, x.dtype, fast=True)
         lost, norm = kernels.losses(logits, y, ignore_index, False)
         straight, turned = kernels.gradient8(logits, norm, y, ignore_index) if gradient else (logits, logits)

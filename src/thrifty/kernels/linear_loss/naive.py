@@ -58,12 +58,6 @@ def gradient8(logits: Tensor, norm: Tensor, target: Tensor, ignore_index: int) -
     return found, found.t().contiguous()
 
 
-def both8(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x / scale in 8 bits, and its transpose, both contiguous."""
-    found = to_float8(x, scale, kind)
-    return found, found.t().contiguous()
-
-
 def _gradient(logits: Tensor, norm: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     valid = target != ignore_index
     found = (logits.float() - norm[:, None]).exp()

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thrifty.kernels.float8 import E5M2, LARGEST
+from thrifty.kernels.float8 import E5M2
+from thrifty.kernels.float8.triton import TILE_COLUMNS, TILE_ROWS, TILE_WARPS, pair, tiles
 from thrifty.kernels.linear_loss.naive import GRADIENT_SCALE
 
 BLOCK, WARPS = 4096, 8
-TILE_ROWS, TILE_COLUMNS, TILE_WARPS = 128, 64, 8
 
 
 @triton.jit
@@ -51,26 +51,20 @@ def _gradient8(logits, norm, target, straight, turned, rows, columns, ignored, S
                ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     j = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (i < rows)[:, None] & (j < columns)[None, :]
-    x = tl.load(logits + i[:, None] * columns + j[None, :], mask=there, other=-float("inf")).to(tl.float32)
-    level = tl.load(norm + i, mask=i < rows, other=0.0)
-    label = tl.load(target + i, mask=i < rows, other=0)
-    g = tl.exp(x - level[:, None]) - tl.where(j[None, :] == label[:, None], 1.0, 0.0)
-    small = (tl.where((label != ignored)[:, None], g, 0.0) * SCALE).to(tl.float8e5)
-    tl.store(straight + i[:, None] * columns + j[None, :], small, mask=there)
-    tl.store(turned + j[:, None] * rows + i[None, :], tl.trans(small), mask=tl.trans(there))
+    # Twice, as in kernels/float8: a tile of 8 bits is not turned.
+    _store8(logits, norm, target, straight, i[:, None], j[None, :], rows, columns, columns, 1, ignored, SCALE)
+    _store8(logits, norm, target, turned, i[None, :], j[:, None], rows, columns, 1, rows, ignored, SCALE)
 
 
 @triton.jit
-def _both8(x, scale, straight, turned, rows, columns, LARGEST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    j = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (i < rows)[:, None] & (j < columns)[None, :]
-    value = tl.load(x + i[:, None] * columns + j[None, :], mask=there, other=0.0).to(tl.float32) / tl.load(scale)
-    value = tl.where(value < -LARGEST, -LARGEST, tl.where(value > LARGEST, LARGEST, value))  # a NaN stays
-    small = value.to(straight.dtype.element_ty)
-    tl.store(straight + i[:, None] * columns + j[None, :], small, mask=there)
-    tl.store(turned + j[:, None] * rows + i[None, :], tl.trans(small), mask=tl.trans(there))
+def _store8(logits, norm, target, place, i, j, rows, columns, by_row, by_column, ignored, SCALE: tl.constexpr):
+    there = (i < rows) & (j < columns)
+    x = tl.load(logits + i * columns + j, mask=there, other=-float("inf")).to(tl.float32)
+    level = tl.load(norm + i, mask=i < rows, other=0.0)
+    label = tl.load(target + i, mask=i < rows, other=0)
+    g = tl.exp(x - level) - tl.where(j == label, 1.0, 0.0)
+    small = (tl.where(label != ignored, g, 0.0) * SCALE).to(tl.float8e5)
+    tl.store(place + i * by_row + j * by_column, small, mask=there)
 
 
 def losses(logits: Tensor, target: Tensor, ignore_index: int, gradient: bool) -> tuple[Tensor, Tensor]:
@@ -85,24 +79,7 @@ def losses(logits: Tensor, target: Tensor, ignore_index: int, gradient: bool) ->
 
 def gradient8(logits: Tensor, norm: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """As `naive.gradient8`, on contiguous logits."""
-    straight, turned = _pair(logits, E5M2)
-    _gradient8[_tiles(*logits.shape)](logits, norm, target, straight, turned, *logits.shape, ignore_index,
+    straight, turned = pair(logits, E5M2)
+    _gradient8[tiles(*logits.shape)](logits, norm, target, straight, turned, *logits.shape, ignore_index,
                                       SCALE=GRADIENT_SCALE, ROWS=TILE_ROWS, COLUMNS=TILE_COLUMNS, num_warps=TILE_WARPS)
     return straight, turned
-
-
-def both8(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `naive.both8`, on contiguous x."""
-    straight, turned = _pair(x, kind)
-    _both8[_tiles(*x.shape)](x, scale, straight, turned, *x.shape, LARGEST=LARGEST[kind], ROWS=TILE_ROWS,
-                             COLUMNS=TILE_COLUMNS, num_warps=TILE_WARPS)
-    return straight, turned
-
-
-def _pair(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape
-    return x.new_empty(rows, columns, dtype=kind), x.new_empty(columns, rows, dtype=kind)
-
-
-def _tiles(rows: int, columns: int) -> tuple[int, int]:
-    return triton.cdiv(rows, TILE_ROWS), triton.cdiv(columns, TILE_COLUMNS)

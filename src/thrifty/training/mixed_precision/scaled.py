@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from thrifty.kernels.float8 import E4M3, E5M2, product, scale_of, to_float8
+from thrifty.kernels.float8 import E4M3, E5M2, both, product, scale_of, to_float8
 
 Products = Literal["all", "but_weight"]
 """Which of a linear layer's three products are of 8 bits: all, or all but the one that makes the weight's gradient."""
@@ -51,25 +51,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: P
 
 
 class _Linear(torch.autograd.Function):
+    """Transposes of 8 bits are made with the numbers, in one pass, and only they are kept."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, all8: bool, low: torch.dtype) -> Tensor:
         x_scale, weight_scale = scale_of(x, E4M3), scale_of(weight, E4M3)
-        x8, weight8 = to_float8(x, x_scale, E4M3), to_float8(weight, weight_scale, E4M3)
-        ctx.save_for_backward(x8 if all8 else x.to(low), weight8, x_scale, weight_scale)
+        weight8, weight8_t = both(weight, weight_scale, E4M3)
+        x8, kept = both(x, x_scale, E4M3) if all8 else (to_float8(x, x_scale, E4M3), x.to(low))
+        ctx.save_for_backward(kept, weight8_t, x_scale, weight_scale)
         ctx.all8, ctx.kinds = all8, (x.dtype, weight.dtype, low)
         return product(x8, weight8, x_scale, weight_scale, low, fast=True)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        kept, weight8, x_scale, weight_scale = ctx.saved_tensors
+        kept, weight8_t, x_scale, weight_scale = ctx.saved_tensors
         (g,), (x_kind, weight_kind, low) = upstream, ctx.kinds
         scale = scale_of(g, E5M2)
-        g8 = to_float8(g, scale, E5M2)
+        g8, g8_t = both(g, scale, E5M2) if ctx.all8 else (to_float8(g, scale, E5M2), g)
         by_x = by_weight = None
         if ctx.needs_input_grad[0]:
-            by_x = product(g8, weight8.t().contiguous(), scale, weight_scale, low).to(x_kind)
+            by_x = product(g8, weight8_t, scale, weight_scale, low).to(x_kind)
         if ctx.needs_input_grad[1] and ctx.all8:
-            by_weight = product(g8.t().contiguous(), kept.t().contiguous(), scale, x_scale, weight_kind)
+            by_weight = product(g8_t, kept, scale, x_scale, weight_kind)
         elif ctx.needs_input_grad[1]:
             by_weight = (g.to(low).t() @ kept).to(weight_kind)
         return by_x, by_weight, None, None
