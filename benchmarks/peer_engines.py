@@ -121,8 +121,10 @@ def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
 
 def schemes(convolutional: bool) -> dict[str, str]:
     """Our recipes; a net of convolutions leaves nothing to bfloat16."""
-    both = {"w8a8": "quantize(w8a8)", "w8a8-bf16": "quantize(w8a8, rest=bf16)"}
-    return {"w8a8": both["w8a8"]} if convolutional else both
+    found = {"w8a8": "quantize(w8a8)", "w8a8-bf16": "quantize(w8a8, rest=bf16)",
+             "w8a8-static": "quantize(w8a8, activations=static)",
+             "w8a8-static-bf16": "quantize(w8a8, activations=static, rest=bf16)"}
+    return {"w8a8": found["w8a8"]} if convolutional else found
 
 
 def once(place: Path, make: Callable[[Path], None]) -> Path:

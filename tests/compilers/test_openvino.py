@@ -171,6 +171,10 @@ def test_bfloat16_alone_and_beside_integers(tmp_path):
     record, engine, _ = lowered(OpenVino(), mixed, one, tmp_path / "mixed", BOTH)
     assert record.precision == "int8+bf16"
     assert record.facts["integer_layers"] == 6
+    kinds = [x.get_type_name() for x in openvino.Core().read_model(tmp_path / "mixed" / "model.xml").get_ordered_ops()
+             if x.get_type_name() == "Convert" and x.input_value(0).get_node().get_type_name() != "Constant"
+             and x.input_value(0).get_element_type() in (openvino.Type.f32, openvino.Type.bf16)]
+    assert not kinds, "conversions between the two would each be executed"
     assert error(called(engine, ids, mask), mixed(ids, mask)) < 0.03
 
 

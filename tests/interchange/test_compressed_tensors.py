@@ -229,6 +229,7 @@ def test_the_package_writes_the_same_files(recipe: str, sources: dict[str, Path]
     (Quantize("w8a8"), "divides its inputs by a vector.*algorithm=rtn"),
     (Quantize("w4a16", group=32, algorithm="awq"), "divides its inputs by a vector.*algorithm=gptq or hqq"),
     (Quantize("w3a16", group=32, algorithm="rtn"), "weights of 3 bits.*w4a16"),
+    (Quantize("w8a8", algorithm="rtn", activations="static"), "one grid, which is not written.*activations=static"),
     (Quantize("bf16"), "no linear layer in integers"),
 ])
 def test_models_that_do_not_fit_are_refused(recipe: Quantize, said: str, sources: dict[str, Path], tmp_path: Path) -> None:

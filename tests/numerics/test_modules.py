@@ -45,6 +45,24 @@ def test_integer_modules_hold_as_many_bits_as_they_are_given(bits):
     torch.testing.assert_close(QuantLinear(linear, torch.ones(16), bits)(x), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_on_one_grid_is_that_of_the_numbers_on_it(dtype):
+    generator = torch.Generator().manual_seed(1)
+    linear, grid = nn.Linear(17, 5), Affine.of(-1.5, 3.0)
+    smooth, x = torch.rand(17, generator=generator) + 0.5, 2 * torch.randn(3, 7, 17, generator=generator).to(dtype)
+    layer = QuantLinear(linear, smooth, 8, grid)
+    y = layer(x)
+    assert y.dtype == dtype
+    q = torch.clamp(torch.round(x / smooth / grid.scale) + grid.zero, 0, 255).double()  # most lie on it, some beyond
+    weight = layer.weight.double() * layer.scale.double()[:, None]
+    want = grid.scale * (q - grid.zero) @ weight.T + linear.bias.detach().double()
+    torch.testing.assert_close(y.double(), want, **({"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32
+                                                    else {"rtol": 0.02, "atol": 0.02}))
+    again = QuantLinear(linear, torch.ones(17), 8, Affine.of(0.0, 1.0))
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x), y)
+
+
 def test_a_tied_table_looks_up_the_integers_of_its_product():
     weight = torch.randn(11, 24, generator=torch.Generator().manual_seed(0))
     scale, zero = per_group(weight, 4, 8)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from thrifty.numerics.grid import Affine
 from thrifty.numerics.modules import QuantLinear
-from thrifty.numerics.smooth import Tokens, smoothing
+from thrifty.numerics.smooth import CLIPPED, STRENGTHS, Tokens, entries
 
 
 def seen(model: nn.Module, x: torch.Tensor) -> Tokens:
@@ -33,7 +34,7 @@ def test_outlier_channels_cost_less():
     x = torch.randn(200, 64)
     x[:, 5] *= 60
     linear = nn.Linear(64, 48)
-    vector = smoothing(seen(nn.Sequential(linear), x), {"0": linear})["0"]
+    vector = entries(seen(nn.Sequential(linear), x), {"0": linear})["0"].smooth
     with torch.no_grad():
         exact = linear(x)
         plain = (QuantLinear(linear, torch.ones(64))(x) - exact).norm()
@@ -44,9 +45,40 @@ def test_outlier_channels_cost_less():
 def test_who_reads_one_tensor_is_smoothed_alike():
     torch.manual_seed(0)
     net = Three()
-    vectors = smoothing(seen(net, torch.randn(50, 32)), {"a": net.a, "b": net.b, "c": net.c})
+    found = entries(seen(net, torch.randn(50, 32)), {"a": net.a, "b": net.b, "c": net.c})
+    vectors = {name: entry.smooth for name, entry in found.items()}
     assert torch.equal(vectors["a"], vectors["b"])
     assert all(bool((v > 0).all()) for v in vectors.values())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_grid_for_all_tokens_is_the_best_of_those_tried(bits):
+    torch.manual_seed(bits)
+    x, linear = torch.randn(64, 24).exp(), nn.Linear(24, 6)  # skewed: a few numbers are far off
+    x[:, 3] *= 20
+    with torch.no_grad():
+        tokens = seen(nn.Sequential(linear), x)
+        found = entries(tokens, {"0": linear}, {"0": bits}, static=True)["0"]
+        assert found.grid is not None and found.grid.zero == 0, "nothing is below zero"
+
+        def error(smooth: torch.Tensor, ratio: float) -> float:
+            grid = Affine.of(float(ratio * (x / smooth).min()), float(ratio * (x / smooth).max()))
+            return float((QuantLinear(linear, smooth, bits, grid)(x) - linear(x)).square().mean())
+
+        vectors = [entries(tokens, {"0": linear}, {"0": bits}, [strength], static=True)["0"].smooth for strength in STRENGTHS]
+        least = min(error(vector, ratio) for vector in vectors for ratio in CLIPPED)
+        got = float((QuantLinear(linear, found.smooth, bits, found.grid)(x) - linear(x)).square().mean())
+        assert got == pytest.approx(least, rel=1e-3)
+        assert got < error(torch.ones(24), 1.0), "neither smoothed nor clipped"
+
+
+def test_a_layer_that_must_stay_plain_keeps_others_of_its_tensor_plain():
+    torch.manual_seed(0)
+    net, x = Three(), torch.randn(50, 32) * torch.linspace(0.1, 30, 32)
+    layers = {"a": net.a, "b": net.b, "c": net.c}
+    assert not torch.equal(entries(seen(net, x), layers)["a"].smooth, torch.ones(32))
+    found = entries(seen(net, x), layers, plain=["b"])
+    assert torch.equal(found["a"].smooth, torch.ones(32)) and torch.equal(found["b"].smooth, torch.ones(32))
 
 
 def naive(weight: torch.Tensor, x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -74,6 +106,6 @@ def test_it_is_the_migration_of_the_paper(rows, inputs, out, bits):
     x[:, 3] *= 40
     linear = nn.Linear(inputs, out)
     linear.weight.data = torch.randn(out, inputs, generator=generator)
-    vector = smoothing(seen(nn.Sequential(linear), x), {"0": linear}, {"0": bits})["0"]
+    vector = entries(seen(nn.Sequential(linear), x), {"0": linear}, {"0": bits})["0"].smooth
     torch.testing.assert_close(vector, naive(linear.weight.detach(), x, bits))
     assert not torch.equal(vector, torch.ones(inputs))

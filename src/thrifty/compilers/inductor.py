@@ -178,7 +178,7 @@ def _stripped(library: bytes, scratch: Path) -> bytes:
 def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what Inductor's patterns find."""
     return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(float(edge.scale), int(edge.zero)),
+        QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(float(edge.scale), int(edge.zero)),
         GroupedLinear: _Grouped, GroupedEmbedding: Rows,
     })
 
@@ -244,6 +244,27 @@ class _Linear(nn.Module):
         if self.linear.bias is not None:
             y = y + self.linear.bias
         return y.reshape(*x.shape[:-1], self.linear.out_features).to(x.dtype)
+
+
+def _linear(linear: QuantLinear) -> nn.Module:
+    return _Linear(linear) if linear.x_scale is None else _StaticLinear(linear)
+
+
+class _StaticLinear(nn.Module):
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        assert linear.x_scale is not None and linear.x_zero is not None
+        self.linear, self.edge = linear, _Edge(float(linear.x_scale), int(linear.x_zero))
+        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
+        self.register_buffer("zeros", torch.zeros(len(linear.weight), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops: Any = torch.ops.quantized_decomposed
+        flat = x.float() if self.unsmooth is None else x.float() * self.unsmooth
+        weight = ops.dequantize_per_channel.default(self.linear.weight, self.linear.scale, self.zeros, 0, -127, 127, torch.int8)
+        return nn.functional.linear(self.edge(flat), weight, self.linear.bias).to(x.dtype)
 
 
 def _number(x: Tensor) -> Tensor:

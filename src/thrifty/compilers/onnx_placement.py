@@ -27,7 +27,7 @@ def _op(name: str, inputs: tuple[Tensor | None, ...], like: Any, dtype: torch.dt
 def placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for ONNX's own operators."""
     return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
+        QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
         GroupedLinear: _grouped, GroupedEmbedding: _Rows,
     })
 
@@ -107,6 +107,37 @@ class _Linear(nn.Module):
         y = _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero), shape,
                 torch.float32, version=1) * peak
         return y if self.bias is None else y + self.bias
+
+
+def _linear(linear: QuantLinear) -> nn.Module:
+    return _Linear(linear) if linear.x_scale is None else _StaticLinear(linear)
+
+
+class _StaticLinear(nn.Module):
+    """The same fused product with the grid's one scale."""
+
+    unsmooth: Tensor | None
+    weight: Tensor
+    scale: Tensor
+    step: Tensor
+    zero: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        assert linear.x_scale is not None and linear.x_zero is not None
+        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
+        self.register_buffer("weight", linear.weight.t().contiguous())
+        self.register_buffer("scale", linear.scale.clone())
+        self.register_buffer("step", linear.x_scale.clone())
+        self.register_buffer("zero", linear.x_zero.to(torch.uint8))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.unsmooth is None else x * self.unsmooth
+        q = _op("QuantizeLinear", (x, self.step, self.zero), x.shape, torch.uint8)
+        return _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero, None, self.bias),
+                   (*x.shape[:-1], self.weight.shape[1]), torch.float32, version=1)
 
 
 def _grouped(linear: GroupedLinear) -> nn.Module:

@@ -95,6 +95,7 @@ def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes
         })
     except Exception as error:
         raise cannot_express("OpenVINO", error, "onnxruntime", "inductor") from error
+    converted = _of_one_type(converted)
     _pack_halves(converted)
     openvino.save_model(converted, directory / FILES[0], compress_to_fp16=False)
 
@@ -115,6 +116,37 @@ def _copy_repeated(program: ExportedProgram) -> None:
     for spec, value in zip(program.graph_signature.output_specs, given, strict=True):
         spec.arg.name = value.name
     program.graph_module.recompile()
+
+
+def _of_one_type(model: Any) -> Any:
+    """The graph without conversions between float32 and bfloat16, which would be executed each for itself.
+
+    The runtime is told which of the two it computes in; constants stay as they are in the file.
+    """
+    from thrifty.engines.openvino import openvino
+
+    f32, bf16 = openvino.Type.f32, openvino.Type.bf16
+    changed = model.clone()
+    for node in changed.get_ordered_ops():
+        kind, out = node.get_type_name(), node.output(0) if node.get_output_size() else None
+        if out is None or out.get_element_type() not in (f32, bf16):
+            continue
+        if kind == "Convert" and node.input_value(0).get_element_type() in (f32, bf16):
+            instead = node.input_value(0)
+            if instead.get_node().get_type_name() == "Constant":
+                continue
+        elif kind in ("Convert", "Constant") and out.get_element_type() == bf16:
+            instead = openvino.opset13.convert(node if kind == "Constant" else node.input_value(0), "f32").output(0)
+        else:
+            continue
+        for reader in out.get_target_inputs():
+            if reader.get_node().get_type_name() != "Convert" or kind == "Convert":
+                reader.replace_source_output(instead)
+    try:
+        changed.validate_nodes_and_infer_types()
+    except RuntimeError:  # an operator that names its own type
+        return model
+    return changed
 
 
 def _pack_halves(model: Any) -> None:
@@ -180,7 +212,7 @@ def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, f
 def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what the low-precision transformations look for."""
     return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
+        QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
         GroupedLinear: _Grouped, GroupedEmbedding: Rows,
     })
 
@@ -240,6 +272,24 @@ class _Linear(nn.Module):
         u = _rounded(flat * (INT8_MAX / peak) + MIDDLE, 1.0, 0, 0, UINT8_MAX, torch.uint8)
         y = (nn.functional.linear(u, rows(self.linear.weight, self.linear.scale)) + self.shift) * (peak / INT8_MAX)
         return (y if self.linear.bias is None else y + self.linear.bias).to(x.dtype)
+
+
+def _linear(linear: QuantLinear) -> nn.Module:
+    return _Linear(linear) if linear.x_scale is None else _StaticLinear(linear)
+
+
+class _StaticLinear(nn.Module):
+    unsmooth: Tensor | None
+
+    def __init__(self, linear: QuantLinear) -> None:
+        super().__init__()
+        assert linear.x_scale is not None and linear.x_zero is not None
+        self.linear, self.edge = linear, _Edge(linear.x_scale, linear.x_zero)
+        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.float() if self.unsmooth is None else x.float() * self.unsmooth
+        return nn.functional.linear(self.edge(flat), rows(self.linear.weight, self.linear.scale), self.linear.bias).to(x.dtype)
 
 
 class _Grouped(nn.Module):

@@ -102,6 +102,9 @@ def _layers(body: nn.Module) -> dict[str, Layer]:
         if isinstance(module, QuantConv | QuantEdge):
             raise InterchangeError(f"layer {name!r} is a convolution in integers, or of its kind, which the format has no place "
                                    f"for; {OTHER}")
+        if isinstance(module, QuantLinear) and module.x_scale is not None:
+            raise InterchangeError(f"layer {name!r} rounds all tokens on one grid, which is not written to this format: leave "
+                                   f"activations=static out, or {OTHER}")
         if isinstance(module, GroupedLinear) and module.bits not in (4, 8):
             raise InterchangeError(f"layer {name!r} has weights of {module.bits} bits; with zeros, which they have, vLLM takes 4 "
                                    f"and 8 only: quantize(w4a16), or {OTHER}")

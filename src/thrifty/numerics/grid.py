@@ -47,8 +47,12 @@ def affine(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         x: of any shape, float32.
         scale, zero: scalars, float32.
     """
-    q = torch.clamp(torch.round(x / scale) + zero, 0, UINT8_MAX)
-    return (q - zero) * scale
+    return on_grid(x, scale, zero) * scale
+
+
+def on_grid(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The same in steps: whole numbers, 0 where x is."""
+    return torch.clamp(torch.round(x / scale) + zero, 0, UINT8_MAX) - zero
 
 
 def per_row(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.kernels import matmul_w4a16
-from thrifty.numerics.grid import Affine, affine, from_group, per_row, per_token, rows
+from thrifty.numerics.grid import Affine, affine, from_group, on_grid, per_row, per_token, rows
 from thrifty.numerics.packing import pack, unpack
 
 
@@ -93,9 +93,10 @@ class WithEdge(nn.Sequential):
 
 @final
 class QuantLinear(nn.Module):
-    """A product of int8 tokens (a scale for each, found as they come) with integer weights (a scale a row).
+    """A product of 8-bit activations with integer weights (a scale a row).
 
-    y = t * s_w * (q_x q_w^T) + b, t q_x = x / smooth, s_w q_w = W * smooth.
+    y = t * s_w * (q_x q_w^T) + b, t q_x = x / smooth, s_w q_w = W * smooth. Without a grid t is each token's, found as it
+    comes; with one it is the grid's, and q_x = clamp(round(x / smooth / t) + zero, 0, 255) - zero.
 
     ``smooth`` [in] moves what is hard to round from activations to weights ("SmoothQuant", Xiao et al. 2022,
     arXiv:2211.10438). The integers are exact in float32 while their sums stay under 2^24.
@@ -104,28 +105,40 @@ class QuantLinear(nn.Module):
         linear: float.
         smooth: [in], above 0.
         bits: of a weight; fewer than 8 are held in int8 all the same.
+        grid: of x / smooth, the same for every token.
     """
 
     weight: Tensor
     scale: Tensor
     smooth: Tensor
     bias: Tensor | None
+    x_scale: Tensor | None
+    x_zero: Tensor | None
 
-    def __init__(self, linear: nn.Linear, smooth: Tensor, bits: int = 8) -> None:
+    def __init__(self, linear: nn.Linear, smooth: Tensor, bits: int = 8, grid: Affine | None = None) -> None:
         super().__init__()
         q, scale = per_row(linear.weight.detach().float() * smooth, bits)
         self.register_buffer("weight", q)
         self.register_buffer("scale", scale)
         self.register_buffer("smooth", smooth.clone())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+        self.register_buffer("x_scale", None if grid is None else _tensor(grid.scale))
+        self.register_buffer("x_zero", None if grid is None else _tensor(grid.zero))
 
     @property
     def out_features(self) -> int:
         return len(self.weight)
 
+    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(q_x as float32, t): what the product is made of."""
+        smoothed = x / self.smooth
+        if self.x_scale is None or self.x_zero is None:
+            return per_token(smoothed)
+        return on_grid(smoothed.float(), self.x_scale, self.x_zero), self.x_scale
+
     def forward(self, x: Tensor) -> Tensor:
-        q, token = per_token(x / self.smooth)
-        y = nn.functional.linear(q, self.weight.float()) * token * self.scale
+        q, step = self.rounded(x)
+        y = nn.functional.linear(q, self.weight.float()) * step * self.scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 

@@ -39,8 +39,8 @@ class Quantize(Transform):
     - Weights: symmetric, a scale for each output channel; four bits are held in int8.
     - Convolutions: activations on static 8-bit grids, found on calibration data by least squared error; batch
       norms are folded first; residual sums and pools stay integer.
-    - Linear layers: activations in int8, a scale for each token, found as they come; hard channels are smoothed
-      into the weights by the strength that loses least on the calibration data.
+    - Linear layers: activations in 8 bits, a scale for each token, found as they come, or one grid for all; hard channels
+      are smoothed into the weights by the strength that loses least on the calibration data.
     - With convolutions: channels between two of them are evened out, and biases make up for shifts of the mean; each of
       these steps stays only where it brings the model's outputs closer, on calibration data that it did not see.
 
@@ -57,6 +57,8 @@ class Quantize(Transform):
             w4a8), ``adaround`` also learns whether each weight is rounded up or down; of weights alone, ``gptq`` makes later
             columns make up for earlier ones, ``awq`` scales and clips by what the activations show, ``hqq`` fits grids without
             data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
+        activations: of linear layers with integer products: ``dynamic``, a scale for each token, or ``static``, one grid, found
+            on calibration data: faster, and less exact.
         group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such layer.
         layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
             matches decides; ``fp32`` leaves a layer as it is.
@@ -72,6 +74,7 @@ class Quantize(Transform):
     scheme: str = choice("w8a8", *SCHEMES, "bf16", MIXED, search=("w8a8", "bf16"))
     rest: str = choice("fp32", "fp32", "bf16")
     algorithm: str = choice("auto", "auto", "rtn", "smoothquant", "adaround", "gptq", "awq", "hqq")
+    activations: str = choice("dynamic", "dynamic", "static")
     group: int = choice(128, *GROUPS)
     layers: Mapping[str, str] = table(*SCHEMES, FLOAT)
     equalize: bool = True
@@ -141,7 +144,8 @@ class Quantize(Transform):
         context.progress("calibrating")
         decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
         wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
-        plan = refined(model, work, marked, assigned, self.algorithm != "rtn", wanted, context)
+        way = integers.Way(smooth=self.algorithm != "rtn", static=self.activations == "static")
+        plan = refined(model, work, marked, assigned, way, wanted, context)
         return Plan({**plan.values, **decided.values}, {**plan.tensors, **decided.tensors})
 
     def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
@@ -169,6 +173,9 @@ class Quantize(Transform):
         if self.algorithm in ("smoothquant", "adaround") and all(s.activations == "float" for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): it is for integer products "
                                       "(w8a8, w4a8); weights alone take awq, gptq, hqq or rtn")
+        if self.activations == "static" and all(s.activations == "float" for s in schemes):
+            raise HyperparameterError(f"quantize({self.scheme}, activations=static): grids of activations are of integer "
+                                      "products (w8a8, w4a8); leave activations out")
         if self.max_drop != MAX_DROP:
             raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is of mixed; leave it out")
         if self.group != 128 and not any(s.grouped for s in schemes):

@@ -186,6 +186,7 @@ def test_a_bfloat16_rest():
     ({"scheme": "w8a8", "algorithm": "gptq"}, "weights alone"),
     ({"scheme": "w4a16", "algorithm": "smoothquant"}, "integer products"),
     ({"scheme": "w8a8", "group": 64}, "leave group out"),
+    ({"scheme": "w4a16", "activations": "static"}, "leave activations out"),
     ({"scheme": "bf16", "layers": {"out": "fp32"}}, "whole model"),
     ({"scheme": "w4a16", "group": 32, "layers": {"qery": "fp32"}}, "nearest: query"),
     ({"scheme": "w4a16", "group": 32, "layers": {"table": "w3a16"}}, "an embedding"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from thrifty.numerics.equalize import rescale
 from thrifty.numerics.grid import Affine
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear, WithEdge
 from thrifty.numerics.observers import Observer
-from thrifty.numerics.smooth import STRENGTHS, Tokens, smoothing
+from thrifty.numerics.smooth import STRENGTHS, Tokens, entries
 from thrifty.posttraining.quantization.assign import Assigned
 
 CALIBRATION_ROWS = {True: 512, False: 64}
@@ -23,6 +24,20 @@ CALIBRATION_ROWS = {True: 512, False: 64}
 needs, and what has no convolutions mostly reads a hundred tokens an example."""
 ADJUSTED = ("weight", "bias")
 """Buffers of integer layers that a plan may hold, as ``weight.NAME``, where they do not follow from the float ones."""
+
+
+@final
+@dataclass(frozen=True)
+class Way:
+    """How linear layers round what they read.
+
+    Args:
+        smooth: whether hard channels are moved into the weights first.
+        static: on one grid, found on calibration data, in place of a scale a token.
+    """
+
+    smooth: bool
+    static: bool
 
 
 def traced(model: nn.Module, assigned: Assigned) -> tuple[Any, list[str]]:
@@ -40,14 +55,14 @@ def _floats(graph: nn.Module, integer: Mapping[str, int]) -> set[str]:
     return {name for name, module in graph.named_modules() if graphs.is_convolution(module) and name not in integer}
 
 
-def decide(work: Any, marked: list[str], assigned: Assigned, smooths: bool, context: Context) -> Plan:
+def decide(work: Any, marked: list[str], assigned: Assigned, way: Way, context: Context) -> Plan:
     """Find grids and smoothing on calibration data.
 
     Args:
         work: the model, or its graph; nothing of it is kept.
         marked: the graph's edges.
         assigned: what becomes of which layer; each is in ``work``.
-        smooths: whether hard channels of activations are moved into the weights of linear layers.
+        way: how linear layers round what they read.
         context: with calibration data.
 
     Raises:
@@ -83,12 +98,11 @@ def decide(work: Any, marked: list[str], assigned: Assigned, smooths: bool, cont
             grids[name] = grids[same[name]]
     # Scale and zero of the input; for a convolution off the graph's edges, of its output too.
     own = {name: [*_pair(observers[name].affine()), *_pair(outputs[name].affine())] for name in alone}
-    smooth = smoothing(tokens, {name: work.get_submodule(name) for name in assigned.linears}, assigned.linears,
-                       STRENGTHS if smooths else STRENGTHS[:1])
+    linears = {name: work.get_submodule(name) for name in assigned.linears}
     tables = [work.get_submodule(name).weight for name in assigned.embeddings]
-    for name in smooth:
-        if any(work.get_submodule(name).weight is table for table in tables):
-            smooth[name] = torch.ones_like(smooth[name])  # tied: the table's rows must stay as they are
+    tied = [name for name, linear in linears.items() if any(linear.weight is table for table in tables)]
+    read = entries(tokens, linears, assigned.linears, STRENGTHS if way.smooth else STRENGTHS[:1], way.static,
+                   plain=tied)  # the table's rows must stay as they are
     return Plan(
         {
             "traced": bool(marked),
@@ -96,9 +110,10 @@ def decide(work: Any, marked: list[str], assigned: Assigned, smooths: bool, cont
             "convolutions": {name: [bits, *(_pair(grids[fed[name]]) if name in fed else own[name])]
                              for name, bits in assigned.convolutions.items()},
             "linears": dict(assigned.linears),
+            "tokens": {name: _pair(entry.grid) for name, entry in read.items() if entry.grid is not None},
             "embeddings": list(assigned.embeddings),
         },
-        {f"smooth.{name}": vector for name, vector in smooth.items()},
+        {f"smooth.{name}": entry.smooth for name, entry in read.items()},
     )
 
 
@@ -114,6 +129,7 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         graphs.insert(graph, plan.values["edges"], lambda name: QuantEdge(Affine(*plan.values["edges"][name])))
         model = graph
     shared: dict[Tensor, QuantLinear] = {}
+    known = plan.values.get("tokens", {})
     for name, (bits, scale, zero, *output) in plan.values["convolutions"].items():
         conv: Any = model.get_submodule(name)
         integer_conv = QuantConv(conv, Affine(scale, zero), rounds=bool(output), bits=bits)
@@ -121,7 +137,8 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
                        if output else integer_conv)
     for name, bits in plan.values["linears"].items():
         linear: Any = model.get_submodule(name)
-        integer = QuantLinear(linear, plan.tensors[f"smooth.{name}"], bits)
+        grid = Affine(*known[name]) if name in known else None
+        integer = QuantLinear(linear, plan.tensors[f"smooth.{name}"], bits, grid)
         shared[linear.weight] = integer
         graphs.replace(model, name, integer)
     for name in plan.values["embeddings"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thrifty.numerics.adaround import Layer, adaround
 from thrifty.numerics.bias import corrected
-from thrifty.numerics.grid import affine, per_token, rows
+from thrifty.numerics.grid import affine, rows
 from thrifty.numerics.modules import QuantConv, QuantLinear
 from thrifty.numerics.patches import Geometry, mean_patch, patches
 
@@ -134,8 +134,8 @@ def _read(module: QuantConv | QuantLinear, x: Tensor, where: Tensor) -> Read:
     if isinstance(module, QuantConv):
         x = affine(x.float(), module.x_scale, module.x_zero) if module.rounds else x
         return Read(patches(x, Geometry.of(module), where), mean_patch(x, Geometry.of(module)))
-    q, token = per_token(x / module.smooth)
-    flat = (q * token).flatten(0, -2)
+    q, step = module.rounded(x)
+    flat = (q * step).flatten(0, -2)
     return Read(flat[where].unsqueeze(0), flat.mean(0, keepdim=True))
 
 

@@ -39,7 +39,7 @@ class Refinement:
     correct: bool
 
 
-def refined(model: nn.Module, work: nn.Module, marked: list[str], assigned: Assigned, smooths: bool, wanted: Refinement,
+def refined(model: nn.Module, work: nn.Module, marked: list[str], assigned: Assigned, way: integers.Way, wanted: Refinement,
             context: Context) -> Plan:
     """The plan of integer layers with every step that brings the outputs closer, on calibration data it did not see.
 
@@ -48,11 +48,11 @@ def refined(model: nn.Module, work: nn.Module, marked: list[str], assigned: Assi
         work: its graph with batch norms folded, or itself.
         marked: edges of the graph.
         assigned: what becomes of which layer.
-        smooths: whether linear layers are smoothed.
+        way: how linear layers round what they read.
         wanted: which steps.
         context: with calibration data.
     """
-    plan = integers.decide(copy.deepcopy(work), marked, assigned, smooths, context)
+    plan = integers.decide(copy.deepcopy(work), marked, assigned, way, context)
     pairs = _pairs(work, assigned) if wanted.equalize and marked else []
     if not (pairs or wanted.adaround or (wanted.correct and assigned.convolutions)):
         return plan
@@ -76,7 +76,7 @@ def refined(model: nn.Module, work: nn.Module, marked: list[str], assigned: Assi
     if pairs:
         even = copy.deepcopy(work)
         found = equalize(even, pairs)
-        tried = integers.decide(copy.deepcopy(even), marked, assigned, smooths, context)
+        tried = integers.decide(copy.deepcopy(even), marked, assigned, way, context)
         tried = _with(tried, {f"equalize.{first}": scale for (first, _), scale in found.items()},
                       equalized=[list(pair) for pair in pairs])
         if step(tried, "equalisation"):
