@@ -45,6 +45,7 @@ class OpenVino(Compiler):
         paper='"OpenVINO deep learning workbench", Gorbachev et al. 2019, ICCV Workshops; https://docs.openvino.ai',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
+        refuses=frozenset({"float8-products"}),
         devices=frozenset({"cpu"}),
     )
     packages: ClassVar[tuple[str, ...]] = ("openvino",)
