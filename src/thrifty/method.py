@@ -420,7 +420,7 @@ class Compiler(Method):
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions that it compiles and opens with."""
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8", "fp8")
     """Of models that it takes."""
 
     @abc.abstractmethod

@@ -49,6 +49,7 @@ class OpenVino(Compiler):
         devices=frozenset({"cpu"}),
     )
     packages: ClassVar[tuple[str, ...]] = ("openvino",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.xml``, the graph, and ``model.bin``, its weights.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     """
     return (x.is_cuda and x.dtype == weight.dtype == torch.float8_e4m3fn and x.shape[-1] % 16 == 0 and len(weight) % 16 == 0
             and not (torch.is_grad_enabled() and x.requires_grad)
-            and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= CAPABILITY)
+            and _here(x.device))
 
 
 def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,3 +47,8 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
                              use_fast_accum=True)
         return y.to(dtype)
     return naive(x, weight, token, row, dtype)
+
+
+@functools.cache
+def _here(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= CAPABILITY
