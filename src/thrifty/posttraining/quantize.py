@@ -98,7 +98,8 @@ class Quantize(Transform):
         paper='"GPTQ", Frantar et al. 2022, arXiv:2210.17323; "AWQ", Lin et al. 2023, arXiv:2306.00978; "SmoothQuant", '
               'Xiao et al. 2022, arXiv:2211.10438; "HQQ", Badri and Shaji 2023; "Up or down?", Nagel et al. 2020, '
               'arXiv:2004.10568; "Data-free quantization", Nagel et al. 2019, arXiv:1906.04721; "FP8 Formats", '
-              'Micikevicius et al. 2022, arXiv:2209.05433; "A white paper on neural network quantization", Nagel et al. 2021, arXiv:2106.08295',
+              'Micikevicius et al. 2022, arXiv:2209.05433; "A white paper on neural '
+              'network quantization", Nagel et al. 2021, arXiv:2106.08295',
         needs=frozenset({"calibration"}),
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"quantized"}),
