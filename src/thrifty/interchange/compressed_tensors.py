@@ -111,7 +111,7 @@ def _layers(body: nn.Module) -> dict[str, Layer]:
             raise InterchangeError(f"layer {name!r} is a convolution in integers, or of its kind, which the format has no place "
                                    f"for; {OTHER}")
         if isinstance(module, Float8Linear):
-            raise InterchangeError(f"layer {name!r} is in float8, which is not written in this format: quantize(w8a8), or {OTHER}")
+            raise InterchangeError(f"layer {name!r} is in float8, which is not written here: quantize(w8a8), or {OTHER}")
         if isinstance(module, GroupedLinear) and module.bits not in (4, 8):
             raise InterchangeError(f"layer {name!r} has weights of {module.bits} bits; with zeros, which they have, vLLM takes 4 "
                                    f"and 8 only: quantize(w4a16), or {OTHER}")
