@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import thrifty
-from thrifty import AdamW, Bf16, Distill, Inductor, Train, artifact, testing
+from thrifty import AdamW, Bf16, Distill, Inductor, Quantize, Train, artifact, testing
 from thrifty.context import make_context, score
 from thrifty.engines import EngineError
 from thrifty.target import Target
@@ -45,6 +47,22 @@ def test_inductor_compiles_where_it_is_opened_and_replays_a_graph(tmp_path):
         torch.testing.assert_close(engine(*example), model(*example), rtol=1e-2, atol=1e-2)
     with pytest.raises(EngineError, match="made for CUDA"):
         artifact.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("rest", ["fp32", "bf16"])
+def test_float8_is_compiled_and_multiplied_as_such(tmp_path, rest):
+    torch.manual_seed(0)
+    model = Quantize("fp8", rest=rest)(torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 32)))
+    example = (torch.randn(4, 64),)
+    context = make_context(testing.workload, Target(device="cuda"), 0, [], lambda event: None)
+    record = Inductor().lower(model, example, tmp_path, dataclasses.replace(context, shapes={}))
+    assert record.engine == "compiled" and record.precision == {"fp32": "fp8", "bf16": "fp8+bf16"}[rest]
+    assert "aten._scaled_mm" in str(torch.export.load(str(tmp_path / record.files[0])).graph)
+    artifact.write(tmp_path, record, {}, [x.numpy() for x in example], [model(*example).numpy()])
+    engine = artifact.load(tmp_path, device="cuda")
+    for _ in range(3):  # warmed up, recorded, replayed
+        wanted = model(*example)
+        assert float((engine(*example) - wanted).norm() / wanted.norm()) < 0.02
 
 
 @pytest.mark.parametrize("bits", ["fp32", "bf16"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from thrifty.child import ignore
 from thrifty.errors import ThriftyError, WorkloadError
+from thrifty.kernels.matmul_fp8 import CAPABILITY
 from thrifty.loading import check_data, check_example, load_workload
 from thrifty.method import Compiler, require_device
 from thrifty.recipe import Recipe, Train
@@ -40,12 +43,30 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
         require_device(method, device)
         if isinstance(method, Compiler) and (missing := type(method).missing()):
             raise ThriftyError(missing)
+    _require_float8(recipe, device)
     if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
         raise WorkloadError(
             f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
             "its Workload, or leave train(...) out of the recipe"
         )
     return check_properties(recipe, initial_properties(workload))
+
+
+def _require_float8(recipe: Recipe, device: str) -> None:
+    """Refuse to compile products of float8 for a device that would only emulate them.
+
+    Raises:
+        ThriftyError: it would.
+    """
+    if not (any(isinstance(phase, Compiler) for phase in recipe)
+            and any("float8-products" in method.provides for method in recipe.methods())):
+        return
+    if device == "cpu":
+        raise ThriftyError(f"{recipe}: a processor has no float8 products and emulates them, slower than fp32; use "
+                           "quantize(w8a8), or --device cuda")
+    if torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < CAPABILITY:
+        raise ThriftyError(f"{recipe}: {torch.cuda.get_device_name()} has compute capability {has[0]}.{has[1]}, and float8 "
+                           f"products need {CAPABILITY[0]}.{CAPABILITY[1]} or more; use quantize(bf16) or quantize(w4a16)")
 
 
 def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | None = None) -> frozenset[str]:

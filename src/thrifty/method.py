@@ -48,8 +48,9 @@ PROPERTIES: Mapping[str, str] = {
     "module": "a torch nn.Module, not yet an engine",
     "float-weights": "weights in floating point",
     "trained": "weights that were trained",
-    "quantized": "integer weights",
+    "quantized": "weights of eight bits or fewer",
     "integer-products": "activations are integers too where they are multiplied",
+    "float8-products": "weights and activations are float8 where they are multiplied",
     "bfloat16": "computes in bfloat16",
     "pruned": "structures were removed",
     "factorized": "weights are products of thinner ones",
@@ -394,7 +395,7 @@ class Lowered:
         portable: loads on another machine with the same runtime.
         native: holds machine code, which is only opened where the user trusts it.
         needs: distributions of what opening it imports.
-        precision: what the arithmetic really runs in ("fp32", "bf16", "int8").
+        precision: what the arithmetic really runs in ("fp32", "bf16", "int8", "fp8").
         instruction_set: needed from the processor ("avx512"), "" for none.
         facts: figures read off what the engine executes, by the name that claims use.
         spent: (what, seconds) of the lowering that went into what was not kept.
@@ -419,7 +420,7 @@ class Compiler(Method):
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)
     """Distributions that it compiles and opens with."""
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8", "fp8")
     """Of models that it takes."""
 
     @abc.abstractmethod

@@ -231,6 +231,7 @@ def test_the_package_writes_the_same_files(recipe: str, sources: dict[str, Path]
     (Quantize("w3a16", group=32, algorithm="rtn"), "weights of 3 bits.*w4a16"),
     (Quantize("w8a8", algorithm="rtn", activations="static"), "one grid, which is not written.*activations=static"),
     (Quantize("bf16"), "no linear layer in integers"),
+    (Quantize("fp8"), "in float8, which is not written"),
 ])
 def test_models_that_do_not_fit_are_refused(recipe: Quantize, said: str, sources: dict[str, Path], tmp_path: Path) -> None:
     model = recipe(TokenLogits(load_body(sources["llama"], "AutoModelForCausalLM")), [IDS])

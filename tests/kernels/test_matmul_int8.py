@@ -70,9 +70,18 @@ def test_the_gpus_sums_are_exact(size: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.gpu
+def test_weights_may_lie_anywhere() -> None:
+    x, weight, token, row = drawn(3, 40, 64, torch.int8, "cuda")
+    askew = torch.zeros(40 * 64 + 1, dtype=torch.int8, device="cuda")[1:].view(40, 64).copy_(weight)
+    torch.testing.assert_close(matmul_int8.product(x, askew, token, row, torch.float32),
+                               naive.product(x, weight, token, row, torch.float32), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [(1, 96, 256), (64, 1008, 4096)], ids=str)
-def test_the_gpus_float8_is_the_maths(size: tuple[int, int, int]) -> None:
+def test_the_gpus_float8_is_the_maths(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     made = drawn(*size, torch.float8_e4m3fn, "cuda")
     assert matmul_fp8.fits(*made[:2])
-    y, wanted = matmul_fp8.product(*made, torch.bfloat16).float(), naive.product(*made, torch.float32)
-    assert float((y - wanted).norm() / wanted.norm()) < 3e-3
+    y, wanted = matmul_fp8.product(*made, dtype), naive.product(*made, torch.float32)
+    assert y.dtype == dtype and float((y.float() - wanted).norm() / wanted.norm()) < 3e-3

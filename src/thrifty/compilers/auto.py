@@ -28,6 +28,8 @@ from thrifty.registry import method_class, names
 ORDER = ("openvino", "onnxruntime", "inductor", "xla", "tvm")
 """Quickest to compile first, so that a small budget has several to choose from; others after them."""
 LAST_RESORT = "export"
+PROPERTIES = {"int8": "integer-products", "fp8": "float8-products", "bf16": "bfloat16"}
+"""{precision of a model: the property by which compilers refuse it}."""
 NEAR = 1.3
 """One round of fresh processes leaves those within this factor of the fastest; the others are out."""
 ROUNDS = 5
@@ -134,8 +136,7 @@ class Auto(Compiler):
 
 def candidates(model: nn.Module, device: str = "cpu") -> list[str]:
     """Compilers that are installed, serve the device and take a model of this precision, in the order in which they are tried."""
-    parts = precision_of(model).split("+")
-    properties = {"integer-products" for part in parts if part == "int8"} | {"bfloat16" for part in parts if part == "bf16"}
+    properties = {PROPERTIES[part] for part in precision_of(model).split("+") if part in PROPERTIES}
     found = []
     for name in names():
         cls = method_class(name)

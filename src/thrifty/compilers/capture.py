@@ -151,15 +151,17 @@ def _output_names(program: ExportedProgram) -> list[str]:
 
 
 def precision_of(model: nn.Module) -> str:
-    """"int8", "bf16", "fp32" or two of them joined by "+", from what the model holds: the numbers that it computes with.
+    """"int8", "fp8", "bf16", "fp32" or several joined by "+", from what the model holds: the numbers that it computes with.
 
     Weights alone of few bits are multiplied as floats, so they are no part of it.
     """
-    from thrifty.numerics.modules import InBfloat16, QuantConv, QuantLinear
+    from thrifty.numerics.modules import Float8Linear, InBfloat16, QuantConv, QuantLinear
 
     parts = []
     if any(isinstance(m, QuantConv | QuantLinear) for m in model.modules()):
         parts.append("int8")
+    if any(isinstance(m, Float8Linear) for m in model.modules()):
+        parts.append("fp8")
     floats = [p for p in model.parameters() if p.is_floating_point()]
     if not floats and isinstance(model, InBfloat16):
         parts.append("bf16")

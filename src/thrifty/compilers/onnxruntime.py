@@ -50,6 +50,7 @@ class OnnxRuntime(Compiler):
         paper='"ONNX Runtime", Microsoft 2018-2026, https://onnxruntime.ai',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
+        refuses=frozenset({"float8-products"}),
     )
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")

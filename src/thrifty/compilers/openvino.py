@@ -45,9 +45,11 @@ class OpenVino(Compiler):
         paper='"OpenVINO deep learning workbench", Gorbachev et al. 2019, ICCV Workshops; https://docs.openvino.ai',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
+        refuses=frozenset({"float8-products"}),
         devices=frozenset({"cpu"}),
     )
     packages: ClassVar[tuple[str, ...]] = ("openvino",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.xml``, the graph, and ``model.bin``, its weights.

@@ -44,7 +44,7 @@ class Xla(Compiler):
               'via high-level tracing", Frostig et al. 2018',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
-        refuses=frozenset({"integer-products", "bfloat16"}),
+        refuses=frozenset({"integer-products", "float8-products", "bfloat16"}),
     )
     packages: ClassVar[tuple[str, ...]] = PACKAGES
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)

@@ -6,7 +6,7 @@ import numpy as np
 
 from thrifty.engines.engine import EngineError
 
-PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}
+PARITY = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1, "fp8": 0.1}
 """Largest Frobenius error of an engine's outputs, relative to the module's, by the arithmetic's precision."""
 TF32_PARITY = 5e-3
 """The same for fp32 on CUDA, where torch lets convolutions run in tf32."""

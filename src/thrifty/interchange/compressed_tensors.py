@@ -17,7 +17,15 @@ from thrifty.interchange.folding import folded
 from thrifty.interchange.layers import InterchangeError, Layer, layer_of, stored, tensors
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grid import from_group, rows
-from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
+from thrifty.numerics.modules import (
+    Float8Linear,
+    GroupedEmbedding,
+    GroupedLinear,
+    QuantConv,
+    QuantEdge,
+    QuantEmbedding,
+    QuantLinear,
+)
 from thrifty.numerics.packing import unpack
 from thrifty.posttraining.quantization.rest import in_bf16
 from thrifty.workloads.huggingface import TASKS, task_of
@@ -105,6 +113,8 @@ def _layers(body: nn.Module) -> dict[str, Layer]:
         if isinstance(module, QuantLinear) and module.x_scale is not None:
             raise InterchangeError(f"layer {name!r} rounds all tokens on one grid, which is not written to this format: leave "
                                    f"activations=static out, or {OTHER}")
+        if isinstance(module, Float8Linear):
+            raise InterchangeError(f"layer {name!r} is in float8, which is not written here: quantize(w8a8), or {OTHER}")
         if isinstance(module, GroupedLinear) and module.bits not in (4, 8):
             raise InterchangeError(f"layer {name!r} has weights of {module.bits} bits; with zeros, which they have, vLLM takes 4 "
                                    f"and 8 only: quantize(w4a16), or {OTHER}")

@@ -1,4 +1,4 @@
-"""Layers that hold integers. Their eager forward simulates, in float32, what integer engines compute."""
+"""Layers that hold few bits. Their eager forward computes with them on GPUs, and else simulates that in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.kernels import matmul_w4a16
+from thrifty.kernels import matmul_fp8, matmul_int8, matmul_w4a16
+from thrifty.numerics import float8
 from thrifty.numerics.grid import Affine, affine, from_group, on_grid, per_row, per_token, rows
 from thrifty.numerics.packing import pack, unpack
 
@@ -99,7 +100,8 @@ class QuantLinear(nn.Module):
     comes; with one it is the grid's, and q_x = clamp(round(x / smooth / t) + zero, 0, 255) - zero.
 
     ``smooth`` [in] moves what is hard to round from activations to weights ("SmoothQuant", Xiao et al. 2022,
-    arXiv:2211.10438). The integers are exact in float32 while their sums stay under 2^24.
+    arXiv:2211.10438). A GPU multiplies the integers themselves; elsewhere they are exact in float32 while their sums stay
+    under 2^24.
 
     Args:
         linear: float.
@@ -138,8 +140,58 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, step = self.rounded(x)
-        y = nn.functional.linear(q, self.weight.float()) * step * self.scale
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        kernel = matmul_int8 if self.x_scale is None else None  # numbers on a grid with a zero reach past int8
+        return _product(kernel, q, step, self, x.dtype)
+
+
+@final
+class Float8Linear(nn.Module):
+    """A product of float8 tokens (a scale for each, found as they come) with float8 weights (a scale a row).
+
+    y = t s_w (q_x q_w^T) + b, t q_x = x, s_w q_w = W, all q in e4m3; the sums are float32.
+
+    Args:
+        linear: float.
+
+    Source: "FP8 Formats for Deep Learning", Micikevicius et al. 2022, arXiv:2209.05433.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        q, scale = float8.per_row(linear.weight.detach())
+        self.register_buffer("weight", q)
+        self.register_buffer("scale", scale.flatten())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
+
+    @property
+    def out_features(self) -> int:
+        return len(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, token = float8.per_row(x)
+        return _product(matmul_fp8, q, token, self, x.dtype)
+
+
+def _product(kernel: Any, q: Tensor, token: Tensor, layer: QuantLinear | Float8Linear, dtype: torch.dtype) -> Tensor:
+    """t s (q q_w^T) + b: by the kernel where it takes such numbers, else simulated in float32.
+
+    Args:
+        kernel: `matmul_int8`, `matmul_fp8` or none.
+        q, token: numbers [..., in], whole ones still floats, and their scales [..., 1] or [].
+        layer: that they enter.
+        dtype: of the result.
+    """
+    y: Tensor
+    if kernel is not None and kernel.fits(q, layer.weight):
+        flat = q.reshape(-1, q.shape[-1]).to(layer.weight.dtype)
+        y = kernel.product(flat, layer.weight, token.reshape(-1), layer.scale, dtype).reshape(*q.shape[:-1], layer.out_features)
+    else:
+        y = nn.functional.linear(q.float(), layer.weight.float()) * token * layer.scale
+    return (y if layer.bias is None else y + layer.bias.to(y.dtype)).to(dtype)
 
 
 @final

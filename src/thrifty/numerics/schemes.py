@@ -16,20 +16,23 @@ class Scheme:
         name: as a recipe writes it: w, bits of a weight, a, bits of an activation.
         bits: of a weight.
         grouped: whether a scale (and a zero) reaches over a group of weights along the inputs; else over a whole row.
-        activations: ``int8``: the product is one of integers; ``float``: weights are dequantized where they are used.
+        activations: ``int8``: the product is one of integers; ``float8``: of numbers in e4m3; ``float``: weights are
+            dequantized where they are used.
     """
 
     name: str
     bits: int
     grouped: bool
-    activations: Literal["int8", "float"]
+    activations: Literal["int8", "float8", "float"]
 
 
-SCHEMES: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (
+INTEGERS: Mapping[str, Scheme] = {scheme.name: scheme for scheme in (
     Scheme("w8a8", 8, False, "int8"),
     Scheme("w4a8", 4, False, "int8"),
     Scheme("w8a16", 8, False, "float"),
     Scheme("w4a16", 4, True, "float"),
     Scheme("w3a16", 3, True, "float"),
 )}
-"""Those of integers. ``a16`` stands for the precision that the model runs in, fp32 or bf16."""
+"""Those of integer weights. ``a16`` stands for the precision that the model runs in, fp32 or bf16."""
+
+SCHEMES: Mapping[str, Scheme] = {**INTEGERS, "fp8": Scheme("fp8", 8, False, "float8")}

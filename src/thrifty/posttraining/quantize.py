@@ -14,17 +14,25 @@ from torch import nn
 from thrifty.errors import NoEffect
 from thrifty.hyperparameters import HyperparameterError, Table, choice, number, table
 from thrifty.method import Card, Claim, Context, Plan, Transform
+from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
-from thrifty.numerics.modules import InBfloat16
+from thrifty.numerics.modules import Float8Linear, InBfloat16
 from thrifty.numerics.schemes import SCHEMES
 from thrifty.posttraining.quantization import integers, mixed, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
-from thrifty.posttraining.quantization.probes import bytes_a_weight, grouped_layers, integer_layers
+from thrifty.posttraining.quantization.probes import (
+    bytes_a_weight,
+    float8_layers,
+    grouped_layers,
+    integer_layers,
+)
 from thrifty.posttraining.quantization.refine import Refinement, refined
 from thrifty.posttraining.quantization.rest import in_bf16
 
 AUTO: Mapping[str, str] = {"int8": "smoothquant", "float": "gptq"}
 """{activations: what ``auto`` stands for}."""
+PRODUCTS: Mapping[str, str] = {"int8": "integer-products", "float8": "float8-products"}
+"""{activations: the property of a model whose products are so}."""
 MIXED, MAX_DROP = "mixed", 0.01
 INTEGER_ALGORITHMS = ("rtn", "smoothquant", "adaround")
 
@@ -47,11 +55,14 @@ class Quantize(Transform):
     Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: linear layers only, dequantized where they are used; a scale and a
     zero for each ``group`` of inputs (for each output channel in eight bits). Convolutions stay float.
 
-    Embeddings that weigh: int8, a scale for each row. Layers that would grow stay float.
+    Float8 products, ``fp8``: weights of linear layers in e4m3, a scale for each output channel; activations in e4m3, a scale for
+    each token, found as they come. Rounded to the nearest, without data. Convolutions and embeddings stay float.
+
+    Embeddings that weigh (but in ``fp8``): int8, a scale for each row. Layers that would grow stay float.
 
     Args:
-        scheme: bits of weights (w) and activations (a); ``bf16``: both are bfloat16 (no calibration is used); ``mixed``: of
-            w8a8, w4a16, w3a16 and fp32 what each layer bears, for the fewest bytes that keep to ``max_drop``.
+        scheme: bits of weights (w) and activations (a); ``fp8``, ``bf16``: both are float8 or bfloat16 (no calibration is
+            used); ``mixed``: of w8a8, w4a16, w3a16 and fp32 what each layer bears, the fewest bytes within ``max_drop``.
         rest: what is not quantized runs in: ``fp32`` or ``bf16``; the latter without integer convolutions only.
         algorithm: ``rtn`` rounds to the nearest number of grids from minimum to maximum; ``smoothquant`` smooths first (w8a8,
             w4a8), ``adaround`` also learns whether each weight is rounded up or down; of weights alone, ``gptq`` makes later
@@ -89,8 +100,9 @@ class Quantize(Transform):
         trade_off="quality at low bits",
         paper='"GPTQ", Frantar et al. 2022, arXiv:2210.17323; "AWQ", Lin et al. 2023, arXiv:2306.00978; "SmoothQuant", '
               'Xiao et al. 2022, arXiv:2211.10438; "HQQ", Badri and Shaji 2023; "Up or down?", Nagel et al. 2020, '
-              'arXiv:2004.10568; "Data-free quantization", Nagel et al. 2019, arXiv:1906.04721; "A white paper on neural network '
-              'quantization", Nagel et al. 2021, arXiv:2106.08295',
+              'arXiv:2004.10568; "Data-free quantization", Nagel et al. 2019, arXiv:1906.04721; "FP8 Formats", '
+              'Micikevicius et al. 2022, arXiv:2209.05433; "A white paper on neural '
+              'network quantization", Nagel et al. 2021, arXiv:2106.08295',
         needs=frozenset({"calibration"}),
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"quantized"}),
@@ -100,14 +112,14 @@ class Quantize(Transform):
     @property
     def provides(self) -> frozenset[str]:
         schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
-        products = {"integer-products"} if any(SCHEMES[s].activations == "int8" for s in schemes) else set()
+        products = {PRODUCTS[kind] for s in schemes if (kind := SCHEMES[s].activations) in PRODUCTS}
         return self.card.provides | products | ({"bfloat16"} if "bf16" in (self.scheme, self.rest) else set())
 
     @property
     def calibrated(self) -> bool:
         schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
-        return self.scheme == MIXED or any(SCHEMES[s].activations == "int8" or self._of_weights not in weights.BLIND
-                                           for s in schemes)
+        kinds = {SCHEMES[s].activations for s in schemes}
+        return self.scheme == MIXED or "int8" in kinds or ("float" in kinds and self._of_weights not in weights.BLIND)
 
     @property
     def _of_weights(self) -> str:
@@ -146,7 +158,7 @@ class Quantize(Transform):
         wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
         way = integers.Way(smooth=self.algorithm != "rtn", static=self.activations == "static")
         plan = refined(model, work, marked, assigned, way, wanted, context)
-        return Plan({**plan.values, **decided.values}, {**plan.tensors, **decided.tensors})
+        return Plan({**plan.values, **decided.values, "float8": list(assigned.float8)}, {**plan.tensors, **decided.tensors})
 
     def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
         """The same with one scheme, and others for some layers: what ``mixed`` is made of."""
@@ -167,13 +179,13 @@ class Quantize(Transform):
         if self.scheme == "bf16" and self.layers:
             raise HyperparameterError("quantize(bf16, layers=...): bf16 is of the whole model; give the scheme of integers and "
                                       "rest=bf16")
-        if self.algorithm not in ("auto", *INTEGER_ALGORITHMS) and all(s.activations == "int8" for s in schemes):
+        if self.algorithm not in ("auto", *INTEGER_ALGORITHMS) and all(s.activations != "float" for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): {self.algorithm} is for weights "
-                                      "alone (w8a16, w4a16, w3a16); integer products take smoothquant or rtn")
-        if self.algorithm in ("smoothquant", "adaround") and all(s.activations == "float" for s in schemes):
+                                      "alone (w8a16, w4a16, w3a16); integer products take smoothquant or rtn, fp8 rtn")
+        if self.algorithm in ("smoothquant", "adaround") and all(s.activations != "int8" for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): it is for integer products "
-                                      "(w8a8, w4a8); weights alone take awq, gptq, hqq or rtn")
-        if self.activations == "static" and all(s.activations == "float" for s in schemes):
+                                      "(w8a8, w4a8); weights alone take awq, gptq, hqq or rtn, fp8 rtn")
+        if self.activations == "static" and all(s.activations != "int8" for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, activations=static): grids of activations are of integer "
                                       "products (w8a8, w4a8); leave activations out")
         if self.max_drop != MAX_DROP:
@@ -190,7 +202,7 @@ class Quantize(Transform):
             raise NoEffect(
                 f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d or nn.Conv2d "
                 "that it is for (convolutions with a padding mode or words for padding stay float, and all of them where "
-                "weights alone are quantized)")
+                "weights alone are quantized, or in fp8)")
         if assigned.convolutions and self.rest == "bf16":
             raise HyperparameterError(
                 f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 "
@@ -202,6 +214,9 @@ class Quantize(Transform):
         if plan.values.get("bf16"):
             return InBfloat16(model.to(torch.bfloat16))
         model = weights.build(integers.build(as_linears(model), plan), plan)
+        for name in plan.values.get("float8", ()):
+            linear: Any = model.get_submodule(name)
+            graphs.replace(model, name, Float8Linear(linear))
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return in_bf16(model) if self.rest == "bf16" else model
@@ -212,6 +227,8 @@ class Quantize(Transform):
         if layers := integer_layers(after):
             found.append(Claim("layers in integers", integer_layers(before), layers, minimum=layers, probe=integer_layers,
                                fact="integer_layers"))
+        if layers := float8_layers(after):
+            found.append(Claim("layers in float8", float8_layers(before), layers, minimum=layers, probe=float8_layers))
         if layers := grouped_layers(after):
             found.append(Claim("layers with weights of few bits", grouped_layers(before), layers, minimum=layers,
                                probe=grouped_layers))

@@ -214,7 +214,7 @@ def test_convolutions_stay_float_and_are_refused_by_name():
 
 def test_a_model_that_is_quantized_already():
     quantized = Quantize("w4a16", group=32, layers={"out": "fp32"})(net(), [ids()])
-    with pytest.raises(ThriftyError, match="'table' holds integers already"):
+    with pytest.raises(ThriftyError, match="'table' is quantized already"):
         Quantize("w8a8")(quantized, [ids()])
 
 

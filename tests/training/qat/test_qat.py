@@ -17,7 +17,7 @@ from thrifty.errors import NoEffect, ThriftyError
 from thrifty.hyperparameters import HyperparameterError
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
-from thrifty.numerics.schemes import SCHEMES
+from thrifty.numerics.schemes import INTEGERS
 from thrifty.recipe import Recipe, RecipeError
 from thrifty.training.loop import Fit, Loader, fit
 from thrifty.training.qat.layers import Rounded, RoundedConv
@@ -104,13 +104,13 @@ def kinds(model: nn.Module) -> dict[str, type]:
     return {name: type(module) for name, module in model.named_modules() if isinstance(module, of)}
 
 
-CELLS = [(name, scheme, "lsq") for name in NETS for scheme in SCHEMES]
+CELLS = [(name, scheme, "lsq") for name in NETS for scheme in INTEGERS]
 CELLS += [(name, scheme, "ste") for name in ("convolutions", "tied") for scheme in ("w4a8", "w3a16")]
 
 
 @pytest.mark.parametrize(("name", "scheme", "estimator"), CELLS)
 def test_what_was_evaluated_leaves_as_quantize_builds_it(name, scheme, estimator, tmp_path):
-    method = Qat(scheme, estimator=estimator, group=32 if SCHEMES[scheme].grouped else 128)
+    method = Qat(scheme, estimator=estimator, group=32 if INTEGERS[scheme].grouped else 128)
     fitted = trained(name, AdamW(lr=3e-3), method)
     evaluated = answers(fitted.evaluated(), name)
     left = fitted.finish()
@@ -293,7 +293,7 @@ def test_what_quantize_refuses_is_refused():
         Qat("w5a8")
     with pytest.raises(NoEffect, match="nothing to quantize"):
         session(nn.Sequential(nn.Flatten(), nn.LayerNorm(144)), data, Qat("w8a8"))
-    with pytest.raises(ThriftyError, match="holds integers already"):
+    with pytest.raises(ThriftyError, match="is quantized already"):
         session(Quantize()(made("convolutions"), [data.tensors[0]]), data, Qat("w8a8"))
     spoiled = TensorDataset(data.tensors[0] * float("nan"), data.tensors[1])
     with pytest.raises(CalibrationError, match="layer .* saw NaN"):

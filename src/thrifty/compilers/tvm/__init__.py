@@ -46,7 +46,7 @@ class Tvm(Compiler):
               '"Relax", Lai et al. 2023, arXiv:2311.02103',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
-        refuses=frozenset({"integer-products", "bfloat16"}),
+        refuses=frozenset({"integer-products", "float8-products", "bfloat16"}),
         devices=frozenset({"cpu"}),
     )
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")

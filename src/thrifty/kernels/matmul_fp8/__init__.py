@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from thrifty.kernels.matmul_int8.naive import product as naive
 
+CAPABILITY = (8, 9)
+"""Least compute capability of a GPU that multiplies float8."""
+
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether torch multiplies such tensors: e4m3, on a GPU of compute capability 9.0 or above, sides of a multiple of 16.
+    """Whether torch multiplies such tensors: e4m3, on a GPU that multiplies them, sides of multiples of 16, no gradients.
 
     >>> x = torch.zeros(1, 16).to(torch.float8_e4m3fn)
     >>> fits(x, x)
     False
     """
     return (x.is_cuda and x.dtype == weight.dtype == torch.float8_e4m3fn and x.shape[-1] % 16 == 0 and len(weight) % 16 == 0
-            and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (9, 0))
+            and not (torch.is_grad_enabled() and x.requires_grad)
+            and _here(x.device))
 
 
 def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,7 +33,7 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
         weight: float8_e4m3fn [rows, inputs].
         token: float32 [tokens].
         row: float32 [rows].
-        dtype: of the result; torch's product gives bfloat16.
+        dtype: of the result; torch's product rounds to bfloat16 first, finer than float8 by 32 times.
 
     Returns:
         [tokens, rows].
@@ -36,6 +42,13 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     >>> product(x, x, torch.tensor([0.5]), torch.tensor([1.0]), torch.float32).tolist()
     [[100354.0]]
     """
-    if fits(x, weight) and dtype == torch.bfloat16:
-        return torch._scaled_mm(x, weight.t(), token[:, None], row[None, :], out_dtype=dtype, use_fast_accum=True)
+    if fits(x, weight):
+        y = torch._scaled_mm(x.contiguous(), weight.t(), token[:, None], row[None, :], out_dtype=torch.bfloat16,
+                             use_fast_accum=True)
+        return y.to(dtype)
     return naive(x, weight, token, row, dtype)
+
+
+@functools.cache
+def _here(device: torch.device) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= CAPABILITY

@@ -12,13 +12,15 @@ from thrifty.kernels.matmul_int8 import naive as naive
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether `product` takes such tensors: on a GPU that multiplies bytes, rows of a multiple of 16.
+    """Whether `product` takes such tensors: on a GPU that multiplies bytes, rows of a multiple of 16, without gradients.
 
     >>> fits(torch.zeros(1, 16, dtype=torch.int8), torch.zeros(8, 16, dtype=torch.int8))
     False
     """
-    return (x.is_cuda and weight.is_cuda and x.numel() > 0 and x.shape[-1] % 16 == 0 and weight.data_ptr() % 16 == 0
-            and not torch.compiler.is_exporting() and here(x.device))
+    return (x.is_cuda and weight.is_cuda and x.numel() > 0 and x.shape[-1] % 16 == 0
+            and not (torch.is_grad_enabled() and x.requires_grad)
+            and not torch.compiler.is_exporting()  # a program that is carried elsewhere holds torch's operations only
+            and here(x.device))
 
 
 @torch.library.custom_op("thrifty::matmul_int8", mutates_args=(), device_types="cuda")
@@ -38,12 +40,18 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     from thrifty.kernels.matmul_int8 import triton  # Triton comes with torch for CUDA alone
 
     with torch.cuda.device(x.device):
-        return triton.product(x.contiguous(), weight, token.contiguous(), row, dtype)
+        return triton.product(_aligned(x), _aligned(weight), token.contiguous(), row, dtype)
 
 
 @product.register_fake
 def _(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Contiguous, and at an address that blocks can be copied from."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 @functools.cache

@@ -13,14 +13,21 @@ from torch import nn
 from thrifty.errors import ThriftyError
 from thrifty.hyperparameters import HyperparameterError, matches
 from thrifty.numerics import graph as graphs
-from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEmbedding, QuantLinear
+from thrifty.numerics.modules import (
+    Float8Linear,
+    GroupedEmbedding,
+    GroupedLinear,
+    QuantConv,
+    QuantEmbedding,
+    QuantLinear,
+)
 from thrifty.numerics.schemes import SCHEMES, Scheme
 
 EMBEDDING_SHARE = 0.02
 """An embedding with at least this share of the model's parameters is held in int8: it decides the bytes."""
 FLOAT = "fp32"
 GROUPS = (32, 64, 128)
-INTEGER_MODULES = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding)
+QUANTIZED = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding, Float8Linear)
 
 
 @final
@@ -40,6 +47,7 @@ class Assigned:
     Args:
         convolutions, linears: {name: bits of a weight} of those whose activations become integers too.
         grouped: {name: grid} of linear layers whose weights alone do.
+        float8: linear layers of float8 products.
         embeddings: held in int8 rows.
         tied: {embedding: the linear layer of ``grouped`` whose integers it looks up}.
         grown: layers that stay float because their scales would outweigh what their weights save.
@@ -48,13 +56,14 @@ class Assigned:
     convolutions: Mapping[str, int]
     linears: Mapping[str, int]
     grouped: Mapping[str, Grid]
+    float8: tuple[str, ...]
     embeddings: tuple[str, ...]
     tied: Mapping[str, str]
     grown: tuple[str, ...]
 
     @property
     def empty(self) -> bool:
-        return not (self.convolutions or self.linears or self.grouped)
+        return not (self.convolutions or self.linears or self.grouped or self.float8)
 
 
 def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int) -> Assigned:
@@ -62,6 +71,7 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
 
     Weights that an embedding and a linear layer share stay shared, in eight bits, a scale a row. Without a pattern of
     their own, embeddings become int8 where they weigh, and convolutions stay float where weights alone are quantized.
+    Beside float8, convolutions, embeddings and what shares an embedding's weight stay float.
 
     Raises:
         HyperparameterError: a pattern matches nothing, or gives a layer what its kind cannot be.
@@ -69,9 +79,9 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
     """
     # Without duplicates: a module that stands in two places is one module.
     found: dict[str, Any] = dict(model.named_modules())
-    already = next((name for name, module in found.items() if isinstance(module, INTEGER_MODULES)), None)
+    already = next((name for name, module in found.items() if isinstance(module, QUANTIZED)), None)
     if already is not None:
-        raise ThriftyError(f"layer {already!r} holds integers already: quantize once, from the float model")
+        raise ThriftyError(f"layer {already!r} is quantized already: quantize once, from the float model")
     # Subclasses may do more than multiply, so exact types only.
     kinds = {"convolution": [name for name, m in found.items() if graphs.is_convolution(m)],
              "linear": [name for name, m in found.items() if type(m) is nn.Linear],
@@ -80,9 +90,11 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
     total = max(1, sum(p.numel() for p in model.parameters()))
     heavy = [name for name in kinds["embedding"]
              if name in own or found[name].weight.numel() >= EMBEDDING_SHARE * total]
-    embeddings = [name for name in heavy if _embedding(name, own.get(name, "w8a8"))]
+    common = FLOAT if scheme == "fp8" else "w8a8"
+    embeddings = [name for name in heavy if _embedding(name, own.get(name, common))]
     tables = {id(found[name].weight): name for name in embeddings}
-    convolutions, linears, grouped, tied, grown = {}, {}, {}, {}, []
+    looked_up = {id(found[name].weight) for name in kinds["embedding"]}
+    convolutions, linears, grouped, float8, tied, grown = {}, {}, {}, [], {}, []
     for name in kinds["convolution"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and chosen.activations == "int8":
@@ -96,15 +108,21 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
             continue
         table = tables.get(id(found[name].weight))
         bits = chosen.bits if table is None else 8
-        if _grows(found[name], chosen, bits, group):
+        if chosen.activations == "float8" and id(found[name].weight) in looked_up:
+            if name in own:
+                raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, whose weight an embedding "
+                                          f"shares: beside it, float8 would be a second table; give it w8a16 or {FLOAT}")
+        elif _grows(found[name], chosen, bits, group):
             grown.append(name)
         elif chosen.activations == "int8":
             linears[name] = bits
+        elif chosen.activations == "float8":
+            float8.append(name)
         else:
             grouped[name] = _grid(name, found[name].in_features, bits, group if chosen.grouped and table is None else None)
             if table is not None:
                 tied[table] = name
-    return Assigned(convolutions, linears, grouped, tuple(name for name in embeddings if name not in tied), tied,
+    return Assigned(convolutions, linears, grouped, tuple(float8), tuple(name for name in embeddings if name not in tied), tied,
                     tuple(grown))
 
 
@@ -145,5 +163,5 @@ def _grows(linear: nn.Linear, scheme: Scheme, bits: int, group: int) -> bool:
     out, inputs = linear.weight.shape
     groups = -(-inputs // group) if scheme.grouped else 1
     held = bits if scheme.activations == "float" else 8
-    smooth = 4 * inputs  # of the vector that inputs are divided by
+    smooth = 0 if scheme.activations == "float8" else 4 * inputs  # of the vector that inputs are divided by
     return out * inputs * held / 8 + out * groups * 5 + smooth >= linear.weight.element_size() * out * inputs

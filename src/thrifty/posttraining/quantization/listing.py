@@ -22,6 +22,7 @@ def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
     values = plan.values
     schemes = {name: f"w{bits}a8" for kind in ("convolutions", "linears") for name, bits in _bits(values.get(kind, {})).items()}
     schemes |= {name: f"w{bits}a16" for name, bits in values.get("grouped", {}).items()}
+    schemes |= dict.fromkeys(values.get("float8", ()), "fp8")
     schemes = {**values.get("mixed", {}), **schemes}
     errors = {(name, scheme): error for name, options in values.get("sensitivity", {}).items()
               for scheme, _, error in options}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantLinear
+from thrifty.numerics.modules import Float8Linear, GroupedLinear, QuantConv, QuantLinear
 
 
 def bytes_a_weight(model: nn.Module) -> float:
@@ -20,6 +20,11 @@ def bytes_a_weight(model: nn.Module) -> float:
 def integer_layers(model: nn.Module) -> float:
     """Linear layers and convolutions that multiply integers."""
     return float(sum(isinstance(m, QuantConv | QuantLinear) for m in model.modules()))
+
+
+def float8_layers(model: nn.Module) -> float:
+    """Linear layers that multiply float8."""
+    return float(sum(isinstance(m, Float8Linear) for m in model.modules()))
 
 
 def grouped_layers(model: nn.Module) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from thrifty.hyperparameters import choice, number, table
 from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod
 from thrifty.numerics.linears import as_linears
-from thrifty.numerics.schemes import SCHEMES
+from thrifty.numerics.schemes import INTEGERS
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS
 from thrifty.posttraining.quantize import Quantize
 from thrifty.training.qat.exchange import integers, rounding
@@ -57,11 +57,11 @@ class Qat(TrainingMethod):
     Qat(scheme='w8a8', estimator='lsq', freeze=0.2, group=128, layers={})
     """
 
-    scheme: str = choice("w4a8", *SCHEMES)
+    scheme: str = choice("w4a8", *INTEGERS)
     estimator: str = choice("lsq", "lsq", "ste")
     freeze: float = number(0.2, 0, 1)
     group: int = choice(128, *GROUPS)
-    layers: Mapping[str, str] = table(*SCHEMES, FLOAT)
+    layers: Mapping[str, str] = table(*INTEGERS, FLOAT)
 
     name: ClassVar[str] = "qat"
     layer: ClassVar[Layer] = "numerics"
@@ -110,8 +110,8 @@ class Qat(TrainingMethod):
     def _quantize(self) -> Quantize:
         """What finds ranges and smoothing and builds what is left: weights are those that are trained, evened out and
         corrected by training alone, so only algorithms that choose grids serve."""
-        of_weights = any(SCHEMES[each].activations == "float" for each in (self.scheme, *self.layers.values())
-                         if each in SCHEMES)
+        of_weights = any(INTEGERS[each].activations == "float" for each in (self.scheme, *self.layers.values())
+                         if each in INTEGERS)
         return Quantize(self.scheme, algorithm="awq" if of_weights else "smoothquant", group=self.group, layers=self.layers,
                         equalize=False, correct=False)
 
