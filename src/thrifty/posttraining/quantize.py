@@ -17,7 +17,7 @@ from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import InBfloat16
 from thrifty.numerics.schemes import SCHEMES
-from thrifty.posttraining.quantization import integers, mixed, weights
+from thrifty.posttraining.quantization import integers, mixed, rounding, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
 from thrifty.posttraining.quantization.probes import bytes_a_weight, grouped_layers, integer_layers
 from thrifty.posttraining.quantization.refine import Refinement, refined
@@ -44,8 +44,9 @@ class Quantize(Transform):
     - With convolutions: channels between two of them are evened out, and biases make up for shifts of the mean; each of
       these steps stays only where it brings the model's outputs closer, on calibration data that it did not see.
 
-    Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: linear layers only, dequantized where they are used; a scale and a
-    zero for each ``group`` of inputs (for each output channel in eight bits). Convolutions stay float.
+    Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: dequantized where they are used; a scale and a zero for each
+    ``group`` of inputs (for each output channel in eight bits). Convolutions, nn.LSTM and nn.GRU are rounded to nearest; their
+    matrices that the group does not divide have eight bits.
 
     Embeddings that weigh: int8, a scale for each row. Layers that would grow stay float.
 
@@ -57,7 +58,7 @@ class Quantize(Transform):
             w4a8), ``adaround`` also learns whether each weight is rounded up or down; of weights alone, ``gptq`` makes later
             columns make up for earlier ones, ``awq`` scales and clips by what the activations show, ``hqq`` fits grids without
             data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
-        group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such layer.
+        group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such linear layer.
         layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
             matches decides; ``fp32`` leaves a layer as it is.
         equalize: whether channels between convolutions are evened out, where it helps.
@@ -138,11 +139,14 @@ class Quantize(Transform):
         self._check_found(assigned)
         if assigned.grown:
             context.progress(f"left float, since scales would outweigh what is saved: {', '.join(assigned.grown)}")
+        if assigned.projected:
+            context.progress(f"left float, since they have projections: {', '.join(assigned.projected)}")
         context.progress("calibrating")
         decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
         wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
         plan = refined(model, work, marked, assigned, self.algorithm != "rtn", wanted, context)
-        return Plan({**plan.values, **decided.values}, {**plan.tensors, **decided.tensors})
+        alone = rounding.planned(assigned.rounded)
+        return Plan({**plan.values, **decided.values, **alone.values}, {**plan.tensors, **decided.tensors})
 
     def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
         """The same with one scheme, and others for some layers: what ``mixed`` is made of."""
@@ -181,9 +185,9 @@ class Quantize(Transform):
                            "is saved, and there is nothing else to quantize")
         if assigned.empty:
             raise NoEffect(
-                f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d or nn.Conv2d "
-                "that it is for (convolutions with a padding mode or words for padding stay float, and all of them where "
-                "weights alone are quantized)")
+                f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d, nn.Conv2d, "
+                "nn.LSTM or nn.GRU that it is for (convolutions with a padding mode or words for padding stay float, recurrent "
+                "layers with projections, and all recurrent layers where activations are quantized too)")
         if assigned.convolutions and self.rest == "bf16":
             raise HyperparameterError(
                 f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 "
@@ -194,7 +198,7 @@ class Quantize(Transform):
         model = model.eval()
         if plan.values.get("bf16"):
             return InBfloat16(model.to(torch.bfloat16))
-        model = weights.build(integers.build(as_linears(model), plan), plan)
+        model = rounding.build(weights.build(integers.build(as_linears(model), plan), plan), plan)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return in_bf16(model) if self.rest == "bf16" else model

@@ -14,8 +14,9 @@ from thrifty.numerics.modules import (
     QuantEmbedding,
     QuantLinear,
 )
+from thrifty.numerics.rounded import PackedWeight
 
-INTEGER = (QuantConv, QuantLinear, QuantEdge, GroupedLinear)
+INTEGER = (QuantConv, QuantLinear, QuantEdge, GroupedLinear, PackedWeight)
 LOOKED_UP = (QuantEmbedding, GroupedEmbedding)
 
 
