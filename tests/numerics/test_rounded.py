@@ -23,13 +23,24 @@ WIDTHS = {"w8a16": 0.45, "w4a16": 0.4, "w3a16": 0.4}
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind, width=64, **options):
+    def __init__(self, kind, width=128, **options):
         super().__init__()
         self.layer = kind(48, width, batch_first=True, **options)
         self.head = nn.Linear(width * (2 if options.get("bidirectional") else 1), 5)
 
     def forward(self, x):
         return self.head(self.layer(x)[0][:, -1])
+
+
+class Beside(nn.Module):
+    """A recurrent layer with projections beside a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.r, self.h = nn.LSTM(48, 64, proj_size=16), nn.Linear(48, 64)
+
+    def forward(self, x):
+        return self.r(x)[0].sum(-1) + self.h(x).sum(-1)
 
 
 class Convolutional(nn.Module):
@@ -74,7 +85,8 @@ def by_hand(net, scheme):
         low, high = parts.amin(2, True).clamp_max(0), parts.amax(2, True).clamp_min(0)
         step = (high - low) / (2**bits - 1)
         zero = torch.round(-low / step)
-        weight.data = ((torch.clamp(torch.round(parts / step) + zero, 0, 2**bits - 1) - zero) * step).reshape(weight.shape).float()
+        q = torch.clamp(torch.round(parts / step) + zero, 0, 2**bits - 1)
+        weight.data = ((q - zero) * step).reshape(weight.shape).float()
     return net
 
 
@@ -86,7 +98,7 @@ def test_it_computes_what_the_float_layer_does_on_rounded_weights(name, scheme):
     assert not any(type(m) in (nn.GRU, nn.LSTM, nn.Conv1d, nn.Conv2d) for m in integer.modules())
     torch.testing.assert_close(integer(x), by_hand(net, scheme)(x), atol=2e-4, rtol=2e-3)
     whole = {"w8a16": 1.0, "w4a16": 0.5, "w3a16": 0.375}[scheme] if name == "lstm" else 1.0  # elsewhere rows may stay whole
-    assert bytes_a_weight(integer) < whole + 0.2
+    assert bytes_a_weight(integer) < whole + 0.3
     assert bytes_a_weight(net) == 4.0
     exported = torch.export.export(integer, (x,)).module()
     torch.testing.assert_close(exported(x), integer(x), atol=1e-6, rtol=1e-5)
@@ -136,11 +148,10 @@ def test_what_stays_float_is_listed_or_refused():
     with pytest.raises(HyperparameterError, match="'layer', a recurrent layer"):
         Quantize(layers={"layer": "w8a8"})(net, [x])
     torch.manual_seed(0)
-    projected, told = nn.Sequential(nn.LSTM(48, 64, proj_size=16)), []
+    projected, told = Beside().eval(), []
     with pytest.raises(HyperparameterError, match="none with proj_size"):
-        Quantize("w8a16", layers={"0": "w8a16"})(projected, [x])
-    both = nn.ModuleDict({"r": projected[0], "h": nn.Linear(16, 64)})
-    Quantize("w8a16", algorithm="rtn").plan(both, dataclasses.replace(Context.of([x]), progress=told.append))
+        Quantize("w8a16", layers={"r": "w8a16"})(projected, [x])
+    Quantize("w8a16", algorithm="rtn").plan(projected, dataclasses.replace(Context.of([x]), progress=told.append))
     assert any("projections: r" in line for line in told)
 
 
