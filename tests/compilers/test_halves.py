@@ -21,7 +21,8 @@ def test_the_same_numbers(bits, group, columns):
 
 
 @pytest.mark.parametrize("compiler", ["export", "onnxruntime", "openvino"])
-@pytest.mark.parametrize(("net", "scheme"), [("gru", "w3a16"), pytest.param("lstm", "w4a16", marks=pytest.mark.slow), ("conv", "w8a16"), ("conv", "w4a16")])
+@pytest.mark.parametrize(("net", "scheme"), [
+    ("gru", "w3a16"), pytest.param("lstm", "w4a16", marks=pytest.mark.slow), ("conv", "w8a16"), ("conv", "w4a16")])
 def test_engines_compute_the_same(compiler, net, scheme, tmp_path):
     method = method_class(compiler)()
     if lacks := method.missing():

@@ -11,8 +11,8 @@ from thrifty.numerics.rounded import PackedWeight, RoundedConv, RoundedRecurrent
 def bytes_a_weight(model: nn.Module) -> float:
     """Mean bytes of what multiplies: the weights of linear, recurrent and other layers and of embeddings, scales of groups
     counted."""
-    tensors = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
-               and m.weight.dim() > 1 and not m.weight.is_meta]
+    tensors: list[Tensor] = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
+                             and m.weight.dim() > 1 and not m.weight.is_meta]
     tensors += [p for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.dim() > 1]
     grouped = [m for m in model.modules() if isinstance(m, GroupedLinear)]
     rounded = [m for m in model.modules() if isinstance(m, PackedWeight)]
