@@ -19,18 +19,18 @@ transformers = pytest.importorskip("transformers")
 WORDS = 97
 
 
-def llama():
+def llama(spread=0.3):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
                                       intermediate_size=96, vocab_size=WORDS, max_position_embeddings=64,
-                                      bos_token_id=1, eos_token_id=2, initializer_range=0.3)
+                                      bos_token_id=1, eos_token_id=2, initializer_range=spread)
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def gpt2():
+def gpt2(spread=0.3):
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=2, n_head=4, n_embd=64, vocab_size=WORDS, n_positions=64, bos_token_id=1,
-                                     eos_token_id=2, initializer_range=0.3)
+                                     eos_token_id=2, initializer_range=spread)
     return transformers.GPT2LMHeadModel(config).eval()
 
 
@@ -80,12 +80,63 @@ def test_a_second_answer_knows_nothing_of_the_first(made):
     assert generator.generate([7, 8], 6) == first
 
 
-def test_other_engines_say_the_same(tmp_path):
+@pytest.mark.parametrize("cache", ["fp32", "int8"])
+def test_other_engines_say_the_same(tmp_path, cache):
     if lacks := OpenVino.missing():
         pytest.skip(lacks)
     body = llama()
-    lower_generator(body, OpenVino(), tmp_path / "g", prompt=4, tokens=16)
+    lower_generator(body, OpenVino(), tmp_path / "g", prompt=4, tokens=16, cache=cache)
     assert Generator.load(tmp_path / "g").generate([3, 4, 5], 8) == expected(body, [3, 4, 5], 8)
+
+
+@pytest.fixture(scope="module")
+def held_in_bytes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("int8") / "generator"
+    lower_generator(llama(), OnnxRuntime(), place, prompt=8, tokens=32, cache="int8")
+    return place
+
+
+def test_a_cache_of_eight_bits_is_small_and_says_the_same(made, held_in_bytes):
+    """The next token after each of many beginnings, some longer than the first engine's prompt."""
+    body, exact = llama(), Generator.load(made[1])
+    generator = Generator.load(held_in_bytes)
+    tokens = np.random.default_rng(0).integers(3, WORDS, (2, 25)).tolist()
+    same = [generator.generate(row[:n], 1) == expected(body, row[:n], 1) for row in tokens for n in range(2, 25)]
+    assert sum(same) >= 0.9 * len(same)
+    layers, heads, width = 2, 2, 16
+    assert generator.cache_bytes == 2 * layers * heads * 32 * (width + 4)
+    assert exact.cache_bytes == 4 * np.prod(exact.cache) * 2
+
+
+def test_what_goes_in_and_out_is_eight_bits(held_in_bytes):
+    seen = []
+
+    class Watched:
+        def __init__(self, engine):
+            self.engine = engine
+
+        def __getattr__(self, name):
+            return getattr(self.engine, name)
+
+        def native(self, arrays):
+            seen.append(sum(x.nbytes for x in arrays[3:]))
+            return self.engine.native(arrays)
+
+        def arrays(self, outputs):
+            found = self.engine.arrays(outputs)
+            seen.append(sum(x.nbytes for x in found[1:]))
+            return found
+
+    generator = Generator.load(held_in_bytes)
+    watched = Generator(Watched(generator.prefill), Watched(generator.decode), generator.prompt, generator.cache, "int8")
+    assert watched.generate([5, 6, 7], 4) == generator.generate([5, 6, 7], 4)
+    assert seen == [generator.cache_bytes] * 8
+
+
+def test_another_cache_is_refused(tmp_path):
+    with pytest.raises(GenerationError, match="fp32 or int8 but is 'int4'"):
+        lower_generator(llama(), OnnxRuntime(), tmp_path / "g", cache="int4")
+    assert not (tmp_path / "g").exists()
 
 
 def test_it_runs_without_torch(made):
@@ -126,6 +177,11 @@ def test_a_damaged_generator_is_not_opened(made, tmp_path):
     shutil.copytree(made[1], copy)
     (copy / "generator.json").write_text("{}")
     with pytest.raises(ArtifactError, match="damaged"):
+        Generator.load(copy)
+    told = json.loads((made[1] / "generator.json").read_text())
+    told["cache"]["numbers"] = "int2"
+    (copy / "generator.json").write_text(json.dumps(told))
+    with pytest.raises(ArtifactError, match="int2"):
         Generator.load(copy)
     with pytest.raises(ArtifactError, match="no generator"):
         Generator.load(tmp_path)

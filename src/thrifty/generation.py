@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "generator.json"
 PARTS = ("prefill", "decode")
+CACHES: Mapping[str, tuple[tuple[str, bool], ...]] = {"fp32": (("float32", False),), "int8": (("int8", False), ("float32", True))}
+"""{what a cache holds: (dtype, whether it is one number for each token and head) of each array of keys, and of values}."""
 
 
 class GenerationError(ThriftyError):
@@ -31,7 +33,7 @@ class GenerationError(ThriftyError):
 
 
 def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, *, prompt: int = 64, tokens: int = 256,
-                    threads: int = 1, device: str = "cpu") -> None:
+                    threads: int = 1, device: str = "cpu", cache: str = "fp32") -> None:
     """Lower a causal language model twice: for a prompt, and for each token after it.
 
     Args:
@@ -42,9 +44,10 @@ def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, 
             taken token by token.
         tokens: prompt and answer together, at most.
         threads, device: of inference.
+        cache: what keys and values are held in: ``fp32``, or ``int8`` with a scale for each token and head.
 
     Raises:
-        GenerationError: ``prompt`` is not 2 to ``tokens``.
+        GenerationError: ``prompt`` is not 2 to ``tokens``, or ``cache`` is neither.
         WorkloadError: the model keeps no such cache.
         LoweringError: the compiler cannot take the model, or what it made computes something else.
     """
@@ -55,7 +58,9 @@ def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, 
 
     if not 2 <= prompt <= tokens:
         raise GenerationError(f"prompt must be 2 to tokens ({tokens}) but is {prompt}")
-    shape = CacheShape.of(body, tokens)
+    if cache not in CACHES:
+        raise GenerationError(f"cache must be {' or '.join(CACHES)} but is {cache!r}")
+    shape = CacheShape.of(body, tokens, cache)
     step = CachedStep(body.eval(), shape)
     directory = Path(directory)
     for part, n in zip(PARTS, (prompt, 1), strict=True):
@@ -79,13 +84,15 @@ class Generator:
     Args:
         prefill, decode: as `lower_generator` made them.
         prompt: tokens of ``prefill``.
-        cache: shape of keys and of values.
+        cache: shape of keys and of values, [layers, 1, heads, tokens, width].
+        numbers: that they are held in, of `CACHES`.
     """
 
     prefill: Engine
     decode: Engine
     prompt: int
     cache: tuple[int, ...]
+    numbers: str = "fp32"
 
     @staticmethod
     def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_native_code: bool = False) -> Generator:
@@ -101,17 +108,24 @@ class Generator:
         try:
             told: dict[str, Any] = json.loads(path.read_text())
             shape = tuple(int(told["cache"][name]) for name in ("layers", "heads", "tokens", "width"))
-            prompt = int(told["prompt"])
+            prompt, numbers = int(told["prompt"]), str(told["cache"].get("numbers", "fp32"))
+            if numbers not in CACHES:
+                raise ValueError(f"a cache of {numbers} is not known")
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged: {error!r}") from error
         prefill, decode = (artifact.open_verified(Path(directory) / part, threads=threads, device=device,
                                                   trust_native_code=trust_native_code) for part in PARTS)
-        return Generator(prefill, decode, prompt, (shape[0], 1, *shape[1:]))
+        return Generator(prefill, decode, prompt, (shape[0], 1, *shape[1:]), numbers)
 
     @property
     def tokens(self) -> int:
         """Prompt and answer together, at most."""
         return self.cache[3]
+
+    @property
+    def cache_bytes(self) -> int:
+        """That keys and values take, scales counted."""
+        return sum(x.nbytes for x in self._empty())
 
     def generate(self, prompt: Sequence[int], new: int, *, end: int | None = None,
                  choose: Callable[[np.ndarray], int] = lambda logits: int(logits.argmax())) -> list[int]:
@@ -140,19 +154,18 @@ class Generator:
         """Logits of the next token, again and again, ``answer`` having grown by one each time."""
         first = prompt[: self.prompt]
         ids = np.array([first + [0] * (self.prompt - len(first))])
-        empty = np.zeros(self.cache, np.float32)
-        logits, keys, values = self._step(self.prefill, ids, 0, len(first) - 1, empty, empty)
+        logits, *cache = self._step(self.prefill, ids, 0, len(first) - 1, self._empty())
         done = len(first)
         while True:
             if done >= len(prompt):
                 yield logits[0]
             token = prompt[done] if done < len(prompt) else answer[done - len(prompt)]
-            logits, keys, values = self._step(self.decode, np.array([[token]]), done, 0, keys, values)
+            logits, *cache = self._step(self.decode, np.array([[token]]), done, 0, cache)
             done += 1
 
+    def _empty(self) -> list[np.ndarray]:
+        return [np.zeros((*self.cache[:-1], 1) if one else self.cache, dtype) for dtype, one in 2 * CACHES[self.numbers]]
+
     @staticmethod
-    def _step(engine: Engine, ids: np.ndarray, done: int, last: int, keys: np.ndarray,
-              values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        native = engine.native([ids, np.array([done]), np.array([last]), keys, values])
-        logits, keys, values = engine.arrays(engine.run(native))
-        return logits, keys, values
+    def _step(engine: Engine, ids: np.ndarray, done: int, last: int, cache: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return engine.arrays(engine.run(engine.native([ids, np.array([done]), np.array([last]), *cache])))

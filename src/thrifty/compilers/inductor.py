@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.export import write_program
+from thrifty.compilers.halves import Halves
 from thrifty.compilers.rows import Rows
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
@@ -27,6 +28,7 @@ from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.rounded import PackedWeight
 
 FILE = "model.pt2"
 FEW_ROWS = 4
@@ -179,7 +181,7 @@ def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what Inductor's patterns find."""
     return exchange(model, {
         QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(float(edge.scale), int(edge.zero)),
-        GroupedLinear: _Grouped, GroupedEmbedding: Rows,
+        GroupedLinear: _Grouped, GroupedEmbedding: Rows, PackedWeight: Halves,
     })
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from thrifty.compilers.halves import Halves
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import TINY
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
 from thrifty.numerics.packing import pack, unpack
+from thrifty.numerics.rounded import PackedWeight
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 """Weights that share a scale in MatMulNBits: a power of two."""
@@ -28,7 +30,7 @@ def placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for ONNX's own operators."""
     return exchange(model, {
         QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-        GroupedLinear: _grouped, GroupedEmbedding: _Rows,
+        GroupedLinear: _grouped, GroupedEmbedding: _Rows, PackedWeight: Halves,
     })
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
+from thrifty.compilers.halves import Halves
 from thrifty.compilers.refusal import cannot_express
 from thrifty.compilers.rows import Rows
 from thrifty.errors import MissingExtra
@@ -24,6 +25,7 @@ from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
 from thrifty.numerics.packing import pack
+from thrifty.numerics.rounded import PackedWeight
 
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
@@ -215,7 +217,7 @@ def _placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for what the low-precision transformations look for."""
     return exchange(model, {
         QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-        GroupedLinear: _Grouped, GroupedEmbedding: Rows,
+        GroupedLinear: _Grouped, GroupedEmbedding: Rows, PackedWeight: Halves,
     })
 
 

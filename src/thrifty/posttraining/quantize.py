@@ -18,7 +18,7 @@ from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import Float8Linear, InBfloat16
 from thrifty.numerics.schemes import SCHEMES
-from thrifty.posttraining.quantization import integers, mixed, weights
+from thrifty.posttraining.quantization import integers, mixed, rounding, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
 from thrifty.posttraining.quantization.probes import (
     bytes_a_weight,
@@ -52,8 +52,9 @@ class Quantize(Transform):
     - With convolutions: channels between two of them are evened out, and biases make up for shifts of the mean; each of
       these steps stays only where it brings the model's outputs closer, on calibration data that it did not see.
 
-    Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: linear layers only, dequantized where they are used; a scale and a
-    zero for each ``group`` of inputs (for each output channel in eight bits). Convolutions stay float.
+    Weights alone, ``w8a16``, ``w4a16`` and ``w3a16``: dequantized where they are used; a scale and a zero for each
+    ``group`` of inputs (for each output channel in eight bits). Convolutions, nn.LSTM and nn.GRU are rounded to nearest; their
+    matrices that the group does not divide have eight bits.
 
     Float8 products, ``fp8``: weights of linear layers in e4m3, a scale for each output channel; activations in e4m3, a scale for
     each token, found as they come. Rounded to the nearest, without data. Convolutions and embeddings stay float.
@@ -70,7 +71,7 @@ class Quantize(Transform):
             data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
         activations: of linear layers with integer products: ``dynamic``, a scale for each token, or ``static``, one grid, found
             on calibration data: faster, and less exact.
-        group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such layer.
+        group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such linear layer.
         layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
             matches decides; ``fp32`` leaves a layer as it is.
         equalize: whether channels between convolutions are evened out, where it helps.
@@ -93,7 +94,7 @@ class Quantize(Transform):
     max_drop: float = number(MAX_DROP, 0)
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     card: ClassVar[Card] = Card(
         family="ptq",
         benefit="inference time",
@@ -153,12 +154,16 @@ class Quantize(Transform):
         self._check_found(assigned)
         if assigned.grown:
             context.progress(f"left float, since scales would outweigh what is saved: {', '.join(assigned.grown)}")
+        if assigned.projected:
+            context.progress(f"left float, since they have projections: {', '.join(assigned.projected)}")
         context.progress("calibrating")
         decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
         wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
         way = integers.Way(smooth=self.algorithm != "rtn", static=self.activations == "static")
         plan = refined(model, work, marked, assigned, way, wanted, context)
-        return Plan({**plan.values, **decided.values, "float8": list(assigned.float8)}, {**plan.tensors, **decided.tensors})
+        alone = rounding.planned(assigned.rounded)
+        return Plan({**plan.values, **decided.values, **alone.values, "float8": list(assigned.float8)},
+                    {**plan.tensors, **decided.tensors})
 
     def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
         """The same with one scheme, and others for some layers: what ``mixed`` is made of."""
@@ -200,9 +205,10 @@ class Quantize(Transform):
                            "is saved, and there is nothing else to quantize")
         if assigned.empty:
             raise NoEffect(
-                f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d or nn.Conv2d "
-                "that it is for (convolutions with a padding mode or words for padding stay float, and all of them where "
-                "weights alone are quantized, or in fp8)")
+                f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d, nn.Conv2d, "
+                "nn.LSTM or nn.GRU that it is for (convolutions with a padding mode or words for padding stay float, recurrent "
+                "layers with projections, and all recurrent layers where activations are quantized too; fp8 is for linear layers "
+                "alone)")
         if assigned.convolutions and self.rest == "bf16":
             raise HyperparameterError(
                 f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 "
@@ -213,7 +219,7 @@ class Quantize(Transform):
         model = model.eval()
         if plan.values.get("bf16"):
             return InBfloat16(model.to(torch.bfloat16))
-        model = weights.build(integers.build(as_linears(model), plan), plan)
+        model = rounding.build(weights.build(integers.build(as_linears(model), plan), plan), plan)
         for name in plan.values.get("float8", ()):
             linear: Any = model.get_submodule(name)
             graphs.replace(model, name, Float8Linear(linear))

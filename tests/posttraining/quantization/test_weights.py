@@ -17,6 +17,7 @@ from thrifty.method import Context, Plan
 from thrifty.numerics.grouped import output_error
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
+from thrifty.numerics.rounded import RoundedConv
 from thrifty.posttraining.quantization.probes import bytes_a_weight
 from thrifty.posttraining.quantization.reads import Reads
 
@@ -203,13 +204,13 @@ def test_a_group_that_does_not_divide_names_those_that_would():
         Quantize("w4a16")(nn.Sequential(nn.Linear(40, 40)), [torch.randn(9, 40)])
 
 
-def test_convolutions_stay_float_and_are_refused_by_name():
+def test_convolutions_are_rounded_beside_products():
     model = testing.trained()
     data = [testing.stripes(32, 0).tensors[0]]
     quantized = Quantize("w4a16", group=32)(model, data)
-    assert type(quantized.stem[0]) is nn.Conv2d and type(quantized.head[0]) is GroupedLinear
-    with pytest.raises(HyperparameterError, match="'stem.0', a convolution"):
-        Quantize("w4a16", group=32, layers={r"stem\.0": "w4a16"})(model, data)
+    assert type(quantized.stem[0]) is RoundedConv and type(quantized.head[0]) is GroupedLinear
+    kept = Quantize("w4a16", group=32, layers={r"stem\.0": "fp32"})(model, data)
+    assert type(kept.stem[0]) is nn.Conv2d
 
 
 def test_a_model_that_is_quantized_already():

@@ -21,13 +21,16 @@ from thrifty.numerics.modules import (
     QuantEmbedding,
     QuantLinear,
 )
+from thrifty.numerics.rounded import RoundedConv, RoundedRecurrent
 from thrifty.numerics.schemes import SCHEMES, Scheme
+from thrifty.posttraining.quantization import rounding
 
 EMBEDDING_SHARE = 0.02
 """An embedding with at least this share of the model's parameters is held in int8: it decides the bytes."""
 FLOAT = "fp32"
 GROUPS = (32, 64, 128)
-QUANTIZED = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding, Float8Linear)
+QUANTIZED = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding, Float8Linear, RoundedConv,
+             RoundedRecurrent)
 
 
 @final
@@ -51,6 +54,8 @@ class Assigned:
         embeddings: held in int8 rows.
         tied: {embedding: the linear layer of ``grouped`` whose integers it looks up}.
         grown: layers that stay float because their scales would outweigh what their weights save.
+        rounded: convolutions and recurrent layers whose weights alone become integers.
+        projected: recurrent layers that stay float because of their projections.
     """
 
     convolutions: Mapping[str, int]
@@ -60,17 +65,19 @@ class Assigned:
     embeddings: tuple[str, ...]
     tied: Mapping[str, str]
     grown: tuple[str, ...]
+    rounded: Mapping[str, rounding.Grids]
+    projected: tuple[str, ...]
 
     @property
     def empty(self) -> bool:
-        return not (self.convolutions or self.linears or self.grouped or self.float8)
+        return not (self.convolutions or self.linears or self.grouped or self.float8 or self.rounded)
 
 
 def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int) -> Assigned:
     """Give every layer its scheme: that of the first pattern which matches it, or else the common one.
 
     Weights that an embedding and a linear layer share stay shared, in eight bits, a scale a row. Without a pattern of
-    their own, embeddings become int8 where they weigh, and convolutions stay float where weights alone are quantized.
+    their own, embeddings become int8 where they weigh, and recurrent layers stay float where activations are quantized too.
     Beside float8, convolutions, embeddings and what shares an embedding's weight stay float.
 
     Raises:
@@ -84,6 +91,7 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
         raise ThriftyError(f"layer {already!r} is quantized already: quantize once, from the float model")
     # Subclasses may do more than multiply, so exact types only.
     kinds = {"convolution": [name for name, m in found.items() if graphs.is_convolution(m)],
+             "recurrent": [name for name, m in found.items() if rounding.is_recurrent(m)],
              "linear": [name for name, m in found.items() if type(m) is nn.Linear],
              "embedding": [name for name, m in found.items() if type(m) is nn.Embedding and m.max_norm is None]}
     own = _matched([name for names in kinds.values() for name in names], layers)
@@ -94,14 +102,35 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
     embeddings = [name for name in heavy if _embedding(name, own.get(name, common))]
     tables = {id(found[name].weight): name for name in embeddings}
     looked_up = {id(found[name].weight) for name in kinds["embedding"]}
-    convolutions, linears, grouped, float8, tied, grown = {}, {}, {}, [], {}, []
+    convolutions, linears, grouped, float8, tied, rounded = {}, {}, {}, [], {}, {}
+    grown: list[str] = []
+    projected: list[str] = []
     for name in kinds["convolution"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and chosen.activations == "int8":
             convolutions[name] = chosen.bits
-        elif chosen is not None and name in own:
-            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, whose "
-                                      f"activations become integers with its weights: give it w8a8, w4a8 or {FLOAT}")
+        elif chosen is not None and chosen.activations == "float8" and name in own:
+            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, and float8 is "
+                                      f"for linear layers: give it w8a8, w8a16 or {FLOAT}")
+        elif chosen is not None and chosen.activations == "float":
+            if rounding.grow(found[name], grids := rounding.grids(found[name], chosen, group)):
+                grown.append(name)
+            else:
+                rounded[name] = grids
+    for name in kinds["recurrent"]:
+        chosen = SCHEMES.get(own.get(name, scheme))
+        if chosen is not None and name in own and (chosen.activations != "float" or found[name].proj_size):
+            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a recurrent layer, of which "
+                                      f"weights alone are quantized, and none with proj_size: give it {FLOAT}"
+                                      + ("" if found[name].proj_size else ", w8a16, w4a16 or w3a16"))
+        if chosen is None or chosen.activations != "float":
+            continue
+        if found[name].proj_size:
+            projected.append(name)
+        elif rounding.grow(found[name], grids := rounding.grids(found[name], chosen, group)):
+            grown.append(name)
+        else:
+            rounded[name] = grids
     for name in kinds["linear"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is None:
@@ -123,7 +152,7 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
             if table is not None:
                 tied[table] = name
     return Assigned(convolutions, linears, grouped, tuple(float8), tuple(name for name in embeddings if name not in tied), tied,
-                    tuple(grown))
+                    tuple(grown), rounded, tuple(projected))
 
 
 def _matched(names: list[str], layers: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from torch import nn
 from thrifty.method import Plan
 from thrifty.numerics.modules import InBfloat16
 from thrifty.posttraining.quantization.integers import place
+from thrifty.posttraining.quantization.rounding import is_recurrent
 from thrifty.posttraining.quantization.sensitivity import held
 
 
@@ -23,6 +24,9 @@ def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
     schemes = {name: f"w{bits}a8" for kind in ("convolutions", "linears") for name, bits in _bits(values.get(kind, {})).items()}
     schemes |= {name: f"w{bits}a16" for name, bits in values.get("grouped", {}).items()}
     schemes |= dict.fromkeys(values.get("float8", ()), "fp8")
+    schemes |= {name: f"w{'+'.join(str(bits) for bits in sorted({bits for bits, _ in grids.values()}))}a16"
+                for name, grids in values.get("rounded", {}).items()}
+    schemes |= {name: "fp32" for name, module in _inner(model).named_modules() if is_recurrent(module)}
     schemes = {**values.get("mixed", {}), **schemes}
     errors = {(name, scheme): error for name, options in values.get("sensitivity", {}).items()
               for scheme, _, error in options}

@@ -5,15 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from thrifty.numerics.modules import Float8Linear, GroupedLinear, QuantConv, QuantLinear
+from thrifty.numerics.rounded import PackedWeight, RoundedConv, RoundedRecurrent
 
 
 def bytes_a_weight(model: nn.Module) -> float:
-    """Mean bytes of what multiplies: the weights of linear layers, convolutions and embeddings, scales of groups counted."""
-    tensors = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
-               and m.weight.dim() > 1 and not m.weight.is_meta]
+    """Mean bytes of what multiplies: the weights of linear, recurrent and other layers and of embeddings, scales of groups
+    counted."""
+    tensors: list[Tensor] = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
+                             and m.weight.dim() > 1 and not m.weight.is_meta]
+    tensors += [p for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.dim() > 1]
     grouped = [m for m in model.modules() if isinstance(m, GroupedLinear)]
-    count = sum(x.numel() for x in tensors) + sum(m.in_features * m.out_features for m in grouped)
-    tensors += [x for m in grouped for x in (m.packed, m.scale, m.zero)]
+    rounded = [m for m in model.modules() if isinstance(m, PackedWeight)]
+    count = (sum(x.numel() for x in tensors) + sum(m.in_features * m.out_features for m in grouped)
+             + sum(m.numbers for m in rounded))
+    packed: list[GroupedLinear | PackedWeight] = [*grouped, *rounded]
+    tensors += [x for m in packed for x in (m.packed, m.scale, m.zero)]
     return sum(x.numel() * x.element_size() for x in tensors) / count if count else 4.0
 
 
@@ -28,5 +34,5 @@ def float8_layers(model: nn.Module) -> float:
 
 
 def grouped_layers(model: nn.Module) -> float:
-    """Linear layers whose weights alone are integers."""
-    return float(sum(isinstance(m, GroupedLinear) for m in model.modules()))
+    """Layers whose weights alone are integers."""
+    return float(sum(isinstance(m, GroupedLinear | RoundedConv | RoundedRecurrent) for m in model.modules()))

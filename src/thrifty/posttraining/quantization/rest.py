@@ -15,8 +15,9 @@ from thrifty.numerics.modules import (
     QuantEmbedding,
     QuantLinear,
 )
+from thrifty.numerics.rounded import PackedWeight
 
-FEW_BITS = (QuantConv, QuantLinear, QuantEdge, GroupedLinear, Float8Linear)
+FEW_BITS = (QuantConv, QuantLinear, QuantEdge, GroupedLinear, PackedWeight, Float8Linear)
 LOOKED_UP = (QuantEmbedding, GroupedEmbedding)
 
 

@@ -1,0 +1,56 @@
+"""Weights of convolutions and recurrent layers in few bits beside float activations, each rounded to nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from thrifty.method import Plan
+from thrifty.numerics import graph as graphs
+from thrifty.numerics.grouped import rtn
+from thrifty.numerics.rounded import RoundedConv, RoundedRecurrent
+from thrifty.numerics.schemes import Scheme
+
+RECURRENT = (nn.LSTM, nn.GRU)
+Grids = Mapping[str, tuple[int, int]]
+"""{parameter: (bits of a weight, weights a scale)} of a layer."""
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    return type(module) in RECURRENT
+
+
+def grids(module: nn.Module, scheme: Scheme, group: int) -> Grids:
+    """Of every matrix of a layer, or of a convolution's weight as [out, in / groups * kernel].
+
+    In schemes of groups, a matrix whose columns the group does not divide has eight bits and a scale a row.
+    """
+    found = {}
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() > 1:
+            columns = parameter[0].numel()
+            found[name] = (scheme.bits, group) if scheme.grouped and columns % group == 0 else (8, columns)
+    return found
+
+
+def grow(module: nn.Module, grids: Grids) -> bool:
+    """Whether the integers with their scales and zeros take as many bytes as the float weights did."""
+    weights = {name: module.get_parameter(name) for name in grids}
+    held = sum(weights[name].numel() * (bits / 8 + 5 / group) for name, (bits, group) in grids.items())
+    return held >= sum(x.numel() * x.element_size() for x in weights.values())
+
+
+def planned(rounded: Mapping[str, Grids]) -> Plan:
+    """What `build` needs: it rounds by itself, what batch norms were folded into too."""
+    return Plan({"rounded": {layer: {name: list(grid) for name, grid in found.items()} for layer, found in rounded.items()}})
+
+
+def build(model: nn.Module, plan: Plan) -> nn.Module:
+    """Put integer weights where the plan says."""
+    for layer, found in plan.values.get("rounded", {}).items():
+        module: Any = model.get_submodule(layer)
+        weights = {name: rtn(module.get_parameter(name).detach().flatten(1), *grid) for name, grid in found.items()}
+        graphs.replace(model, layer, (RoundedRecurrent if is_recurrent(module) else RoundedConv)(module, weights))
+    return model

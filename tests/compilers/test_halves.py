@@ -1,0 +1,36 @@
+"""Recurrent layers and convolutions of few bits in engines."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.compilers.nets import called, error, lowered
+from tests.numerics.test_rounded import NETS, WIDTHS, in_few_bits
+from thrifty.compilers.halves import Halves
+from thrifty.numerics.grouped import rtn
+from thrifty.numerics.rounded import PackedWeight
+from thrifty.registry import method_class
+
+
+@pytest.mark.parametrize(("bits", "group", "columns"), [(8, 7, 7), (4, 32, 96), (3, 32, 64), (4, 2, 6)])
+def test_the_same_numbers(bits, group, columns):
+    weight = torch.randn(5, columns, generator=torch.Generator().manual_seed(bits))
+    held = PackedWeight(rtn(weight, bits, group))
+    assert torch.equal(Halves(held)(), held())
+
+
+@pytest.mark.parametrize("compiler", ["export", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(("net", "scheme"), [
+    ("gru", "w3a16"), pytest.param("lstm", "w4a16", marks=pytest.mark.slow), ("conv", "w8a16"), ("conv", "w4a16")])
+def test_engines_compute_the_same(compiler, net, scheme, tmp_path):
+    method = method_class(compiler)()
+    if lacks := method.missing():
+        pytest.skip(lacks)
+    model, x = NETS[net]()
+    integer = in_few_bits(model, scheme, x)
+    _, engine, size = lowered(method, integer, (x[:2],), tmp_path / "few", {0: {0: (1, 8)}})
+    assert error(called(engine, x[:3]), integer(x[:3])) < 1e-5
+    if compiler != "openvino":  # which computes such weights when it converts the model
+        _, _, large = lowered(method, model, (x[:2],), tmp_path / "fp32", {0: {0: (1, 8)}})
+        assert size < WIDTHS[scheme] * large
