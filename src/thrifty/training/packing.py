@@ -86,13 +86,12 @@ class Sequences:
         inputs, target = self._collate([self.dataset[i]])
         inputs = as_inputs(inputs)
         if len(inputs) != 1:
-            raise ThriftyError(f"packing takes token ids as the one input, and these examples have {len(inputs)} inputs: "
-                               "a mask of padding does not say where an example in a row ends; leave packing out")
+            raise ThriftyError(f"packing takes token ids as the one input, and these examples have {len(inputs)} "
+                               "inputs: a mask of padding does not say where an example in a row ends; leave packing out")
         if not isinstance(target, Tensor) or inputs[0].ndim != 2 or target.shape != inputs[0].shape:
-            ids, wanted = tuple(inputs[0].shape[1:]), _shape(target)[1:]
-            raise ThriftyError(f"packing needs a target for every token, and these examples have inputs {ids} with targets "
-                               f"{wanted}: one answer to a whole row, as in classification, would mix its examples; "
-                               "leave packing out")
+            raise ThriftyError("packing needs a target for every token, and a batch of one example has inputs "
+                               f"{_shape(inputs[0])} with targets {_shape(target)}: one answer to a whole row, as in "
+                               "classification, would mix its examples; leave packing out")
         return inputs[0][0], target[0]
 
     def rows(self, rows: Sequence[Sequence[int]]) -> Batch:
@@ -114,8 +113,8 @@ class Sequences:
         return (ids, positions), target
 
 
-def _shape(value: Any) -> tuple[Any, ...]:
-    return tuple(value.shape) if isinstance(value, Tensor) else (None, type(value).__name__)
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _end(target: Tensor, ignored: int) -> int:
@@ -151,7 +150,8 @@ class PackedLoader:
         for chosen in order.split(WINDOW):
             examples = chosen.tolist()
             packed = pack([self.sequences.lengths[i] for i in examples], self.sequences.longest)
-            rows += [[examples[i] for i in packed[r]] for r in torch.randperm(len(packed), generator=generator).tolist()]
+            shuffled = torch.randperm(len(packed), generator=generator).tolist()
+            rows += [[examples[i] for i in packed[r]] for r in shuffled]
         return rows
 
     def batches(self, skip: int = 0) -> Iterator[Batch]:
@@ -213,7 +213,7 @@ class PackedLoader:
         if before - after < LEAST_GAIN:
             least, most = min(lengths), max(lengths)
             which = (f"every example has {most} tokens" if least == most else
-                     f"rows of {longest} tokens have {100 * before:.2g}% of padding, and {100 * after:.2g}% when packed")
+                     f"rows of {longest} tokens have {100 * before:.2g}% of padding, packed {100 * after:.2g}%")
             raise ThriftyError(f"{which}: packing gains nothing; leave it out")
         require_positions(fit)
         require_independence(fit, self.sequences)
@@ -242,9 +242,9 @@ def require_positions(fit: Fit) -> None:
         ThriftyError: it does not.
     """
     if fit.forward is call_model and not takes_positions(fit.model):
-        raise ThriftyError(f"{type(fit.model).__name__} takes no position_ids as its second input, so it cannot know where "
-                           "an example in a packed row begins; use a causal language model of transformers, give such a "
-                           "forward, or leave packing out")
+        raise ThriftyError(f"{type(fit.model).__name__} takes no position_ids as its second input, so it cannot know "
+                           "where an example in a packed row begins; use a causal language model of transformers, give "
+                           "such a forward, or leave packing out")
 
 
 def require_independence(fit: Fit, sequences: Sequences) -> None:
