@@ -52,6 +52,8 @@ class Train:
         checkpointing: "blocks" computes the activations of rows of equal blocks again in the backward pass, "selective"
             those of them that are cheap; both save memory and cost time.
         compiled: whether Inductor compiles the model for its steps, a row of equal blocks once.
+        packing: whether sequences of varying length share rows of one length instead of being padded; none attends to
+            another. ``batch_size`` is then of rows.
 
     >>> from thrifty import AdamW, Bf16
     >>> str(Train(AdamW(), Bf16(), epochs=2))
@@ -69,11 +71,12 @@ class Train:
     accumulate: int = number(1, 1)
     checkpointing: str = choice("none", "none", "blocks", "selective")
     compiled: bool = False
+    packing: bool = False
 
     def __init__(self, *methods: TrainingMethod, epochs: float | None = None, steps: int | None = None,
                  batch_size: int | None = None, schedule: str = "cosine", warmup: float = 0.1,
                  clip: float | None = 1.0, evaluations: int = 1, accumulate: int = 1, checkpointing: str = "none",
-                 compiled: bool = False) -> None:
+                 compiled: bool = False, packing: bool = False) -> None:
         given = locals()
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, given[spec.name])

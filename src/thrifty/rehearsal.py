@@ -15,11 +15,11 @@ from thrifty.compilers.capture import capture
 from thrifty.context import Tell, make_context
 from thrifty.errors import ThriftyError
 from thrifty.method import Compiler, Transform
-from thrifty.quality import as_inputs, batches, length
+from thrifty.quality import length
 from thrifty.recipe import Recipe, Train, seed_of
 from thrifty.target import Target
-from thrifty.training.data import Loader
 from thrifty.training.loop import Fit
+from thrifty.training.packing import make_loader
 from thrifty.workload import Workload
 
 
@@ -55,12 +55,14 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
     given = {**vars(phase), "batch_size": phase.batch_size or workload.batch_size}
     settings = Train(*given.pop("methods"), **given)  # of the training itself, for methods that look ahead
-    few = Subset(workload.train, range(min(settings.batch_size or 1, 8, length(workload.train))))
+    most = min(settings.batch_size or 1, 8, length(workload.train))
+    data = workload.train if settings.packing else Subset(workload.train, range(most))  # what fits with what, all say
+    loader = make_loader(data, most, 0, workload.collate, settings.packing, workload.loss)
     session = Fit(model, list(phase.methods), workload.loss, steps=1, settings=settings, forward=workload.forward,
                   device=target.device, teachers=lambda text: workload.model().eval(),
-                  aside=lambda examples, passed: Loader(few, examples, 0, workload.collate).batches(passed))
-    inputs, labels = next(batches(few, len(few), workload.collate))
-    session.step((as_inputs(inputs), labels))
+                  aside=lambda examples, passed: loader.again(examples, 0).batches(passed))
+    loader.check(session)
+    session.step(next(loader.batches()))
     for name, claim in session.claims():
         claim.checked(name)
     return session.finish()

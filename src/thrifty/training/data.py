@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from thrifty.method import Claim
 from thrifty.quality import as_inputs, length
 from thrifty.workload import Batch
+
+if TYPE_CHECKING:
+    from thrifty.training.session import Fit
 
 
 @final
@@ -61,3 +65,27 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         return max(1, length(self.dataset) // self.batch_size)
+
+    def steps(self, epochs: float) -> int:
+        return max(1, round(epochs * self.steps_per_epoch))
+
+    def again(self, batch_size: int, seed: int) -> Loader:
+        return Loader(self.dataset, batch_size, seed, self.collate)
+
+    # -- what a loader that changes the examples has more to say of ------------------------------------------------
+
+    @property
+    def examples_per_batch(self) -> float:
+        return self.batch_size
+
+    @property
+    def tokens_per_batch(self) -> float | None:
+        """Real ones, where they are known."""
+        return None
+
+    def claims(self) -> tuple[tuple[str, Claim], ...]:
+        """What it did to the data."""
+        return ()
+
+    def check(self, fit: Fit) -> None:
+        """Any model takes its batches."""

@@ -21,6 +21,7 @@ from thrifty.recipe import Recipe, Train
 from thrifty.training import resume
 from thrifty.training.data import Loader
 from thrifty.training.flops import count_flops
+from thrifty.training.packing import PackedLoader, make_loader
 from thrifty.training.session import Fit as Fit
 from thrifty.workload import Batch, Forward, Loss, call_model
 
@@ -40,6 +41,8 @@ class Step:
     loss: float
     examples_per_second: float
     seconds_left: float
+    tokens_per_second: float | None = None
+    """Real tokens, no padding; None where examples are not packed."""
 
 
 @final
@@ -99,7 +102,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         data: map-style dataset of (input, target).
         loss: (outputs, batch) -> (sum, weight).
         settings: how long, and schedule, warm-up, clipping, evaluations; one epoch of ``Train()`` where None.
-        batch_size: examples, where ``settings`` names none.
+        batch_size: examples (packed rows, where they are packed), where ``settings`` names none.
         seed: of the order of the data and of dropout; the same seed gives the same weights, bit for bit on a CPU.
         forward: (model, batch) -> outputs.
         collate: joins dataset items.
@@ -117,6 +120,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
     Raises:
         TrainingFailed: the loss is not finite; ``seconds`` and ``flops`` of the exception say what was spent.
         ResumeError: ``keep`` is damaged, or the state of another training.
+        ThriftyError: the data or the model cannot be packed, where ``settings`` asks for it.
 
     >>> from thrifty import AdamW, CrossEntropy
     >>> data = torch.utils.data.TensorDataset(torch.randn(256, 8), torch.randint(0, 3, (256,)))
@@ -126,24 +130,27 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
     """
     settings = settings or Train(epochs=1)
     size = min(settings.batch_size or batch_size, length(data))
-    loader = Loader(data, size, seed, collate)
-    steps = settings.steps or max(1, round((settings.epochs or 1) * loader.steps_per_epoch))
+    began = time.perf_counter()
+    loader = make_loader(data, size, seed, collate, settings.packing, loss)
+    steps = settings.steps or loader.steps(settings.epochs or 1)
+    planned = time.perf_counter() - began
 
     def aside(examples: int, drawn: int) -> Iterator[Batch]:
-        return Loader(data, examples, seed + ASIDE, collate).batches(drawn)
+        return loader.again(examples, seed + ASIDE).batches(drawn)
 
     # Dropout and the like draw from torch's own generators: seeded here, and left as they were found.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
         torch.manual_seed(seed)
         session = Fit(model, list(methods), loss, steps=steps, settings=settings, forward=forward, device=device,
                       teachers=teachers, aside=aside)
+        loader.check(session)
         identity = f"{session} on {length(data)} examples, batches of {size}, seed {seed}, {device}"
         found = resume.load(keep, identity, device) if keep is not None else None
         told = (_Told(**found.told) if found is not None
-                else _Told(seconds=session.prepared_seconds, flops=session.prepared_flops))
+                else _Told(seconds=planned + session.prepared_seconds, flops=session.prepared_flops))
         if found is not None:
             session.load_state_dict(found.session)
-        clock, watch = _Clock(device, told.seconds, told.apart), _Watch(progress, steps, size, session.step_number)
+        clock, watch = _Clock(device, told.seconds, told.apart), _Watch(progress, steps, loader, session.step_number)
         due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
         kept = clock.seconds
         try:
@@ -171,7 +178,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         except TrainingFailed as error:
             error.seconds, error.flops = clock.seconds, told.flops
             raise
-        claims, left = session.claims(), session.finish()
+        claims, left = loader.claims() + session.claims(), session.finish()
         plans = tuple((str(Recipe.of(transform)), plan) for transform, plan in session.plans)
         return Fitted(left, steps, clock.seconds, clock.apart, told.flops, tuple(sorted(told.uncounted)),
                       tuple(told.history), tuple(Evaluation(*point) for point in told.evaluations), claims, plans)
@@ -219,8 +226,10 @@ class _Clock:
 class _Watch:
     """Tells progress, at most twice a second."""
 
-    def __init__(self, tell: Callable[[Step], None] | None, total: int, batch_size: int, done: int = 0) -> None:
-        self._tell, self._total, self._size, self._done = tell, total, batch_size, done
+    def __init__(self, tell: Callable[[Step], None] | None, total: int, loader: Loader | PackedLoader,
+                 done: int = 0) -> None:
+        self._tell, self._total, self._done = tell, total, done
+        self._examples, self._tokens = loader.examples_per_batch, loader.tokens_per_batch
         self._began = self._last = time.perf_counter()
 
     def __call__(self, step: int, loss: float) -> None:
@@ -229,4 +238,5 @@ class _Watch:
             return
         self._last = now
         rate = (step - self._done) / max(now - self._began, 1e-9)
-        self._tell(Step(step, self._total, loss, rate * self._size, (self._total - step) / rate))
+        tokens = None if self._tokens is None else rate * self._tokens
+        self._tell(Step(step, self._total, loss, rate * self._examples, (self._total - step) / rate, tokens))

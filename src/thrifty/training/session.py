@@ -63,7 +63,7 @@ class Fit:
         self.settings = settings or Train()
         self.model, self.loss, self.steps, self.device = model.to(device).train(), loss, steps, device
         self.decay = self.settings.schedule
-        self._forward, self._teachers, self._aside = forward, teachers, aside
+        self.forward, self._teachers, self._aside = forward, teachers, aside
         self._memory: dict[str, dict[str, Any]] = {}
         self._drawn: dict[int, Iterator[Batch]] = {}
         self._count_drawn: dict[int, int] = {}
@@ -101,7 +101,7 @@ class Fit:
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         """The workload's forward on any model."""
-        return self._forward(model, batch)
+        return self.forward(model, batch)
 
     def outputs(self, batch: Batch) -> Any:
         """The model's outputs, with every method around the forward pass."""
@@ -266,7 +266,7 @@ class Fit:
     def _chain(self) -> Callable[[Batch], Any]:
         """The forward pass with every method around it, the first one outermost."""
         def innermost(batch: Batch) -> Any:
-            return self._forward(self.model, batch)
+            return self.forward(self.model, batch)
 
         run: Callable[[Batch], Any] = innermost
         for method in reversed(self.methods):

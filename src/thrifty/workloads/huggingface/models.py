@@ -39,6 +39,9 @@ class TextLogits(nn.Module):
 class TokenLogits(nn.Module):
     """ids [batch, tokens] int64 -> logits [batch, tokens, vocabulary], each from the tokens up to its own.
 
+    With ``position_ids`` [batch, tokens], each from the tokens of its own example: where positions do not go on, another
+    begins, and the models of transformers mask those before it.
+
     Args:
         body: of transformers, for causal language modelling.
     """
@@ -47,8 +50,8 @@ class TokenLogits(nn.Module):
         super().__init__()
         self.body, self.options = body, _without_cache(body)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.body(input_ids=ids, **self.options).logits
+    def forward(self, ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        return self.body(input_ids=ids, position_ids=position_ids, **self.options).logits
 
 
 @final
