@@ -74,11 +74,10 @@ def test_what_is_outside_is_refused_with_the_range(masked):
 def test_weights_are_written_once_for_all_buckets(masked, tmp_path):
     place, net, record, _ = masked
     ids, mask = texts()
-    _, _, single = lowered(Tvm(), net, (ids[:1], mask[:1]), tmp_path)
-    weights = (place / "weights.safetensors").stat().st_size
-    assert weights < 1.2 * (tmp_path / "weights.safetensors").stat().st_size
-    assert record.files[:-2] == tuple(map(library, range(4)))
-    assert single > weights
+    lowered(Tvm(), net, (ids[:1], mask[:1]), tmp_path)
+    assert record.files[:-2] == tuple(map(library, range(6)))
+    once = (tmp_path / "weights.safetensors").stat().st_size
+    assert once <= (place / "weights.safetensors").stat().st_size < 1.5 * once  # a layer's panels may differ by size
 
 
 def test_it_is_verified_and_batched(masked):
@@ -135,8 +134,8 @@ def test_padding_that_changes_answers_is_refused_before_compiling(tmp_path):
 
 
 def test_the_recipe_says_the_sizes():
-    recipe = Recipe.parse("compile(tvm(buckets=(1, 4)))")
+    recipe = Recipe.parse("compile(tvm, buckets=(1, 4))")
     assert recipe.compiler == Tvm(buckets=(1, 4)) and Recipe.parse(str(recipe)) == recipe
     for wrong in ("(0, 4)", "3", "(1.5,)"):
         with pytest.raises(ThriftyError, match="sizes, whole numbers"):
-            Recipe.parse(f"compile(tvm(buckets={wrong}))")
+            Recipe.parse(f"compile(tvm, buckets={wrong})")

@@ -25,7 +25,6 @@ from thrifty.compilers.inductor import NoCompiler
 from thrifty.engines.buckets import FILE
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import MissingExtra
-from thrifty.hyperparameters import HyperparameterError
 from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
 
 LIBRARY, WEIGHTS = "model.so", "weights.safetensors"
@@ -70,8 +69,7 @@ class Tvm(Compiler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.buckets, tuple) or not all(type(n) is int and n > 0 for n in self.buckets):
-            raise HyperparameterError(f"tvm(buckets={self.buckets!r}): buckets must be sizes, whole numbers of 1 or more, as (1, 4, 16)")
+        padding.check_sizes(self.name, self.buckets)
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.so`` and ``weights.safetensors``; or a library a bucket and ``buckets.json``.
