@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +36,7 @@ def test_sizes_grow_and_hold_all_of_the_range(low, more, factor):
     found = sizes(low, low + more, factor)
     assert list(found) == sorted(set(found))
     assert found[-1] == low + more and found[0] >= low
-    assert all(b <= a * factor for a, b in zip(found, found[1:], strict=False))
+    assert all(b <= a * factor for a, b in itertools.pairwise(found))
 
 
 def test_one_axis_for_a_dimension_of_all_inputs():

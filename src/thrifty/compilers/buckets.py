@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,25 +102,25 @@ def _outputs(model: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[dic
             return [tuple(x.shape) for x in as_tuple(model.eval()(*resized(example, inputs, asked)))]
 
     # Twice the least, not the largest: an output's size tells as much, and costs less.
-    low, high = [low for low, _ in ranges], [min(high, 2 * low) for low, high in ranges]
+    low, high = [low for low, _ in ranges], [min(high, 2 * low or 1) for low, high in ranges]
     least = shapes_at(low)
     found: list[dict[int, int]] = [{} for _ in least]
     for axis, size in enumerate(high):
         other = shapes_at([size if i == axis else n for i, n in enumerate(low)])
         for i, (before, after) in enumerate(zip(least, other, strict=True)):
             for d, (a, b) in enumerate(zip(before, after, strict=True)):
-                if a != b and (a, b) != (low[axis], size):
-                    raise LoweringError(f"dimension {d} of output {i} is {a} where an input's is {low[axis]} and {b} where it is "
-                                        f"{size}, so what padding adds cannot be cut off: fix that size in the workload's `shapes`")
-                if a != b:
-                    found[i][d] = axis
+                if a == b:
+                    continue
+                if (a, b) != (low[axis], size):
+                    raise LoweringError(f"dimension {d} of output {i} is {a} where an input's is {low[axis]} and {b} where "
+                                        f"it is {size}, so what padding adds cannot be cut off: fix that size in the workload's `shapes`")
+                found[i][d] = axis
     return tuple(found)
 
 
 def _check_padding(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes, made: Layout) -> None:
     """Compare the model's answers with and without padding, before anything is compiled."""
-    call: Callable[..., tuple[Tensor, ...]] = lambda *request: as_tuple(model.eval()(*request))  # noqa: E731
-    bound = tolerance("fp32")
+    model, bound = model.eval(), tolerance("fp32")
     for request in random_requests(example, shapes):
         arrays = [x.numpy() for x in request]
         asked = made.asked([x.shape for x in arrays])
@@ -128,8 +128,9 @@ def _check_padding(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes
         if filled == asked:
             continue
         with torch.no_grad():
-            alone = call(*request)
-            among = call(*(torch.from_numpy(padded(x, dims, filled)) for x, dims in zip(arrays, made.inputs, strict=True)))
+            alone = as_tuple(model(*request))
+            among = as_tuple(model(*(torch.from_numpy(padded(x, dims, filled))
+                                     for x, dims in zip(arrays, made.inputs, strict=True))))
         for i, (want, got, dims) in enumerate(zip(alone, among, made.outputs, strict=True)):
             error = relative_error(want.float().numpy(), cut(got.float().numpy(), dims, asked))
             if not error <= bound and bool(torch.isfinite(want).all()):

@@ -42,9 +42,9 @@ class Layout:
     def read(path: Path) -> Layout:
         """What `write` wrote: JSON has words for numbers as keys, and lists for tuples."""
         kept = json.loads(path.read_text())
-        return Layout(tuple((low, high) for low, high in kept["ranges"]), *(
-            tuple({int(d): axis for d, axis in dims.items()} for dims in kept[side]) for side in ("inputs", "outputs")
-        ), sizes=tuple(map(tuple, kept["sizes"])))
+        inputs, outputs = (tuple({int(d): axis for d, axis in dims.items()} for dims in kept[side])
+                           for side in ("inputs", "outputs"))
+        return Layout(tuple((low, high) for low, high in kept["ranges"]), inputs, outputs, tuple(map(tuple, kept["sizes"])))
 
     def asked(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The sizes of a request.

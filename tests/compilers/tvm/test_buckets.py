@@ -44,7 +44,7 @@ def made(net, example, shapes, place, compiler):
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
     place, net, (ids, mask) = tmp_path_factory.mktemp("masked"), encoder(), texts()
-    record, engine = made(net, (ids[:1], mask[:1]), TEXTS, place, Tvm(buckets=(2, 8)))
+    record, engine = made(net, (ids[:1], mask[:1]), TEXTS, place, Tvm(buckets=(8,)))
     return place, net, record, engine
 
 
@@ -71,11 +71,12 @@ def test_what_is_outside_is_refused_with_the_range(masked):
                 loaded(ids, torch.ones_like(ids))
 
 
+@pytest.mark.slow
 def test_weights_are_written_once_for_all_buckets(masked, tmp_path):
     place, net, record, _ = masked
     ids, mask = texts()
     lowered(Tvm(), net, (ids[:1], mask[:1]), tmp_path)
-    assert record.files[:-2] == tuple(map(library, range(6)))
+    assert record.files[:-2] == tuple(map(library, range(2)))
     once = (tmp_path / "weights.safetensors").stat().st_size
     assert once <= (place / "weights.safetensors").stat().st_size < 1.5 * once  # a layer's panels may differ by size
 
@@ -95,26 +96,28 @@ def test_it_is_verified_and_batched(masked):
 def test_what_tvm_cannot_leave_open_becomes_buckets(tmp_path):
     torch.manual_seed(0)
     net = Causal().eval().requires_grad_(False)
-    _, engine = made(net, (torch.randn(1, 2, 8),), {0: {1: (2, 6)}}, tmp_path, Tvm())
-    assert isinstance(engine, Buckets) and engine.layout.sizes == ((2,), (4,), (6,))
-    for length in range(2, 7):
+    _, engine = made(net, (torch.randn(1, 2, 8),), {0: {1: (3, 6)}}, tmp_path, Tvm())
+    assert isinstance(engine, Buckets) and engine.layout.sizes == ((4,), (6,))
+    for length in range(3, 7):
         x = torch.randn(1, length, 8)
         got, = engine.arrays(engine.run(engine.native([x.numpy()])))
         assert error(torch.from_numpy(got), net(x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_what_a_model_fixes_becomes_buckets(tmp_path):
     """torch.export cannot leave open a size that the model's code looks at."""
 
     class Looks(nn.Module):
         def forward(self, x):
-            return torch.cat([row * 2 for row in x.split(1)])
+            return torch.cat([row * 2 for row in (x[i:i + 1] for i in range(len(x)))])
 
     _, engine = made(Looks(), (torch.randn(1, 4),), {0: {0: (1, 3)}}, tmp_path, Tvm())
     x = np.ones((3, 4), np.float32)
     np.testing.assert_array_equal(engine.arrays(engine.run(engine.native([x])))[0], x * 2)
 
 
+@pytest.mark.slow
 def test_images_in_batches_of_chosen_sizes(tmp_path):
     net, x = conv_net(), images()
     _, engine = made(net, (x[:1],), {0: {0: (1, 8)}}, tmp_path, Tvm(buckets=(1, 4)))
