@@ -113,7 +113,7 @@ def _outputs(model: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[dic
                     continue
                 if (a, b) != (low[axis], size):
                     raise LoweringError(f"dimension {d} of output {i} is {a} where an input's is {low[axis]} and {b} where "
-                                        f"it is {size}, so what padding adds cannot be cut off: fix that size in the workload's `shapes`")
+                                        f"it is {size}, so padding cannot be cut off: fix it in the workload's `shapes`")
                 found[i][d] = axis
     return tuple(found)
 

@@ -96,7 +96,7 @@ def test_it_is_verified_and_batched(masked):
 def test_what_tvm_cannot_leave_open_becomes_buckets(tmp_path):
     torch.manual_seed(0)
     net = Causal().eval().requires_grad_(False)
-    _, engine = made(net, (torch.randn(1, 2, 8),), {0: {1: (3, 6)}}, tmp_path, Tvm())
+    _, engine = made(net, (torch.randn(1, 3, 8),), {0: {1: (3, 6)}}, tmp_path, Tvm())
     assert isinstance(engine, Buckets) and engine.layout.sizes == ((4,), (6,))
     for length in range(3, 7):
         x = torch.randn(1, length, 8)
