@@ -13,22 +13,10 @@ from thrifty.compilers.capture import LoweringError, Shapes, check_shapes
 from thrifty.compilers.parity import as_tuple, random_requests
 from thrifty.engines.buckets import Layout, cut, padded
 from thrifty.engines.parity import relative_error, tolerance
-from thrifty.hyperparameters import HyperparameterError
 from thrifty.method import TensorSpec
 
 MOST = 16
 """Programs of one artifact: each takes its time to compile and its place in the file."""
-
-
-def check_sizes(compiler: str, chosen: object) -> None:
-    """Refuse what are no sizes.
-
-    Raises:
-        HyperparameterError: a size is no whole number of 1 or more.
-    """
-    if not isinstance(chosen, tuple) or not all(type(n) is int and n > 0 for n in chosen):
-        raise HyperparameterError(f"{compiler}(buckets={chosen!r}): buckets must be sizes, whole numbers of 1 or more, "
-                                  "as (1, 4, 16)")
 
 
 def layout(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes, chosen: Sequence[int] = ()) -> Layout:

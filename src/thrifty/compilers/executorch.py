@@ -18,6 +18,7 @@ from thrifty.compilers.capture import LoweringError, capture, precision_of, spec
 from thrifty.compilers.refusal import cannot_express
 from thrifty.engines.buckets import FILE
 from thrifty.errors import MissingExtra
+from thrifty.hyperparameters import sizes
 from thrifty.method import Card, Compiler, Context, Lowered
 
 PROGRAM = "model.pte"
@@ -32,7 +33,7 @@ class ExecuTorch(Compiler):
         buckets: those sizes, for each dimension that varies the ones within its range; () for powers of two.
     """
 
-    buckets: tuple[int, ...] = ()
+    buckets: tuple[int, ...] = sizes()
 
     name: ClassVar[str] = "executorch"
     card: ClassVar[Card] = Card(
@@ -50,10 +51,6 @@ class ExecuTorch(Compiler):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     pads: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        padding.check_sizes(self.name, self.buckets)
-
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.pte``, weights inside, and ``buckets.json`` where sizes vary.
 
@@ -69,8 +66,8 @@ class ExecuTorch(Compiler):
         model, example = model.cpu(), tuple(x.cpu() for x in example)
         made = padding.layout(model, example, context.shapes, self.buckets)
         with torch.no_grad():
-            programs = {method(i): capture(model, padding.resized(example, made.inputs, sizes), {})
-                        for i, sizes in enumerate(made.sizes)}
+            programs = {method(i): capture(model, padding.resized(example, made.inputs, bucket), {})
+                        for i, bucket in enumerate(made.sizes)}
         inputs, outputs = specs(programs[method(0)], len(example))
         (directory / PROGRAM).write_bytes(_lowered(programs))
         if made.ranges:

@@ -25,6 +25,7 @@ from thrifty.compilers.inductor import NoCompiler
 from thrifty.engines.buckets import FILE
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import MissingExtra
+from thrifty.hyperparameters import sizes
 from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
 
 LIBRARY, WEIGHTS = "model.so", "weights.safetensors"
@@ -48,7 +49,7 @@ class Tvm(Compiler):
             left open; () for powers of two, and those only where they cannot.
     """
 
-    buckets: tuple[int, ...] = ()
+    buckets: tuple[int, ...] = sizes()
 
     name: ClassVar[str] = "tvm"
     card: ClassVar[Card] = Card(
@@ -66,10 +67,6 @@ class Tvm(Compiler):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     pads: ClassVar[bool] = True
     version: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        padding.check_sizes(self.name, self.buckets)
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.so`` and ``weights.safetensors``; or a library a bucket and ``buckets.json``.
@@ -111,7 +108,7 @@ class Tvm(Compiler):
     def _padded(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Written:
         """A library for each bucket, over weights of which each is written once."""
         made = padding.layout(model, example, context.shapes, self.buckets)
-        requests = [padding.resized(example, made.inputs, sizes) for sizes in made.sizes]
+        requests = [padding.resized(example, made.inputs, bucket) for bucket in made.sizes]
         with torch.no_grad():
             programs = [capture(model, request, {}) for request in requests]
         inputs, outputs = specs(programs[0], len(example))
