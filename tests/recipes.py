@@ -41,6 +41,8 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]), st.sampled_from(spec.metadata["table"]))
     elif "pattern" in spec.metadata:
         values = st.sampled_from(["all-linear", "query|value", r"blocks\.0\..*"])
+    elif "sizes" in spec.metadata:
+        values = st.lists(st.integers(1, 512), max_size=4).map(tuple)
     elif spec.type == "bool":
         values = st.booleans()
     else:

@@ -88,6 +88,8 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
         said = "a recipe's text"
     elif "pattern" in spec.metadata:
         said = "a regular expression"
+    elif "sizes" in spec.metadata:
+        said = "whole numbers of 1 or more"
     elif "table" in spec.metadata:
         said = "patterns, each with " + ", ".join(f"`{word}`" for word in spec.metadata["table"])
     else:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from thrifty.choosing import Bars as Bars
     from thrifty.choosing import best as best
     from thrifty.compilers.auto import Auto as Auto
+    from thrifty.compilers.executorch import ExecuTorch as ExecuTorch
     from thrifty.compilers.export import Export as Export
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.inprocess import compiled as compiled
@@ -105,7 +106,8 @@ _PLACES = {
     "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
     "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
     "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
-    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Tvm": "compilers.tvm", "Auto": "compilers.auto",
+    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Tvm": "compilers.tvm",
+    "ExecuTorch": "compilers.executorch", "Auto": "compilers.auto",
     # running, measuring, choosing
     "fit": "training.loop", "compiled": "compilers.inprocess",
     "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",

@@ -30,7 +30,8 @@ def environment() -> dict[str, Any]:
 def runtime_versions() -> dict[str, str]:
     """Versions of the packages that decide what an engine does."""
     known = {}
-    for package in ("thrifty", "torch", "onnxruntime", "onnx", "onnxscript", "openvino", "jax", "apache-tvm", "numpy"):
+    for package in ("thrifty", "torch", "onnxruntime", "onnx", "onnxscript", "openvino", "jax", "apache-tvm", "executorch",
+                    "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             known[package] = importlib.metadata.version(package)
     return known

@@ -62,6 +62,11 @@ def pattern(default: str) -> Any:
     return field(default=default, metadata={"pattern": True})
 
 
+def sizes() -> Any:
+    """A hyperparameter that is a tuple of whole numbers of 1 or more, none by default."""
+    return field(default=(), metadata={"sizes": True})
+
+
 @final
 class Table(dict[str, str]):
     """A mapping in the order in which it was written, which a frozen method can hold.
@@ -122,6 +127,8 @@ def validate(method: Any, name: str) -> None:
         elif "table" in meta and not (isinstance(value, Table) and all(map(_is_pattern, value))
                                       and all(word in meta["table"] for word in value.values())):
             raise HyperparameterError(f"{says} must give each regular expression one of {', '.join(meta['table'])}")
+        elif "sizes" in meta and not (isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)):
+            raise HyperparameterError(f"{says} must be sizes, whole numbers of 1 or more, as (1, 4, 16)")
         elif "recipe" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a recipe's text")
         elif "pattern" in meta and not _is_pattern(value):

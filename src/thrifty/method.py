@@ -422,6 +422,8 @@ class Compiler(Method):
     """Distributions that it compiles and opens with."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8", "fp8")
     """Of models that it takes."""
+    pads: ClassVar[bool] = False
+    """Whether sizes that a model cannot leave open are served by padding to one of several."""
 
     @abc.abstractmethod
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:

@@ -42,6 +42,7 @@ BUILT_IN = {
     "auto": "thrifty.compilers.auto:Auto",
     "xla": "thrifty.compilers.xla:Xla",
     "tvm": "thrifty.compilers.tvm:Tvm",
+    "executorch": "thrifty.compilers.executorch:ExecuTorch",
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""
 

@@ -73,7 +73,7 @@ def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) 
     missing = type(compiler).missing()
     if missing is not None:
         raise ThriftyError(missing)
-    capture(model.eval(), workload.example(1), workload.served_shapes)
+    capture(model.eval(), workload.example(1), {} if compiler.pads else workload.served_shapes)
 
 
 def _silent(event: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from thrifty.errors import ThriftyError
@@ -50,7 +51,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
     taken = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"][-len(example):]
     for i, dims in enumerate(dynamic):
         for d in dims:
-            if isinstance(taken[i].shape[d], int):
+            if is_concrete_int(taken[i].shape[d]):  # a SymInt, too, may stand for one number
                 raise LoweringError(
                     f"dimension {d} of input {i} was to vary, and the model fixes it to {taken[i].shape[d]}: take it "
                     "out of the workload's `shapes`, or out of what the model's code depends on"

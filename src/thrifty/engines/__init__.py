@@ -13,7 +13,8 @@ from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
 
 RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
-                                "openvino": "openvino", "xla": "jax", "tvm": "tvm", "compiled": "torch"}
+                                "openvino": "openvino", "xla": "jax", "tvm": "tvm",
+                                "executorch": "executorch", "compiled": "torch"}
 """Engine -> the package it imports. An artifact names an engine; it never names a module to import."""
 
 NATIVE = ("inductor", "tvm")

@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 from safetensors import safe_open
 
+from thrifty.engines.buckets import FILE, Buckets, Layout
 from thrifty.engines.engine import Engine, EngineError
 
 ALIGNMENT = 64
@@ -61,22 +62,16 @@ _load_runtime()
 @final
 class TvmEngine(Engine):
     """Args:
-        library, weights: paths of what `compile(tvm)` wrote.
-        threads: of inference; TVM has one number of them for each thread that calls.
+        library: path of what `compile(tvm)` wrote.
+        inputs: that it takes.
+        weights: that it takes after them.
     """
 
-    def __init__(self, library: Path, weights: Path, threads: int) -> None:
-        os.environ["TVM_NUM_THREADS"] = str(threads)  # of threads that call later
-        tvm_ffi.get_global_func("runtime.config_threadpool")(ALL_CORES, threads)
-        try:
-            machine = tvm_ffi.load_module(str(library))["vm_load_executable"]()
-            machine["vm_initialization"](CPU, 0, POOLED)
-            self.machine, self.main = machine, machine["main"]
-            with safe_open(weights, "numpy") as kept:
-                self.inputs = [(dtype, tuple(map(tuple, dims))) for dtype, dims in json.loads(kept.metadata()["inputs"])]
-                self.weights = [_tensor(kept.get_tensor(str(i))) for i in range(len(kept.keys()))]
-        except Exception as error:  # the loader, TVM and safetensors each raise their own kinds
-            raise EngineError(f"TVM cannot open {library}: {str(error)[:500]}") from error
+    def __init__(self, library: Path, inputs: Sequence[Input], weights: Sequence[Any]) -> None:
+        machine = tvm_ffi.load_module(str(library))["vm_load_executable"]()
+        machine["vm_initialization"](CPU, 0, POOLED)
+        self.machine, self.main = machine, machine["main"]
+        self.inputs, self.weights = inputs, weights
 
     def native(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         if len(arrays) != len(self.inputs) or not all(map(_fits, arrays, self.inputs)):
@@ -120,6 +115,26 @@ def _tensor(x: np.ndarray) -> Any:
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
         raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(tvm) serves processors")
-    library, weights = (next(directory / name for name in manifest["files"] if name.endswith(end))
-                        for end in (".so", ".safetensors"))
-    return TvmEngine(library, weights, threads)
+    libraries, (weights,) = ([directory / name for name in manifest["files"] if name.endswith(end)]
+                             for end in (".so", ".safetensors"))
+    _use(threads)
+    try:
+        programs = _programs(libraries, weights)
+        return Buckets(Layout.read(directory / FILE), programs) if FILE in manifest["files"] else programs[0]
+    except Exception as error:  # the loader, TVM and safetensors each raise their own kinds
+        raise EngineError(f"TVM cannot open {', '.join(map(str, libraries))}: {str(error)[:500]}") from error
+
+
+def _use(threads: int) -> None:
+    """TVM has one number of threads for each thread that calls."""
+    os.environ["TVM_NUM_THREADS"] = str(threads)  # of threads that call later
+    tvm_ffi.get_global_func("runtime.config_threadpool")(ALL_CORES, threads)
+
+
+def _programs(libraries: Sequence[Path], weights: Path) -> list[TvmEngine]:
+    """Of every library, over weights of which each is in memory once."""
+    with safe_open(weights, "numpy") as kept:
+        values = [_tensor(kept.get_tensor(str(i))) for i in range(len(kept.keys()))]
+        inputs, taken = (json.loads(kept.metadata()[name]) for name in ("inputs", "weights"))
+    return [TvmEngine(library, [(dtype, tuple(map(tuple, dims))) for dtype, dims in own], [values[i] for i in order])
+            for library, own, order in zip(libraries, inputs, taken, strict=True)]

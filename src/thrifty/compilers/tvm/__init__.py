@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from thrifty.compilers import buckets as padding
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.inductor import NoCompiler
+from thrifty.engines.buckets import FILE
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import MissingExtra
-from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.hyperparameters import sizes
+from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
 
-FILES = ("model.so", "weights.safetensors")
+LIBRARY, WEIGHTS = "model.so", "weights.safetensors"
 REFUSED = 3
 """Exit code of the writing process that says why on its stdout."""
 Input = tuple[str, list[tuple[int, int]]]
@@ -35,7 +39,17 @@ ELSEWHERE = "try compile(inductor) or compile(onnxruntime)"
 @final
 @dataclass(frozen=True)
 class Tvm(Compiler):
-    """A shared library of fused loops and the weights in their order; float32 only, nothing to tune."""
+    """A shared library of fused loops and the weights in their order; float32 only, nothing to tune.
+
+    Where sizes vary and the model or TVM cannot leave them open, there is a library for each of several sizes, and requests
+    are padded to the next.
+
+    Args:
+        buckets: those sizes, for each dimension that varies the ones within its range, to be used even where sizes could be
+            left open; () for powers of two, and those only where they cannot.
+    """
+
+    buckets: tuple[int, ...] = sizes()
 
     name: ClassVar[str] = "tvm"
     card: ClassVar[Card] = Card(
@@ -51,15 +65,17 @@ class Tvm(Compiler):
     )
     packages: ClassVar[tuple[str, ...]] = ("apache-tvm", "apache-tvm-ffi")
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    pads: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
-        """Write ``model.so`` and ``weights.safetensors``.
+        """Write ``model.so`` and ``weights.safetensors``; or a library a bucket and ``buckets.json``.
 
         Raises:
             MissingExtra: apache-tvm is not installed.
             NoCompiler: there is none, to link with.
             LoweringError: the target is no processor, the model cannot be captured, holds other
-                numbers than float32, or has an operator that TVM lacks.
+                numbers than float32, has an operator that TVM lacks, or answers otherwise where it is padded.
         """
         if importlib.util.find_spec("tvm") is None:
             raise MissingExtra("tvm", "tvm")
@@ -72,16 +88,35 @@ class Tvm(Compiler):
             if x.is_floating_point() and x.dtype != torch.float32:
                 raise LoweringError(f"compile(tvm) computes in float32 and the model holds {x.dtype}: convert it with "
                                     ".float() first, or use compile(inductor)")
-        with torch.no_grad():
-            program = capture(model.cpu(), example, context.shapes)
-        inputs, outputs = specs(program, len(example), context.shapes)
-        taken = [(spec.dtype, [context.shapes.get(i, {}).get(d, (n, n)) for d, n in enumerate(spec.shape)])
-                 for i, spec in enumerate(inputs)]
-        _write_apart(program, taken, directory)
+        model, varies = model.cpu(), any(low < high for dims in context.shapes.values() for low, high in dims.values())
+        if varies and self.buckets:
+            files, inputs, outputs = self._padded(model, example, directory, context)
+        else:
+            try:
+                files, inputs, outputs = _open(model, example, directory, context)
+            except LoweringError as error:
+                if not varies:
+                    raise
+                (directory / LIBRARY).unlink(missing_ok=True)
+                context.progress(f"sizes that vary become buckets: {error}")
+                files, inputs, outputs = self._padded(model, example, directory, context)
         return Lowered(
-            engine="tvm", files=FILES, inputs=inputs, outputs=outputs, portable=False, native=True,
+            engine="tvm", files=files, inputs=inputs, outputs=outputs, portable=False, native=True,
             needs=("apache-tvm", "safetensors"), precision=precision_of(model), instruction_set=instruction_set(),
         )
+
+    def _padded(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Written:
+        """A library for each bucket, over weights of which each is written once."""
+        made = padding.layout(model, example, context.shapes, self.buckets)
+        requests = [padding.resized(example, made.inputs, bucket) for bucket in made.sizes]
+        with torch.no_grad():
+            programs = [capture(model, request, {}) for request in requests]
+        inputs, outputs = specs(programs[0], len(example))
+        libraries = [library(i) for i in range(len(programs))]
+        _write_apart(programs, [_fixed(request) for request in requests], directory, libraries)
+        made.write(directory / FILE)
+        return ((*libraries, WEIGHTS, FILE), padding.varying(inputs, made.inputs, made.ranges),
+                padding.varying(outputs, made.outputs))
 
     @classmethod
     def missing(cls) -> str | None:
@@ -100,15 +135,42 @@ def linker() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-def _write_apart(program: ExportedProgram, taken: list[Input], directory: Path) -> None:
+def library(bucket: int) -> str:
+    """Name of a bucket's library."""
+    return f"model-{bucket}.so"
+
+
+Written = tuple[tuple[str, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+"""Names of files, and what goes into the engine and comes out of it."""
+
+
+def _open(model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Written:
+    """One library, its varying sizes left open."""
+    with torch.no_grad():
+        program = capture(model, example, context.shapes)
+    inputs, outputs = specs(program, len(example), context.shapes)
+    taken = [(spec.dtype, [context.shapes.get(i, {}).get(d, (n, n)) for d, n in enumerate(spec.shape)])
+             for i, spec in enumerate(inputs)]
+    _write_apart([program], [taken], directory, [LIBRARY])
+    return (LIBRARY, WEIGHTS), inputs, outputs
+
+
+def _fixed(request: tuple[Tensor, ...]) -> list[Input]:
+    return [(str(x.dtype).removeprefix("torch."), [(n, n) for n in x.shape]) for x in request]
+
+
+def _write_apart(programs: Sequence[ExportedProgram], taken: Sequence[list[Input]], directory: Path,
+                 libraries: Sequence[str]) -> None:
     """Write the files in a process of its own: where TVM meets what it cannot do, it may end with a signal."""
     with tempfile.TemporaryDirectory() as place:
-        source = Path(place) / "program.pt2"
-        torch.export.save(program, source)
-        told = json.dumps({"source": str(source), "files": [str(directory / name) for name in FILES], "inputs": taken})
+        sources = [str(Path(place) / f"{i}.pt2") for i in range(len(programs))]
+        for program, source in zip(programs, sources, strict=True):
+            torch.export.save(program, source)
+        told = json.dumps({"sources": sources, "libraries": [str(directory / name) for name in libraries],
+                           "weights": str(directory / WEIGHTS), "inputs": taken})
         done = subprocess.run([sys.executable, "-m", "thrifty.compilers.tvm.lowering"], input=told, capture_output=True,
                               text=True, check=False)
-    varies = any(low < high for _, dims in taken for low, high in dims)
+    varies = any(low < high for inputs in taken for _, dims in inputs for low, high in dims)
     instead = f"{'fix the sizes that vary, or ' if varies else ''}{ELSEWHERE}"
     if done.returncode == REFUSED:
         raise LoweringError(f"TVM cannot express this model: {done.stdout.strip()[-500:]}; {instead}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
 import warnings
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,22 +66,34 @@ def _is_fixed(module: tvm.IRModule) -> bool:
     return all(isinstance(d, tirx.IntImm) for x in module["main"].params for d in x.ty.shape)
 
 
-def write(program: ExportedProgram, library: Path, weights: Path, inputs: Any) -> None:
-    """Compile for this processor and write the library, and the weights with what the library takes before them."""
-    executable, values = compiled(program, *host())
-    executable.export_library(str(library))
-    save_file({str(i): np.ascontiguousarray(x) for i, x in enumerate(values)}, weights, {"inputs": json.dumps(inputs)})
+def write(programs: Iterable[ExportedProgram], libraries: Sequence[str], weights: str, inputs: Sequence[Any]) -> None:
+    """Compile for this processor and write the libraries, and the weights: each once, with what every library takes before
+    them and which of them it takes."""
+    kept: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+    values: list[np.ndarray] = []
+    taken = []
+    for program, library in zip(programs, libraries, strict=True):
+        executable, own = compiled(program, *host())
+        executable.export_library(library)
+        order = []
+        for x in map(np.ascontiguousarray, own):
+            place = kept.setdefault((str(x.dtype), x.shape, hashlib.sha256(x.data).digest()), len(values))
+            if place == len(values):
+                values.append(x)
+            order.append(place)
+        taken.append(order)
+    save_file({str(i): x for i, x in enumerate(values)}, weights,
+              {"inputs": json.dumps(inputs), "weights": json.dumps(taken)})
 
 
 def main() -> int:
-    """Read from stdin where a program is and where the files go; say on stdout what TVM cannot do."""
+    """Read from stdin where programs are and where the files go; say on stdout what TVM cannot do."""
     told = json.load(sys.stdin)
-    program = torch.export.load(told["source"])
+    programs = map(torch.export.load, told["sources"])
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            library, weights = map(Path, told["files"])
-            write(program, library, weights, told["inputs"])
+            write(programs, told["libraries"], told["weights"], told["inputs"])
     except Exception as error:
         print(f"{type(error).__name__}: {error}")  # noqa: T201  # for the parent
         return REFUSED
