@@ -75,7 +75,8 @@ def assert_accepted(words: list[str]) -> None:
         words = [words[0], "--help"]
     done = subprocess.run([sys.executable, "-m", "thrifty.cli", *words], capture_output=True, text=True, check=False,
                           env={**os.environ, "COLUMNS": "200", "TERM": "dumb"})
-    assert done.returncode == 0, f"thrifty {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    missing = "is not installed: pip install" in done.stderr  # an extra's; all that is read before was accepted
+    assert done.returncode == 0 or missing, f"thrifty {shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 def permitted(spec: dataclasses.Field[Any]) -> str:

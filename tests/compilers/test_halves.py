@@ -9,7 +9,7 @@ from tests.compilers.nets import called, error, lowered
 from tests.numerics.test_rounded import NETS, WIDTHS, in_few_bits
 from thrifty.compilers.halves import Halves
 from thrifty.numerics.grouped import rtn
-from thrifty.numerics.rounded import PackedWeight
+from thrifty.numerics.packed import PackedWeight
 from thrifty.registry import method_class
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.numerics.grid import from_group
+from thrifty.numerics.packed import PackedWeight
 from thrifty.numerics.packing import unpack
-from thrifty.numerics.rounded import PackedWeight
 
 
 class Halves(nn.Module):

@@ -28,7 +28,7 @@ from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
-from thrifty.numerics.rounded import PackedWeight
+from thrifty.numerics.packed import PackedWeight
 
 FILE = "model.pt2"
 FEW_ROWS = 4

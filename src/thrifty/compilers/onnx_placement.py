@@ -13,8 +13,8 @@ from thrifty.compilers.halves import Halves
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import TINY
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.packed import PackedWeight
 from thrifty.numerics.packing import pack, unpack
-from thrifty.numerics.rounded import PackedWeight
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 """Weights that share a scale in MatMulNBits: a power of two."""

@@ -24,8 +24,8 @@ from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
+from thrifty.numerics.packed import PackedWeight
 from thrifty.numerics.packing import pack
-from thrifty.numerics.rounded import PackedWeight
 
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")

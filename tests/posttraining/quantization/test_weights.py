@@ -17,7 +17,7 @@ from thrifty.method import Context, Plan
 from thrifty.numerics.grouped import output_error
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
-from thrifty.numerics.rounded import RoundedConv
+from thrifty.numerics.packed import PackedConv
 from thrifty.posttraining.quantization.probes import bytes_a_weight
 from thrifty.posttraining.quantization.reads import Reads
 
@@ -208,7 +208,7 @@ def test_convolutions_are_rounded_beside_products():
     model = testing.trained()
     data = [testing.stripes(32, 0).tensors[0]]
     quantized = Quantize("w4a16", group=32)(model, data)
-    assert type(quantized.stem[0]) is RoundedConv and type(quantized.head[0]) is GroupedLinear
+    assert type(quantized.stem[0]) is PackedConv and type(quantized.head[0]) is GroupedLinear
     kept = Quantize("w4a16", group=32, layers={r"stem\.0": "fp32"})(model, data)
     assert type(kept.stem[0]) is nn.Conv2d
 

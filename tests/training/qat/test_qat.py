@@ -122,7 +122,7 @@ def test_what_was_evaluated_leaves_as_quantize_builds_it(name, scheme, estimator
     data = NETS[name][1]()
     default = Quantize(scheme, group=method.group)
     assert kinds(left) == kinds(default(made(name), [data.tensors[0]])) and kinds(left)
-    built = transform(made(name), [data.tensors[0]])
+    built = transform.build(made(name), plan)
     assert {k: (v.shape, v.dtype) for k, v in left.state_dict().items()} == {
         k: (v.shape, v.dtype) for k, v in built.state_dict().items()}
 

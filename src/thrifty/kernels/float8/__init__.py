@@ -58,7 +58,8 @@ def _both(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
         return triton.both(x.contiguous(), scale, kind)
     found = to_float8(x, scale, kind)
-    return found.contiguous(), found.t().contiguous()
+    # A copy even of a single row: an operator's outputs must not share their memory.
+    return found.contiguous(), found.t().clone(memory_format=torch.contiguous_format)
 
 
 @_both.register_fake

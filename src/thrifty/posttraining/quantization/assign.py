@@ -21,7 +21,7 @@ from thrifty.numerics.modules import (
     QuantEmbedding,
     QuantLinear,
 )
-from thrifty.numerics.rounded import RoundedConv, RoundedRecurrent
+from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.numerics.schemes import SCHEMES, Scheme
 from thrifty.posttraining.quantization import rounding
 
@@ -29,8 +29,8 @@ EMBEDDING_SHARE = 0.02
 """An embedding with at least this share of the model's parameters is held in int8: it decides the bytes."""
 FLOAT = "fp32"
 GROUPS = (32, 64, 128)
-QUANTIZED = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding, Float8Linear, RoundedConv,
-             RoundedRecurrent)
+QUANTIZED = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding, Float8Linear, PackedConv,
+             PackedRecurrent)
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from thrifty.numerics.modules import Float8Linear, GroupedLinear, QuantConv, QuantLinear
-from thrifty.numerics.rounded import PackedWeight, RoundedConv, RoundedRecurrent
+from thrifty.numerics.packed import PackedConv, PackedRecurrent, PackedWeight
 
 
 def bytes_a_weight(model: nn.Module) -> float:
@@ -35,4 +35,4 @@ def float8_layers(model: nn.Module) -> float:
 
 def grouped_layers(model: nn.Module) -> float:
     """Layers whose weights alone are integers."""
-    return float(sum(isinstance(m, GroupedLinear | RoundedConv | RoundedRecurrent) for m in model.modules()))
+    return float(sum(isinstance(m, GroupedLinear | PackedConv | PackedRecurrent) for m in model.modules()))

@@ -15,7 +15,7 @@ from thrifty.numerics.modules import (
     QuantEmbedding,
     QuantLinear,
 )
-from thrifty.numerics.rounded import PackedWeight
+from thrifty.numerics.packed import PackedWeight
 
 FEW_BITS = (QuantConv, QuantLinear, QuantEdge, GroupedLinear, PackedWeight, Float8Linear)
 LOOKED_UP = (QuantEmbedding, GroupedEmbedding)

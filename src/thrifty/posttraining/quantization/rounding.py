@@ -10,7 +10,7 @@ from torch import nn
 from thrifty.method import Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grouped import rtn
-from thrifty.numerics.rounded import RoundedConv, RoundedRecurrent
+from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.numerics.schemes import Scheme
 
 RECURRENT = (nn.LSTM, nn.GRU)
@@ -52,5 +52,5 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
     for layer, found in plan.values.get("rounded", {}).items():
         module: Any = model.get_submodule(layer)
         weights = {name: rtn(module.get_parameter(name).detach().flatten(1), *grid) for name, grid in found.items()}
-        graphs.replace(model, layer, (RoundedRecurrent if is_recurrent(module) else RoundedConv)(module, weights))
+        graphs.replace(model, layer, (PackedRecurrent if is_recurrent(module) else PackedConv)(module, weights))
     return model

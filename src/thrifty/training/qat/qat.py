@@ -138,11 +138,12 @@ class Qat(TrainingMethod):
 
 
 def _planned(transform: Quantize, model: nn.Module, data: Iterator[tuple[Tensor, ...]]) -> tuple[Plan, nn.Module]:
-    """What `quantize` decides on this model, and what it builds of a copy."""
+    """What `quantize` decides on this model, and what it builds of a copy; convolutions beside float activations stay float."""
     batches = [tuple(x.cpu() for x in inputs) for inputs in data]
     context = Context(example=tuple(x[:1] for x in batches[0]), calibration=lambda: iter(batches))
     with torch.no_grad():
-        plan = transform.plan(copy.deepcopy(model).eval(), context)
+        found = transform.plan(copy.deepcopy(model).eval(), context)
+        plan = Plan({**found.values, "rounded": {}}, found.tensors)  # of what has weights alone, linear layers are trained
         return plan, transform.build(copy.deepcopy(model).eval(), plan)
 
 

@@ -42,7 +42,7 @@ class PackedWeight(nn.Module):
 
 
 @final
-class RoundedConv(nn.Module):
+class PackedConv(nn.Module):
     """y = conv(x, s (q - z)) + b: rows of the weight are its output channels.
 
     ``weight`` has the float weight's shape and type and no numbers: models look at its type before they call the layer.
@@ -73,7 +73,7 @@ class RoundedConv(nn.Module):
 
 
 @final
-class RoundedRecurrent(nn.Module):
+class PackedRecurrent(nn.Module):
     """The recurrence of an nn.LSTM or nn.GRU, by torch's own code, on weights s (q - z).
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 from thrifty.hyperparameters import HyperparameterError
 from thrifty.method import Context
 from thrifty.numerics.grouped import rtn
-from thrifty.numerics.rounded import RoundedConv, RoundedRecurrent
+from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.posttraining.quantization.listing import layers
 from thrifty.posttraining.quantize import Quantize, bytes_a_weight
 
@@ -108,7 +108,7 @@ def test_it_computes_what_the_float_layer_does_on_rounded_weights(name, scheme):
 def test_states_and_packed_sequences(kind):
     torch.manual_seed(0)
     layer = kind(7, 9, num_layers=2).eval()
-    integer = RoundedRecurrent(layer, {n: rtn(p.detach(), 8, p.shape[1]) for n, p in layer.named_parameters() if p.dim() > 1})
+    integer = PackedRecurrent(layer, {n: rtn(p.detach(), 8, p.shape[1]) for n, p in layer.named_parameters() if p.dim() > 1})
     for name, held in integer.held.items():
         layer.get_parameter(name).data = held()
     x, zeros = torch.randn(5, 3, 7), torch.rand(2, 3, 9)
@@ -163,4 +163,4 @@ def test_layers_are_listed_by_their_bits():
     listed = {row["layer"]: (row["scheme"], row["bytes"]) for row in layers(integer, plan)}
     assert listed["a"] == ("w8a16", 64 * (27 + 5) + 64 * 4)
     assert listed["c"] == ("w4a16", 96 * 384 // 2 + 96 * 12 * 5)
-    assert isinstance(integer.b, RoundedConv) and integer.b.weight.shape == net.b.weight.shape
+    assert isinstance(integer.b, PackedConv) and integer.b.weight.shape == net.b.weight.shape
