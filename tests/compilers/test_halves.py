@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.compilers.nets import called, error, lowered
-from tests.numerics.test_rounded import NETS, WIDTHS, in_few_bits
+from tests.numerics.test_packed import NETS, WIDTHS, in_few_bits
 from thrifty.compilers.halves import Halves
 from thrifty.numerics.grouped import rtn
 from thrifty.numerics.packed import PackedWeight

@@ -127,7 +127,7 @@ def test_a_clean_process_gives_the_same(tmp_path):
     tensors = {f"state.{k}": v for k, v in integer.state_dict().items()} | {f"plan.{k}": v for k, v in plan.tensors.items()}
     save_file({k: v.clone() for k, v in tensors.items()} | {"x": x, "y": integer(x)}, tmp_path / "all.safetensors")
     (tmp_path / "plan.json").write_text(json.dumps(dict(plan.values)))
-    script = ("import json, sys, torch\nfrom safetensors.torch import load_file\nfrom tests.numerics.test_rounded import *\n"
+    script = ("import json, sys, torch\nfrom safetensors.torch import load_file\nfrom tests.numerics.test_packed import *\n"
               "from thrifty.method import Plan\n"
               "held = load_file(sys.argv[1] + '/all.safetensors')\n"
               "cut = lambda part: {k[len(part):]: v for k, v in held.items() if k.startswith(part)}\n"
