@@ -29,7 +29,7 @@ def _op(name: str, inputs: tuple[Tensor | None, ...], like: Any, dtype: torch.dt
 def placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for ONNX's own operators."""
     return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
+        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
         GroupedLinear: _grouped, GroupedEmbedding: _Rows, PackedWeight: Halves,
     })
 
@@ -79,8 +79,8 @@ class _Conv(nn.Module):
 
 
 class _Linear(nn.Module):
-    """Tokens are divided by their peaks, after which one fixed grid fits all of them: the fused
-    MatMulIntegerToFloat, which takes a single scale, then computes per-token products.
+    """The fused MatMulIntegerToFloat takes one grid for all tokens: the layer's own, or, where each token has a scale of its own,
+    the one that fits them all once they are divided by their peaks.
     """
 
     unsmooth: Tensor | None
@@ -92,54 +92,28 @@ class _Linear(nn.Module):
 
     def __init__(self, linear: QuantLinear) -> None:
         super().__init__()
-        smooth = linear.smooth
+        smooth, step, zero = linear.smooth, linear.x_scale, linear.x_zero
+        self.by_token = step is None or zero is None
         self.register_buffer("unsmooth", None if bool((smooth == 1).all()) else 1 / smooth)
         self.register_buffer("weight", linear.weight.t().contiguous())
         self.register_buffer("scale", linear.scale.clone())
-        self.register_buffer("step", torch.tensor(1 / 127))
-        self.register_buffer("zero", torch.tensor(128, dtype=torch.uint8))
+        self.register_buffer("step", torch.tensor(1 / 127) if step is None else step.clone())
+        self.register_buffer("zero", torch.tensor(128, dtype=torch.uint8) if zero is None else zero.to(torch.uint8))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unsmooth is not None:
             x = x * self.unsmooth
+        if not self.by_token:
+            return self.product(x, self.bias)
         peak = x.abs().amax(-1, keepdim=True).clamp_min(TINY)
-        q = _op("QuantizeLinear", (x * (1 / peak), self.step, self.zero), x.shape, torch.uint8)
-        shape = (*x.shape[:-1], self.weight.shape[1])
-        y = _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero), shape,
-                torch.float32, version=1) * peak
+        y = self.product(x * (1 / peak), None) * peak
         return y if self.bias is None else y + self.bias
 
-
-def _linear(linear: QuantLinear) -> nn.Module:
-    return _Linear(linear) if linear.x_scale is None else _StaticLinear(linear)
-
-
-class _StaticLinear(nn.Module):
-    """The same fused product with the grid's one scale."""
-
-    unsmooth: Tensor | None
-    weight: Tensor
-    scale: Tensor
-    step: Tensor
-    zero: Tensor
-    bias: Tensor | None
-
-    def __init__(self, linear: QuantLinear) -> None:
-        super().__init__()
-        assert linear.x_scale is not None and linear.x_zero is not None
-        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
-        self.register_buffer("weight", linear.weight.t().contiguous())
-        self.register_buffer("scale", linear.scale.clone())
-        self.register_buffer("step", linear.x_scale.clone())
-        self.register_buffer("zero", linear.x_zero.to(torch.uint8))
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.unsmooth is None else x * self.unsmooth
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         q = _op("QuantizeLinear", (x, self.step, self.zero), x.shape, torch.uint8)
-        return _op("com.microsoft::MatMulIntegerToFloat", (q, self.weight, self.step, self.scale, self.zero, None, self.bias),
-                   (*x.shape[:-1], self.weight.shape[1]), torch.float32, version=1)
+        given = (q, self.weight, self.step, self.scale, self.zero, *(() if bias is None else (None, bias)))
+        return _op("com.microsoft::MatMulIntegerToFloat", given, (*x.shape[:-1], self.weight.shape[1]), torch.float32, version=1)
 
 
 def _grouped(linear: GroupedLinear) -> nn.Module:
