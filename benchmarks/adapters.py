@@ -1,11 +1,11 @@
 """`python-lm` moved to another domain: full fine-tuning against adapters, in quality, memory and time.
 
-    python benchmarks/adapters.py --base-steps 600 --steps 300 >> benchmarks/training.md
+    python benchmarks/adapters.py --device cuda --jobs 6 --base-steps 2000 --base-batch 32 --batch 16 >> benchmarks/training.md
 
-The base learns the standard library's code (`python-lm`); the new domain is prose: the descriptions of the packages that
-are installed here (METADATA of every distribution), a fifth of them held out. Each way of training runs in a process of
-its own, whose peak resident memory is compared with that before its first step; steps are timed again side by side, in turns.
-The best learning rate of each way is chosen on a third of the steps.
+The base learns the standard library's code (`python-lm`). The new domain is one project's code, the Python files of an installed
+package, or prose, the descriptions of the packages that are installed (METADATA of every distribution). A fifth of its files is
+held out to choose each way's learning rate on, with the first seed; another fifth is what the table shows, for all seeds. Each run
+is a process of its own. Those whose memory and steps are timed run alone, after the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib.util
 import json
 import math
 import statistics
@@ -20,6 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from thrifty import AdamW, BitsPerByte, CrossEntropy, Recipe, Train
@@ -39,47 +43,88 @@ from thrifty.workloads import python_lm, python_text
 from thrifty.workloads.sources import bucket, data_folder
 
 WAYS = {
-    "full": ("train({})", (3e-4, 1e-3)),
-    "lora": ("train(lora(rank=14), {})", (3e-3, 1e-2)),
-    "rslora": ("train(lora(rank=14, variant=rslora), {})", (1e-3, 3e-3)),
-    "dora": ("train(lora(rank=13, variant=dora), {})", (3e-3, 1e-2)),
-    "pissa": ("train(lora(rank=14, variant=pissa), {})", (1e-3, 3e-3)),
-    "lora over nf4": ("train(lora(rank=14, base=nf4), {})", (3e-3, 1e-2)),
-    "ia3": ("train(ia3, {})", (1e-2, 3e-2)),
-    "vera": ("train(vera, {})", (1e-2, 3e-2)),
+    "full": ("train({})", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "lora": ("train(lora(rank=14), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "lora, embedding too": ("train(lora(rank=13, targets=\"embedding|query|key|value|out|up|down|head\"), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "rslora": ("train(lora(rank=14, variant=rslora), {})", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "dora": ("train(lora(rank=13, variant=dora), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "pissa": ("train(lora(rank=14, variant=pissa), {})", (3e-4, 1e-3, 3e-3, 1e-2)),
+    "lora over nf4": ("train(lora(rank=14, base=nf4), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "ia3": ("train(ia3, {})", (3e-3, 1e-2, 3e-2, 1e-1)),
+    "vera": ("train(vera, {})", (3e-3, 1e-2, 3e-2, 1e-1)),
 }
-BATCH = 4
+PROSE = "prose"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: of a way, in a domain.
+
+    Args:
+        way, domain: names.
+        windows: of the domain that are trained on.
+        rate: learning rate.
+        seed: of the order of the data and of what is drawn.
+        steps, batch: as in `train`.
+        base: file of the base's weights.
+        device: "cpu" or "cuda".
+    """
+
+    way: str
+    domain: str
+    windows: int
+    rate: float
+    seed: int
+    steps: int
+    batch: int
+    base: str
+    device: str
+
+    @property
+    def phase(self) -> Train:
+        (found,) = Recipe.parse(WAYS[self.way][0].format(f"adamw(lr={self.rate!r}), steps={self.steps}"))
+        assert isinstance(found, Train)
+        return found
 
 
 # -- data -------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def texts() -> dict[str, str]:
-    """Distribution -> its description, those of a kilobyte or more."""
-    found = {}
-    for distribution in distributions():
-        text = distribution.metadata.get_payload() or distribution.metadata.get("Description", "")
-        name = distribution.metadata["Name"].lower()
-        if isinstance(text, str) and len(text) >= 1000 and name != "thrifty":
-            found[f"{name}-{distribution.version}"] = text.replace("\0", "")
-    return dict(sorted(found.items()))
+def texts(domain: str) -> Mapping[str, str]:
+    """File -> its text: descriptions of distributions, or the code of an installed package without its tests."""
+    if domain == PROSE:
+        found = {}
+        for distribution in distributions():
+            text = distribution.metadata.get_payload() or distribution.metadata.get("Description", "")
+            name = distribution.metadata["Name"].lower()
+            if isinstance(text, str) and len(text) >= 1000 and name != "thrifty":
+                found[f"{name}-{distribution.version}"] = text.replace("\0", "")
+        return dict(sorted(found.items()))
+    spec = importlib.util.find_spec(domain)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(f"--domains {domain}: no such package is installed; name one that is, or {PROSE}")
+    root = Path(spec.submodule_search_locations[0])
+    files = {str(path.relative_to(root)): path for path in root.rglob("*.py") if "tests" not in path.parts}
+    return {name: path.read_text(errors="replace").replace("\0", "") for name, path in sorted(files.items())}
 
 
-def fingerprint() -> str:
+def fingerprint(domain: str) -> str:
     """sha256 of names and texts: results compare only where it is the same."""
-    return hashlib.sha256(json.dumps(texts()).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(texts(domain)).encode()).hexdigest()[:16]
 
 
-class Prose(Dataset[tuple[Tensor, object]]):
-    """Windows of 256 tokens of a split, as `python_lm.Windows` describes them.
+class Domain(Dataset[tuple[Tensor, object]]):
+    """Windows of 256 tokens of a split, as `python_lm.Windows` describes them; files go to splits by hash of the name.
 
     Args:
-        split: "train" or "validation": a fifth of the packages, by hash of the name.
-        most: windows of one package.
+        domain: its name.
+        split: "train" (three fifths), "validation" or "test".
+        most: windows of one file.
+        total: windows in all, of files in the order of their hash.
     """
 
-    def __init__(self, split: str, most: int) -> None:
+    def __init__(self, domain: str, split: str, most: int, total: int) -> None:
         import tokenizers
 
         python_text.tokens("validation")  # the vocabulary is learnt where it is not yet
@@ -88,9 +133,11 @@ class Prose(Dataset[tuple[Tensor, object]]):
         model = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         sizes = np.array(json.loads((folder / "bytes.json").read_text()))
         self.train, self.windows = split == "train", []
-        chosen = [text for name, text in texts().items() if (bucket(name, 5) == 0) == (split == "validation")]
-        for file, encoded in enumerate(model.encode_batch(chosen)):
-            ids = np.array(encoded.ids)
+        names = sorted(texts(domain), key=lambda name: hashlib.sha256(name.encode()).digest())
+        for file, name in enumerate(names):
+            if {0: "validation", 1: "test"}.get(bucket(name, 5), "train") != split or len(self.windows) >= total:
+                continue
+            ids = np.array(model.encode(texts(domain)[name]).ids)
             for start in range(0, len(ids), python_lm.CONTEXT)[:most]:
                 part = ids[start:start + python_lm.CONTEXT]
                 inputs, target = python_lm.window(part, python_lm.CONTEXT)
@@ -104,147 +151,199 @@ class Prose(Dataset[tuple[Tensor, object]]):
         return inputs, target if self.train else (target, size, file)
 
 
+def training_data(job: Job) -> Domain:
+    return Domain(job.domain, "train", 40, job.windows)
+
+
 # -- one way ----------------------------------------------------------------------------------------------------
 
 
-def phase(way: str, rate: float, steps: int) -> Train:
-    """The train phase of one way."""
-    (found,) = Recipe.parse(WAYS[way][0].format(f"adamw(lr={rate!r}), steps={steps}"))
-    assert isinstance(found, Train)
-    return found
-
-
-def base(place: Path, steps: int) -> None:
-    """Train the base on code, as the workload's reference does, for so many steps."""
+def make_base(place: Path, steps: int, batch: int, device: str) -> None:
+    """Train the base on code, with the optimizer of the workload's reference, for so many steps."""
     workload = python_lm.workload
     torch.manual_seed(0)
-    done = fit(workload.model(), [AdamW(lr=2e-3)], workload.train, workload.loss, settings=Train(steps=steps), batch_size=BATCH)
+    done = fit(workload.model(), [AdamW(lr=2e-3)], workload.train, workload.loss, settings=Train(steps=steps),
+               batch_size=batch, device=device)
     safetensors.torch.save_model(done.model, str(place))
 
 
-def load(place: Path) -> torch.nn.Module:
+def load(place: str) -> nn.Module:
     model = python_lm.workload.model()
-    safetensors.torch.load_model(model, str(place))
+    safetensors.torch.load_model(model, place)
     return model
 
 
-def bits(model: torch.nn.Module) -> float:
-    """Bits a byte on the held-out packages."""
+def bits(model: nn.Module, data: Any, device: str) -> float:
+    """Bits a byte."""
+    model = model.eval().to(device)
     with torch.no_grad():
-        return BitsPerByte()(lambda inputs: model.eval()(*inputs), Prose("validation", 8)).value
+        return BitsPerByte()(lambda inputs: model(*(x.to(device) for x in inputs)).cpu(), data).value
 
 
-def one(way: str, rate: float, steps: int, place: Path, seed: int) -> dict[str, Any]:
-    """Train one way in this process."""
-    settings, loss = phase(way, rate, steps), CrossEntropy(ignore_index=python_lm.IGNORED)
-    model, data = load(place), Prose("train", 40)
+def one(job: Job) -> dict[str, Any]:
+    """A training in this process."""
+    loss, settings = CrossEntropy(ignore_index=python_lm.IGNORED), job.phase
+    model, data = load(job.base).to(job.device), training_data(job)
     load_peft()  # what importing it takes is no part of training
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading and tokens, is forgotten
-    before = resident("VmRSS")
-    done = fit(model, settings.methods, data, loss, settings=settings, batch_size=BATCH, seed=seed)
-    after = resident("VmHWM")
+    memory = Memory(job.device)
+    done = fit(model, settings.methods, data, loss, settings=settings, batch_size=job.batch, seed=job.seed, device=job.device)
+    peak = memory.added()
     shares = [claim.after for _, claim in done.claims if claim.what == "share of trainable parameters"]
-    return {"share": shares[0] if shares else 1.0, "peak": after - before, "seconds": done.seconds / steps,
-            "bits": bits(done.model), "loss": statistics.fmean(x for _, x in done.history[-10:])}
+    return {"share": shares[0] if shares else 1.0, "peak": peak, "seconds": done.seconds / job.steps,
+            "loss": statistics.fmean(x for _, x in done.history[-10:]),
+            **{split: bits(done.model, Domain(job.domain, split, 8, 600), job.device) for split in ("validation", "test")}}
+
+
+class Memory:
+    """The most that is held, above what was held when this was made: of the GPU by torch, or of this process (Linux)."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading and tokens, is forgotten
+            self.before = resident("VmRSS")
+
+    def added(self) -> int:
+        return (torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")) - self.before
 
 
 def resident(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM the most since it was reset (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
-def state_bytes(way: str, place: Path) -> int:
-    """Bytes of gradients and of the optimizer's state after a step."""
-    session = session_of(way, place)
-    session.step(batch())
-    gradients = sum(p.grad.nbytes for p in session.model.parameters() if p.grad is not None)
-    return gradients + sum(t.nbytes for state in session.optimizer.state.values() for t in state.values())
+# -- time and state, side by side -------------------------------------------------------------------------------
 
 
-def session_of(way: str, place: Path) -> Fit:
-    settings = phase(way, WAYS[way][1][0], 1000)
-    return Fit(load(place), list(settings.methods), CrossEntropy(ignore_index=python_lm.IGNORED), steps=1000,
-               settings=settings)
+class Side:
+    """A way's training, step by step."""
+
+    def __init__(self, job: Job) -> None:
+        self.fit = Fit(load(job.base), list(job.phase.methods), CrossEntropy(ignore_index=python_lm.IGNORED), steps=1000,
+                       settings=job.phase, device=job.device)
+        data = training_data(job)
+        rows = [data[i] for i in range(job.batch)]
+        self.batch: Any = ((torch.stack([x for x, _ in rows]),), torch.stack([y for _, y in rows]))  # type: ignore[misc]
+        self.fit.step(self.batch)
+
+    def state_bytes(self) -> int:
+        """Of gradients and of the optimizer's state."""
+        gradients = sum(p.grad.nbytes for p in self.fit.model.parameters() if p.grad is not None)
+        return gradients + sum(t.nbytes for state in self.fit.optimizer.state.values() for t in state.values())
+
+    def seconds(self, steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.fit.step(self.batch)
+        if self.fit.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
 
 
-@functools.cache
-def batch() -> tuple[tuple[Tensor], Tensor]:
-    rows = [Prose("train", 1)[i] for i in range(BATCH)]
-    return (torch.stack([x for x, _ in rows]),), torch.stack([y for _, y in rows])  # type: ignore[misc]
-
-
-def ratios(ways: list[str], place: Path, rounds: int = 6, steps: int = 3) -> dict[str, tuple[float, float, float]]:
+def ratios(sides: Mapping[str, Side], rounds: int = 8, steps: int = 5) -> dict[str, tuple[float, float, float]]:
     """Way -> seconds a step over full fine-tuning's, with a 95% interval of Student's t on logs, steps in turns."""
-    sessions = {way: session_of(way, place) for way in ways}
-    for session in sessions.values():
-        session.step(batch())
-    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for side in sides.values():
+        side.seconds(2)
+    taken: dict[str, list[float]] = {way: [] for way in sides}
     for i in range(rounds):
-        for way in ways if i % 2 else reversed(ways):
-            began = time.process_time()
-            for _ in range(steps):
-                sessions[way].step(batch())
-            taken[way].append(math.log(time.process_time() - began))
-    found = {}
-    for way in ways:
-        logs = [a - b for a, b in zip(taken[way], taken["full"], strict=True)]
-        margin = student_quantile(0.975, rounds - 1) * statistics.stdev(logs) / math.sqrt(rounds)
-        centre = statistics.fmean(logs)
-        found[way] = (math.exp(centre), math.exp(centre - margin), math.exp(centre + margin))
-    return found
+        for way in sides if i % 2 else reversed(sides):
+            taken[way].append(math.log(sides[way].seconds(steps)))
+    return {way: spread([a - b for a, b in zip(logs, taken["full"], strict=True)]) for way, logs in taken.items()}
+
+
+def spread(logs: list[float]) -> tuple[float, float, float]:
+    """exp of the mean and of its 95% interval; not a number where there is one value alone."""
+    margin = (student_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1
+              else math.nan)
+    centre = statistics.fmean(logs)
+    return math.exp(centre), math.exp(centre - margin), math.exp(centre + margin)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------
 
 
-def in_a_process(way: str, rate: float, steps: int, place: Path, seed: int) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--one", way, "--rate", repr(rate), "--steps", str(steps), "--base",
-                           str(place), "--seed", str(seed)], check=True, capture_output=True, text=True)
+def in_a_process(job: Job) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(asdict(job))], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{job}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(way, rate, steps, found, file=sys.stderr, flush=True)
+    print(job.domain, job.windows, job.way, job.rate, job.seed, found, file=sys.stderr, flush=True)
     return found
+
+
+def compare(domain: str, windows: int, given: argparse.Namespace, base: str) -> None:
+    """The table of a domain and a size of it."""
+    steps = round(given.epochs * windows / given.batch)
+
+    def job(way: str, rate: float, seed: int = 0) -> Job:
+        return Job(way, domain, windows, rate, seed, steps, given.batch, base, given.device)
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        grid = [(way, rate) for way in given.ways for rate in WAYS[way][1]]
+        tried = dict(zip(grid, pool.map(lambda pair: in_a_process(job(*pair)), grid), strict=True))
+        best = {way: min(WAYS[way][1], key=lambda rate: tried[way, rate]["validation"]) for way in given.ways}
+        more = [job(way, rate, seed) for way, rate in best.items() for seed in range(1, given.seeds)]
+        found = list(pool.map(in_a_process, more))
+    runs = {way: [tried[way, rate], *(r for j, r in zip(more, found, strict=True) if j.way == way)]
+            for way, rate in best.items()}
+    alone = {way: in_a_process(job(way, rate)) for way, rate in best.items()}
+    sides = {way: Side(job(way, rate)) for way, rate in best.items()}
+    took = ratios(sides)
+    before = bits(load(base), Domain(domain, "test", 8, 600), given.device)
+    print(f"\n{domain}: {len(texts(domain))} files, sha256 {fingerprint(domain)}, {windows} windows to train on, {steps} steps; "
+          f"{before:.4f} bits a byte before.\n")
+    print("| way | lr | trainable | bits a byte, held out | against full, 95% | gradients and state, MB | memory added, MB | "
+          "seconds a step against full, 95% |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for way, rate in best.items():
+        against = spread([math.log(a["test"] / b["test"]) for a, b in zip(runs[way], runs["full"], strict=True)])
+        ends = ", ".join(f"{run['test']:.4f}" for run in runs[way])
+        print(f"| {way} | {rate:g}{edge(rate, WAYS[way][1])} | 1/{1 / runs[way][0]['share']:.1f} | "
+              f"{ends} | {against[0] - 1:+.2%} [{against[1] - 1:+.2%}, {against[2] - 1:+.2%}] | {sides[way].state_bytes() / 1e6:.1f} | "
+              f"{alone[way]['peak'] / 1e6:.0f} | {took[way][0]:.2f} [{took[way][1]:.2f}, {took[way][2]:.2f}] |", flush=True)
+
+
+def edge(rate: float, grid: tuple[float, ...]) -> str:
+    """A mark where the best rate is the grid's first or last."""
+    return " (edge)" if rate in (grid[0], grid[-1]) else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, help="weights of the base; trained now where there are none")
     parser.add_argument("--base-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--base-batch", type=int, default=4, help="windows a step")
+    parser.add_argument("--domains", nargs="+", default=["sympy", "matplotlib", "transformers", PROSE], help="packages, or prose")
+    parser.add_argument("--windows", type=int, nargs="+", default=[300, 1000], help="of a domain, that are trained on")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="windows a step")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--one", choices=list(WAYS), help=argparse.SUPPRESS)
-    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, where nothing is timed")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    place = given.base or Path(tempfile.mkdtemp()) / "base.safetensors"
     if given.one:
-        print(json.dumps(one(given.one, given.rate, given.steps, place, given.seed)))
+        print(json.dumps(one(Job(**json.loads(given.one)))))
         return
     if "full" not in given.ways:
         sys.exit("--ways must name full: all others are compared with it")
+    for domain in given.domains:
+        texts(domain)
+    place = given.base or Path(tempfile.mkdtemp()) / "base.safetensors"
     if not place.exists():
-        base(place, given.base_steps)
-    before = bits(load(place))
-    rows = {}
-    for way in given.ways:
-        tried = {rate: in_a_process(way, rate, max(1, given.steps // 3), place, 0)["bits"] for rate in WAYS[way][1]}
-        rate = min(tried, key=lambda r: tried[r])
-        rows[way] = rate, [in_a_process(way, rate, given.steps, place, seed) for seed in range(given.seeds)]
-    took = ratios(given.ways, place)
-    full = statistics.fmean(run["bits"] for run in rows["full"][1])
-    print(f"## PEFT\n\n`python benchmarks/adapters.py {' '.join(sys.argv[1:])}`, {now()}, {environment()['cpu']}, "
-          f"torch {torch.__version__}. Base: `python-lm`, {given.base_steps} steps on code, {before:.4f} bits a byte on the "
-          f"prose before. {len(texts())} descriptions of packages, sha256 {fingerprint()[:16]}; {given.steps} steps of {BATCH} "
-          f"windows, {given.seeds} seed(s), learning rate chosen of two.\n")
-    print("| way | lr | trainable | bits a byte | against full | gradients and state, MB | peak memory added, MB | "
-          "seconds a step against full, 95% |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for way, (rate, runs) in rows.items():
-        mean = statistics.fmean(run["bits"] for run in runs)
-        ratio, low, high = took[way]
-        print(f"| {way} | {rate:g} | 1/{1 / runs[0]['share']:.1f} | {mean:.4f} | {100 * (mean / full - 1):+.2f}% | "
-              f"{state_bytes(way, place) / 1e6:.1f} | {max(run['peak'] for run in runs) / 1e6:.0f} | "
-              f"{ratio:.2f} [{low:.2f}, {high:.2f}] |")
+        make_base(place, given.base_steps, given.base_batch, given.device)
+    facts = environment()
+    print(f"## PEFT\n\n`python benchmarks/adapters.py {' '.join(sys.argv[1:])}`, {now()}, "
+          f"{torch.cuda.get_device_name() if given.device == 'cuda' else facts['cpu']}, torch {torch.__version__}. Base: "
+          f"`python-lm`, {bits(load(str(place)), python_lm.workload.validation, given.device):.4f} bits a byte on its own validation. "
+          f"{given.epochs:g} epochs in steps of {given.batch} windows, {given.seeds} seed(s), learning rate chosen of "
+          f"{len(WAYS['full'][1])}.", flush=True)
+    for domain in given.domains:
+        for windows in given.windows:
+            compare(domain, windows, given, str(place))
 
 
 if __name__ == "__main__":

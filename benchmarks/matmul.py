@@ -130,7 +130,7 @@ def eight(kind: torch.dtype, tokens: int, rows: int, inputs: int, configs: list[
     token, row = (torch.rand(n, device="cuda") * 0.01 + 0.001 for n in (tokens, rows))
     case = Case(_exact(x.float(), weight[0].float()) * token[:, None] * row, size + tokens * (inputs + 2 * rows))
     for config in configs:
-        case.calls[str(config)] = [functools.partial(kernel.product, x, one, token, row, torch.bfloat16, config)
+        case.calls[str(config)] = [functools.partial(kernel.product, x, one, token, row, torch.bfloat16, None, config)
                                    for one in weight]
     if peers and whole:
         filled = torch.nn.functional.pad(x, (0, 0, 0, max(0, 32 - tokens)))  # it takes no fewer than 17 tokens
@@ -220,7 +220,7 @@ def ready(task: tuple[str, int, int, int, int, str, Any]) -> tuple[Any, str]:
             kind = torch.int8 if what == "int8" else torch.float8_e4m3fn
             x, weight = (torch.zeros(n, inputs, dtype=torch.int8, device="cuda").view(kind) for n in (tokens, rows))
             token, row = (torch.zeros(n, device="cuda") for n in (tokens, rows))
-            many.product(x, weight, token, row, torch.bfloat16, config)
+            many.product(x, weight, token, row, torch.bfloat16, None, config)
         torch.cuda.synchronize()
     except Exception as wrong:  # out of shared memory or registers: it stands in the log
         return config, f"{type(wrong).__name__}: {str(wrong)[:120]}"

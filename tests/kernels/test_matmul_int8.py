@@ -21,9 +21,9 @@ from tests.kernels.test_matmul_int8 import drawn, exact
 from thrifty.kernels.matmul_int8.triton import Config, product
 for tokens, rows, inputs, config in [(1, 40, 64, Config(16, 16, 32, 4, 2, True)), (50, 70, 96, Config(32, 32, 32, 4, 3)),
                                      (300, 20, 32, Config(32, 32, 32, 4, 1))]:
-    x, weight, token, row = drawn(tokens, rows, inputs, torch.int8)
-    torch.testing.assert_close(product(x, weight, token, row, torch.float32, config).double(), exact(x, weight, token, row),
-                               rtol=1e-6, atol=1e-6)
+    made = drawn(tokens, rows, inputs, torch.int8)
+    for bias in (None, torch.randn(rows)):
+        torch.testing.assert_close(product(*made, torch.float32, bias, config).double(), exact(*made, bias), rtol=1e-6, atol=1e-6)
 """
 
 
@@ -32,20 +32,21 @@ def drawn(tokens: int, rows: int, inputs: int, kind: torch.dtype, device: str = 
     return x, weight, torch.rand(tokens, device=device) + 0.1, torch.rand(rows, device=device) + 0.1
 
 
-def exact(x: Tensor, weight: Tensor, token: Tensor, row: Tensor) -> Tensor:
+def exact(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, bias: Tensor | None = None) -> Tensor:
     """Element by element of the result, in float64."""
     y = torch.zeros(len(x), len(weight), dtype=torch.float64)
     for i in range(len(x)):
         for j in range(len(weight)):
             y[i, j] = (x[i].double() * weight[j].double()).sum() * token[i].double() * row[j].double()
-    return y
+    return y if bias is None else y + bias
 
 
+@pytest.mark.parametrize("bias", [None, torch.tensor([1e3, -1e3, 0.1, 7, 0, -5, 2])], ids=["", "bias"])
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn], ids=str)
-def test_the_maths_is_the_sum_of_products(kind: torch.dtype) -> None:
+def test_the_maths_is_the_sum_of_products(kind: torch.dtype, bias: Tensor | None) -> None:
     made = drawn(5, 7, 48, kind)
-    torch.testing.assert_close(naive.product(*made, torch.float64), exact(*made))
-    torch.testing.assert_close(matmul_fp8.product(*made, torch.float32).double(), exact(*made), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(naive.product(*made, torch.float64, bias), exact(*made, bias))
+    torch.testing.assert_close(matmul_fp8.product(*made, torch.float32, bias).double(), exact(*made, bias), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -64,9 +65,10 @@ SIZES = [(1, 96, 256), (16, 513, 1024), (17, 64, 48), (64, 1000, 4096), (65, 128
 def test_the_gpus_sums_are_exact(size: tuple[int, int, int]) -> None:
     made = drawn(*size, torch.int8, "cuda")
     assert matmul_int8.fits(*made[:2])
-    y, wanted = matmul_int8.product(*made, torch.float32), naive.product(*made, torch.float32)
-    torch.testing.assert_close(y, wanted, rtol=1e-6, atol=1e-5)
-    torch.library.opcheck(matmul_int8.product, (*made, torch.bfloat16))
+    for bias in (None, torch.randn(size[1], device="cuda")):
+        y, wanted = matmul_int8.product(*made, torch.float32, bias), naive.product(*made, torch.float32, bias)
+        torch.testing.assert_close(y, wanted, rtol=1e-6, atol=1e-5)
+        torch.library.opcheck(matmul_int8.product, (*made, torch.bfloat16, bias))
 
 
 @pytest.mark.gpu
@@ -83,5 +85,6 @@ def test_weights_may_lie_anywhere() -> None:
 def test_the_gpus_float8_is_the_maths(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     made = drawn(*size, torch.float8_e4m3fn, "cuda")
     assert matmul_fp8.fits(*made[:2])
-    y, wanted = matmul_fp8.product(*made, dtype), naive.product(*made, torch.float32)
-    assert y.dtype == dtype and float((y.float() - wanted).norm() / wanted.norm()) < 3e-3
+    for bias in (None, torch.randn(size[1], device="cuda") * 1e3):
+        y, wanted = matmul_fp8.product(*made, dtype, bias), naive.product(*made, torch.float32, bias)
+        assert y.dtype == dtype and float((y.float() - wanted).norm() / wanted.norm()) < 3e-3

@@ -188,10 +188,10 @@ def _product(kernel: Any, q: Tensor, token: Tensor, layer: QuantLinear | Float8L
     y: Tensor
     if kernel is not None and kernel.fits(q, layer.weight):
         flat = q.reshape(-1, q.shape[-1]).to(layer.weight.dtype)
-        y = kernel.product(flat, layer.weight, token.reshape(-1), layer.scale, dtype).reshape(*q.shape[:-1], layer.out_features)
-    else:
-        y = nn.functional.linear(q.float(), layer.weight.float()) * token * layer.scale
-    return (y if layer.bias is None else y + layer.bias.to(y.dtype)).to(dtype)
+        y = kernel.product(flat, layer.weight, token.reshape(-1), layer.scale, dtype, layer.bias)
+        return y.reshape(*q.shape[:-1], layer.out_features)
+    y = nn.functional.linear(q.float(), layer.weight.float()) * token * layer.scale
+    return (y if layer.bias is None else y + layer.bias).to(dtype)
 
 
 @final

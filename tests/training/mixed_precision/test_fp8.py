@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, CrossEntropy, Train
@@ -109,6 +110,13 @@ def test_outside_of_training_layers_are_as_they_were(everywhere) -> None:
     assert torch.equal(scored(x), plain(x))
     copied = copy.deepcopy(session.model)
     assert vars(copied.inner[0])["forward"].args[0] is copied.inner[0]
+
+
+def test_shapes_are_timed_where_nobody_counts_operators(everywhere, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(fp8, "_fastest", lambda *shape: seen.append(_get_current_dispatch_mode()) or "all")
+    [(_, claim)] = fit(Net(), [Fp8()], data(), CrossEntropy(), batch_size=32).claims  # the first step's FLOPs are counted
+    assert seen == [None, None] and claim.after > 0.9
 
 
 def test_where_nothing_gains_it_is_an_error(monkeypatch) -> None:

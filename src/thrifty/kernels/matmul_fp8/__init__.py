@@ -25,8 +25,8 @@ def fits(x: Tensor, weight: Tensor) -> bool:
             and _here(x.device))
 
 
-def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
-    """y = t s (x w^T): torch's product where it `fits`, else the maths.
+def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+    """y = t s (x w^T) + b: torch's product where it `fits`, else the maths.
 
     Args:
         x: float8_e4m3fn [tokens, inputs].
@@ -34,6 +34,7 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
         token: float32 [tokens].
         row: float32 [rows].
         dtype: of the result; torch's product rounds to bfloat16 first, finer than float8 by 32 times.
+        bias: float32 [rows], or none.
 
     Returns:
         [tokens, rows].
@@ -43,10 +44,13 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     [[100354.0]]
     """
     if fits(x, weight):
-        y = torch._scaled_mm(x.contiguous(), weight.t(), token[:, None], row[None, :], out_dtype=torch.bfloat16,
-                             use_fast_accum=True)
-        return y.to(dtype)
-    return naive(x, weight, token, row, dtype)
+        # Added before the result is rounded, where the result is bfloat16 too: a number that is rounded twice may become the
+        # next layer's other neighbour in float8.
+        inside = bias.bfloat16() if bias is not None and dtype == torch.bfloat16 else None
+        y = torch._scaled_mm(x.contiguous(), weight.t(), token[:, None], row[None, :], inside, out_dtype=torch.bfloat16,
+                             use_fast_accum=True).to(dtype)
+        return y if bias is None or inside is not None else y + bias.to(dtype)
+    return naive(x, weight, token, row, dtype, bias)
 
 
 @functools.cache

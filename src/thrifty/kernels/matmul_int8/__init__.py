@@ -24,7 +24,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 
 
 @torch.library.custom_op("thrifty::matmul_int8", mutates_args=(), device_types="cuda")
-def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """As `naive.product`, for what `fits`; the sums are int32.
 
     Args:
@@ -33,6 +33,7 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
         token: float32 [tokens].
         row: float32 [rows].
         dtype: of the result.
+        bias: float32 [rows], or none.
 
     Returns:
         [tokens, rows].
@@ -40,11 +41,11 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     from thrifty.kernels.matmul_int8 import triton  # Triton comes with torch for CUDA alone
 
     with torch.cuda.device(x.device):
-        return triton.product(_aligned(x), _aligned(weight), token.contiguous(), row, dtype)
+        return triton.product(_aligned(x), _aligned(weight), token.contiguous(), row, dtype, bias)
 
 
 @product.register_fake
-def _(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
+def _(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype) -> Tensor:
-    """y = t s (q_x q_w^T), one t a token and one s a row of the weight.
+def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+    """y = t s (q_x q_w^T) + b, one t a token and one s a row of the weight.
 
     Args:
         x: int8 or float8 [tokens, inputs].
@@ -15,6 +15,7 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
         token: float32 [tokens].
         row: float32 [rows].
         dtype: of the result.
+        bias: b, [rows], or none.
 
     Returns:
         [tokens, rows]; in float64 until the end, where sums of whole numbers are exact.
@@ -23,4 +24,5 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     >>> product(q, q, torch.tensor([0.5]), torch.tensor([2.0]), torch.float32).tolist()
     [[32258.0]]
     """
-    return ((x.double() @ weight.double().T) * token.double()[:, None] * row.double()).to(dtype)
+    y = (x.double() @ weight.double().T) * token.double()[:, None] * row.double()
+    return (y if bias is None else y + bias.double()).to(dtype)

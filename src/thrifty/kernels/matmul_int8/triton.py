@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _product(x, weight, token, row, y, tokens, rows, inputs, WHOLE_NUMBERS: tl.constexpr, BLOCK_M: tl.constexpr,
+def _product(x, weight, token, row, bias, y, tokens, rows, inputs, WHOLE_NUMBERS: tl.constexpr, BLOCK_M: tl.constexpr,
              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr, SWAP: tl.constexpr, STAGES: tl.constexpr):
     across, down = tl.cdiv(tokens, BLOCK_M), tl.cdiv(rows, BLOCK_N)
     # Programs that run at the same time share rows and tokens: bands of them, BAND blocks of tokens high.
@@ -36,6 +36,8 @@ def _product(x, weight, token, row, y, tokens, rows, inputs, WHOLE_NUMBERS: tl.c
         m_at, n_at = m_at[:, None], n_at[None, :]
     scaled = (total.to(tl.float32) * tl.load(token + m_at, mask=m_at < tokens, other=0.0)
               * tl.load(row + n_at, mask=n_at < rows, other=0.0))
+    if bias is not None:
+        scaled += tl.load(bias + n_at, mask=n_at < rows, other=0.0)
     tl.store(y + m_at.to(tl.int64) * rows + n_at, scaled.to(y.dtype.element_ty), mask=(m_at < tokens) & (n_at < rows))
 
 
@@ -68,14 +70,15 @@ def config(tokens: int) -> Config:
     return Config(m=128, n=256, k=128, warps=8, stages=4)
 
 
-def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, how: Config | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, bias: Tensor | None = None,
+            how: Config | None = None) -> Tensor:
     """As `naive.product`, of contiguous tensors with 16 n inputs; the sums are int32, or float32 of float8."""
     tokens, inputs = x.shape
     rows = len(weight)
     how = how or config(tokens)
     y = torch.empty(tokens, rows, dtype=dtype, device=x.device)
     _product[(triton.cdiv(tokens, how.m) * triton.cdiv(rows, how.n),)](
-        TensorDescriptor.from_tensor(x, [how.m, how.k]), TensorDescriptor.from_tensor(weight, [how.n, how.k]), token, row, y,
-        tokens, rows, inputs, WHOLE_NUMBERS=x.dtype == torch.int8, BLOCK_M=how.m, BLOCK_N=how.n, BLOCK_K=how.k, BAND=8,
+        TensorDescriptor.from_tensor(x, [how.m, how.k]), TensorDescriptor.from_tensor(weight, [how.n, how.k]), token, row, bias,
+        y, tokens, rows, inputs, WHOLE_NUMBERS=x.dtype == torch.int8, BLOCK_M=how.m, BLOCK_N=how.n, BLOCK_K=how.k, BAND=8,
         SWAP=how.swap, STAGES=how.stages, num_warps=how.warps)
     return y

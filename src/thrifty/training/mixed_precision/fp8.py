@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from thrifty.kernels.float8 import E4M3
 from thrifty.method import Card
@@ -123,7 +124,8 @@ def choose(shapes: Mapping[str, Shape], device: str, compiled: bool) -> dict[str
         device: that they are timed on, on random numbers.
         compiled: whether Inductor compiles them, as it will in training.
     """
-    best = {shape: _fastest(shape, device, compiled) for shape in set(shapes.values())}
+    with _disable_current_modes():  # whoever counts operators slows them down, and Dynamo then compiles nothing
+        best = {shape: _fastest(shape, device, compiled) for shape in set(shapes.values())}
     return {name: found for name, shape in shapes.items() if (found := best[shape]) is not None}
 
 
