@@ -1,11 +1,11 @@
 """`python-lm` moved to another domain: full fine-tuning against adapters, in quality, memory and time.
 
-    python benchmarks/adapters.py --device cuda --jobs 6 --base-steps 2000 --base-batch 32 --batch 16 >> benchmarks/training.md
+    python benchmarks/adapters.py --device cuda --jobs 6 --base-steps 2000 --base-batch 32 --batch 8 >> benchmarks/training.md
 
-The base learns the standard library's code (`python-lm`). The new domain is one project's code, the Python files of an installed
-package, or prose, the descriptions of the packages that are installed (METADATA of every distribution). A fifth of its files is
-held out to choose each way's learning rate on, with the first seed; another fifth is what the table shows, for all seeds. Each run
-is a process of its own. Those whose memory and steps are timed run alone, after the others.
+The base learns the standard library's code (`python-lm`). The new domain is one project's code, the Python files of an
+installed package, or prose, the descriptions of the packages that are installed (METADATA of every distribution). A fifth of
+its files is held out to choose each way's learning rate on, with the first seed; another fifth is what the table shows, for
+all seeds. Each run is a process of its own. Those whose memory and steps are timed run alone, after the others.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from thrifty.workloads.sources import bucket, data_folder
 WAYS = {
     "full": ("train({})", (1e-4, 3e-4, 1e-3, 3e-3)),
     "lora": ("train(lora(rank=14), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
-    "lora, embedding too": ("train(lora(rank=13, targets=\"embedding|query|key|value|out|up|down|head\"), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "lora, embedding too": ("train(lora(rank=13, targets=\"embedding|query|key|value|out|up|down|head\"), {})",
+                            (1e-3, 3e-3, 1e-2, 3e-2)),
     "rslora": ("train(lora(rank=14, variant=rslora), {})", (3e-4, 1e-3, 3e-3, 1e-2)),
     "dora": ("train(lora(rank=13, variant=dora), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
     "pissa": ("train(lora(rank=14, variant=pissa), {})", (3e-4, 1e-3, 3e-3, 1e-2)),
@@ -266,7 +267,8 @@ def spread(logs: list[float]) -> tuple[float, float, float]:
 
 
 def in_a_process(job: Job) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(asdict(job))], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(asdict(job))], capture_output=True, text=True,
+                          check=False)
     if done.returncode:
         raise RuntimeError(f"{job}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -301,8 +303,9 @@ def compare(domain: str, windows: int, given: argparse.Namespace, base: str) -> 
         against = spread([math.log(a["test"] / b["test"]) for a, b in zip(runs[way], runs["full"], strict=True)])
         ends = ", ".join(f"{run['test']:.4f}" for run in runs[way])
         print(f"| {way} | {rate:g}{edge(rate, WAYS[way][1])} | 1/{1 / runs[way][0]['share']:.1f} | "
-              f"{ends} | {against[0] - 1:+.2%} [{against[1] - 1:+.2%}, {against[2] - 1:+.2%}] | {sides[way].state_bytes() / 1e6:.1f} | "
-              f"{alone[way]['peak'] / 1e6:.0f} | {took[way][0]:.2f} [{took[way][1]:.2f}, {took[way][2]:.2f}] |", flush=True)
+              f"{ends} | {against[0] - 1:+.2%} [{against[1] - 1:+.2%}, {against[2] - 1:+.2%}] | "
+              f"{sides[way].state_bytes() / 1e6:.1f} | {alone[way]['peak'] / 1e6:.0f} | "
+              f"{took[way][0]:.2f} [{took[way][1]:.2f}, {took[way][2]:.2f}] |", flush=True)
 
 
 def edge(rate: float, grid: tuple[float, ...]) -> str:
@@ -335,10 +338,10 @@ def main() -> None:
     place = given.base or Path(tempfile.mkdtemp()) / "base.safetensors"
     if not place.exists():
         make_base(place, given.base_steps, given.base_batch, given.device)
-    facts = environment()
+    facts, own = environment(), bits(load(str(place)), python_lm.workload.validation, given.device)
     print(f"## PEFT\n\n`python benchmarks/adapters.py {' '.join(sys.argv[1:])}`, {now()}, "
           f"{torch.cuda.get_device_name() if given.device == 'cuda' else facts['cpu']}, torch {torch.__version__}. Base: "
-          f"`python-lm`, {bits(load(str(place)), python_lm.workload.validation, given.device):.4f} bits a byte on its own validation. "
+          f"`python-lm`, {own:.4f} bits a byte on its own validation. "
           f"{given.epochs:g} epochs in steps of {given.batch} windows, {given.seeds} seed(s), learning rate chosen of "
           f"{len(WAYS['full'][1])}.", flush=True)
     for domain in given.domains:

@@ -4,12 +4,14 @@
 
 A cell lowers the model by `compile(auto)` and by each compiler that takes it, then measures all of them and the eager fp32
 module in the same rounds of fresh processes. What auto chose is compared with the best single backend of these rounds, which
-auto has not seen. A cell is printed as soon as it is known, and kept in a file of JSON lines, so that a killed run goes on.
+auto has not seen, of those that are numerically right; the others have a star. A cell is printed as soon as it is known, and
+kept in a file of JSON lines, so that a killed run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -53,6 +55,7 @@ def cell(model: str, scheme: str, rounds: int, seconds: float) -> dict[str, Any]
 
     from thrifty import Auto, Context, artifact
     from thrifty.compilers.auto import LAST_RESORT, candidates
+    from thrifty.compilers.parity import ParityError, as_tuple, check_parity, check_random
     from thrifty.recipe import Recipe
     from thrifty.registry import method_class
 
@@ -64,6 +67,11 @@ def cell(model: str, scheme: str, rounds: int, seconds: float) -> dict[str, Any]
     context = Context(example, lambda: iter([entry.example(1, seed) for seed in range(20, 24)]))
     names = [name for name in candidates(net) if name != LAST_RESORT]
     took: dict[str, float] = {}
+    wrong: list[str] = []
+
+    def module(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return as_tuple(net(*inputs))
+
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
         sides: dict[str, Side] = {"eager": CallableSide(f"{Path(__file__).resolve()}:eager_{model}")}
         for name in ("auto", *names):
@@ -79,13 +87,21 @@ def cell(model: str, scheme: str, rounds: int, seconds: float) -> dict[str, Any]
             artifact.write(where, lowered, {}, [x.numpy() for x in example], [net(*example).numpy()])
             took[name] = time.perf_counter() - began
             sides[name] = ArtifactSide(str(where), trust_native_code=True)
+            try:
+                with contextlib.closing(artifact.load(where, trust_native_code=True)) as engine:
+                    check_parity(module, engine, context.calibration(), lowered.precision)
+                    check_random(module, engine, example, context.shapes, lowered.precision)
+            except ParityError as error:
+                wrong.append(name)
+                print(f"{model}, {scheme}: {name}: {error}", file=sys.stderr)
         chose = artifact.read(Path(place) / "auto")["engine"]
         done = compare(sides, "eager", [x.numpy() for x in example], rounds=rounds)
-        singles = [name for name in sides if name not in ("eager", "auto")]
+        singles = [name for name in sides if name not in ("eager", "auto", *wrong)]
         best = min(singles, key=lambda name: done.figures[name].p50)
         behind = done.ratio(best, "auto")
         return {
             "model": model, "scheme": scheme, "chose": chose, "best": best, "took": took,
+            "wrong": wrong,
             "behind": [behind.value, behind.low, behind.high] if behind else None,
             "over_eager": {name: [ratio.value, ratio.low, ratio.high] for name, ratio in done.ratios.items() if ratio},
             "ms": {name: figures.p50 * 1e3 for name, figures in done.figures.items()},
@@ -98,7 +114,8 @@ def interval(found: Sequence[float | None], digits: int = 2) -> str:
 
 
 def row(found: dict[str, Any]) -> str:
-    singles = "; ".join(f"{name} {interval(ratio)}" for name, ratio in found["over_eager"].items() if name != "auto")
+    singles = "; ".join(f"{name}{'*' * (name in found['wrong'])} {interval(ratio)}"
+                        for name, ratio in found["over_eager"].items() if name != "auto")
     return (f"| {found['model']} | {found['scheme']} | {found['ms']['eager']:.2f} ms | {found['chose']}, "
             f"{interval(found['over_eager']['auto'])} | {found['best']} | {interval(found['behind'], 3)} | {singles} | "
             f"{found['took']['auto']:.0f} s |")

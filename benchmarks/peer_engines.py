@@ -106,7 +106,7 @@ def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
     for scheme, recipe in schemes(convolutional).items():
         for compiler in COMPILERS:
             if "bf16" not in scheme or compiler != "onnxruntime":  # which has no bfloat16
-                tools[f"{scheme}-{compiler}"] = functools.partial(_ours, net, recipe, compiler, context)
+                tools[f"{scheme}-{compiler}"] = functools.partial(ours, net, recipe, compiler, context)
     for kind in (f"onnxruntime-{'static' if convolutional else 'dynamic'}", NNCF, "neural-compressor"):
         tools[kind] = functools.partial(_theirs, net, context, [str(peers_python), PEERS, kind, name, str(store)])
     tools[NNCF_BF16] = lambda out: _in_bfloat16(net, context, place / NNCF, out)
@@ -138,7 +138,7 @@ def once(place: Path, make: Callable[[Path], None]) -> Path:
     return place
 
 
-def _ours(net: nn.Module, recipe: str, compiler: str, context: Context, out: Path) -> None:
+def ours(net: nn.Module, recipe: str, compiler: str, context: Context, out: Path) -> None:
     (quantize,) = Recipe.parse(recipe)
     lower = method_class(compiler)()
     assert isinstance(quantize, Transform)

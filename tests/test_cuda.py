@@ -53,7 +53,7 @@ def test_inductor_compiles_where_it_is_opened_and_replays_a_graph(tmp_path):
 def test_float8_is_compiled_and_multiplied_as_such(tmp_path, rest):
     torch.manual_seed(0)
     model = Quantize("fp8", rest=rest)(torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 32)))
-    # Numbers that bfloat16 holds: the compiler leaves out the rounding of what it takes in, after which float8 may round otherwise.
+    # Numbers that bfloat16 holds: the compiler leaves out the rounding of what comes in, and float8 would round otherwise.
     example = (torch.randn(4, 64).bfloat16().float(),)
     context = make_context(testing.workload, Target(device="cuda"), 0, [], lambda event: None)
     record = Inductor().lower(model, example, tmp_path, dataclasses.replace(context, shapes={}))

@@ -117,11 +117,11 @@ class Functions(Dataset[tuple[tuple[Tensor, Tensor], tuple[int, int, int]]]):
 
     @functools.cached_property
     def _tokenized(self) -> tuple[Tensor, Tensor]:
-        encoded = _tokenizer().encode_batch([text for f in pairs(self.split) for text in (f.code, f.sentence)])
+        encoded = tokenizer().encode_batch([text for f in pairs(self.split) for text in (f.code, f.sentence)])
         return torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     """The model's own wordpieces, cut and padded to 128."""
     try:
         from tokenizers import Tokenizer
