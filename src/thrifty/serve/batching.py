@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -67,16 +68,21 @@ def take(queue: deque[Request], most: int) -> list[Request]:
         most: rows of a batch. A head with more of them runs alone.
     """
     head = queue.popleft()
-    chosen, rest, rows = [head], [], head.rows
-    for request in queue:
+    chosen, passed, rows = [head], [], head.rows
+    while queue and rows < most:  # no further: of a long queue little is looked at
+        request = queue.popleft()
         if rows + request.rows <= most and request.kind == head.kind:
             chosen.append(request)
             rows += request.rows
         else:
-            rest.append(request)
-    queue.clear()
-    queue.extend(rest)
+            passed.append(request)
+    queue.extendleft(reversed(passed))
     return chosen
+
+
+def enough(queue: Iterable[Request], most: int) -> bool:
+    """Whether so many rows wait."""
+    return any(rows >= most for rows in itertools.accumulate(request.rows for request in queue))
 
 
 def join(requests: Sequence[Request]) -> Arrays:
@@ -223,7 +229,7 @@ class Batcher:
             if not self._queue:
                 return []
             until = self._queue[0].arrived + self.wait
-            while sum(request.rows for request in self._queue) < self.most and not self._closing:
+            while not enough(self._queue, self.most) and not self._closing:
                 if (left := until - time.monotonic()) <= 0:
                     break
                 self._changed.wait(left)
