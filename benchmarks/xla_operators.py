@@ -2,8 +2,8 @@
 
     python benchmarks/xla_operators.py >> benchmarks/compilers.md
 
-Each operator has the shapes of the models of `benchmarks/auto.py` (an MLP, ResNet-18 at 224x224, MiniLM at 128 tokens); each is
-lowered by both and measured in interleaved fresh processes. "Nothing" is a model of one addition: what a call itself costs.
+Each operator has the shapes of the models of `benchmarks/auto.py` (an MLP, ResNet-18 at 224x224 and 64x64, MobileNetV3, MiniLM at
+128 tokens); each is lowered by both and measured in interleaved fresh processes. "Nothing" is a model of one addition: what a call itself costs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Function(nn.Module):
 
 def operators() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
     """{name: (module, one request)}."""
-    def conv(inputs: int, outputs: int, size: int, side: int, stride: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]:
-        return nn.Conv2d(inputs, outputs, size, stride, size // 2), (torch.randn(1, inputs, side, side),)
+    def conv(inputs: int, outputs: int, size: int, side: int, stride: int = 1,
+             groups: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups), (torch.randn(1, inputs, side, side),)
 
     heads = tuple(torch.randn(1, 12, 128, 32) for _ in range(3))
     return {
@@ -51,16 +52,22 @@ def operators() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
         "convolution 3x3, 64 to 64, 56": conv(64, 64, 3, 56),
         "convolution 3x3, 128 to 128, 28": conv(128, 128, 3, 28),
         "convolution 3x3, 512 to 512, 7": conv(512, 512, 3, 7),
+        "convolution 3x3, 256 to 256, 4": conv(256, 256, 3, 4),
+        "convolution 3x3, 512 to 512, 2": conv(512, 512, 3, 2),
         "convolution 1x1, 64 to 128, 56": conv(64, 128, 1, 56, 2),
+        "convolution 5x5 of 240 channels apart, 14": conv(240, 240, 5, 14, groups=240),
+        "hard swish, 240, 14": (nn.Hardswish(), (torch.randn(1, 240, 14, 14),)),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--operators", nargs="+", choices=list(operators()), default=list(operators()))
     arguments = parser.parse_args()
     print("| operator | Inductor | XLA | Inductor's time over XLA's |\n| --- | --- | --- | --- |", flush=True)
-    for name, (module, inputs) in operators().items():
+    for name in arguments.operators:
+        module, inputs = operators()[name]
         with tempfile.TemporaryDirectory() as place, torch.no_grad():
             for compiler in ("inductor", "xla"):
                 where = Path(place) / compiler
