@@ -2,8 +2,9 @@
 
     python benchmarks/xla_operators.py >> benchmarks/compilers.md
 
-Each operator has the shapes of the models of `benchmarks/auto.py` (an MLP, ResNet-18 at 224x224 and 64x64, MobileNetV3, MiniLM at
-128 tokens); each is lowered by both and measured in interleaved fresh processes. "Nothing" is a model of one addition: what a call itself costs.
+Each operator has the shapes of the models of `benchmarks/auto.py` (an MLP, ResNet-18 at 224x224 and 64x64, MobileNetV3,
+MiniLM at 128 tokens); each is lowered by both and measured in interleaved fresh processes. "Nothing" is a model of one
+addition: what a call itself costs.
 """
 
 from __future__ import annotations
