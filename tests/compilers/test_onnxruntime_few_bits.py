@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.compilers.few_bits import ODD, around, check_bytes, check_tied, tokens
 from tests.compilers.nets import called, error, lowered
 from thrifty.compilers.capture import LoweringError
 from thrifty.posttraining.quantization.rest import in_bf16
+from thrifty.posttraining.quantize import Quantize
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -38,6 +40,19 @@ def test_bfloat16_is_refused(tmp_path):
 @pytest.mark.parametrize(("scheme", "most"), [("w4a16", 0.17), ("w8a16", 0.27), ("w8a8", 0.27)])
 def test_bytes(scheme, most, tmp_path):
     check_bytes(OnnxRuntime(), scheme, most, tmp_path)
+
+
+def test_bytes_become_floats_when_their_layer_is_due(tmp_path):
+    """Else those of all layers would stand in memory at once, since dequantizing waits for no input."""
+    layers = torch.nn.Linear(128, 128), torch.nn.ReLU(), torch.nn.Linear(128, 4)
+    net = Quantize("w8a16", algorithm="rtn")(torch.nn.Sequential(*layers))
+    _, engine, _ = lowered(OnnxRuntime(), net, (torch.randn(3, 128),), tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    constants, steps = {x.name for x in graph.initializer}, [x for x in graph.node if x.op_type == "DequantizeLinear"]
+    assert len(steps) == 2
+    assert all(step.input[0] in constants and step.input[1] not in constants for step in steps)
+    large = torch.full((3, 128), 1e15)  # times nothing, it is nothing
+    assert error(called(engine, large), net(large)) < 1e-5
 
 
 def test_a_tied_table_lies_in_the_file_once(tmp_path):
