@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.errors import ThriftyError
-from thrifty.serve.batching import Batcher, Closed, QueueFull, Request, join, largest, pays, split, take
+from thrifty.serve.batching import Batcher, Closed, QueueFull, Request, enough, join, largest, pays, split, take
 
 
 def request(rows=1, width=3, value=0.0, dtype="float32"):
@@ -46,6 +46,15 @@ def test_the_queue_is_emptied_in_batches_that_fit(sizes, most):
         for rows in range(1, 7):
             assert [x for x in seen if x.kind == kind and x.rows == rows] == [
                 x for x in wanted if x.kind == kind and x.rows == rows]
+
+
+def test_a_full_batch_is_taken_without_a_look_at_the_rest():
+    """Else a server that has fallen behind gets slower the longer its queue is."""
+    unread = Request([None])  # whoever asks for its rows or its kind fails
+    for most, rows in ((1, 1), (4, 4), (4, 7)):
+        queue = deque([request(rows), unread])
+        assert len(take(queue, most)) == 1 and list(queue) == [unread]
+        assert enough([request(rows), unread], most)
 
 
 def test_rows_that_do_not_add_up_are_an_error():
