@@ -358,7 +358,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           max_batch: Annotated[int | None, typer.Option(
               "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default if it pays.")] = None,
           max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
-          max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 1024,
+          max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
           max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.

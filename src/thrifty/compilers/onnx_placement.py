@@ -177,7 +177,7 @@ class _Dequantized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = (x if self.unsmooth is None else x * self.unsmooth).reshape(-1, self.shape[1])
         # Scales wait for the input: the runtime would else dequantize the weights of all layers before its first product.
-        scale = self.scale + flat[:1, 0].clamp(0, 0)
+        scale = self.scale + (flat[:1, 0] < -math.inf).float()  # zero, whatever the number, a NaN too
         weight = _op("DequantizeLinear", (self.q, scale, self.zero), self.q.shape, torch.float32, axis=0)
         y = _op("Gemm", (flat, weight.reshape(self.shape), self.bias), (flat.shape[0], self.shape[0]), torch.float32,
                 version=13, transB=1)

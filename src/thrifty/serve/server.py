@@ -53,7 +53,7 @@ class Settings:
     threads: int | None = None
     max_batch: int | None = None
     max_wait: float = 0.002
-    max_queue: int = 1024
+    max_queue: int = 256
     max_body: int = 16 * 10**6
     trust_native_code: bool = False
 
