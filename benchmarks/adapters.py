@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 
 from thrifty import AdamW, BitsPerByte, CrossEntropy, Recipe, Train
 from thrifty.environment import environment, now
-from thrifty.measure.student import student_quantile
+from thrifty.measure.statistics import Interval, ratio_interval
 from thrifty.training.loop import Fit, fit
 from thrifty.training.peft.adapter import load_peft
 from thrifty.workloads import python_lm, python_text
@@ -244,7 +244,7 @@ class Side:
         return time.perf_counter() - began
 
 
-def ratios(sides: Mapping[str, Side], rounds: int = 8, steps: int = 5) -> dict[str, tuple[float, float, float]]:
+def ratios(sides: Mapping[str, Side], rounds: int = 8, steps: int = 5) -> dict[str, Interval]:
     """Way -> seconds a step over full fine-tuning's, with a 95% interval of Student's t on logs, steps in turns."""
     for side in sides.values():
         side.seconds(2)
@@ -252,15 +252,13 @@ def ratios(sides: Mapping[str, Side], rounds: int = 8, steps: int = 5) -> dict[s
     for i in range(rounds):
         for way in sides if i % 2 else reversed(sides):
             taken[way].append(math.log(sides[way].seconds(steps)))
-    return {way: spread([a - b for a, b in zip(logs, taken["full"], strict=True)]) for way, logs in taken.items()}
+    return {way: ratio_interval([a - b for a, b in zip(logs, taken["full"], strict=True)]) for way, logs in taken.items()}
 
 
-def spread(logs: list[float]) -> tuple[float, float, float]:
-    """exp of the mean and of its 95% interval; not a number where there is one value alone."""
-    margin = (student_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1
-              else math.nan)
-    centre = statistics.fmean(logs)
-    return math.exp(centre), math.exp(centre - margin), math.exp(centre + margin)
+def shown(found: Interval, change: bool = False) -> str:
+    """A ratio with its interval, or as so many percent more or less; one value has none."""
+    numbers = [f"{x - 1:+.2%}" if change else f"{x:.2f}" for x in (found.value, found.low, found.high) if x is not None]
+    return numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
 
 
 # -- the page ---------------------------------------------------------------------------------------------------
@@ -300,12 +298,12 @@ def compare(domain: str, windows: int, given: argparse.Namespace, base: str) -> 
     print("| way | lr | trainable | bits a byte, held out | against full, 95% | gradients and state, MB | memory added, MB | "
           "seconds a step against full, 95% |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
     for way, rate in best.items():
-        against = spread([math.log(a["test"] / b["test"]) for a, b in zip(runs[way], runs["full"], strict=True)])
+        against = ratio_interval([math.log(a["test"] / b["test"]) for a, b in zip(runs[way], runs["full"], strict=True)])
         ends = ", ".join(f"{run['test']:.4f}" for run in runs[way])
         print(f"| {way} | {rate:g}{edge(rate, WAYS[way][1])} | 1/{1 / runs[way][0]['share']:.1f} | "
-              f"{ends} | {against[0] - 1:+.2%} [{against[1] - 1:+.2%}, {against[2] - 1:+.2%}] | "
+              f"{ends} | {shown(against, change=True)} | "
               f"{sides[way].state_bytes() / 1e6:.1f} | {alone[way]['peak'] / 1e6:.0f} | "
-              f"{took[way][0]:.2f} [{took[way][1]:.2f}, {took[way][2]:.2f}] |", flush=True)
+              f"{shown(took[way])} |", flush=True)
 
 
 def edge(rate: float, grid: tuple[float, ...]) -> str:

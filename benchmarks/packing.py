@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, CrossEntropy, Train
 from thrifty.environment import environment, now
-from thrifty.measure.student import student_quantile
+from thrifty.measure.statistics import ratio_interval
 from thrifty.training.loop import Fit
 from thrifty.training.packing import PackedLoader, Sequences, make_loader
 from thrifty.workloads import python_lm, python_text
@@ -81,10 +81,6 @@ def side(data: TensorDataset, packing: bool, batch_size: int) -> Side:
     return Side(session, loader.batches(), loader.steps(1))
 
 
-def margin(logs: list[float]) -> float:
-    return student_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="of padded packed packed padded")
@@ -115,8 +111,7 @@ def main() -> None:
     for share, (name, each) in zip(padding, sides.items(), strict=True):
         print(f"| {name} | {100 * share:.1f}% | {each.steps_per_epoch} | {statistics.fmean(rates[name]):.0f} | "
               f"{statistics.fmean(seconds[name]):.1f} |")
-    ratios = [f"{math.exp(statistics.fmean(logs)):.2f} [{math.exp(statistics.fmean(logs) - margin(logs)):.2f}, "
-              f"{math.exp(statistics.fmean(logs) + margin(logs)):.2f}]" for logs in pairs_of.values()]
+    ratios = [f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" for found in map(ratio_interval, pairs_of.values())]
     print(f"| packed over padded, 95% | | | {ratios[0]} | {ratios[1]} |")
 
 

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import sysconfig
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from thrifty.environment import environment, now
 from thrifty.measure.statistics import paired_drop
 from thrifty.quality import Scores
 from thrifty.target import cores
-from thrifty.workloads.functions import PAIRS, Function, functions
+from thrifty.workloads.functions import PAIRS, Function, clear, functions
 from thrifty.workloads.minilm import tokenizer
 from thrifty.workloads.retrieval import recalled
 
@@ -45,9 +44,7 @@ def drawn(most: int) -> list[Function]:
         found += functions(path.read_text(errors="replace"), str(path.relative_to(root)))
         if len(found) > 2 * most:
             break
-    sentences, codes = Counter(f.sentence for f in found), Counter(f.code for f in found)
-    clear = [f for f in found if sentences[f.sentence] == 1 and codes[f.code] == 1 and 4 <= len(f.sentence.split()) <= 60]
-    return clear[:most // PAIRS * PAIRS]
+    return clear(found)[:most // PAIRS * PAIRS]
 
 
 def embeddings(answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], texts: list[tuple[torch.Tensor, torch.Tensor]],

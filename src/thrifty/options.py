@@ -1,4 +1,4 @@
-"""Arguments and options that verbs of the command line share."""
+"""Arguments, options and exit codes that verbs of the command line share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
 
 
 class SavedAs(enum.Enum):

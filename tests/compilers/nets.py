@@ -95,6 +95,13 @@ def called(engine: Engine, *inputs: Tensor) -> Tensor:
     return torch.from_numpy(np.array(engine.arrays(engine.run(engine.native([x.numpy() for x in inputs])))[0]))
 
 
+def check_outputs_stay(engine: Engine, x: Tensor) -> None:
+    """What an engine gave is not written over by its next call."""
+    first = called(engine, x[:2])
+    kept, again = first.clone(), called(engine, x[2:4])
+    assert torch.equal(first, kept) and torch.equal(kept, called(engine, x[:2])) and not torch.equal(kept, again)
+
+
 def error(got: Tensor, want: Tensor) -> float:
     """Relative Frobenius error."""
     return float((got - want).norm() / want.norm())

@@ -8,7 +8,7 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -46,12 +46,14 @@ def pairs(split: str) -> tuple[Function, ...]:
         if path.split("/")[0] not in ("encodings", "pydoc_data") and bucket(path, 2) == SPLITS[split]
         for function in functions(read_library(path), path)
     ]
+    return tuple(sorted(clear(found), key=lambda f: hashlib.sha256(f.code.encode()).digest())[:PAIRS])
+
+
+def clear(found: Sequence[Function]) -> list[Function]:
+    """Those that one query finds: of a sentence and a code that no other has, the sentence of 4 to 60 words."""
     sentences, codes = Counter(f.sentence for f in found), Counter(f.code for f in found)
-    clear = [
-        f for f in found
-        if sentences[f.sentence] == 1 and codes[f.code] == 1 and 4 <= len(f.sentence.split()) <= 60
-    ]
-    return tuple(sorted(clear, key=lambda f: hashlib.sha256(f.code.encode()).digest())[:PAIRS])
+    return [f for f in found
+            if sentences[f.sentence] == 1 and codes[f.code] == 1 and 4 <= len(f.sentence.split()) <= 60]
 
 
 def functions(source: str, path: str) -> Iterator[Function]:

@@ -105,6 +105,13 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
     convolutions, linears, grouped, float8, tied, rounded = {}, {}, {}, [], {}, {}
     grown: list[str] = []
     projected: list[str] = []
+
+    def round_alone(name: str, chosen: Scheme) -> None:
+        if rounding.grow(found[name], grids := rounding.grids(found[name], chosen, group)):
+            grown.append(name)
+        else:
+            rounded[name] = grids
+
     for name in kinds["convolution"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and chosen.activations == "int8":
@@ -113,10 +120,7 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
             raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, and float8 is "
                                       f"for linear layers: give it w8a8, w8a16 or {FLOAT}")
         elif chosen is not None and chosen.activations == "float":
-            if rounding.grow(found[name], grids := rounding.grids(found[name], chosen, group)):
-                grown.append(name)
-            else:
-                rounded[name] = grids
+            round_alone(name, chosen)
     for name in kinds["recurrent"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and name in own and (chosen.activations != "float" or found[name].proj_size):
@@ -127,10 +131,8 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
             continue
         if found[name].proj_size:
             projected.append(name)
-        elif rounding.grow(found[name], grids := rounding.grids(found[name], chosen, group)):
-            grown.append(name)
         else:
-            rounded[name] = grids
+            round_alone(name, chosen)
     for name in kinds["linear"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is None:
