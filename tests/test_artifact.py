@@ -129,3 +129,12 @@ def test_nothing_is_pickled(exported):
     """Every file is JSON, an archive of arrays, or an engine's own format; none opens with a pickle's opcode."""
     for path in exported.iterdir():
         assert path.read_bytes()[:2] != b"\x80\x04", path
+
+
+@pytest.mark.parametrize(("shape", "says"), [([1, 4], r"of shape \[1, 4\] but is float32 of shape \[2, 3\]"),
+                                             ([-1, 4], r"of shape \[-1, 4\] \(-1: any\) but is float32 of shape \[2, 3\]")])
+def test_a_request_of_another_shape_is_told_what_is_taken(shape, says):
+    spec = {"name": "x", "dtype": "float32", "shape": shape}
+    with pytest.raises(artifact.InputError, match=says):
+        artifact.check_inputs([spec], [np.zeros((2, 3), np.float32)])
+    artifact.check_inputs([spec], [np.zeros((1, 4), np.float32)])

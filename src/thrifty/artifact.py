@@ -197,8 +197,9 @@ def check_inputs(specs: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarray
             want in (-1, got) for want, got in zip(spec["shape"], array.shape, strict=True)
         )
         if not same or str(array.dtype) != spec["dtype"]:
+            varies = " (-1: any)" if -1 in spec["shape"] else ""
             raise InputError(
-                f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']} (-1: any) but is "
+                f"input {spec['name']} must be {spec['dtype']} of shape {spec['shape']}{varies} but is "
                 f"{array.dtype} of shape {list(array.shape)}"
             )
     _check_sizes(specs, [array.shape for array in arrays])
