@@ -5,7 +5,8 @@
 The base learns the standard library's code (`python-lm`). The new domain is one project's code, the Python files of an
 installed package, or prose, the descriptions of the packages that are installed (METADATA of every distribution). A fifth of
 its files is held out to choose each way's learning rate on, with the first seed; another fifth is what the table shows, for
-all seeds. Each run is a process of its own. Those whose memory and steps are timed run alone, after the others.
+all seeds, several at a time. Memory and seconds of a step are measured at the end, with nothing beside: memory in processes of
+their own, steps of all ways in turns.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import hashlib
 import importlib.util
 import json
 import math
+import multiprocessing
+import os
+import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -43,8 +46,9 @@ from thrifty.workloads import python_lm, python_text
 from thrifty.workloads.sources import bucket, data_folder
 
 WAYS = {
-    "full": ("train({})", (1e-4, 3e-4, 1e-3, 3e-3)),
-    "lora": ("train(lora(rank=14), {})", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "full": ("train({})", (1e-4, 2e-4, 3e-4, 6e-4)),
+    "lora": ("train(lora(rank=14), {})", (1e-3, 2e-3, 3e-3, 1e-2)),
+    "lora, norms too": ("train(lora(rank=14, norms=4), {})", (7e-4, 1.4e-3, 2e-3, 4e-3)),
     "lora, embedding too": ("train(lora(rank=13, targets=\"embedding|query|key|value|out|up|down|head\"), {})",
                             (1e-3, 3e-3, 1e-2, 3e-2)),
     "rslora": ("train(lora(rank=14, variant=rslora), {})", (3e-4, 1e-3, 3e-3, 1e-2)),
@@ -152,8 +156,14 @@ class Domain(Dataset[tuple[Tensor, object]]):
         return inputs, target if self.train else (target, size, file)
 
 
-def training_data(job: Job) -> Domain:
-    return Domain(job.domain, "train", 40, job.windows)
+@functools.cache
+def training_data(domain: str, windows: int) -> Domain:
+    return Domain(domain, "train", 40, windows)
+
+
+@functools.cache
+def held_out(domain: str, split: str) -> Domain:
+    return Domain(domain, split, 8, 600)
 
 
 # -- one way ----------------------------------------------------------------------------------------------------
@@ -184,15 +194,16 @@ def bits(model: nn.Module, data: Any, device: str) -> float:
 def one(job: Job) -> dict[str, Any]:
     """A training in this process."""
     loss, settings = CrossEntropy(ignore_index=python_lm.IGNORED), job.phase
-    model, data = load(job.base).to(job.device), training_data(job)
+    model, data = load(job.base).to(job.device), training_data(job.domain, job.windows)
     load_peft()  # what importing it takes is no part of training
     memory = Memory(job.device)
     done = fit(model, settings.methods, data, loss, settings=settings, batch_size=job.batch, seed=job.seed, device=job.device)
     peak = memory.added()
     shares = [claim.after for _, claim in done.claims if claim.what == "share of trainable parameters"]
-    return {"share": shares[0] if shares else 1.0, "peak": peak, "seconds": done.seconds / job.steps,
-            "loss": statistics.fmean(x for _, x in done.history[-10:]),
-            **{split: bits(done.model, Domain(job.domain, split, 8, 600), job.device) for split in ("validation", "test")}}
+    found = {"share": shares[0] if shares else 1.0, "peak": peak, "loss": statistics.fmean(x for _, x in done.history[-10:]),
+             **{split: bits(done.model, held_out(job.domain, split), job.device) for split in ("validation", "test")}}
+    print(job.domain, job.windows, job.way, job.rate, job.seed, found, file=sys.stderr, flush=True)
+    return found
 
 
 class Memory:
@@ -225,7 +236,7 @@ class Side:
     def __init__(self, job: Job) -> None:
         self.fit = Fit(load(job.base), list(job.phase.methods), CrossEntropy(ignore_index=python_lm.IGNORED), steps=1000,
                        settings=job.phase, device=job.device)
-        data = training_data(job)
+        data = training_data(job.domain, job.windows)
         rows = [data[i] for i in range(job.batch)]
         self.batch: Any = ((torch.stack([x for x, _ in rows]),), torch.stack([y for _, y in rows]))  # type: ignore[misc]
         self.fit.step(self.batch)
@@ -264,46 +275,48 @@ def shown(found: Interval, change: bool = False) -> str:
 # -- the page ---------------------------------------------------------------------------------------------------
 
 
-def in_a_process(job: Job) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(asdict(job))], capture_output=True, text=True,
-                          check=False)
-    if done.returncode:
-        raise RuntimeError(f"{job}: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(job.domain, job.windows, job.way, job.rate, job.seed, found, file=sys.stderr, flush=True)
-    return found
+def workers(jobs: int, tasks: int | None = None) -> ProcessPoolExecutor:
+    """Processes that train, each so many times."""
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads,
+                               initargs=(max(1, (os.cpu_count() or 1) // jobs),), max_tasks_per_child=tasks)
 
 
-def compare(domain: str, windows: int, given: argparse.Namespace, base: str) -> None:
-    """The table of a domain and a size of it."""
+def compare(domain: str, windows: int, given: argparse.Namespace, base: str, pool: ProcessPoolExecutor) -> dict[str, Job]:
+    """Print the table of a domain and a size of it; way -> the job that was best."""
     steps = round(given.epochs * windows / given.batch)
 
     def job(way: str, rate: float, seed: int = 0) -> Job:
         return Job(way, domain, windows, rate, seed, steps, given.batch, base, given.device)
 
-    with ThreadPoolExecutor(given.jobs) as pool:
-        grid = [(way, rate) for way in given.ways for rate in WAYS[way][1]]
-        tried = dict(zip(grid, pool.map(lambda pair: in_a_process(job(*pair)), grid), strict=True))
-        best = {way: min(WAYS[way][1], key=lambda rate: tried[way, rate]["validation"]) for way in given.ways}
-        more = [job(way, rate, seed) for way, rate in best.items() for seed in range(1, given.seeds)]
-        found = list(pool.map(in_a_process, more))
+    grid = [(way, rate) for way in given.ways for rate in WAYS[way][1]]
+    tried = dict(zip(grid, pool.map(one, [job(*pair) for pair in grid]), strict=True))
+    best = {way: min(WAYS[way][1], key=lambda rate: tried[way, rate]["validation"]) for way in given.ways}
+    more = [job(way, rate, seed) for way, rate in best.items() for seed in range(1, given.seeds)]
+    found = list(pool.map(one, more))
     runs = {way: [tried[way, rate], *(r for j, r in zip(more, found, strict=True) if j.way == way)]
             for way, rate in best.items()}
-    alone = {way: in_a_process(job(way, rate)) for way, rate in best.items()}
-    sides = {way: Side(job(way, rate)) for way, rate in best.items()}
-    took = ratios(sides)
-    before = bits(load(base), Domain(domain, "test", 8, 600), given.device)
+    before = bits(load(base), held_out(domain, "test"), given.device)
     print(f"\n{domain}: {len(texts(domain))} files, sha256 {fingerprint(domain)}, {windows} windows to train on, {steps} steps; "
           f"{before:.4f} bits a byte before.\n")
-    print("| way | lr | trainable | bits a byte, held out | against full, 95% | gradients and state, MB | memory added, MB | "
-          "seconds a step against full, 95% |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| way | lr | bits a byte, held out | against full, 95% |\n| --- | --- | --- | --- |")
     for way, rate in best.items():
         against = ratio_interval([math.log(a["test"] / b["test"]) for a, b in zip(runs[way], runs["full"], strict=True)])
         ends = ", ".join(f"{run['test']:.4f}" for run in runs[way])
-        print(f"| {way} | {rate:g}{edge(rate, WAYS[way][1])} | 1/{1 / runs[way][0]['share']:.1f} | "
-              f"{ends} | {shown(against, change=True)} | "
-              f"{sides[way].state_bytes() / 1e6:.1f} | {alone[way]['peak'] / 1e6:.0f} | "
-              f"{shown(took[way])} |", flush=True)
+        print(f"| {way} | {rate:g}{edge(rate, WAYS[way][1])} | {ends} | {shown(against, change=True)} |", flush=True)
+    return {way: job(way, rate) for way, rate in best.items()}
+
+
+def cost(jobs: Mapping[str, Job]) -> None:
+    """Print the table of what a training takes, each alone."""
+    with workers(1, tasks=1) as single:
+        alone = dict(zip(jobs, single.map(one, jobs.values()), strict=True))
+    sides = {way: Side(job) for way, job in jobs.items()}
+    took = ratios(sides)
+    print("\n| way | trainable | gradients and state, MB | memory added, MB | seconds a step against full, 95% |\n"
+          "| --- | --- | --- | --- | --- |")
+    for way in jobs:
+        print(f"| {way} | 1/{1 / alone[way]['share']:.1f} | {sides[way].state_bytes() / 1e6:.1f} | "
+              f"{alone[way]['peak'] / 1e6:.0f} | {shown(took[way])} |", flush=True)
 
 
 def edge(rate: float, grid: tuple[float, ...]) -> str:
@@ -324,11 +337,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, where nothing is timed")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.one:
-        print(json.dumps(one(Job(**json.loads(given.one)))))
-        return
     if "full" not in given.ways:
         sys.exit("--ways must name full: all others are compared with it")
     for domain in given.domains:
@@ -337,14 +346,16 @@ def main() -> None:
     if not place.exists():
         make_base(place, given.base_steps, given.base_batch, given.device)
     facts, own = environment(), bits(load(str(place)), python_lm.workload.validation, given.device)
-    print(f"## PEFT\n\n`python benchmarks/adapters.py {' '.join(sys.argv[1:])}`, {now()}, "
+    print(f"## PEFT\n\n`python benchmarks/adapters.py {shlex.join(sys.argv[1:])}`, {now()}, "
           f"{torch.cuda.get_device_name() if given.device == 'cuda' else facts['cpu']}, torch {torch.__version__}. Base: "
           f"`python-lm`, {own:.4f} bits a byte on its own validation. "
           f"{given.epochs:g} epochs in steps of {given.batch} windows, {given.seeds} seed(s), learning rate chosen of "
           f"{len(WAYS['full'][1])}.", flush=True)
-    for domain in given.domains:
-        for windows in given.windows:
-            compare(domain, windows, given, str(place))
+    with workers(given.jobs) as pool:
+        for domain in given.domains:
+            for windows in given.windows:
+                jobs = compare(domain, windows, given, str(place), pool)
+    cost(jobs)
 
 
 if __name__ == "__main__":

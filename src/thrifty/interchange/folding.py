@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from thrifty.interchange.layers import InterchangeError, Layer
 from thrifty.numerics.modules import QuantLinear
+from thrifty.numerics.norms import is_norm
 
 
 def folded(body: nn.Module, layers: Mapping[str, Layer], ids: Tensor) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def _seen(body: nn.Module, ids: Tensor) -> tuple[dict[str, str], dict[str, list[
     leaves = [(name, module) for name, module in body.named_modules() if not list(module.children())]
     handles = [module.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs)) for name, module in leaves]
     handles += [module.register_forward_hook(lambda _, inputs, output, name=name: after(name, output))
-                for name, module in leaves if _is_norm(module)]
+                for name, module in leaves if is_norm(module)]
     try:
         with torch.no_grad():
             body(input_ids=ids)
@@ -82,8 +83,3 @@ def _seen(body: nn.Module, ids: Tensor) -> tuple[dict[str, str], dict[str, list[
 def _place(x: Tensor) -> tuple[Any, ...]:
     """Equal for a tensor and for a view of all of it."""
     return x.data_ptr(), x.shape, x.stride(), x.dtype
-
-
-def _is_norm(module: nn.Module) -> bool:
-    weight = dict(module.named_parameters(recurse=False)).get("weight")
-    return type(module).__name__.endswith("Norm") and weight is not None and weight.dim() == 1

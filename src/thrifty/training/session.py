@@ -248,6 +248,8 @@ class Fit:
         made = [optimizer for method in self.methods if (optimizer := method.optimizer(self, groups)) is not None]
         if len(made) != 1:
             raise ThriftyError(f"training needs one optimizer but its methods made {len(made)}")
+        for group in made[0].param_groups:  # before the schedule notes them
+            group["lr"] *= group.pop("lr_factor", 1.0)
         return made[0]
 
     def _rate(self, step: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.training.peft.nets import adapted, answers, batch, mlp
-from thrifty import AdamW, CrossEntropy, Lora
+from thrifty import AdamW, CrossEntropy, Ema, Lora, save_adapter
 from thrifty.errors import ThriftyError
 from thrifty.training.loop import Fit
 from thrifty.training.peft.lora import size
@@ -121,6 +122,72 @@ def test_dropout_is_drawn_in_training_alone() -> None:
         assert not torch.equal(model(x), model(x))
 
 
+def normed(seed: int = 1) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(13, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 24, bias=False), nn.RMSNorm(24),
+                         nn.Tanh(), nn.Linear(24, 5))
+
+
+def test_norms_are_trained_as_peft_would_at_their_own_rate() -> None:
+    (x,), y = batch()
+    session, base = adapted(Lora(rank=4, alpha=8, norms=4), normed(), steps=5), normed()
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(base, peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["0", "3", "6"], modules_to_save=["1", "4"]))
+    share = {claim.what: claim.after for _, claim in session.claims()}["share of trainable parameters"]
+    trainable, everything = theirs.get_nb_trainable_parameters()
+    assert share == pytest.approx(trainable / everything, abs=1e-12)
+    named = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
+    norms = {name for name in named if "modules_to_save" in name}
+    assert len(norms) == 3
+    optimizer = torch.optim.AdamW([
+        {"params": [p for name, p in named.items() if name not in norms]},
+        {"params": [named[name] for name in norms], "lr": 0.08, "weight_decay": 0.0}], lr=0.02, weight_decay=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(x), y).backward()
+        optimizer.step()
+    before = answers(session.model, x)
+    done = session.finish()
+    torch.testing.assert_close(answers(done, x), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(answers(done, x), answers(theirs.merge_and_unload(), x), rtol=1e-4, atol=1e-5)
+    assert str(done) == str(normed()) and all(p.requires_grad for p in done.parameters())
+    assert not torch.equal(done[1].weight, normed()[1].weight) and not torch.equal(done[4].weight, normed()[4].weight)
+
+
+@pytest.mark.parametrize("method", [Lora(rank=3, norms=2, variant="dora"), Lora(rank=3, norms=2, base="bf16")], ids=repr)
+def test_norms_stay_with_the_adapter_that_peft_loads(method: Lora, tmp_path: Path) -> None:
+    (x,), _ = batch()
+    session = adapted(method, normed())
+    trained = answers(session.model, x)
+    save_adapter(session.model, tmp_path)
+    torch.testing.assert_close(answers(session.finish(), x), trained, rtol=1e-5, atol=1e-5)
+    if method.base == "fp32":
+        torch.testing.assert_close(answers(peft.PeftModel.from_pretrained(normed(), tmp_path), x), trained, rtol=1e-5, atol=1e-5)
+
+
+def test_an_average_of_norms_is_left_too() -> None:
+    torch.manual_seed(0)
+    session = Fit(normed(), [Lora(rank=4, norms=4), AdamW(lr=0.02), Ema(decay=0.5)], CrossEntropy(), steps=4)
+    for _ in range(4):
+        session.step(batch())
+    (x,), _ = batch()
+    averaged, last = answers(session.evaluated(), x), answers(session.model, x)
+    assert not torch.allclose(averaged, last, atol=1e-4)
+    torch.testing.assert_close(answers(session.finish(), x), averaged, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_that_are_not_there_or_cannot_be_told_apart() -> None:
+    with pytest.raises(ThriftyError, match=r"lora\(norms=4\) trains the norms too, and the model has none"):
+        Fit(mlp(), [Lora(norms=4)], CrossEntropy(), steps=1)
+    model = nn.Sequential()
+    model.add_module("norm", nn.LayerNorm(13))
+    model.add_module("prenorm", nn.Linear(13, 5))
+    with pytest.raises(ThriftyError, match="prenorm, which is no norm, ends as one does"):
+        Fit(model, [Lora(rank=2, norms=4)], CrossEntropy(), steps=1)
+    adapted(Lora(rank=2), model)
+
+
 @pytest.mark.parametrize("kind", ["Llama", "GPT2"])
 def test_hugging_face_models(kind: str) -> None:
     """GPT-2 holds its weights transposed, and its head shares the embedding's, which no adapter may touch."""
@@ -130,7 +197,7 @@ def test_hugging_face_models(kind: str) -> None:
               "GPT2": lambda: transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32, n_positions=16)}[kind]()
     model = getattr(transformers, f"{kind}{'ForCausalLM' if kind == 'Llama' else 'LMHeadModel'}")(config)
     ids = torch.randint(0, 32, (4, 8))
-    session = Fit(model, [Lora(rank=2), AdamW(lr=0.02)], CrossEntropy(), steps=3,
+    session = Fit(model, [Lora(rank=2, norms=2), AdamW(lr=0.02)], CrossEntropy(), steps=3,
                   forward=lambda model, batch: model(*batch[0]).logits)
     for _ in range(3):
         session.step(((ids,), ids))

@@ -6,14 +6,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import nn
 
 from thrifty.errors import ThriftyError
 from thrifty.hyperparameters import choice, number
 from thrifty.method import Card
+from thrifty.numerics.norms import is_norm
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
+
+if TYPE_CHECKING:
+    from thrifty.training.loop import Fit
 
 
 @final
@@ -29,6 +33,9 @@ class Lora(Adapter):
 
     A layer smaller than the rank gets its own size, at the same s: no update of it could use more.
 
+    ``norms`` trains the scales and biases of all norms too, few numbers that move what no low rank can: a norm's scale is a
+    diagonal before every layer that reads it.
+
     Args:
         targets: "all-linear", every linear layer whose weight no other layer reads; or a regular expression over
             names ("query|value"), which may name convolutions and embeddings too.
@@ -37,15 +44,17 @@ class Lora(Adapter):
         alpha: its strength.
         dropout: of the update's input.
         variant: which of the four.
+        norms: how many times the learning rate the norms are trained at; at 0 they stand still.
 
     >>> Lora(rank=16)
-    Lora(targets='all-linear', base='fp32', rank=16, alpha=16, dropout=0.0, variant='plain')
+    Lora(targets='all-linear', base='fp32', rank=16, alpha=16, dropout=0.0, variant='plain', norms=0)
     """
 
     rank: int = number(8, 1, log=True)
     alpha: float = number(16, 0, open_low=True, log=True)
     dropout: float = number(0.0, 0, 1, open_high=True)
     variant: str = choice("plain", "plain", "rslora", "dora", "pissa")
+    norms: float = number(0, 0)
 
     name: ClassVar[str] = "lora"
     telling: ClassVar[str] = "lora_B|lora_embedding_A"
@@ -56,7 +65,8 @@ class Lora(Adapter):
         trade_off="a low rank may not hold what full fine-tuning would learn; the forward pass does a little more",
         paper='"LoRA: Low-Rank Adaptation of Large Language Models", Hu et al. 2021, arXiv:2106.09685; rsLoRA: '
               "Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al. 2024, arXiv:2402.09353; PiSSA: Meng et al. 2024, "
-              "arXiv:2404.02948; a base in nf4: Dettmers et al. 2023, arXiv:2305.14314",
+              "arXiv:2404.02948; a base in nf4: Dettmers et al. 2023, arXiv:2305.14314; norms trained too: LongLoRA, Chen et "
+              "al. 2023, arXiv:2309.12307, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
         slot="layers",
@@ -80,8 +90,35 @@ class Lora(Adapter):
             use_rslora=self.variant == "rslora", use_dora=self.variant == "dora",
             init_lora_weights="pissa" if self.variant == "pissa" else True, rank_pattern=small,
             alpha_pattern={name: self.alpha * (n / self.rank) ** power for name, n in small.items()},
-            fan_in_fan_out=transposed(layers),
+            fan_in_fan_out=transposed(layers), modules_to_save=self._norms(model) or None,
         )
+
+    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        groups = super().parameter_groups(fit, groups)
+        if not self.norms:
+            return groups
+        own = {id(p) for name, p in fit.model.named_parameters() if ".modules_to_save." in name}
+        split = [{**group, "params": [p for p in group["params"] if (id(p) in own) == apart],
+                  **({"lr_factor": self.norms} if apart else {})} for apart in (False, True) for group in groups]
+        return [group for group in split if group["params"]]
+
+    def _norms(self, model: nn.Module) -> list[str]:
+        """Names of what is trained beside the adapters.
+
+        Raises:
+            ThriftyError: the model has no norm, or another layer whose name ends as a norm's: peft would take it for one.
+        """
+        if not self.norms:
+            return []
+        found = [name for name, module in model.named_modules() if is_norm(module)]
+        if not found:
+            raise ThriftyError(f"lora(norms={self.norms:g}) trains the norms too, and the model has none with a scale: leave it "
+                               "out")
+        other = next((name for name, module in model.named_modules() if name.endswith(tuple(found)) and name not in found), None)
+        if other is not None:
+            raise ThriftyError(f"lora(norms={self.norms:g}): peft finds norms by the end of their name, and {other}, which is no "
+                               "norm, ends as one does: rename it, or leave norms out")
+        return found
 
 
 def size(layer: nn.Module) -> int:
