@@ -316,7 +316,7 @@ class TrainingMethod(Method):
         """Before the first step: may replace ``fit.model``."""
 
     def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Regroup the parameters that the optimizer gets."""
+        """Regroup the parameters that the optimizer gets. A group's "lr_factor" is how many times the learning rate it gets."""
         return groups
 
     def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer | None:

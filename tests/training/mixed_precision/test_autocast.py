@@ -105,8 +105,10 @@ def state(session: Fit) -> list[Tensor]:
     return [x.detach().clone() for x in (*session.model.parameters(), *held, *(average.state_dict().values() if average else ()))]
 
 
-def test_an_overflow_skips_exactly_that_step(anywhere) -> None:
-    session = Fit(net(), [Fp16(scale=1024.0, patience=3), AdamW(lr=0.01), Ema(decay=0.9)], CrossEntropy(), steps=8)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_overflow_skips_exactly_that_step(anywhere, device: str) -> None:
+    session = Fit(net(), [Fp16(scale=1024.0, patience=3), AdamW(lr=0.01), Ema(decay=0.9)], CrossEntropy(), steps=8,
+                  device=device)
     scales, skipped = [], []
     for number, batch in enumerate(batches(8)):
         hooks = []

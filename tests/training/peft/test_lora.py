@@ -11,9 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.training.peft.nets import adapted, answers, batch, mlp
-from thrifty import AdamW, CrossEntropy, Ema, Lora, save_adapter
+from tests.training.peft.nets import CONSTANT, adapted, answers, batch, mlp
+from thrifty import (
+    Adafactor,
+    AdamW,
+    AdamW8bit,
+    CrossEntropy,
+    Ema,
+    Lion,
+    Lora,
+    Muon,
+    ScheduleFree,
+    Soap,
+    Sophia,
+    save_adapter,
+)
 from thrifty.errors import ThriftyError
+from thrifty.method import TrainingMethod
 from thrifty.training.loop import Fit
 from thrifty.training.peft.lora import size
 
@@ -153,6 +167,19 @@ def test_norms_are_trained_as_peft_would_at_their_own_rate() -> None:
     torch.testing.assert_close(answers(done, x), answers(theirs.merge_and_unload(), x), rtol=1e-4, atol=1e-5)
     assert str(done) == str(normed()) and all(p.requires_grad for p in done.parameters())
     assert not torch.equal(done[1].weight, normed()[1].weight) and not torch.equal(done[4].weight, normed()[4].weight)
+
+
+@pytest.mark.parametrize("optimizer", [Adafactor(lr=0.01), AdamW(lr=0.01), AdamW8bit(lr=0.01), Lion(lr=0.01), Muon(lr=0.01),
+                                       ScheduleFree(lr=0.01), Soap(lr=0.01), Sophia(lr=0.01)], ids=lambda method: method.name)
+def test_every_optimizer_gives_norms_their_rate(optimizer: TrainingMethod) -> None:
+    session = Fit(normed(), [Lora(rank=4, norms=4), optimizer], CrossEntropy(), steps=3, settings=CONSTANT)
+    norms = {id(p) for name, p in session.model.named_parameters() if p.requires_grad and "modules_to_save" in name}
+    rates = {id(p): float(group["lr"]) for group in session.optimizer.param_groups for p in group["params"]}
+    assert len(norms) == 3 and len(rates) > 3
+    for key, rate in rates.items():
+        assert rate == pytest.approx(0.04 if key in norms else 0.01)
+    session.step(batch())
+    assert session.model[1].weight.isfinite().all()
 
 
 @pytest.mark.parametrize("method", [Lora(rank=3, norms=2, variant="dora"), Lora(rank=3, norms=2, base="bf16")], ids=repr)
