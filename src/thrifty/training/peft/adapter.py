@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,9 +83,7 @@ class Adapter(TrainingMethod):
 
     def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         apart = {id(p) for name, p in fit.model.named_parameters() if re.search(self.undecayed, name)}
-        split = [{**group, "params": [p for p in group["params"] if (id(p) in apart) == kept],
-                  **({"weight_decay": 0.0} if kept else {})} for group in groups for kept in (False, True)]
-        return [group for group in split if group["params"]]
+        return parted(groups, apart, weight_decay=0.0)
 
     def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
         for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
@@ -180,6 +178,18 @@ def exactly(layers: Mapping[str, nn.Module]) -> str:
 def transposed(layers: Mapping[str, nn.Module]) -> bool:
     """Whether the layers hold their weights as [in, out]."""
     return any(type(layer).__name__ == "Conv1D" for layer in layers.values())
+
+
+def parted(groups: list[dict[str, Any]], apart: Collection[int], **settings: float) -> list[dict[str, Any]]:
+    """Groups without the parameters whose identities stand in ``apart``, then those, with settings of their own.
+
+    >>> a, b = torch.ones(2), torch.ones(3)
+    >>> [(len(group["params"]), group.get("weight_decay")) for group in parted([{"params": [a, b]}], {id(b)}, weight_decay=0.0)]
+    [(1, None), (1, 0.0)]
+    """
+    split = [{**group, "params": [p for p in group["params"] if (id(p) in apart) == own], **(settings if own else {})}
+             for own in (False, True) for group in groups]
+    return [group for group in split if group["params"]]
 
 
 def trainable_share(model: nn.Module) -> float:

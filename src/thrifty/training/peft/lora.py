@@ -14,7 +14,7 @@ from thrifty.errors import ThriftyError
 from thrifty.hyperparameters import choice, number
 from thrifty.method import Card
 from thrifty.numerics.norms import is_norm
-from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
+from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, parted, transposed
 
 if TYPE_CHECKING:
     from thrifty.training.loop import Fit
@@ -94,13 +94,8 @@ class Lora(Adapter):
         )
 
     def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        groups = super().parameter_groups(fit, groups)
-        if not self.norms:
-            return groups
         own = {id(p) for name, p in fit.model.named_parameters() if ".modules_to_save." in name}
-        split = [{**group, "params": [p for p in group["params"] if (id(p) in own) == apart],
-                  **({"lr_factor": self.norms} if apart else {})} for apart in (False, True) for group in groups]
-        return [group for group in split if group["params"]]
+        return parted(super().parameter_groups(fit, groups), own, lr_factor=self.norms)
 
     def _norms(self, model: nn.Module) -> list[str]:
         """Names of what is trained beside the adapters.
