@@ -78,7 +78,7 @@ class Adapter(TrainingMethod):
         fit.memory(self).update(
             tuner=tuner, trained=trained, share=share, names=tuple(layers),
             start={name: p.detach().clone() for name, p in self._telling(model)},
-            held=self._hold(model, layers), norms=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
+            held=self._hold(model, layers), running=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
         )
 
     def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ class Adapter(TrainingMethod):
         return parted(groups, apart, weight_decay=0.0)
 
     def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
+        for norm in fit.memory(self)["running"]:  # every time: an evaluation ends in model.train()
             norm.eval()
         return proceed(batch)
 
