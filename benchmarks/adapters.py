@@ -37,13 +37,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from thrifty import AdamW, BitsPerByte, CrossEntropy, Recipe, Train
-from thrifty.environment import environment, now
+from thrifty import AdamW, BitsPerByte, CrossEntropy, Recipe, Train, TrainingSession
+from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import Interval, ratio_interval
-from thrifty.training.loop import Fit, fit
+from thrifty.training.loop import fit
 from thrifty.training.peft.adapter import load_peft
-from thrifty.workloads import python_lm, python_text
-from thrifty.workloads.sources import bucket, data_folder
+from thrifty.workloads.embedded import python_lm, python_text
+from thrifty.workloads.embedded.sources import bucket, data_folder
 
 WAYS = {
     "full": ("train({})", (1e-4, 2e-4, 3e-4, 6e-4)),
@@ -234,23 +234,23 @@ class Side:
     """A way's training, step by step."""
 
     def __init__(self, job: Job) -> None:
-        self.fit = Fit(load(job.base), list(job.phase.methods), CrossEntropy(ignore_index=python_lm.IGNORED), steps=1000,
-                       settings=job.phase, device=job.device)
+        self.session = TrainingSession(load(job.base), list(job.phase.methods), CrossEntropy(ignore_index=python_lm.IGNORED),
+                                       steps=1000, settings=job.phase, device=job.device)
         data = training_data(job.domain, job.windows)
         rows = [data[i] for i in range(job.batch)]
         self.batch: Any = ((torch.stack([x for x, _ in rows]),), torch.stack([y for _, y in rows]))  # type: ignore[misc]
-        self.fit.step(self.batch)
+        self.session.step(self.batch)
 
     def state_bytes(self) -> int:
         """Of gradients and of the optimizer's state."""
-        gradients = sum(p.grad.nbytes for p in self.fit.model.parameters() if p.grad is not None)
-        return gradients + sum(t.nbytes for state in self.fit.optimizer.state.values() for t in state.values())
+        gradients = sum(p.grad.nbytes for p in self.session.model.parameters() if p.grad is not None)
+        return gradients + sum(t.nbytes for state in self.session.optimizer.state.values() for t in state.values())
 
     def seconds(self, steps: int) -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            self.fit.step(self.batch)
-        if self.fit.device == "cuda":
+            self.session.step(self.batch)
+        if self.session.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 

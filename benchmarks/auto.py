@@ -53,11 +53,12 @@ def cell(model: str, scheme: str, rounds: int, seconds: float) -> dict[str, Any]
     """Everything of one model in one precision."""
     import torch
 
-    from thrifty import Auto, Context, artifact
+    from thrifty import Auto, Context
+    from thrifty.artifacts import artifact
     from thrifty.compilers.auto import LAST_RESORT, candidates
     from thrifty.compilers.parity import ParityError, as_tuple, check_parity, check_random
-    from thrifty.recipe import Recipe
-    from thrifty.registry import method_class
+    from thrifty.recipes.recipe import Recipe
+    from thrifty.recipes.registry import method_class
 
     entry = zoo.entries()[model]
     net, example = entry.make(), entry.example(1, 0)

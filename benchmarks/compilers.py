@@ -46,10 +46,11 @@ def one(entry: Any, compiler: str, varying: str) -> dict[str, Any]:
     """Lower, write, load, compare; raises where anything of it fails."""
     import torch
 
-    from thrifty import Context, artifact
+    from thrifty import Context
+    from thrifty.artifacts import artifact
     from thrifty.compilers.parity import ParityError
     from thrifty.engines.parity import relative_error, tolerance
-    from thrifty.registry import method_class
+    from thrifty.recipes.registry import method_class
 
     net, example = entry.make(), entry.example(1, 0)
     context = Context(example=example, calibration=lambda: iter(()), shapes=entry.shapes(varying))
@@ -143,7 +144,7 @@ def main() -> None:
         return
     import zoo
 
-    from thrifty.environment import environment, now
+    from thrifty.measure.environment import environment, now
 
     models = given.models or list(zoo.entries())
     if unknown := set(models) - set(zoo.entries()):

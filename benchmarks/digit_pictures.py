@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from thrifty.workloads.digits import Digits
+from thrifty.workloads.embedded.digits import Digits
 
 
 @final

@@ -19,7 +19,7 @@ import zoo
 from digit_pictures import Pictures
 
 from thrifty import Accuracy, CrossEntropy, SingleStream, Workload
-from thrifty.workloads.digits import CLASSES
+from thrifty.workloads.embedded.digits import CLASSES
 
 CHANNELS = 3
 

@@ -21,20 +21,20 @@ from collections.abc import Callable, Sequence
 import moocore
 import numpy as np
 
-from thrifty.checking import resolve
-from thrifty.choosing import Bars
-from thrifty.ledger import Ledger
-from thrifty.loading import load_workload
-from thrifty.recipe import Recipe
+from thrifty.recipes.recipe import Recipe
 from thrifty.report.progress import Progress
-from thrifty.run import Runner, open_study
+from thrifty.runs.preflight import resolve
+from thrifty.runs.runner import Runner, open_study
 from thrifty.search.alone import alone, composed
 from thrifty.search.costs import Costs
 from thrifty.search.propose import propose
 from thrifty.search.space import Space
-from thrifty.store import Store
+from thrifty.studies.constraints import Bars
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.store import Store
+from thrifty.studies.trial import Trial
 from thrifty.target import Target
-from thrifty.trial import Trial
+from thrifty.workloads.loading import load_workload
 
 WORST_DROP = 0.05
 BARS = Bars()

@@ -10,8 +10,8 @@ import sys
 from html import escape
 from pathlib import Path
 
-from thrifty.frontier import Standing, frontier
-from thrifty.store import Store
+from thrifty.studies.frontier import Standing, frontier
+from thrifty.studies.store import Store
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 70, 20, 40, 60
 STEP = 0.005

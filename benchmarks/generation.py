@@ -48,7 +48,7 @@ def make(side: str, directory: Path) -> None:
     import torch
 
     from thrifty import Quantize, lower_generator
-    from thrifty.registry import method_class
+    from thrifty.recipes.registry import method_class
 
     body = model()
     if side.startswith("w8a8"):

@@ -30,14 +30,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from thrifty import artifact
+from thrifty.artifacts import artifact
+from thrifty.artifacts.lowered import Lowered, TensorSpec
 from thrifty.compilers.xla import FILES, Xla
 from thrifty.engines.parity import relative_error
-from thrifty.method import Context, Lowered, TensorSpec
 from thrifty.posttraining.quantize import Quantize
-from thrifty.quality import Accuracy
+from thrifty.recipes.context import Context
 from thrifty.target import Target
-from thrifty.workload import Workload
+from thrifty.workloads.quality import Accuracy
+from thrifty.workloads.workload import Workload
 
 BATCH = 32
 NAMES = ("resnet50", "bert_base", "gpt2")

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from thrifty import artifact
-from thrifty.environment import environment, now
-from thrifty.method import Context
-from thrifty.registry import method_class
+from thrifty.artifacts import artifact
+from thrifty.measure.environment import environment, now
+from thrifty.recipes.context import Context
+from thrifty.recipes.registry import method_class
 
 LIMITS = {"onnxruntime": 0.5, "openvino": 0.5, "inductor": 1.5}
 """Seconds from `thrifty.load` to the first answer that are to be kept to; the others are told for comparison."""
@@ -41,7 +41,7 @@ import thrifty
 b = time.perf_counter()
 model = thrifty.load(place, trust_native_code=True)
 c = time.perf_counter()
-inputs, _ = thrifty.artifact.example(place)
+inputs, _ = thrifty.artifacts.artifact.example(place)
 d = time.perf_counter()
 model(*inputs)
 print(json.dumps([b - a, c - b, time.perf_counter() - d]))
@@ -76,7 +76,7 @@ def resnet18() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def minilm() -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The embedded workload's encoder, 128 tokens."""
-    from thrifty.loading import load_workload
+    from thrifty.workloads.loading import load_workload
 
     workload = load_workload("minilm")
     return workload.model(), workload.example(1)

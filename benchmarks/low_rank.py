@@ -15,16 +15,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from thrifty.context import make_context
-from thrifty.environment import environment, now
+from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
 from thrifty.posttraining.factored import Factored
 from thrifty.posttraining.low_rank import LowRank
 from thrifty.posttraining.prune import parameters
-from thrifty.quality import Scores
+from thrifty.runs.context import make_context
 from thrifty.target import Target
-from thrifty.workload import Workload
-from thrifty.workloads.minilm import workload
+from thrifty.workloads.embedded.minilm import workload
+from thrifty.workloads.quality import Scores
+from thrifty.workloads.workload import Workload
 
 
 def scores(found: Workload, model: nn.Module) -> Scores:

@@ -41,18 +41,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thrifty import TrainingSession
 from thrifty.compilers.inprocess import compiled
 from thrifty.errors import TrainingFailed
 from thrifty.measure.statistics import Interval
-from thrifty.recipe import Train
+from thrifty.recipes.phases import Train
 from thrifty.search.attain import Attained, Trained, attained
 from thrifty.search.contender import optimizer_of
 from thrifty.search.line import FAILED, Line, best, inside
-from thrifty.training.loop import Evaluation, Fit
+from thrifty.training.loop import Evaluation
 from thrifty.training.mixed_precision import Bf16
-from thrifty.workload import CrossEntropy
-from thrifty.workloads.python_lm import LanguageModel
-from thrifty.workloads.sources import bucket, library_files, library_root
+from thrifty.workloads.embedded.python_lm import LanguageModel
+from thrifty.workloads.embedded.sources import bucket, library_files, library_root
+from thrifty.workloads.workload import CrossEntropy
 
 WARM = 12
 """Steps by which a process has compiled all it needs: an estimate of Sophia's and two bases of SOAP's are in them."""
@@ -145,7 +146,7 @@ class Bench:
         torch.manual_seed(job.seed)
         self.model.load_state_dict(self.fresh().state_dict())
         method = dataclasses.replace(optimizer_of(job.optimizer), lr=job.lr)  # type: ignore[call-arg]
-        session = Fit(self.model, [method, Bf16()], CrossEntropy(), steps=self.setting.steps, device=self.device,
+        session = TrainingSession(self.model, [method, Bf16()], CrossEntropy(), steps=self.setting.steps, device=self.device,
                       settings=Train(warmup=0.1))
         order, points, spent = torch.Generator().manual_seed(job.seed), [], 0.0
         last = len(self.train) - self.setting.context - 1
@@ -416,7 +417,7 @@ def compare(given: argparse.Namespace, setting: Setting, sharing: int) -> None:
 
 def rehearse(name: str) -> None:
     """One step on a small model: what is not installed is told before anything is trained."""
-    session = Fit(LanguageModel(256, 16, 1, 1, 16, 8), [optimizer_of(name)], CrossEntropy(), steps=1)
+    session = TrainingSession(LanguageModel(256, 16, 1, 1, 16, 8), [optimizer_of(name)], CrossEntropy(), steps=1)
     session.step(((torch.zeros(2, 8, dtype=torch.int64),), torch.zeros(2, 8, dtype=torch.int64)))
 
 

@@ -16,8 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from thrifty.environment import environment, now
-from thrifty.store import Store
+from thrifty.measure.environment import environment, now
+from thrifty.studies.store import Store
 
 WORK = ("training", "calibration", "search", "compilation", "evaluation", "scoring", "start", "timing", "failure")
 
@@ -42,7 +42,7 @@ def main() -> None:
         if arguments.store.exists():
             sys.exit(f"{arguments.store} exists; a resumed sweep would measure nothing")
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "thrifty.cli", "sweep", arguments.workload,
+        subprocess.run([sys.executable, "-m", "thrifty", "sweep", arguments.workload,
                         "--store", str(arguments.store)], check=True)
         wall = time.perf_counter() - began
     seconds = spent_by_kind(arguments.store)

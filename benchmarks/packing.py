@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from thrifty import AdamW, CrossEntropy, Train
-from thrifty.environment import environment, now
+from thrifty import AdamW, CrossEntropy, Train, TrainingSession
+from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import ratio_interval
-from thrifty.training.loop import Fit
 from thrifty.training.packing import PackedLoader, Sequences, make_loader
-from thrifty.workloads import python_lm, python_text
-from thrifty.workloads.functions import pairs
+from thrifty.workloads.embedded import python_lm, python_text
+from thrifty.workloads.embedded.functions import pairs
+from thrifty.workloads.embedded.sources import data_folder
 from thrifty.workloads.huggingface.models import TokenLogits, quiet
-from thrifty.workloads.sources import data_folder
 
 SPLITS = ("validation", "test")  # of another workload's: its names for two thousand functions, all trained on here
 
@@ -59,7 +58,7 @@ def model() -> TokenLogits:
 class Side:
     """A training under way and its batches."""
 
-    session: Fit
+    session: TrainingSession
     batches: Any
     steps_per_epoch: int
 
@@ -76,7 +75,7 @@ class Side:
 def side(data: TensorDataset, packing: bool, batch_size: int) -> Side:
     loss, settings = CrossEntropy(), Train(steps=1000, packing=packing)
     loader = make_loader(data, batch_size, 0, None, packing, loss)
-    session = Fit(model(), [AdamW()], loss, steps=1000, settings=settings)
+    session = TrainingSession(model(), [AdamW()], loss, steps=1000, settings=settings)
     loader.check(session)
     return Side(session, loader.batches(), loader.steps(1))
 

@@ -18,21 +18,27 @@ import torch
 from torch import nn
 
 import thrifty
-from thrifty import artifact, checkpoint
+from thrifty.artifacts import artifact
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import capture, specs
 from thrifty.compilers.inductor import kernels as inductor_kernels
 from thrifty.compilers.onnxruntime import kernels as onnxruntime_kernels
 from thrifty.compilers.openvino import kernels as openvino_kernels
-from thrifty.context import make_context, run_training
 from thrifty.engines import RUNTIMES
 from thrifty.engines.instructions import instruction_set
-from thrifty.loading import load_workload
-from thrifty.method import Compiler, Context, Lowered, Transform
 from thrifty.numerics.graph import is_convolution
-from thrifty.recipe import Recipe, Train
-from thrifty.registry import method_class
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.phases import Train
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class
+from thrifty.recipes.transform import Transform
+from thrifty.runs import checkpoint
+from thrifty.runs.context import make_context, training_setup
 from thrifty.target import Target, cores
-from thrifty.workload import Workload
+from thrifty.training.loop import train
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.workload import Workload
 
 HERE = Path(__file__).resolve().parent
 PEERS = str(HERE / "peer_quantizers.py")
@@ -82,7 +88,7 @@ def _train(entry: Entry, place: Path) -> None:
     torch.set_num_threads(cores())
     for phase in Recipe.parse(workload.reference):
         assert isinstance(phase, Train)
-        net = run_training(workload, phase, net, SEED, target, _no_teacher, lambda event: None).model
+        net = train(training_setup(workload, phase, SEED, target.device, _no_teacher), net).model
     checkpoint.save(checkpoint.Checkpoint(workload.source, workload.reference), net, place)
 
 

@@ -32,16 +32,16 @@ import zoo
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from thrifty import checkpoint
-from thrifty.child import start
-from thrifty.environment import environment, now
-from thrifty.execute import Job
-from thrifty.loading import fingerprint, load_workload
+from thrifty.measure.environment import environment, now
 from thrifty.measure.student import student_quantile
+from thrifty.runs import checkpoint
+from thrifty.runs.job import Job
+from thrifty.runs.launcher import start
 from thrifty.target import Target, cores
-from thrifty.workload import Workload
-from thrifty.workloads.digits import SHIFT, shift, split_tensors
-from thrifty.workloads.digits import workload as digits
+from thrifty.workloads.embedded.digits import SHIFT, shift, split_tensors
+from thrifty.workloads.embedded.digits import workload as digits
+from thrifty.workloads.loading import fingerprint, load_workload
+from thrifty.workloads.workload import Workload
 
 SHARE, BLOCKS = 0.25, 8
 

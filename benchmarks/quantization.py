@@ -24,20 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thrifty import Quantize, checkpoint
-from thrifty.child import start
-from thrifty.context import CALIBRATION_BATCH, CALIBRATION_EXAMPLES, calibration, make_context
-from thrifty.environment import environment, now
-from thrifty.execute import Job
-from thrifty.loading import fingerprint, load_workload
+from thrifty import Quantize
+from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
 from thrifty.numerics.grouped import output_error
 from thrifty.numerics.lockstep import in_lockstep
 from thrifty.numerics.modules import GroupedLinear
 from thrifty.posttraining.quantization.reads import Reads
-from thrifty.quality import Scores
+from thrifty.runs import checkpoint
+from thrifty.runs.context import CALIBRATION_BATCH, CALIBRATION_EXAMPLES, calibration, make_context
+from thrifty.runs.job import Job
+from thrifty.runs.launcher import start
 from thrifty.target import Target, cores
-from thrifty.workload import Workload
+from thrifty.workloads.loading import fingerprint, load_workload
+from thrifty.workloads.quality import Scores
+from thrifty.workloads.workload import Workload
 
 ALGORITHMS = ("rtn", "hqq", "awq", "gptq")
 RESAMPLED = 4000

@@ -16,17 +16,19 @@ from pathlib import Path
 import torch
 from peer_engines import COMPILERS, once
 
-from thrifty import artifact
-from thrifty.context import make_context
-from thrifty.environment import environment, now
-from thrifty.loading import load_workload
+from thrifty.artifacts import artifact
+from thrifty.measure.environment import environment, now
 from thrifty.measure.sides import ArtifactSide, Side
 from thrifty.measure.timing import compare
-from thrifty.method import Compiler, Context, Transform
-from thrifty.recipe import Recipe
-from thrifty.registry import method_class
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class
+from thrifty.recipes.transform import Transform
+from thrifty.runs.context import make_context
 from thrifty.target import Target
-from thrifty.workload import Workload
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.workload import Workload
 
 SCHEMES = {"fp32": "", "w8a8": "quantize(w8a8)", "w8a16": "quantize(w8a16, algorithm=rtn)",
            "w4a16": "quantize(w4a16, algorithm=rtn)"}

@@ -28,16 +28,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from peer_engines import MODELS, engines, weights
 
-from thrifty import artifact
-from thrifty.environment import environment, now
-from thrifty.loading import load_workload
+from thrifty.artifacts import artifact
 from thrifty.measure.comparison import Comparison, Reading
+from thrifty.measure.environment import environment, now
 from thrifty.measure.predict import predictor
 from thrifty.measure.process import Worker
 from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
 from thrifty.measure.statistics import Interval, paired_drop
 from thrifty.measure.timing import compare
-from thrifty.quality import Quality, Scores
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.quality import Quality, Scores
 
 EAGER = "eager"
 DEFAULT = ("resnet18-64", "minilm", "digits", "resnet18-224")

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from peer_engines import floating, once, ours, schemes
 
-from thrifty import artifact
-from thrifty.environment import environment, now
+from thrifty.artifacts import artifact
+from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
-from thrifty.quality import Scores
 from thrifty.target import cores
-from thrifty.workloads.functions import PAIRS, Function, clear, functions
-from thrifty.workloads.minilm import tokenizer
-from thrifty.workloads.retrieval import recalled
+from thrifty.workloads.embedded.functions import PAIRS, Function, clear, functions
+from thrifty.workloads.embedded.minilm import tokenizer
+from thrifty.workloads.embedded.retrieval import recalled
+from thrifty.workloads.quality import Scores
 
 EVERY = 500
 """Texts between two states that are kept."""

@@ -25,17 +25,18 @@ import zoo
 from digit_pictures import Pictures
 from torch import Tensor, nn
 
+import thrifty
 from thrifty import AdamW
-from thrifty.context import make_context, run_training
-from thrifty.environment import environment, now
+from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
 from thrifty.numerics import graph as graphs
 from thrifty.posttraining.quantize import Quantize
-from thrifty.quality import Accuracy, Scores
-from thrifty.recipe import Train
+from thrifty.recipes.phases import Train
+from thrifty.runs.context import make_context
 from thrifty.target import Target
-from thrifty.workload import CrossEntropy, Workload
-from thrifty.workloads.digits import split_tensors
+from thrifty.workloads.embedded.digits import split_tensors
+from thrifty.workloads.quality import Accuracy, Scores
+from thrifty.workloads.workload import CrossEntropy, Workload
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "nearest": {"algorithm": "smoothquant", "equalize": False, "correct": False},
@@ -85,8 +86,8 @@ def trained(name: str, workload: Workload, store: Path, epochs: float) -> nn.Mod
     torch.manual_seed(0)
     model, path = workload.model(), store / f"{name}-{epochs:g}.safetensors"
     if not path.exists():
-        done = run_training(workload, Train(AdamW(lr=3e-3), epochs=epochs), model, 0, Target(), lambda text: model,
-                            lambda event: None)
+        done = thrifty.fit(model, [AdamW(lr=3e-3)], workload.train, workload.loss, settings=Train(epochs=epochs),
+                           batch_size=workload.batch_size)
         store.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(done.model, str(path))
     safetensors.torch.load_model(model, str(path))

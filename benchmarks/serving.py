@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from thrifty import artifact
-from thrifty.environment import environment, now
+from thrifty.artifacts import artifact
+from thrifty.measure.environment import environment, now
 
 MALFORMED = (
     (b"{", "application/json"), (b'{"inputs": [["x"]]}', "application/json"), (b'{"inputs": {"other": 1}}', "application/json"),
@@ -43,8 +43,8 @@ MALFORMED = (
 def build(place: Path) -> Path:
     """The untrained CNN of digits in ONNX Runtime, its batch free from 1 to 64: weights do not change what a call costs."""
     from thrifty.compilers.onnxruntime import OnnxRuntime
-    from thrifty.loading import load_workload
-    from thrifty.method import Context
+    from thrifty.recipes.context import Context
+    from thrifty.workloads.loading import load_workload
 
     workload = load_workload("digits")
     model, example = workload.model().eval(), workload.example(1)
@@ -176,7 +176,7 @@ def main() -> None:
         else:
             np.savez(body, **{spec["name"]: x for spec, x in zip(artifact.read(place)["inputs"], inputs, strict=True)})
         sent = message(body.getvalue(), "application/octet-stream")
-        command = [sys.executable, "-m", "thrifty.cli", "serve", str(place), "--port", "0", "--max-wait", arguments.max_wait,
+        command = [sys.executable, "-m", "thrifty", "serve", str(place), "--port", "0", "--max-wait", arguments.max_wait,
                    *(["--max-batch", str(arguments.max_batch)] if arguments.max_batch else []),
                    *(["--trust-native-code"] if arguments.trust_native_code else [])]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

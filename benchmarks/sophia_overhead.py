@@ -14,24 +14,25 @@ import time
 
 import torch
 
-from thrifty.method import TrainingMethod
-from thrifty.recipe import Train
-from thrifty.training.loop import Fit
+from thrifty import TrainingSession
+from thrifty.recipes.phases import Train
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.training.mixed_precision import Bf16
 from thrifty.training.optimizers.adamw import AdamW
 from thrifty.training.optimizers.sophia import Sophia
-from thrifty.workload import CrossEntropy
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.workloads.embedded.python_lm import LanguageModel
+from thrifty.workloads.workload import CrossEntropy
 
 PERIOD = 10
 
 
-def session(method: TrainingMethod, arguments: argparse.Namespace) -> Fit:
+def session(method: TrainingMethod, arguments: argparse.Namespace) -> TrainingSession:
     torch.manual_seed(0)
     model = LanguageModel(vocabulary=arguments.vocabulary, width=arguments.width, layers=arguments.layers,
                           heads=arguments.width // 64, hidden=4 * arguments.width, context=arguments.context)
     model.head.weight = model.embedding.weight  # tied, as GPT-2's
-    return Fit(model, [method, Bf16()], CrossEntropy(), steps=10_000, settings=Train(warmup=0.1), device=arguments.device)
+    return TrainingSession(model, [method, Bf16()], CrossEntropy(), steps=10_000, settings=Train(warmup=0.1),
+                           device=arguments.device)
 
 
 def main() -> None:
@@ -49,9 +50,9 @@ def main() -> None:
         "Sophia, a quarter": Sophia(every=PERIOD, estimator_batch=0.25)}.items()}
     ids = torch.randint(arguments.vocabulary, (arguments.batch, arguments.context + 1), device=arguments.device)
     batch = ((ids[:, :-1],), ids[:, 1:])
-    for fit in sides.values():
+    for side in sides.values():
         for _ in range(PERIOD):
-            fit.step(batch)
+            side.step(batch)
     found: dict[str, list[float]] = {name: [] for name in sides}
     for cycle in range(2 * arguments.cycles):
         for name in list(sides) if cycle % 2 == 0 else reversed(list(sides)):

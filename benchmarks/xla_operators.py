@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from thrifty import Context, artifact
+from thrifty import Context
+from thrifty.artifacts import artifact
 from thrifty.measure.sides import ArtifactSide
 from thrifty.measure.timing import compare
-from thrifty.registry import method_class
+from thrifty.recipes.registry import method_class
 
 
 class Function(nn.Module):

@@ -1,6 +1,6 @@
 """Trials made by hand."""
 
-from thrifty.trial import ArtifactFigure, Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure, Trial
+from thrifty.studies.trial import ArtifactFigure, Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure, Trial
 
 
 def trial(id, drop=(0.0, 0.0, 0.0), seconds=10.0, speedup=(1.0, 1.0, 1.0), size=1000, **fields):

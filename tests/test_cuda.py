@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import thrifty
-from thrifty import AdamW, Bf16, Distill, Inductor, Quantize, Train, artifact, testing
-from thrifty.context import make_context, score
+from thrifty import AdamW, Bf16, Distill, Inductor, Quantize, Train, testing
+from thrifty.artifacts import artifact
 from thrifty.engines import EngineError
+from thrifty.runs.context import make_context, score
 from thrifty.target import Target
+from thrifty.training.loop import train
 
 pytestmark = pytest.mark.gpu
 
@@ -20,8 +22,8 @@ pytestmark = pytest.mark.gpu
                          ids=str)
 def test_training_learns(methods):
     torch.manual_seed(0)
-    done = testing.run_training(testing.workload, Train(*methods, epochs=4), testing.SmallNet(), 0,
-                                Target(device="cuda"), testing.teacher, lambda event: None)
+    done = train(testing.training_setup(testing.workload, Train(*methods, epochs=4), 0, "cuda", testing.teacher),
+                 testing.SmallNet())
     assert next(done.model.parameters()).device.type == "cpu"
     assert score(testing.workload, done.model) > 0.7
     assert all(claim.checked(name) for name, claim in done.claims)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from thrifty.loading import check_data, check_example, load_workload
-from thrifty.method import Compiler
-from thrifty.registry import BUILT_IN, method_class
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.registry import BUILT_IN, method_class
+from thrifty.workloads.loading import check_data, check_example, load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -73,7 +73,7 @@ def assert_accepted(words: list[str]) -> None:
         words = [*words, "--dry-run"]
     elif words[0] in NEED_ARGUMENTS_OF_A_STUDY:
         words = [words[0], "--help"]
-    done = subprocess.run([sys.executable, "-m", "thrifty.cli", *words], capture_output=True, text=True, check=False,
+    done = subprocess.run([sys.executable, "-m", "thrifty", *words], capture_output=True, text=True, check=False,
                           env={**os.environ, "COLUMNS": "200", "TERM": "dumb"})
     missing = "is not installed: pip install" in done.stderr  # an extra's; all that is read before was accepted
     assert done.returncode == 0 or missing, f"thrifty {shlex.join(words)}\n{done.stdout}{done.stderr}"

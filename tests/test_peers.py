@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from thrifty import testing
-from thrifty.checkpoint import MethodClaim
-from thrifty.choosing import best
-from thrifty.errors import EffectLost, NoEffect
-from thrifty.execute import reprobe
-from thrifty.frontier import frontier
-from thrifty.ledger import Ledger
-from thrifty.method import Claim, Context
+from thrifty.errors import EffectLost, NoEffect, RecipeError
 from thrifty.posttraining.prune import Prune
 from thrifty.posttraining.quantize import Quantize
-from thrifty.recipe import Recipe, RecipeError, check
-from thrifty.trial import ArtifactFigure, Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure, Trial
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.context import Context
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs.checkpoint import MethodClaim
+from thrifty.runs.execution import reprobe
+from thrifty.studies.constraints import best
+from thrifty.studies.frontier import frontier
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.trial import ArtifactFigure, Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure, Trial
 
 
 def trial(name: str, drop: float, speed: float, training: float = 1.0) -> Trial:
@@ -41,7 +43,7 @@ def share_of_zeros(model: nn.Module) -> float:
 def test_quantize_then_prune_is_refused_rather_than_recorded():
     """One toolkit accepts quantize -> sparsify, records it, and leaves no zeros."""
     with pytest.raises(RecipeError, match="prune requires float-weights, which quantize"):
-        check(Recipe.parse("quantize(w8a8) | prune(ratio=0.5)"), testing.TRAINED)
+        carry(Recipe.parse("quantize(w8a8) | prune(ratio=0.5)"), testing.TRAINED)
 
 
 def test_a_mask_that_is_not_there_is_an_error():
@@ -92,7 +94,7 @@ def test_prune_then_quantize_works_and_the_reverse_is_refused():
     both = Quantize("w8a8")(pruned, data)
     torch.testing.assert_close(both(data[0]), pruned(data[0]), rtol=0.2, atol=0.1)
     with pytest.raises(RecipeError):
-        check(Recipe.parse("quantize(w8a8) | prune"), testing.TRAINED)
+        carry(Recipe.parse("quantize(w8a8) | prune"), testing.TRAINED)
 
 
 def test_a_trial_below_the_bar_is_never_the_answer():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from thrifty import testing
-from thrifty.method import Compiler, Transform
-from thrifty.registry import method_class, names
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.registry import method_class, names
+from thrifty.recipes.transform import Transform
 
 HURRIED = {"auto": {"seconds": 2.0}}
 """Hyperparameters under which a method that may take minutes takes seconds."""

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thrifty.ledger import Charge, Kind, Ledger
-from thrifty.store import Failure, Store, Study
-from thrifty.trial import ArtifactFigure, Drop, Effect, InferenceFigure, QualityFigure, Ratio, TrainingFigure, Trial
+from thrifty.studies.ledger import Charge, Kind, Ledger
+from thrifty.studies.store import Failure, Store, Study
+from thrifty.studies.trial import (
+    ArtifactFigure,
+    Drop,
+    Effect,
+    InferenceFigure,
+    QualityFigure,
+    Ratio,
+    TrainingFigure,
+    Trial,
+)
 
 HASH = "ab12" * 16
 TARGET = {"device": "cpu", "threads": 1, "memory": None}

@@ -7,55 +7,69 @@ and an engine's process never imports what it does not need.
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thrifty.artifact import load as load
-    from thrifty.bench import bench as bench
-    from thrifty.checking import check as check
-    from thrifty.choosing import Bars as Bars
-    from thrifty.choosing import best as best
+    from thrifty.artifacts.artifact import load as load
+    from thrifty.artifacts.bench import bench as bench
+    from thrifty.artifacts.generator import Generator as Generator
+    from thrifty.artifacts.lowered import Lowered as Lowered
+    from thrifty.artifacts.lowered import TensorSpec as TensorSpec
+    from thrifty.artifacts.verification import verify as verify
     from thrifty.compilers.auto import Auto as Auto
     from thrifty.compilers.executorch import ExecuTorch as ExecuTorch
     from thrifty.compilers.export import Export as Export
+    from thrifty.compilers.generator import lower_generator as lower_generator
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.inprocess import compiled as compiled
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
     from thrifty.compilers.tvm import Tvm as Tvm
     from thrifty.compilers.xla import Xla as Xla
-    from thrifty.findings import Findings as Findings
-    from thrifty.frontier import frontier as frontier
-    from thrifty.generation import Generator as Generator
-    from thrifty.generation import lower_generator as lower_generator
+    from thrifty.errors import EffectLost as EffectLost
+    from thrifty.errors import NoEffect as NoEffect
+    from thrifty.errors import RunFailed as RunFailed
+    from thrifty.errors import ThriftyError as ThriftyError
+    from thrifty.errors import TrainingFailed as TrainingFailed
     from thrifty.interchange.compressed_tensors import export_compressed_tensors as export_compressed_tensors
     from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
-    from thrifty.loading import load_workload as load_workload
-    from thrifty.method import Card as Card
-    from thrifty.method import Claim as Claim
-    from thrifty.method import Compiler as Compiler
-    from thrifty.method import Context as Context
-    from thrifty.method import Plan as Plan
-    from thrifty.method import TrainingMethod as TrainingMethod
-    from thrifty.method import Transform as Transform
+    from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
     from thrifty.posttraining.low_rank import LowRank as LowRank
     from thrifty.posttraining.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
-    from thrifty.quality import Accuracy as Accuracy
-    from thrifty.quality import BitsPerByte as BitsPerByte
-    from thrifty.quality import Quality as Quality
-    from thrifty.quality import Scores as Scores
-    from thrifty.recipe import Recipe as Recipe
-    from thrifty.recipe import Train as Train
-    from thrifty.run import run as run
+    from thrifty.recipes.card import Card as Card
+    from thrifty.recipes.claim import Claim as Claim
+    from thrifty.recipes.compiler import Compiler as Compiler
+    from thrifty.recipes.context import Context as Context
+    from thrifty.recipes.hyperparameters import choice as choice
+    from thrifty.recipes.hyperparameters import number as number
+    from thrifty.recipes.hyperparameters import pattern as pattern
+    from thrifty.recipes.hyperparameters import recipe_text as recipe_text
+    from thrifty.recipes.hyperparameters import sizes as sizes
+    from thrifty.recipes.hyperparameters import table as table
+    from thrifty.recipes.phases import Train as Train
+    from thrifty.recipes.ranks import Ranks as Ranks
+    from thrifty.recipes.recipe import Recipe as Recipe
+    from thrifty.recipes.session import Session as Session
+    from thrifty.recipes.training_method import TrainingMethod as TrainingMethod
+    from thrifty.recipes.transform import Plan as Plan
+    from thrifty.recipes.transform import Transform as Transform
+    from thrifty.runs.preflight import check as check
+    from thrifty.runs.runner import run as run
+    from thrifty.runs.saving import model_of as model_of
+    from thrifty.runs.saving import save_hf as save_hf
     from thrifty.search.explore import explore as explore
     from thrifty.search.sweep import sweep as sweep
     from thrifty.search.tune import tune as tune
-    from thrifty.store import Store as Store
+    from thrifty.studies.constraints import Bars as Bars
+    from thrifty.studies.constraints import best as best
+    from thrifty.studies.findings import Findings as Findings
+    from thrifty.studies.frontier import frontier as frontier
+    from thrifty.studies.store import Store as Store
+    from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
     from thrifty.training.distillation import Distill as Distill
+    from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
     from thrifty.training.mixed_precision import Fp8 as Fp8
@@ -76,70 +90,110 @@ if TYPE_CHECKING:
     from thrifty.training.peft.save import save_adapter as save_adapter
     from thrifty.training.peft.vera import Vera as Vera
     from thrifty.training.qat.qat import Qat as Qat
-    from thrifty.trial import Trial as Trial
-    from thrifty.verifying import verify as verify
-    from thrifty.workload import CrossEntropy as CrossEntropy
-    from thrifty.workload import Loss as Loss
-    from thrifty.workload import Offline as Offline
-    from thrifty.workload import Server as Server
-    from thrifty.workload import SingleStream as SingleStream
-    from thrifty.workload import Workload as Workload
+    from thrifty.training.session import TrainingSession as TrainingSession
+    from thrifty.workloads.huggingface.models import TokenLogits as TokenLogits
+    from thrifty.workloads.loading import load_workload as load_workload
+    from thrifty.workloads.quality import Accuracy as Accuracy
+    from thrifty.workloads.quality import BitsPerByte as BitsPerByte
+    from thrifty.workloads.quality import Quality as Quality
+    from thrifty.workloads.quality import Scores as Scores
+    from thrifty.workloads.quality import batches as batches
+    from thrifty.workloads.workload import CrossEntropy as CrossEntropy
+    from thrifty.workloads.workload import Loss as Loss
+    from thrifty.workloads.workload import Offline as Offline
+    from thrifty.workloads.workload import Server as Server
+    from thrifty.workloads.workload import SingleStream as SingleStream
+    from thrifty.workloads.workload import Workload as Workload
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_NAMES = {
     # what the user brings, and what it will run on
-    "Workload": "workload", "load_workload": "loading", "Loss": "workload", "CrossEntropy": "workload",
-    "Quality": "quality", "Scores": "quality", "Accuracy": "quality", "BitsPerByte": "quality",
-    "SingleStream": "workload", "Offline": "workload", "Server": "workload", "Target": "target",
-    # recipes and methods
-    "Recipe": "recipe", "Train": "recipe", "Transform": "method", "TrainingMethod": "method", "Compiler": "method",
-    "Card": "method", "Claim": "method", "Plan": "method", "Context": "method",
-    "AdamW": "training.optimizers", "Sophia": "training.optimizers.sophia", "Muon": "training.optimizers.muon",
-    "Soap": "training.optimizers.soap", "Lion": "training.optimizers.lion", "Adafactor": "training.optimizers.adafactor",
-    "ScheduleFree": "training.optimizers.schedule_free", "AdamW8bit": "training.optimizers.adamw8bit",
-    "Ema": "training.optimizers.ema",
-    "Bf16": "training.mixed_precision", "Fp16": "training.mixed_precision", "Fp8": "training.mixed_precision",
-    "Tf32": "training.mixed_precision",
-    "Distill": "training.distillation", "Qat": "training.qat.qat",
-    "Lora": "training.peft.lora", "Ia3": "training.peft.ia3", "Vera": "training.peft.vera",
-    "PromptTuning": "training.peft.prompt", "save_adapter": "training.peft.save",
-    "LowRank": "posttraining.low_rank", "Prune": "posttraining.prune", "Quantize": "posttraining.quantize",
-    "Export": "compilers.export", "Inductor": "compilers.inductor", "OnnxRuntime": "compilers.onnxruntime",
-    "OpenVino": "compilers.openvino", "Xla": "compilers.xla", "Tvm": "compilers.tvm",
-    "ExecuTorch": "compilers.executorch", "Auto": "compilers.auto",
-    # running, measuring, choosing
-    "fit": "training.loop", "compiled": "compilers.inprocess",
-    "lower_generator": "generation", "Generator": "generation", "check": "checking", "run": "run", "bench": "bench",
-    "explore": "search.explore", "sweep": "search.sweep", "tune": "search.tune",
-    "load": "artifact", "verify": "verifying", "Trial": "trial", "Store": "store", "frontier": "frontier",
-    "Bars": "choosing", "best": "choosing", "Findings": "findings",
-    "export_compressed_tensors": "interchange.compressed_tensors",
-    "import_compressed_tensors": "interchange.compressed_tensors",
+    "workloads.workload": "Workload Loss CrossEntropy SingleStream Offline Server",
+    "workloads.loading": "load_workload",
+    "workloads.quality": "Quality Scores Accuracy BitsPerByte batches",
+    "workloads.huggingface.models": "TokenLogits",
+    "target": "Target",
+    # recipes, and what methods are made of
+    "recipes.recipe": "Recipe",
+    "recipes.phases": "Train",
+    "recipes.transform": "Transform Plan",
+    "recipes.training_method": "TrainingMethod",
+    "recipes.compiler": "Compiler",
+    "recipes.card": "Card",
+    "recipes.claim": "Claim",
+    "recipes.context": "Context",
+    "recipes.session": "Session",
+    "recipes.ranks": "Ranks",
+    "recipes.hyperparameters": "number choice pattern sizes table recipe_text",
+    "artifacts.lowered": "Lowered TensorSpec",
+    "errors": "ThriftyError NoEffect EffectLost TrainingFailed RunFailed",
+    # methods
+    "training.optimizers": "AdamW",
+    "training.optimizers.sophia": "Sophia",
+    "training.optimizers.muon": "Muon",
+    "training.optimizers.soap": "Soap",
+    "training.optimizers.lion": "Lion",
+    "training.optimizers.adafactor": "Adafactor",
+    "training.optimizers.schedule_free": "ScheduleFree",
+    "training.optimizers.adamw8bit": "AdamW8bit",
+    "training.optimizers.ema": "Ema",
+    "training.mixed_precision": "Bf16 Fp16 Fp8 Tf32",
+    "training.distillation": "Distill",
+    "training.qat.qat": "Qat",
+    "training.peft.lora": "Lora",
+    "training.peft.ia3": "Ia3",
+    "training.peft.vera": "Vera",
+    "training.peft.prompt": "PromptTuning",
+    "training.peft.save": "save_adapter",
+    "posttraining.low_rank": "LowRank",
+    "posttraining.prune": "Prune",
+    "posttraining.quantize": "Quantize",
+    "compilers.export": "Export",
+    "compilers.inductor": "Inductor",
+    "compilers.onnxruntime": "OnnxRuntime",
+    "compilers.openvino": "OpenVino",
+    "compilers.xla": "Xla",
+    "compilers.tvm": "Tvm",
+    "compilers.executorch": "ExecuTorch",
+    "compilers.auto": "Auto",
+    # training by hand
+    "training.loop": "fit TrainingResult",
+    "training.session": "TrainingSession",
+    "compilers.inprocess": "compiled",
+    "kernels.linear_loss": "linear_cross_entropy",
+    # running, searching, choosing
+    "runs.preflight": "check",
+    "runs.runner": "run",
+    "search.explore": "explore",
+    "search.sweep": "sweep",
+    "search.tune": "tune",
+    "studies.trial": "Trial",
+    "studies.store": "Store",
+    "studies.frontier": "frontier",
+    "studies.constraints": "Bars best",
+    "studies.findings": "Findings",
+    # what serves
+    "artifacts.artifact": "load",
+    "artifacts.verification": "verify",
+    "artifacts.bench": "bench",
+    "artifacts.generator": "Generator",
+    "compilers.generator": "lower_generator",
+    "runs.saving": "model_of save_hf",
+    "interchange.compressed_tensors": "export_compressed_tensors import_compressed_tensors",
 }
+_PLACES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
-        # Resolved once and kept: a submodule of the same name (`frontier`, `run`) must not shadow the verb.
         value = getattr(importlib.import_module(f"thrifty.{_PLACES[name]}"), name)
-        globals()[name] = value
+        globals()[name] = value  # resolved once
         return value
     raise AttributeError(f"module 'thrifty' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PLACES})
-
-
-class _Package(types.ModuleType):
-    """``thrifty.run`` and ``thrifty.frontier`` are verbs even once the files of the same names were imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PLACES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

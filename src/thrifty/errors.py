@@ -39,3 +39,11 @@ class WorkloadError(ThriftyError):
 
 class RunFailed(ThriftyError):
     """A run that ended without a trial to measure; what it spent was told all the same."""
+
+
+class RecipeError(ThriftyError):
+    """A recipe that cannot be read or cannot run; points at the offending piece of its text."""
+
+    def __init__(self, message: str, text: str = "", start: int = 0, end: int = 0) -> None:
+        self.reason, self.text, self.start, self.end = message, text, start, end
+        super().__init__(f"{message}\n  {text}\n  {' ' * start}{'^' * max(1, end - start)}" if text else message)

@@ -31,19 +31,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from thrifty import artifact, checkpoint
-from thrifty.checkpoint import Checkpoint
+from thrifty.artifacts import artifact
 from thrifty.compilers.export import Export
-from thrifty.context import make_context, run_training
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import Claim, Compiler, Method, TrainingMethod, Transform
-from thrifty.quality import Accuracy
-from thrifty.recipe import Recipe, Train, check
-from thrifty.registry import method_class, names
-from thrifty.rehearsal import rehearse
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import Method
+from thrifty.recipes.phases import Train
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class, names
+from thrifty.recipes.training_method import TrainingMethod
+from thrifty.recipes.transform import Transform
+from thrifty.runs import checkpoint
+from thrifty.runs.checkpoint import Checkpoint
+from thrifty.runs.context import make_context, training_setup
+from thrifty.runs.rehearsal import rehearse
 from thrifty.target import Target
-from thrifty.training.loop import Fitted
-from thrifty.workload import CrossEntropy, Workload
+from thrifty.training.loop import TrainingResult, train
+from thrifty.workloads.quality import Accuracy
+from thrifty.workloads.workload import CrossEntropy, Workload
 
 TRAINED = frozenset({"module", "float-weights", "trained"})
 
@@ -96,7 +103,7 @@ workload = Workload(
 @functools.cache
 def _trained() -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = run_training(workload, Train(epochs=2), SmallNet(), 0, Target(), teacher, _hear).model
+    model: nn.Module = train(training_setup(workload, Train(epochs=2), 0, "cpu", teacher), SmallNet()).model
     return model
 
 
@@ -134,9 +141,9 @@ def _(method: TrainingMethod, model: nn.Module, seed: int = 0) -> nn.Module:
     return _fitted(method, copy.deepcopy(model), seed).model
 
 
-def _fitted(method: TrainingMethod, model: nn.Module, seed: int = 0) -> Fitted:
+def _fitted(method: TrainingMethod, model: nn.Module, seed: int = 0) -> TrainingResult:
     torch.manual_seed(seed)
-    return run_training(workload, Train(method, steps=3), model, seed, Target(), teacher, _hear)
+    return train(training_setup(workload, Train(method, steps=3), seed, "cpu", teacher), model)
 
 
 class Served(nn.Module):
@@ -250,7 +257,7 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
             fitted = _fitted(method, trained())
             after, plans = fitted.model, fitted.plans
         checkpoint.save(Checkpoint(workload.source, text, plans), after, directory)
-        script = ("import sys, numpy, thrifty.testing as t, thrifty.checkpoint as c\n"
+        script = ("import sys, numpy, thrifty.testing as t, thrifty.runs.checkpoint as c\n"
                   f"m = c.load_module({workload.source!r}, sys.argv[1])\n"
                   "numpy.save(sys.argv[1] + '/answers.npy', t.answers(m))")
         done = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, check=False)
@@ -286,7 +293,7 @@ def check_agrees(method: Method) -> None:
     """Next to every other method: what `check` allows can be rehearsed, what it refuses says why."""
     for recipe in neighbours(method):
         try:
-            check(recipe, TRAINED)
+            carry(recipe, TRAINED)
         except ThriftyError as error:
             assert "requires" in str(error), f"{recipe} was refused without a reason: {error}"
             continue

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.compilers.nets import called, error, lowered
-from thrifty.method import Compiler
 from thrifty.numerics.grid import per_group, to_group
 from thrifty.numerics.modules import GroupedLinear
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.compiler import Compiler
 
 WIDE = 640
 """Inputs of `layered`: its weights outweigh any file's graph."""

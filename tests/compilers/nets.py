@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thrifty.artifacts.lowered import Lowered
 from thrifty.engines import Engine, open_engine
-from thrifty.method import Context, Lowered
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.context import Context
 
 
 class ConvNet(nn.Module):

@@ -9,13 +9,16 @@ from torch import nn
 
 import thrifty.compilers.auto as module
 from tests.compilers.nets import called, conv_net, error, images, lowered, quantized
-from thrifty import artifact
+from thrifty.artifacts import artifact
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.auto import LAST_RESORT, Auto, candidates
 from thrifty.compilers.capture import LoweringError
 from thrifty.compilers.onnxruntime import OnnxRuntime
-from thrifty.method import Card, Compiler, Context, Lowered
-from thrifty.recipe import Recipe
-from thrifty.registry import method_class, places
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class, places
 
 
 def context(*requests, heard=None):

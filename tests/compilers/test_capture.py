@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from thrifty.artifacts.lowered import TensorSpec
 from thrifty.compilers.capture import LoweringError, capture, specs
-from thrifty.method import TensorSpec
 
 BATCH_AND_TOKENS = {0: {0: (1, 8), 1: (1, 32)}}
 

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from tests.compilers.nets import conv_net, encoder, images, quantized, texts
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.divergence import first_divergence
 from thrifty.compilers.export import Export
-from thrifty.method import Card, Compiler, Context, Lowered
-from thrifty.registry import method_class
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.registry import method_class
 
 
 @dataclass(frozen=True)

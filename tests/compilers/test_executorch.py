@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from tests.compilers.nets import called, check_outputs_stay, conv_net, encoder, error, images, lowered, texts
-from thrifty import artifact
+from thrifty.artifacts import artifact
+from thrifty.artifacts.verification import verify
 from thrifty.compilers.capture import LoweringError
 from thrifty.compilers.executorch import PROGRAM, ExecuTorch
 from thrifty.engines import EngineError, open_engine
 from thrifty.engines.buckets import FILE, Buckets
-from thrifty.recipe import Recipe, RecipeError, check
-from thrifty.verifying import verify
+from thrifty.errors import RecipeError
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(ExecuTorch.missing() is not None, reason=str(ExecuTorch.missing()))
 
@@ -102,4 +104,4 @@ def test_an_operator_that_it_lacks_is_named(tmp_path):
 
 def test_integers_are_refused_by_the_recipe():
     with pytest.raises(RecipeError, match="executorch"):
-        check(Recipe.parse("quantize(w8a8) | compile(executorch)"), frozenset({"module", "float-weights", "trained"}))
+        carry(Recipe.parse("quantize(w8a8) | compile(executorch)"), frozenset({"module", "float-weights", "trained"}))

@@ -11,23 +11,23 @@ import pytest
 
 from tests.compilers.few_bits import ODD, around, in_few_bits, layered, tied, tokens
 from tests.compilers.nets import called, error, lowered
-from thrifty import artifact
+from thrifty.artifacts import artifact
+from thrifty.artifacts.verification import verify
 from thrifty.compilers.export import Export
 from thrifty.compilers.tvm import Tvm
 from thrifty.compilers.xla import Xla
-from thrifty.environment import runtime_versions
+from thrifty.measure.environment import runtime_versions
 from thrifty.posttraining.quantization.rest import in_bf16
-from thrifty.registry import method_class
-from thrifty.verifying import verify
+from thrifty.recipes.registry import method_class
 
 VARYING = {0: {0: (1, 8), 1: (1, 64)}}
 COMPILERS = [pytest.param(cls, id=cls.name, marks=pytest.mark.skipif(cls.missing() is not None, reason=str(cls.missing())))
              for cls in (Export, Xla, Tvm)]
 NAMES = list(ODD)
 CLEAN = """
-import sys, numpy, thrifty, thrifty.artifact
+import sys, numpy, thrifty, thrifty.artifacts.artifact
 place, kept = sys.argv[1:]
-inputs, _ = thrifty.artifact.example(place)
+inputs, _ = thrifty.artifacts.artifact.example(place)
 with numpy.load(kept) as expected:
     print(numpy.array_equal(thrifty.load(place, trust_native_code=True)(*inputs), expected["y"]), "torch" in sys.modules)
 """

@@ -10,7 +10,7 @@ from tests.numerics.test_packed import NETS, WIDTHS, in_few_bits
 from thrifty.compilers.halves import Halves
 from thrifty.numerics.grouped import rtn
 from thrifty.numerics.packed import PackedWeight
-from thrifty.registry import method_class
+from thrifty.recipes.registry import method_class
 
 
 @pytest.mark.parametrize(("bits", "group", "columns"), [(8, 7, 7), (4, 32, 96), (3, 32, 64), (4, 2, 6)])

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from tests.compilers.nets import called, conv_net, encoder, error, images, lowered, quantized, texts
-from thrifty import artifact
+from thrifty.artifacts import artifact
 from thrifty.compilers.capture import LoweringError
 from thrifty.engines import EngineError
-from thrifty.method import Context
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.context import Context
 
 pytest.importorskip("thrifty.engines.openvino")  # not "openvino" itself, which would start its telemetry
 from thrifty.compilers.openvino import OpenVino, executed

@@ -7,7 +7,7 @@ from torch import nn
 from tests.compilers.nets import lowered
 from thrifty.compilers.capture import LoweringError
 from thrifty.compilers.refusal import cannot_express
-from thrifty.registry import method_class
+from thrifty.recipes.registry import method_class
 
 
 class Special(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 from tests.compilers.nets import called, encoder, error, lowered, texts
 from thrifty.numerics.modules import QuantLinear
 from thrifty.posttraining.quantize import Quantize
-from thrifty.registry import method_class
+from thrifty.recipes.registry import method_class
 
 BOTH = {0: {0: (1, 16)}, 1: {0: (1, 16)}}
 

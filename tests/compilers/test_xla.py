@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from tests.compilers.nets import called, conv_net, encoder, error, images, lowered, texts
-from thrifty import artifact
+from thrifty.artifacts import artifact
 from thrifty.compilers.capture import LoweringError
 from thrifty.engines import EngineError, open_engine
-from thrifty.recipe import Recipe, RecipeError, check
+from thrifty.errors import RecipeError
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
 
 pytest.importorskip("jax")
 from thrifty.compilers.xla import Xla
@@ -126,8 +128,8 @@ def test_tied_weights_are_written_once_and_outputs_keep_their_types(tmp_path):
 def test_it_is_for_products_of_float32(scheme, has):
     known = frozenset({"module", "float-weights", "trained"})
     with pytest.raises(RecipeError, match=f"xla requires a model without {has}, which quantize gives it"):
-        check(Recipe.parse(f"quantize({scheme}) | compile(xla)"), known)
-    check(Recipe.parse("quantize(w4a16) | compile(xla)"), known)
+        carry(Recipe.parse(f"quantize({scheme}) | compile(xla)"), known)
+    carry(Recipe.parse("quantize(w4a16) | compile(xla)"), known)
 
 
 def test_float64_and_unknown_operators_are_refused(tmp_path):
@@ -149,7 +151,7 @@ def test_a_loaded_artifact_needs_no_torch(conv):
             "for name in ('torch', 'torchax'): sys.modules[name] = None\n"
             "import numpy, thrifty\n"
             f"model = thrifty.load({str(place)!r})\n"
-            "inputs, outputs = __import__('thrifty.artifact').artifact.example(" + repr(str(place)) + ")\n"
+            "inputs, outputs = thrifty.artifacts.artifact.example(" + repr(str(place)) + ")\n"
             "print(numpy.abs(model(*inputs) - outputs[0]).max() < 1e-5)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": ":".join(x for x in sys.path if x)})

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from thrifty.errors import WorkloadError
 from thrifty.interchange.compressed_tensors import export_compressed_tensors, import_compressed_tensors
 from thrifty.interchange.layers import InterchangeError
-from thrifty.loading import load_workload
 from thrifty.numerics.modules import GroupedLinear, InBfloat16, QuantLinear
 from thrifty.posttraining.quantize import Quantize
 from thrifty.workloads.huggingface.models import ImageLogits, TextLogits, TokenLogits, load_body, quiet
+from thrifty.workloads.loading import load_workload
 
 IDS = torch.randint(0, 90, (4, 12), generator=torch.Generator().manual_seed(0))
 VECTORS = "o_proj|down_proj"

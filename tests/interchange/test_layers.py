@@ -52,7 +52,7 @@ def integers(out: int, inputs: int, bias: bool) -> QuantLinear:
     return QuantLinear(nn.Linear(inputs, out, bias), torch.ones(inputs))
 
 
-LAYERS = {
+STAGES = {
     "w4a16 g32": lambda: grouped(13, 96, 4, 32, False, True),
     "w4a16 g128 symmetric": lambda: grouped(8, 256, 4, 128, True, False),
     "w4a16, one group": lambda: grouped(9, 128, 4, 128, False, False),
@@ -69,9 +69,9 @@ def place(layer: Layer) -> nn.Linear:
     return nn.Linear(inputs, layer.out_features, layer.bias is not None)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_layer_comes_back_as_it_was(name: str) -> None:
-    layer = LAYERS[name]()
+    layer = STAGES[name]()
     again = layer_of("x", tensors(layer), stored(layer), place(layer))
     x = torch.randn(3, place(layer).in_features)
     assert torch.equal(layer(x), again(x))
@@ -80,7 +80,7 @@ def test_a_layer_comes_back_as_it_was(name: str) -> None:
     assert {name: t.tolist() for name, t in second.items()} == {name: t.tolist() for name, t in tensors(layer).items()}
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", STAGES)
 def test_the_package_reads_the_same_weight(name: str) -> None:
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import BaseCompressor
@@ -88,7 +88,7 @@ def test_the_package_reads_the_same_weight(name: str) -> None:
 
     from thrifty.interchange.configuration import described
 
-    layer = LAYERS[name]()
+    layer = STAGES[name]()
     group = described({"x": stored(layer)}, [])["config_groups"]["group_0"]
     read = BaseCompressor.get_value_from_registry(group["format"]).decompress(
         {key: tensor for key, tensor in tensors(layer).items() if key != "bias"}, QuantizationScheme(**group))
@@ -97,7 +97,7 @@ def test_the_package_reads_the_same_weight(name: str) -> None:
 
 
 def test_what_is_stored_follows_from_the_numbers() -> None:
-    found = {name: stored(make()) for name, make in LAYERS.items()}
+    found = {name: stored(make()) for name, make in STAGES.items()}
     assert found["w4a16 g32"] == Stored(4, 32, False, "float")
     assert found["w4a16, one group"] == Stored(4, 128, False, "float")
     assert found["w4a16, a row"] == Stored(4, None, False, "float")
@@ -116,7 +116,7 @@ def test_what_is_stored_follows_from_the_numbers() -> None:
     (lambda t: t.update(weight_shape=torch.tensor([13, 95])), r"weight_shape says \[13, 95\]"),
 ])
 def test_tensors_that_do_not_fit_are_named(change: Any, said: str) -> None:
-    layer = LAYERS["w4a16 g32"]()
+    layer = STAGES["w4a16 g32"]()
     found: dict[str, Tensor] = tensors(layer)
     change(found)
     with pytest.raises(InterchangeError, match=said):
@@ -124,6 +124,6 @@ def test_tensors_that_do_not_fit_are_named(change: Any, said: str) -> None:
 
 
 def test_groups_divide_the_inputs() -> None:
-    layer = LAYERS["w4a16 g32"]()
+    layer = STAGES["w4a16 g32"]()
     with pytest.raises(InterchangeError, match="96 inputs, which groups of 64"):
         layer_of("x", tensors(layer), Stored(4, 64, False, "float"), place(layer))

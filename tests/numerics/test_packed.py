@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.method import Context
 from thrifty.numerics.grouped import rtn
 from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.posttraining.quantization.listing import layers
 from thrifty.posttraining.quantize import Quantize, bytes_a_weight
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import HyperparameterError
 
 WIDTHS = {"w8a16": 0.45, "w4a16": 0.4, "w3a16": 0.4}
 """Share of the float file that a small net's file takes at most, its graph counted."""
@@ -128,7 +128,7 @@ def test_a_clean_process_gives_the_same(tmp_path):
     save_file({k: v.clone() for k, v in tensors.items()} | {"x": x, "y": integer(x)}, tmp_path / "all.safetensors")
     (tmp_path / "plan.json").write_text(json.dumps(dict(plan.values)))
     script = ("import json, sys, torch\nfrom safetensors.torch import load_file\nfrom tests.numerics.test_packed import *\n"
-              "from thrifty.method import Plan\n"
+              "from thrifty.recipes.transform import Plan\n"
               "held = load_file(sys.argv[1] + '/all.safetensors')\n"
               "cut = lambda part: {k[len(part):]: v for k, v in held.items() if k.startswith(part)}\n"
               "plan = Plan(json.loads(open(sys.argv[1] + '/plan.json').read()), cut('plan.'))\n"

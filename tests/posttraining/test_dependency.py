@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thrifty.errors import ThriftyError
 from thrifty.posttraining.dependency import Place, dependencies
 from thrifty.posttraining.prune import masked, shrink, slices
-from thrifty.workloads.digits import DigitsNet
+from thrifty.workloads.embedded.digits import DigitsNet
 
 
 class Branches(nn.Module):

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from thrifty import LowRank, Prune, Quantize, testing
 from thrifty.compilers.capture import capture
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import Context, Plan
 from thrifty.numerics.modules import QuantConv, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.factored import Factored, factored, parts, product
 from thrifty.posttraining.prune import parameters, weight_elements
-from thrifty.recipe import Recipe, check
-from thrifty.workloads.digits import DigitsNet
+from thrifty.recipes.context import Context
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.transform import Plan
+from thrifty.workloads.embedded.digits import DigitsNet
 
 
 def net(hidden: int = 64, seed: int = 0) -> nn.Sequential:
@@ -298,7 +300,7 @@ def test_it_can_be_repeated_and_trained_after() -> None:
 
 def test_what_follows_factorization() -> None:
     """Its layers are plain ones, so that pruning and quantization see them, ranks included."""
-    assert {"factorized", "pruned"} <= check(Recipe.parse("low_rank(ratio=0.2) | prune(ratio=0.3)"), testing.TRAINED)
+    assert {"factorized", "pruned"} <= carry(Recipe.parse("low_rank(ratio=0.2) | prune(ratio=0.3)"), testing.TRAINED)
     model, data = testing.trained(), [images(64)]
     thin = LowRank(ratio=0.5)(model, data)
     (claim,) = LowRank(ratio=0.5).claims(model, thin)

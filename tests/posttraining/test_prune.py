@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from thrifty import Prune, Quantize, testing
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import Context, Plan
 from thrifty.posttraining.prune import parameters, weight_elements
-from thrifty.workloads.digits import DigitsNet
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.recipes.context import Context
+from thrifty.recipes.transform import Plan
+from thrifty.workloads.embedded.digits import DigitsNet
+from thrifty.workloads.embedded.python_lm import LanguageModel
 
 
 def net(hidden: int = 64) -> nn.Sequential:

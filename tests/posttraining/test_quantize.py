@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.method import Context, Plan
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.quantize import Quantize, bytes_a_weight, integer_layers
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.transform import Plan
 from thrifty.testing import SmallNet
 
 

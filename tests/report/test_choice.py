@@ -2,9 +2,9 @@ import io
 
 from tests.trials import trial
 
-from thrifty.choosing import Bars, choose
-from thrifty.ledger import Charge, Ledger
 from thrifty.report.choice import print_choice, searched
+from thrifty.studies.constraints import Bars, choose
+from thrifty.studies.ledger import Charge, Ledger
 
 SPENT = Ledger((Charge("training", "train()", 100.0),))
 

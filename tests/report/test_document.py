@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.trials import MACHINE, TARGET, failed, keep, ledger_of, many, trial
 
-from thrifty.findings import Findings
-from thrifty.ledger import Charge, Ledger
 from thrifty.report.document import environments, finite, study_json
-from thrifty.store import Failure
+from thrifty.studies.findings import Findings
+from thrifty.studies.ledger import Charge, Ledger
+from thrifty.studies.store import Failure
 
 ROOT = Path(__file__).resolve().parents[2]
 

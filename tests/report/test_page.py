@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.trials import failed, keep, ledger_of, many, trial
 
-from thrifty import cli
+from thrifty.cli import studies
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.findings import Findings
 from thrifty.report import page as pages
 from thrifty.report.document import finite, study_json
 from thrifty.report.page import PageError, island, page, write
-from thrifty.store import Failure, Store
+from thrifty.studies.findings import Findings
+from thrifty.studies.store import Failure, Store
 
 HOSTILE = "</script><script>window.pwned=1</script><!--<script>{{plotly}}&\u2028\ud800"
 
@@ -148,9 +148,9 @@ def test_an_empty_study():
 
 def test_it_goes_into_the_study_by_default(tmp_path, capsys):
     store = keep(tmp_path / "study", [trial("aaa")])
-    cli.report(store, None, None, as_json=True)
+    studies.report(store, None, None, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"page": str(store / "report.html")}
-    cli.report(store, tmp_path / "other.html", None, as_json=False)
+    studies.report(store, tmp_path / "other.html", None, as_json=False)
     assert capsys.readouterr().out == f"{tmp_path / 'other.html'}\n"
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
     assert (tmp_path / "other.html").stat().st_mode & 0o444

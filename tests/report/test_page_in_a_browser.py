@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from tests.trials import BASELINE_SECONDS, MACHINE, failed, ledger_of, many, trial
 
-from thrifty.choosing import best
-from thrifty.findings import Findings
-from thrifty.frontier import frontier
 from thrifty.report.document import study_json
 from thrifty.report.page import page
 from thrifty.report.words import scaled, seconds, times
-from thrifty.store import Failure
-from thrifty.trial import Drop, Effect, QualityFigure
+from thrifty.studies.constraints import best
+from thrifty.studies.findings import Findings
+from thrifty.studies.frontier import frontier
+from thrifty.studies.store import Failure
+from thrifty.studies.trial import Drop, Effect, QualityFigure
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

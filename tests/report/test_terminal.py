@@ -10,18 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty import cache
-from thrifty.frontier import frontier
-from thrifty.hyperparameters import choice, number
-from thrifty.ledger import Charge, Ledger
-from thrifty.method import Card, Method
+from thrifty.recipes.card import Card
+from thrifty.recipes.hyperparameters import choice, number
+from thrifty.recipes.method import Method
 from thrifty.report import terminal
 from thrifty.report.console import plain, show, table
 from thrifty.report.picture import Point, scatter
 from thrifty.report.progress import Progress
 from thrifty.report.words import literal
-from thrifty.store import Failure
-from thrifty.trial import (
+from thrifty.runs import cache
+from thrifty.studies.frontier import frontier
+from thrifty.studies.ledger import Charge, Ledger
+from thrifty.studies.store import Failure
+from thrifty.studies.trial import (
     ArtifactFigure,
     Drop,
     Effect,
@@ -242,7 +243,7 @@ def test_cards():
 
 
 def test_workloads():
-    from thrifty.workloads import EMBEDDED
+    from thrifty.workloads.embedded import EMBEDDED
 
     out = io.StringIO()
     terminal.print_workloads(EMBEDDED, file=out)

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from thrifty import testing
-from thrifty.errors import ThriftyError
-from thrifty.recipe import RecipeError
+from thrifty.errors import RecipeError, ThriftyError
 from thrifty.search.contender import Contender, TuneError, fewest, optimizers
 
 WORKLOAD = testing.workload

@@ -1,7 +1,7 @@
 from tests.factories import trial
-from thrifty.ledger import Charge, Ledger
-from thrifty.recipe import Recipe
+from thrifty.recipes.recipe import Recipe
 from thrifty.search.costs import Costs
+from thrifty.studies.ledger import Charge, Ledger
 
 REFERENCE = Recipe.parse("train(adamw, epochs=4)")
 TRAINED = Ledger((Charge("training", "train(adamw, epochs=4)", 40.0),))

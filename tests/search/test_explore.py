@@ -12,10 +12,10 @@ import pytest
 
 import thrifty
 from thrifty import testing
-from thrifty.choosing import Bars
-from thrifty.findings import Findings
 from thrifty.search.explore import ExploreError, explore
-from thrifty.store import Store, StoreError
+from thrifty.studies.constraints import Bars
+from thrifty.studies.findings import Findings
+from thrifty.studies.store import Store, StoreError
 
 WORKLOAD = "thrifty.testing:workload"
 
@@ -128,7 +128,7 @@ def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path)
 
 def begin(tmp_path):
     """An exploration of four recipes, in a process of its own."""
-    command = [sys.executable, "-m", "thrifty.cli", "explore", WORKLOAD, "--budget", "1h", "--max-drop", "5pt",
+    command = [sys.executable, "-m", "thrifty", "explore", WORKLOAD, "--budget", "1h", "--max-drop", "5pt",
                "--methods", "onnxruntime", "--store", str(tmp_path / "study"), "--json"]
     return subprocess.Popen(command, env={**os.environ, "THRIFTY_CACHE": str(tmp_path / "cache")},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

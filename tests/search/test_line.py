@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.hyperparameters import Range
+from thrifty.recipes.hyperparameters import Range
 from thrifty.search.line import FACTOR, FAILED, FINEST, Line, LineError, best, inside, neighbours
 
 

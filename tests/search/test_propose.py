@@ -6,12 +6,12 @@ import math
 import pytest
 
 from tests.factories import trial
-from thrifty.choosing import Bars
-from thrifty.loading import load_workload
-from thrifty.recipe import Recipe
+from thrifty.recipes.recipe import Recipe
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.propose import outcomes, propose, values_of
 from thrifty.search.space import Space
+from thrifty.studies.constraints import Bars
+from thrifty.workloads.loading import load_workload
 
 WORKLOAD = load_workload("thrifty.testing:workload")
 SPACE = Space.of(WORKLOAD, ("prune", "quantize", "onnxruntime", "inductor"))

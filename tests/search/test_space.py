@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.checking import initial_properties
-from thrifty.loading import load_workload
-from thrifty.method import Compiler
-from thrifty.recipe import Recipe, Train, check
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.phases import Train
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs.preflight import initial_properties
 from thrifty.search.space import Space, SpaceError
+from thrifty.workloads.loading import load_workload
 
 WORKLOAD = load_workload("thrifty.testing:workload")
 UNTRAINED = dataclasses.replace(WORKLOAD, train=None, loss=None, reference="")
@@ -29,7 +31,7 @@ def test_a_choice_makes_a_recipe_that_can_run_and_is_found_again(choice):
     if recipe is None:
         return
     assert Recipe.parse(str(recipe)) == recipe
-    check(recipe, initial_properties(WORKLOAD))
+    carry(recipe, initial_properties(WORKLOAD))
     again = SPACE.choice(recipe)
     assert again is not None and SPACE.recipe(again) == recipe
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from thrifty import testing
-from thrifty.recipe import RecipeError
+from thrifty.errors import RecipeError
 from thrifty.search.sweep import promoted, sweep
-from thrifty.store import Store
-from thrifty.workloads import EMBEDDED, suggested
+from thrifty.studies.store import Store
+from thrifty.workloads.embedded import EMBEDDED, suggested
 
 WORKLOAD, REFERENCE = "thrifty.testing:workload", testing.workload.reference
 
@@ -39,7 +39,7 @@ def test_nothing_is_promoted_of_nothing():
 
 
 def test_every_embedded_workload_suggests_recipes_that_parse():
-    from thrifty.recipe import Recipe
+    from thrifty.recipes.recipe import Recipe
 
     for name in EMBEDDED:
         assert all(Recipe.parse(text) for text in suggested(name))

@@ -17,8 +17,8 @@ from thrifty.errors import WorkloadError
 from thrifty.report.tuning import print_tuned
 from thrifty.search.contender import TuneError
 from thrifty.search.tune import plan, tune
-from thrifty.store import Store
-from thrifty.trial import Trial
+from thrifty.studies.store import Store
+from thrifty.studies.trial import Trial
 
 WORKLOAD, REFERENCE = "thrifty.testing:workload", testing.workload.reference
 ROWS = """
@@ -155,7 +155,7 @@ def test_a_budget_gives_every_optimizer_as_many_trials(rows, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_asked_again_it_goes_on(rows, tmp_path):
-    command = [sys.executable, "-m", "thrifty.cli", "tune", rows, "adamw", "--trials", "3", "--seeds", "1",
+    command = [sys.executable, "-m", "thrifty", "tune", rows, "adamw", "--trials", "3", "--seeds", "1",
                "--evaluations", "2", "--out", str(tmp_path / "study"), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     until = time.monotonic() + 120

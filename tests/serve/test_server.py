@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import nn
 
-from thrifty import artifact, testing
+from thrifty import testing
+from thrifty.artifacts import artifact
 from thrifty.compilers.onnxruntime import OnnxRuntime
 from thrifty.errors import MissingExtra
-from thrifty.method import Context
+from thrifty.recipes.context import Context
 from thrifty.serve.server import ServeError, Settings, max_batch, serve, start
 
 pytest.importorskip("starlette")
@@ -54,7 +55,7 @@ def place(tmp_path_factory):
 @contextlib.contextmanager
 def running(directory, *options):
     """The verb in a process of its own; yields it and its port."""
-    process = subprocess.Popen([sys.executable, "-m", "thrifty.cli", "serve", str(directory), "--port", "0", *options],
+    process = subprocess.Popen([sys.executable, "-m", "thrifty", "serve", str(directory), "--port", "0", *options],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         said = process.stdout.readline()

@@ -10,9 +10,9 @@ from torch import nn
 
 from thrifty import AdamW, CrossEntropy
 from thrifty.errors import ThriftyError
-from thrifty.recipe import Train
+from thrifty.recipes.phases import Train
 from thrifty.training.checkpointing import recompute
-from thrifty.training.loop import Fit
+from thrifty.training.session import TrainingSession
 
 
 class Block(nn.Module):
@@ -110,7 +110,7 @@ def test_a_training_with_a_setting_learns_the_same(settings):
                 module.p = 0.0
         for block in model[1]:
             block.body[1] = nn.Identity()
-        session = Fit(model, [AdamW(lr=0.01)], CrossEntropy(), steps=4, settings=Train(**given))
+        session = TrainingSession(model, [AdamW(lr=0.01)], CrossEntropy(), steps=4, settings=Train(**given))
         losses = [float(session.step(batch(16))) for _ in range(4)]
         return losses, session.finish()
 

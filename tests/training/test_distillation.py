@@ -13,9 +13,10 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, Bf16, CrossEntropy, Distill
 from thrifty.errors import ThriftyError
-from thrifty.recipe import Train
+from thrifty.recipes.phases import Train
 from thrifty.training.distillation import divergence
-from thrifty.training.loop import Fit, fit
+from thrifty.training.loop import fit
+from thrifty.training.session import TrainingSession
 
 DATA = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
 CONSTANT = Train(schedule="constant", warmup=0, clip=None, steps=1)
@@ -52,7 +53,7 @@ def test_a_step_minimises_the_weighted_sum_over_valid_examples() -> None:
     logits, taught = student(x).detach()[valid], teacher(x).detach()[valid]
     hard = float(nn.functional.cross_entropy(logits, y[valid]))
     soft = sum(naive(a, b, 2.0) for a, b in zip(logits.tolist(), taught.tolist(), strict=True)) / 4
-    session = Fit(student, [Distill(temperature=2.0, weight=0.7)], CrossEntropy(), steps=1, settings=CONSTANT,
+    session = TrainingSession(student, [Distill(temperature=2.0, weight=0.7)], CrossEntropy(), steps=1, settings=CONSTANT,
                   teachers=lambda text: teacher)
     assert float(session.step(((x,), y))) == pytest.approx(0.3 * hard + 0.7 * soft, rel=1e-5)
 

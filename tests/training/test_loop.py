@@ -17,10 +17,13 @@ from torch.utils.data import Dataset, TensorDataset
 
 from thrifty import AdamW, Bf16, CrossEntropy
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.method import Card, Layer, TrainingMethod
-from thrifty.recipe import Train
+from thrifty.recipes.card import Card
+from thrifty.recipes.phases import Train
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.flops import count_flops
-from thrifty.training.loop import Fit, Loader, Step, fit
+from thrifty.training.loop import Loader, Step, fit
+from thrifty.training.schedules import rate
+from thrifty.training.session import TrainingSession
 
 
 def data(n: int = 96, features: int = 6) -> TensorDataset:
@@ -96,7 +99,7 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
 
 
 def test_a_loop_of_the_users_own_drives_the_methods_too() -> None:
-    session = Fit(net(), [Bf16(), AdamW(lr=0.03)], CrossEntropy(), steps=60)
+    session = TrainingSession(net(), [Bf16(), AdamW(lr=0.03)], CrossEntropy(), steps=60)
     first = last = 0.0
     for i, batch in zip(range(60), Loader(data(), 32, 0), strict=False):
         last = float(session.step(batch))
@@ -120,19 +123,17 @@ def test_it_ends_in_eval_mode_and_learns() -> None:
 
 @given(st.sampled_from(["cosine", "linear", "constant"]), st.floats(0, 0.9), st.integers(1, 200))
 def test_the_rate_rises_then_falls_and_stays_within_bounds(schedule: str, warmup: float, steps: int) -> None:
-    session = Fit(nn.Linear(2, 2), [AdamW()], CrossEntropy(), steps=steps, settings=Train(schedule=schedule, warmup=warmup))
-    rates = [session._rate(step) for step in range(steps)]
-    assert all(0 < rate <= 1 for rate in rates)
+    rates = [rate(schedule, step, steps, warmup) for step in range(steps)]
+    assert all(0 < each <= 1 for each in rates)
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     if schedule != "constant":
-        assert session._rate(steps) == pytest.approx(0, abs=1e-9)
+        assert rate(schedule, steps, steps, warmup) == pytest.approx(0, abs=1e-9)
 
 
 def test_wsd_is_held_and_falls_over_its_last_fifth() -> None:
-    session = Fit(nn.Linear(2, 2), [AdamW()], CrossEntropy(), steps=100, settings=Train(schedule="wsd", warmup=0.0))
-    rates = [session._rate(step) for step in range(101)]
+    rates = [rate("wsd", step, 100, 0.0) for step in range(101)]
     assert rates[:81] == pytest.approx([1.0] * 81)
     assert rates[80:] == pytest.approx([1 - i / 20 for i in range(21)])
 
@@ -182,29 +183,29 @@ class Outer(TrainingMethod):
     name: ClassVar[str] = "outer"
     card: ClassVar[Card] = Card("peft", "training time", "none", "none")
 
-    def prepare(self, fit: Fit) -> None:
-        fit.memory(self)["updates"] = 0
+    def prepare(self, session: TrainingSession) -> None:
+        session.memory(self)["updates"] = 0
         CALLS.append(f"{self.name} prepare")
 
-    def forward(self, fit: Fit, batch: Any, proceed: Callable[[Any], Any]) -> Any:
+    def forward(self, session: TrainingSession, batch: Any, proceed: Callable[[Any], Any]) -> Any:
         CALLS.append(f"{self.name} forward")
         return proceed(batch)
 
-    def loss(self, fit: Fit, outputs: Any, batch: Any, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, session: TrainingSession, outputs: Any, batch: Any, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         CALLS.append(f"{self.name} loss")
         return total * 2, weight
 
-    def backward(self, fit: Fit, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
+    def backward(self, session: TrainingSession, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
         CALLS.append(f"{self.name} backward")
         proceed(loss)
 
-    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
+    def update(self, session: TrainingSession, proceed: Callable[[], None]) -> None:
         CALLS.append(f"{self.name} update")
-        fit.memory(self)["updates"] += 1
-        if fit.memory(self)["updates"] != 2:  # the second step is skipped
+        session.memory(self)["updates"] += 1
+        if session.memory(self)["updates"] != 2:  # the second step is skipped
             proceed()
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
+    def finish(self, session: TrainingSession, model: nn.Module) -> nn.Module:
         CALLS.append(f"{self.name} finish")
         return nn.Sequential(model)
 
@@ -212,13 +213,13 @@ class Outer(TrainingMethod):
 @dataclass(frozen=True)
 class Inner(Outer):
     name: ClassVar[str] = "inner"
-    layer: ClassVar[Layer] = "numerics"
+    stage: ClassVar[Stage] = "numerics"
 
 
 @pytest.mark.parametrize("methods", [[Outer(), Inner()], [Inner(), Outer()]])
 def test_hooks_run_in_the_order_of_layers_whatever_the_texts(methods: list[TrainingMethod]) -> None:
     CALLS.clear()
-    session = Fit(nn.Linear(6, 3), methods, CrossEntropy(), steps=3)
+    session = TrainingSession(nn.Linear(6, 3), methods, CrossEntropy(), steps=3)
     loader = iter(Loader(data(), 8, 0))
     session.step(next(loader))
     session.finish()
@@ -229,7 +230,7 @@ def test_hooks_run_in_the_order_of_layers_whatever_the_texts(methods: list[Train
 
 def test_a_method_changes_the_loss_and_may_skip_a_step() -> None:
     model = nn.Linear(6, 3)
-    session = Fit(model, [Outer()], CrossEntropy(), steps=3)
+    session = TrainingSession(model, [Outer()], CrossEntropy(), steps=3)
     batch = next(iter(Loader(data(), 8, 0)))
     with torch.no_grad():
         plain = float(nn.functional.cross_entropy(model(*batch[0]), batch[1]))
@@ -243,9 +244,9 @@ def test_a_method_changes_the_loss_and_may_skip_a_step() -> None:
 
 def test_two_optimizers_or_nothing_to_train_are_refused() -> None:
     with pytest.raises(ThriftyError, match="one optimizer but its methods made 2"):
-        Fit(net(), [AdamW(), AdamW(lr=1.0)], CrossEntropy(), steps=1)
+        TrainingSession(net(), [AdamW(), AdamW(lr=1.0)], CrossEntropy(), steps=1)
     with pytest.raises(ThriftyError, match="nothing to train"):
-        Fit(net().requires_grad_(False), [], CrossEntropy(), steps=1)
+        TrainingSession(net().requires_grad_(False), [], CrossEntropy(), steps=1)
 
 
 # -- what it counts ---------------------------------------------------------------------------------------------

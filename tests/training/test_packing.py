@@ -13,14 +13,15 @@ from torch.utils.data import TensorDataset
 
 from tests import hf_models
 from thrifty import AdamW, CrossEntropy, Distill, Lora, Recipe, Train
-from thrifty.checking import check
 from thrifty.errors import ThriftyError
-from thrifty.loading import load_workload
-from thrifty.training.loop import Fit, fit
+from thrifty.runs.preflight import check
+from thrifty.training.loop import fit
 from thrifty.training.packing import PackedLoader, Sequences, pack, require_independence
 from thrifty.training.peft.prompt import PromptTuning
+from thrifty.training.session import TrainingSession
+from thrifty.workloads.embedded.python_lm import LanguageModel
 from thrifty.workloads.huggingface.models import TokenLogits, quiet
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.workloads.loading import load_workload
 
 LONGEST, VOCABULARY = 24, 50
 
@@ -131,7 +132,7 @@ def test_the_gradient_is_that_of_the_padded_examples(kind: str, attention: str, 
     assert len(rows) < 22
 
     def gradients(batch):
-        session = Fit(transformer(kind, attention).to(dtype), [AdamW()], CrossEntropy(), steps=1,
+        session = TrainingSession(transformer(kind, attention).to(dtype), [AdamW()], CrossEntropy(), steps=1,
                       settings=Train(steps=1, accumulate=accumulate, clip=None))
         loss = session.step(batch)
         return float(loss), torch.cat([p.grad.flatten() for p in session.model.parameters() if p.grad is not None])
@@ -273,7 +274,7 @@ def test_classified_texts(tmp_path: Path) -> None:
 
 
 def test_the_probe_leaves_training_as_it_was() -> None:
-    session = Fit(transformer("gpt2"), [AdamW()], CrossEntropy(), steps=1)
+    session = TrainingSession(transformer("gpt2"), [AdamW()], CrossEntropy(), steps=1)
     state = torch.get_rng_state()
     session.model.body.transformer.drop.eval()
     require_independence(session, Sequences(corpus(), -100))

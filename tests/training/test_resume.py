@@ -12,9 +12,9 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, Bf16, CrossEntropy, Distill, Lora
 from thrifty.errors import ThriftyError
-from thrifty.method import TrainingMethod
-from thrifty.recipe import Train
-from thrifty.registry import method_class, names
+from thrifty.recipes.phases import Train
+from thrifty.recipes.registry import method_class, names
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.training import resume
 from thrifty.training.loop import fit
 from thrifty.training.optimizers.ema import Ema
@@ -115,13 +115,14 @@ def test_a_state_that_runs_code_is_not_run(tmp_path):
 
 
 def test_a_session_takes_no_state_of_another_model():
-    from thrifty.training.loop import Fit
+    from thrifty.training.session import TrainingSession
 
-    here, there = (Fit(model, [AdamW()], CrossEntropy(), steps=3) for model in (net(), nn.Sequential(nn.Linear(6, 3))))
+    here, there = (TrainingSession(model, [AdamW()], CrossEntropy(), steps=3)
+                   for model in (net(), nn.Sequential(nn.Linear(6, 3))))
     with pytest.raises(ThriftyError, match="another model"):
         here.load_state_dict(there.state_dict())
     with pytest.raises(ThriftyError, match="this one has lion"):
-        Fit(net(), [method_class("lion")()], CrossEntropy(), steps=3).load_state_dict(here.state_dict())
+        TrainingSession(net(), [method_class("lion")()], CrossEntropy(), steps=3).load_state_dict(here.state_dict())
 
 
 def test_nothing_is_left_half_written(tmp_path, monkeypatch):

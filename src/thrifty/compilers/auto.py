@@ -16,14 +16,17 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from thrifty import artifact
+from thrifty.artifacts import artifact
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, precision_of
 from thrifty.compilers.parity import as_tuple, check_parity, check_random
-from thrifty.hyperparameters import number
 from thrifty.measure.sides import ArtifactSide
 from thrifty.measure.timing import Plan, compare
-from thrifty.method import Card, Compiler, Context, Lowered
-from thrifty.registry import method_class, names
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.registry import method_class, names
 
 ORDER = ("openvino", "onnxruntime", "inductor", "xla", "tvm")
 """Quickest to compile first, so that a small budget has several to choose from; others after them."""

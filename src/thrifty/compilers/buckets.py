@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from thrifty.artifacts.lowered import TensorSpec
 from thrifty.compilers.capture import LoweringError, Shapes, check_shapes
 from thrifty.compilers.parity import as_tuple, random_requests
 from thrifty.engines.buckets import Layout, cut, padded
 from thrifty.engines.parity import relative_error, tolerance
-from thrifty.method import TensorSpec
 
 MOST = 16
 """Programs of one artifact: each takes its time to compile and its place in the file."""

@@ -13,8 +13,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
+from thrifty.artifacts.lowered import TensorSpec
 from thrifty.errors import ThriftyError
-from thrifty.method import TensorSpec
 
 Shapes = Mapping[int, Mapping[int, tuple[int, int]]]
 

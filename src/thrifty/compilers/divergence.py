@@ -12,10 +12,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from thrifty import artifact
+from thrifty.artifacts import artifact
 from thrifty.compilers.parity import as_tuple
 from thrifty.engines.parity import relative_error, tolerance
-from thrifty.method import Compiler, Context
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
 
 
 @final

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers import buckets as padding
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.refusal import cannot_express
 from thrifty.engines.buckets import FILE
 from thrifty.errors import MissingExtra
-from thrifty.hyperparameters import sizes
-from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import sizes
 
 PROGRAM = "model.pte"
 

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import capture, precision_of, specs
-from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
 
 FILE = "model.pt2"
 

@@ -18,17 +18,20 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.export import write_program
 from thrifty.compilers.halves import Halves
 from thrifty.compilers.rows import Rows
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
-from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
 from thrifty.numerics.packed import PackedWeight
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
 
 FILE = "model.pt2"
 FEW_ROWS = 4

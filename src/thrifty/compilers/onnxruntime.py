@@ -20,11 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thrifty.artifacts.lowered import Lowered, TensorSpec
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.onnx_placement import Attention, placed
 from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
-from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
 
 FILE = "model.onnx"
 OPSET = 20

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
 from thrifty.compilers.halves import Halves
 from thrifty.compilers.refusal import cannot_express
 from thrifty.compilers.rows import Rows
 from thrifty.errors import MissingExtra
-from thrifty.method import Card, Compiler, Context, Lowered
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
 from thrifty.numerics.packed import PackedWeight
 from thrifty.numerics.packing import pack
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
 
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")

@@ -17,10 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
 from thrifty.compilers.refusal import cannot_express
 from thrifty.errors import MissingExtra
-from thrifty.method import Card, Compiler, Context, Lowered
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
 
 FILES = ("model.stablehlo", "weights.safetensors")
 PACKAGES = ("jax", "torchax")

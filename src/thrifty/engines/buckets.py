@@ -71,8 +71,8 @@ class Layout:
         >>> Layout(((1, 8),), ({0: 0},), ({0: 0},), ((1,), (4,), (8,))).bucket((3,))
         1
         """
-        fit = (i for i, sizes in enumerate(self.sizes) if all(n <= size for n, size in zip(asked, sizes, strict=True)))
-        return min(fit, key=lambda i: math.prod(self.sizes[i]))
+        session = (i for i, sizes in enumerate(self.sizes) if all(n <= size for n, size in zip(asked, sizes, strict=True)))
+        return min(session, key=lambda i: math.prod(self.sizes[i]))
 
 
 def padded(x: np.ndarray, dims: Mapping[int, int], sizes: Sequence[int]) -> np.ndarray:

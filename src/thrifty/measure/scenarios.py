@@ -24,7 +24,7 @@ _REPEATS = 5
 
 
 class Measured(Protocol):
-    """What measuring needs of a scenario (`thrifty.workload.Scenario`)."""
+    """What measuring needs of a scenario (`thrifty.workloads.workload.Scenario`)."""
 
     @property
     def name(self) -> str: ...

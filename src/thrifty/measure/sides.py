@@ -64,7 +64,7 @@ class ArtifactSide(Side):
     # only the worker that holds one needs them.
     def runtime(self) -> None:
         # Checked here, before the clock of loading starts.
-        engine = resolve("thrifty.artifact:verify")(self.directory)["engine"]
+        engine = resolve("thrifty.artifacts.artifact:verify")(self.directory)["engine"]
         if engine in resolve("thrifty.engines:RUNTIMES"):  # never a name that the artifact chooses
             with contextlib.suppress(ModuleNotFoundError):  # `open` says which extra brings it
                 importlib.import_module(f"thrifty.engines.{engine}")
@@ -94,7 +94,7 @@ class ModuleSide(Side):
     checkpoint: str | None = None
 
     def _workload(self) -> Any:
-        return resolve("thrifty.loading:load_workload")(self.workload)
+        return resolve("thrifty.workloads.loading:load_workload")(self.workload)
 
     def runtime(self) -> None:
         importlib.import_module("torch")
@@ -106,7 +106,7 @@ class ModuleSide(Side):
         from thrifty.measure.eager import ModuleRunner
 
         torch.set_num_threads(threads)
-        module = resolve("thrifty.checkpoint:load_module")(self.workload, self.checkpoint)
+        module = resolve("thrifty.runs.checkpoint:load_module")(self.workload, self.checkpoint)
         return ModuleRunner(module.eval().to(device), self._workload().forward, device)
 
 

@@ -38,7 +38,7 @@ class Interval:
 
 
 class Paired(Protocol):
-    """Quality per example, as `thrifty.workload.Scores` holds it; each array is [n]."""
+    """Quality per example, as `thrifty.workloads.workload.Scores` holds it; each array is [n]."""
 
     @property
     def numerator(self) -> np.ndarray: ...

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.factored import candidates, factored, fits, geometry, parts, product, swap, unread
 from thrifty.posttraining.factors import Ranks, Shape, Tucker, shape_of, square_root
 from thrifty.posttraining.prune import parameters, weight_elements
 from thrifty.posttraining.ranks import Choices, allocate
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.transform import Plan, Transform
 
 KEPT_ROWS = 2048
 """Rows of a layer's input that enter its second moment, drawn at random, at most this many a batch."""

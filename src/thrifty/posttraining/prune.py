@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.hyperparameters import choice, number
-from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.posttraining.dependency import Dependencies, Group, Place, dependencies
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import choice, number
+from thrifty.recipes.transform import Plan, Transform
 
 Cut = Mapping[int, Sequence[int]]
 """{group's position: the channels that stay, ascending}."""

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.hyperparameters import HyperparameterError, Table, choice, number, table
-from thrifty.method import Card, Claim, Context, Plan, Transform
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import Float8Linear, InBfloat16
@@ -28,6 +26,11 @@ from thrifty.posttraining.quantization.probes import (
 )
 from thrifty.posttraining.quantization.refine import Refinement, refined
 from thrifty.posttraining.quantization.rest import in_bf16
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import HyperparameterError, Table, choice, number, table
+from thrifty.recipes.transform import Plan, Transform
 
 AUTO: Mapping[str, str] = {"int8": "smoothquant", "float": "gptq"}
 """{activations: what ``auto`` stands for}."""

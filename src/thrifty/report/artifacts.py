@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.text import Text
 
+from thrifty.artifacts.verification import Verification
 from thrifty.report.console import cell, lines, show, table
 from thrifty.report.words import scaled, seconds
-from thrifty.verifying import Verification
 
 if TYPE_CHECKING:
-    from thrifty.available import Available
+    from thrifty.compilers.availability import Available
 
 _STYLES = {"ok": "green", "differs": "yellow", "failed": "bold red", "skipped": "dim"}
 

@@ -7,11 +7,11 @@ from typing import TextIO
 
 from rich.text import Text
 
-from thrifty.choosing import Bars, Choice, Miss
-from thrifty.ledger import Ledger
 from thrifty.report.console import pairs, show
 from thrifty.report.words import NOT_MEASURED, drop, ratio, scaled, seconds, significant
-from thrifty.trial import Trial
+from thrifty.studies.constraints import Bars, Choice, Miss
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.trial import Trial
 
 
 def print_choice(choice: Choice, bars: Bars, spent: Ledger, requests_per_day: float | None = None,

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thrifty.findings import Findings
-    from thrifty.trial import Trial
+    from thrifty.studies.findings import Findings
+    from thrifty.studies.trial import Trial
 
 
 def study_json(found: Findings) -> dict[str, Any]:
     """A study as JSON values; ``docs/json.md`` says what each field is.
 
-    >>> from thrifty.findings import Findings
+    >>> from thrifty.studies.findings import Findings
     >>> study_json(Findings.of([]))["frontier"]
     []
     """

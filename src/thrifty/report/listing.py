@@ -11,10 +11,13 @@ from typing import Any, TextIO
 from rich.table import Column
 from rich.text import Text
 
-from thrifty.cache import Cleaned, Usage
-from thrifty.method import FAMILIES, PROPERTIES, Compiler, Method, TrainingMethod
+from thrifty.recipes.card import FAMILIES, PROPERTIES
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import Method
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.report.console import cell, pairs, show, table
 from thrifty.report.words import scaled
+from thrifty.runs.cache import Cleaned, Usage
 
 
 def print_workloads(entries: Mapping[str, Any], file: TextIO | None = None) -> None:

@@ -14,10 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import thrifty
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.findings import Findings
+from thrifty.measure.environment import VERSION
 from thrifty.report.document import finite, study_json
+from thrifty.studies.findings import Findings
 
 SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "scatter", "parallel", "answer", "spent", "detail",
            "table", "main")
@@ -79,7 +79,7 @@ def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day:
     options = {"store": store, "requests_per_day": requests_per_day}
     parts = {
         "policy": policy(plotly, script),
-        "version": thrifty.__version__,
+        "version": VERSION,
         "title": text(f"{document['workload'] or 'An empty study'}: Thrifty report"),
         "style": "".join(asset(f"{name}.css") for name in STYLES),
         "document": island({"study": document, "options": options}),

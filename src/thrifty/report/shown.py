@@ -18,7 +18,7 @@ def emit(value: Any) -> None:
 
 def show_layers(place: Path, as_json: bool) -> None:
     """The quantized layers of an artifact, or of every one of a study."""
-    from thrifty.manifest import MANIFEST, read
+    from thrifty.artifacts.manifest import MANIFEST, read
     from thrifty.report.artifacts import print_layers
 
     directories = ([place] if (place / MANIFEST).exists()
@@ -37,10 +37,10 @@ def show_layers(place: Path, as_json: bool) -> None:
 
 
 def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:
-    from thrifty.findings import Findings
     from thrifty.report import terminal
     from thrifty.report.choice import print_choice
     from thrifty.report.document import study_json
+    from thrifty.studies.findings import Findings
 
     found = Findings.read(store)
     if as_json:

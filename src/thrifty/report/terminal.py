@@ -10,15 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from thrifty.frontier import Frontier, Standing
-from thrifty.ledger import Kind, Ledger
 from thrifty.report.console import cell, pairs, show, table, width_of
 from thrifty.report.listing import cache_json, method_json, print_cache, print_method, print_methods, print_workloads
 from thrifty.report.picture import Point, scatter
 from thrifty.report.progress import Progress
 from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant
-from thrifty.store import Failure
-from thrifty.trial import QualityFigure, Trial
+from thrifty.studies.frontier import Frontier, Standing
+from thrifty.studies.ledger import Kind, Ledger
+from thrifty.studies.store import Failure
+from thrifty.studies.trial import QualityFigure, Trial
 
 __all__ = [
     "Progress", "print_study", "print_trial", "print_bench", "print_workloads", "print_methods",
@@ -259,7 +259,7 @@ def _break_even(requests: object) -> str:
 
 
 def print_bench(found: Mapping[str, Any], file: TextIO | None = None) -> None:
-    """What `thrifty.run.bench` measured of an artifact."""
+    """What `thrifty.bench` measured of an artifact."""
     artifact, inference = found["artifact"], found["inference"]
     latency, error = inference["latency_seconds"], found.get("output_error")
     show(pairs([

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from thrifty.trial import QualityFigure, Ratio
+from thrifty.studies.trial import QualityFigure, Ratio
 
 NOT_MEASURED = "not measured"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from thrifty.choosing import Bars, choose
-from thrifty.findings import objectives
-from thrifty.frontier import frontier, objectives_of
-from thrifty.recipe import Recipe
+from thrifty.recipes.recipe import Recipe
 from thrifty.search.space import Space
-from thrifty.trial import Trial
+from thrifty.studies.constraints import Bars, choose
+from thrifty.studies.findings import objectives
+from thrifty.studies.frontier import frontier, objectives_of
+from thrifty.studies.trial import Trial
 
 KINDS = ("last", "structure")
 """Slots in the order of what to expect of them for what they cost: fewer bits, then less of the model, then training."""

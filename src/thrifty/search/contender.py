@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from thrifty.errors import ThriftyError
-from thrifty.method import TrainingMethod
-from thrifty.recipe import Recipe, Train
-from thrifty.registry import method_class, names
+from thrifty.recipes.phases import Train
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class, names
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.search import line
 from thrifty.search.line import Line
 from thrifty.search.space import replaced
-from thrifty.workload import Workload
+from thrifty.workloads.workload import Workload
 
 FIRST, SECOND = 3, 2
 """Trials that bracket a learning rate, and those that bracket a second number, whose centre is known by then."""

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
-from thrifty.ledger import Ledger
-from thrifty.recipe import Recipe, Train
-from thrifty.trial import Trial
+from thrifty.recipes.phases import Train
+from thrifty.recipes.recipe import Recipe
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.trial import Trial
 
 
 @final

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
-from torch.utils.data import Subset
-
-from thrifty import cache
-from thrifty.execute import prefix_key
-from thrifty.quality import as_inputs, batches, length
-from thrifty.recipe import Recipe, Train
-from thrifty.run import Runner
-from thrifty.training.loop import Fit
+from thrifty.recipes.phases import Train
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs import cache
+from thrifty.runs.context import training_setup
+from thrifty.runs.job import prefix_key
+from thrifty.runs.runner import Runner
 
 STEPS = 10
 LONGEST = 10.0
@@ -28,24 +27,20 @@ def reference_seconds(runner: Runner) -> float:
 def training_seconds(runner: Runner, recipe: Recipe) -> float:
     """Seconds that a recipe's training will take, by the quickest of a few steps; these are charged as a rehearsal."""
     workload = runner.workload
-    if workload.train is None:
+    if workload.train is None or workload.loss is None:
         return 0.0
     began, model, total = time.perf_counter(), workload.model(), 0.0
     for phase in recipe:
-        if not isinstance(phase, Train) or workload.loss is None:
+        if not isinstance(phase, Train):
             continue
-        size = min(phase.batch_size or workload.batch_size, length(workload.train))
-        steps = phase.steps or max(1, round((phase.epochs or 1) * (length(workload.train) // size)))
-        session = Fit(model, list(phase.methods), workload.loss, steps=STEPS, settings=phase, forward=workload.forward,
-                      device=runner.target.device, teachers=lambda text: workload.model().eval())
-        seconds = []
-        for inputs, labels in batches(Subset(workload.train, range(min(STEPS * size, length(workload.train)))), size,
-                                      workload.collate):
+        setup = training_setup(workload, phase, 0, runner.target.device, lambda text: workload.model().eval())
+        session, seconds = setup.session(model, steps=STEPS), []
+        for batch in itertools.islice(setup.loader.batches(), STEPS):
             at = time.perf_counter()
-            session.step((as_inputs(inputs), labels))
+            session.step(batch)
             seconds.append(time.perf_counter() - at)
             if sum(seconds) > LONGEST and len(seconds) >= 3:
                 break
-        total += steps * min(seconds)
+        total += setup.steps * min(seconds)
     runner.spend("reference", "rehearsal", "estimate of the reference", began)
     return total

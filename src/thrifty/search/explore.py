@@ -16,26 +16,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, final
 
-from thrifty.checking import resolve
-from thrifty.child import Listener, ignore
-from thrifty.choosing import Bars, Choice, choose
 from thrifty.errors import ThriftyError
-from thrifty.findings import objectives
-from thrifty.frontier import Frontier, frontier
-from thrifty.ledger import Ledger
 from thrifty.measure.statistics import paired_drop
-from thrifty.method import Compiler
-from thrifty.recipe import Recipe, Train
-from thrifty.run import CLAIM_PAIRS, Runner, open_study
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.phases import Train
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs.launcher import Listener, ignore
+from thrifty.runs.preflight import resolve
+from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.costs import Costs
 from thrifty.search.estimate import reference_seconds
 from thrifty.search.propose import STARTUP, propose
 from thrifty.search.space import Space
-from thrifty.store import Store
+from thrifty.studies.constraints import Bars, Choice, choose
+from thrifty.studies.findings import objectives
+from thrifty.studies.frontier import Frontier, frontier
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.store import Store
+from thrifty.studies.trial import Trial
 from thrifty.target import Target, cores
-from thrifty.trial import Trial
-from thrifty.workload import Workload
+from thrifty.workloads.workload import Workload
 
 ALONE_SHARE = 0.9
 """Of what the reference leaves of the budget at most, for each method alone: the rest composes them."""

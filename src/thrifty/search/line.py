@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import Range
+from thrifty.recipes.hyperparameters import Range
 
 FACTOR = 4.0
 """From one value to the next, until the best stands between two others."""

@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from thrifty.choosing import Bars
 from thrifty.errors import MissingExtra
-from thrifty.frontier import objectives_of
-from thrifty.recipe import Recipe
+from thrifty.recipes.recipe import Recipe
 from thrifty.search.space import Space
-from thrifty.trial import Trial
+from thrifty.studies.constraints import Bars
+from thrifty.studies.frontier import objectives_of
+from thrifty.studies.trial import Trial
 
 ASKS = 4
 """Asks for each proposal, known recipes and choices without one included; then chance decides."""

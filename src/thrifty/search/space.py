@@ -16,12 +16,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from thrifty.checking import initial_properties
-from thrifty.errors import ThriftyError
-from thrifty.method import Compiler, Method, TrainingMethod, Transform
-from thrifty.recipe import PhaseOf, Recipe, RecipeError, Train, check
-from thrifty.registry import method_class, names
-from thrifty.workload import Workload
+from thrifty.errors import RecipeError, ThriftyError
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import Method
+from thrifty.recipes.phases import Phase, Train
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class, names
+from thrifty.recipes.training_method import TrainingMethod
+from thrifty.recipes.transform import Transform
+from thrifty.runs.preflight import initial_properties
+from thrifty.workloads.workload import Workload
 
 NONE = "-"
 """The option of a slot that leaves the recipe as it is."""
@@ -99,7 +104,7 @@ class Space:
         """The recipe of a choice; None where its phases cannot follow one another in any order that is offered."""
         for recipe in self._orders(choice):
             try:
-                check(recipe, self.properties)
+                carry(recipe, self.properties)
             except RecipeError:
                 continue
             return recipe
@@ -218,7 +223,7 @@ def _slowed(method: Any) -> Any:
     return dataclasses.replace(method, **rates)
 
 
-def _trained(reference: Recipe, share: float, precision: Any, optimizer: Any) -> tuple[PhaseOf, ...]:
+def _trained(reference: Recipe, share: float, precision: Any, optimizer: Any) -> tuple[Phase, ...]:
     """The reference with every training that long, in that precision, by that optimizer."""
     def changed(phase: Train) -> Train:
         methods = [m for m in phase.methods if optimizer is None or m.card.slot != "optimizer"]

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from thrifty.checking import check_recipe, resolve
-from thrifty.child import Listener, ignore
-from thrifty.frontier import Frontier, frontier
-from thrifty.recipe import Recipe
-from thrifty.run import CLAIM_PAIRS, Runner, open_study
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs.launcher import Listener, ignore
+from thrifty.runs.preflight import check_recipe, resolve
+from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
+from thrifty.studies.frontier import Frontier, frontier
+from thrifty.studies.trial import Trial
 from thrifty.target import Target
-from thrifty.trial import Trial
-from thrifty.workload import Workload
+from thrifty.workloads.workload import Workload
 
 
 @final

@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from thrifty import plain
-from thrifty.checking import check_recipe, resolve
-from thrifty.child import Event, Listener, ignore, start
 from thrifty.errors import RunFailed
-from thrifty.execute import Outcome
-from thrifty.figures import training_figure
-from thrifty.ledger import Ledger
-from thrifty.quality import length
-from thrifty.recipe import Recipe
-from thrifty.rehearsal import rehearse
-from thrifty.run import Runner, open_study
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs.context import training_setup
+from thrifty.runs.job import Outcome
+from thrifty.runs.launcher import Event, Listener, ignore, start
+from thrifty.runs.preflight import check_recipe, resolve
+from thrifty.runs.rehearsal import rehearse
+from thrifty.runs.runner import Runner, open_study
 from thrifty.search.attain import Attained, Trained, attained
 from thrifty.search.contender import Contender, Point, TuneError, fewest, reference_of, training_of
 from thrifty.search.estimate import training_seconds
 from thrifty.search.space import replaced
+from thrifty.studies.figures import training_figure
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.serialization import typed
+from thrifty.studies.trial import Drop, QualityFigure, Trial
 from thrifty.target import Target
 from thrifty.training.loop import Evaluation
-from thrifty.trial import Drop, QualityFigure, Trial
-from thrifty.workload import Workload
+from thrifty.workloads.workload import Workload
 
 TRIALS = 6
 """For each optimizer where neither trials nor a budget is given."""
@@ -203,9 +203,7 @@ class _Tune:
     def steps(self) -> int:
         """Of the reference's training."""
         phase = training_of(self.reference)
-        assert self.workload.train is not None
-        size = min(phase.batch_size or self.workload.batch_size, length(self.workload.train))
-        return phase.steps or max(1, round((phase.epochs or 1) * max(1, length(self.workload.train) // size)))
+        return training_setup(self.workload, phase, 0, self.runner.target.device, lambda text: self.workload.model()).steps
 
     def rehearse(self) -> None:
         """One step of each optimizer, so that one that is not installed is told before anything is trained."""
@@ -275,7 +273,7 @@ class _Tune:
         """One training in a process of its own; what the store has is not trained again."""
         name = runner.id(recipe)
         if kept := self.store.rounds(name, KEPT):
-            return plain.typed(Trained, kept[0])  # type: ignore[no-any-return]
+            return typed(Trained, kept[0])  # type: ignore[no-any-return]
         runner.tell({"event": "recipe", "text": f"{recipe}, seed {runner.seed}", "id": name})
         charged: list[dict[str, Any]] = []
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import ArraysError, from_npy, from_npz, to_npy, to_npz
-from thrifty.artifact import InputError, check_inputs
+from thrifty.artifacts.arrays import ArraysError, from_npy, from_npz, to_npy, to_npz
+from thrifty.artifacts.artifact import InputError, check_inputs
 from thrifty.errors import ThriftyError
 
 Spec = Mapping[str, Any]

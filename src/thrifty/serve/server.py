@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
-from thrifty import artifact
+from thrifty.artifacts import artifact
 from thrifty.engines import open_engine
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import MissingExtra, ThriftyError

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from thrifty.method import Claim
-from thrifty.quality import as_inputs, length
-from thrifty.workload import Batch
-
-if TYPE_CHECKING:
-    from thrifty.training.session import Fit
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.session import Session
+from thrifty.workloads.quality import as_inputs, length
+from thrifty.workloads.workload import Batch
 
 
 @final
 @dataclass
 class Loader:
-    """Shuffled batches of a map-style dataset, epoch after epoch, from a generator of its own."""
+    """Shuffled batches of a map-style dataset, epoch after epoch, from a generator of its own.
+
+    Args:
+        dataset: items (input, target).
+        batch_size: examples a batch, over all ranks.
+        seed: of the order, the same on every rank.
+        collate: joins items; torch's default where None.
+        ranks: that train together; batches are this rank's part.
+    """
 
     dataset: Dataset[Any]
     batch_size: int
     seed: int
     collate: Callable[[list[Any]], Any] | None = None
+    ranks: Ranks = Alone()
     _whole: Any = field(default=None, init=False)
 
     LARGEST_WHOLE = 256 * 2**20
@@ -53,7 +61,7 @@ class Loader:
                     if skip > 0:
                         skip -= 1
                     else:
-                        yield self.batch(chosen)
+                        yield self.batch(chosen.tensor_split(self.ranks.count)[self.ranks.index])
             epoch += 1
 
     def batch(self, chosen: Tensor) -> Batch:
@@ -87,5 +95,5 @@ class Loader:
         """What it did to the data."""
         return ()
 
-    def check(self, fit: Fit) -> None:
+    def require_suited(self, session: Session) -> None:
         """Any model takes its batches."""

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import number, recipe_text
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number, recipe_text
+from thrifty.recipes.training_method import Stage, TrainingMethod
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 
 @final
@@ -42,7 +44,7 @@ class Distill(TrainingMethod):
     teacher: str = recipe_text()
 
     name: ClassVar[str] = "distill"
-    layer: ClassVar[Layer] = "structure"
+    stage: ClassVar[Stage] = "structure"
     card: ClassVar[Card] = Card(
         family="distillation",
         benefit="inference time",
@@ -53,16 +55,16 @@ class Distill(TrainingMethod):
         requires=frozenset({"module", "float-weights"}),
     )
 
-    def prepare(self, fit: Fit) -> None:
-        fit.memory(self).update(teacher=fit.teacher(self.teacher), calls=0)
+    def prepare(self, session: Session) -> None:
+        session.memory(self).update(teacher=session.teacher(self.teacher), calls=0)
 
-    def loss(self, fit: Fit, outputs: Any, batch: Batch, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        memory = fit.memory(self)
-        with torch.no_grad(), torch.autocast(fit.device, enabled=False):
-            taught = fit.call(memory["teacher"], batch)
+    def loss(self, session: Session, outputs: Any, batch: Batch, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        memory = session.memory(self)
+        with torch.no_grad(), torch.autocast(session.device, enabled=False):
+            taught = session.call(memory["teacher"], batch)
         memory["calls"] += 1
-        student, valid = fit.loss.logits(outputs, batch)
-        teacher, _ = fit.loss.logits(taught, batch)
+        student, valid = session.loss.logits(outputs, batch)
+        teacher, _ = session.loss.logits(taught, batch)
         if student.shape != teacher.shape:
             raise ThriftyError(
                 f"the teacher gives logits of shape {tuple(teacher.shape)} and the student {tuple(student.shape)}: "
@@ -71,14 +73,14 @@ class Distill(TrainingMethod):
         softened = divergence(student[valid].float(), teacher[valid].float(), self.temperature)
         return (1 - self.weight) * total + self.weight * softened, weight
 
-    def state_dict(self, fit: Fit) -> dict[str, Any]:
-        return {"calls": fit.memory(self)["calls"]}
+    def state_dict(self, session: Session) -> dict[str, Any]:
+        return {"calls": session.memory(self)["calls"]}
 
-    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
-        fit.memory(self).update(state)
+    def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
+        session.memory(self).update(state)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        return (Claim("teacher's forward passes", 0.0, float(fit.memory(self)["calls"]), minimum=1.0),)
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        return (Claim("teacher's forward passes", 0.0, float(session.memory(self)["calls"]), minimum=1.0),)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

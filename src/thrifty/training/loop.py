@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,20 +15,20 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from thrifty.errors import TrainingFailed
-from thrifty.method import Claim, Plan
-from thrifty.quality import length
-from thrifty.recipe import Recipe, Train
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.phases import Train
+from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.transform import Plan
 from thrifty.training import resume
 from thrifty.training.data import Loader
 from thrifty.training.flops import count_flops
-from thrifty.training.packing import PackedLoader, make_loader
-from thrifty.training.session import Fit as Fit
-from thrifty.workload import Batch, Forward, Loss, call_model
+from thrifty.training.packing import PackedLoader
+from thrifty.training.setup import Setup
+from thrifty.workloads.quality import length
+from thrifty.workloads.workload import Forward, Loss, call_model
 
 KEEP_SECONDS = 30.0
 """Between two states that are kept of a training."""
-ASIDE = 1_000_003
-"""Batches drawn aside take their order from a seed so far from training's that epochs do not share it."""
 
 
 @final
@@ -58,7 +58,7 @@ class Evaluation:
 
 @final
 @dataclass(frozen=True)
-class Fitted:
+class TrainingResult:
     """What training left.
 
     Args:
@@ -93,7 +93,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         collate: Callable[[list[Any]], Any] | None = None, device: str = "cpu",
         teachers: Callable[[str], nn.Module] | None = None, evaluate: Callable[[nn.Module], float] | None = None,
         progress: Callable[[Step], None] | None = None, keep: Path | None = None,
-        keep_seconds: float = KEEP_SECONDS) -> Fitted:
+        keep_seconds: float = KEEP_SECONDS, ranks: Ranks = Alone()) -> TrainingResult:
     """Train a model.
 
     Args:
@@ -113,6 +113,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         keep: a file for the training's state, written every so often; where it is there already, training goes on from it,
             step by step as if it had not been interrupted (bit for bit on a CPU).
         keep_seconds: between two states.
+        ranks: that train together, each calling this with its own; all end with the same model.
 
     Returns:
         the model and what it took.
@@ -129,22 +130,29 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
     (4, False)
     """
     settings = settings or Train(epochs=1)
-    size = min(settings.batch_size or batch_size, length(data))
-    began = time.perf_counter()
-    loader = make_loader(data, size, seed, collate, settings.packing, loss)
-    steps = settings.steps or loader.steps(settings.epochs or 1)
-    planned = time.perf_counter() - began
+    setup = Setup(settings.but(methods=tuple(methods)), data, loss, batch_size, seed, forward, collate, device, teachers, ranks)
+    return train(setup, model, evaluate=evaluate, progress=progress, keep=keep, keep_seconds=keep_seconds)
 
-    def aside(examples: int, drawn: int) -> Iterator[Batch]:
-        return loader.again(examples, seed + ASIDE).batches(drawn)
+
+def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], float] | None = None,
+          progress: Callable[[Step], None] | None = None, keep: Path | None = None,
+          keep_seconds: float = KEEP_SECONDS) -> TrainingResult:
+    """Train a model as a setup has it: `fit`, its arguments put together."""
+    settings, device, ranks = setup.settings, setup.device, setup.ranks
+    began = time.perf_counter()
+    loader, steps = setup.loader, setup.steps
+    planned = time.perf_counter() - began
+    if keep is not None and ranks.count > 1:
+        keep = keep.with_name(f"{keep.name}.{ranks.index}")
 
     # Dropout and the like draw from torch's own generators: seeded here, and left as they were found.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
-        torch.manual_seed(seed)
-        session = Fit(model, list(methods), loss, steps=steps, settings=settings, forward=forward, device=device,
-                      teachers=teachers, aside=aside)
-        loader.check(session)
-        identity = f"{session} on {length(data)} examples, batches of {size}, seed {seed}, {device}"
+        torch.manual_seed(setup.seed)
+        session = setup.session(model)
+        if ranks.index:  # methods drew alike on all ranks; what is dropped from now on is each rank's own
+            torch.manual_seed(setup.seed + ranks.index)
+        identity = (f"{session} on {length(setup.data)} examples, batches of {setup.size}, seed {setup.seed}, {device}"
+                    + (f", rank {ranks.index} of {ranks.count}" if ranks.count > 1 else ""))
         found = resume.load(keep, identity, device) if keep is not None else None
         told = (_Told(**found.told) if found is not None
                 else _Told(seconds=planned + session.prepared_seconds, flops=session.prepared_flops))
@@ -168,7 +176,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
                 watch(number, told.history[-1][1])
                 if number in due and evaluate is not None:
                     with clock.paused():
-                        quality = evaluate(session.evaluated())
+                        quality = ranks.gather(evaluate(session.evaluated()))[0]  # a sharded model needs all ranks
                         session.model.train()
                     told.evaluations.append((number, clock.seconds, told.flops, quality))
                 if keep is not None and number < steps and clock.seconds - kept >= keep_seconds:
@@ -179,8 +187,8 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
             error.seconds, error.flops = clock.seconds, told.flops
             raise
         claims, left = loader.claims() + session.claims(), session.finish()
-        plans = tuple((str(Recipe.of(transform)), plan) for transform, plan in session.plans)
-        return Fitted(left, steps, clock.seconds, clock.apart, told.flops, tuple(sorted(told.uncounted)),
+        plans = tuple((str(transform), plan) for transform, plan in session.plans)
+        return TrainingResult(left, steps, clock.seconds, clock.apart, told.flops, tuple(sorted(told.uncounted)),
                       tuple(told.history), tuple(Evaluation(*point) for point in told.evaluations), claims, plans)
 
 

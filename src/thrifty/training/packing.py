@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -15,13 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
 from thrifty.errors import ThriftyError
-from thrifty.method import Claim
-from thrifty.quality import as_inputs, length
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.session import Session
 from thrifty.training.data import Loader
-from thrifty.workload import Batch, Loss, call_model
-
-if TYPE_CHECKING:
-    from thrifty.training.session import Fit
+from thrifty.workloads.quality import as_inputs, length
+from thrifty.workloads.workload import Batch, Loss, call_model
 
 WINDOW = 1024
 """Examples that are packed at once: enough to fill rows, few enough that the order of an epoch stays random."""
@@ -134,13 +133,15 @@ class PackedLoader:
 
     Args:
         sequences: to pack.
-        batch_size: rows.
-        seed: of the order.
+        batch_size: rows, over all ranks.
+        seed: of the order, the same on every rank.
+        ranks: that train together; batches are this rank's part.
     """
 
     sequences: Sequences
     batch_size: int
     seed: int
+    ranks: Ranks = Alone()
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The rows of an epoch, as places in the data set: each example stands in one of them."""
@@ -160,7 +161,8 @@ class PackedLoader:
         while True:
             chosen = self._batches(epoch)
             for rows in chosen[skip:]:
-                yield self.sequences.rows(rows)
+                yield self.sequences.rows(rows[self.ranks.index * len(rows) // self.ranks.count :
+                                               (self.ranks.index + 1) * len(rows) // self.ranks.count])
             skip, epoch = max(0, skip - len(chosen)), epoch + 1
 
     def steps(self, epochs: float) -> int:
@@ -202,7 +204,7 @@ class PackedLoader:
         before, after = self.padding
         return (("packing", Claim("share of padding", before, after, minimum=LEAST_GAIN)),)
 
-    def check(self, fit: Fit) -> None:
+    def require_suited(self, session: Session) -> None:
         """Refuse data that gain nothing, and a model for which a row is more than its examples.
 
         Raises:
@@ -215,16 +217,16 @@ class PackedLoader:
             which = (f"every example has {most} tokens" if least == most else
                      f"rows of {longest} tokens have {100 * before:.2g}% of padding, packed {100 * after:.2g}%")
             raise ThriftyError(f"{which}: packing gains nothing; leave it out")
-        require_positions(fit)
-        require_independence(fit, self.sequences)
+        require_positions(session)
+        require_independence(session, self.sequences)
 
 
 def make_loader(data: Dataset[Any], batch_size: int, seed: int, collate: Callable[[list[Any]], Any] | None,
-                packing: bool, loss: Loss) -> Loader | PackedLoader:
+                packing: bool, loss: Loss, ranks: Ranks = Alone()) -> Loader | PackedLoader:
     """Batches of examples, or of packed rows."""
     if not packing:
-        return Loader(data, batch_size, seed, collate)
-    return PackedLoader(Sequences(data, getattr(loss, "ignore_index", -100), collate), batch_size, seed)
+        return Loader(data, batch_size, seed, collate, ranks)
+    return PackedLoader(Sequences(data, getattr(loss, "ignore_index", -100), collate), batch_size, seed, ranks)
 
 
 # -- which models may be packed ---------------------------------------------------------------------------------
@@ -235,19 +237,19 @@ def takes_positions(model: nn.Module) -> bool:
     return list(inspect.signature(model.forward).parameters)[1:2] == ["position_ids"]
 
 
-def require_positions(fit: Fit) -> None:
+def require_positions(session: Session) -> None:
     """Packed rows come with positions, which the model must take.
 
     Raises:
         ThriftyError: it does not.
     """
-    if fit.forward is call_model and not takes_positions(fit.model):
-        raise ThriftyError(f"{type(fit.model).__name__} takes no position_ids as its second input, so it cannot know "
+    if session.forward is call_model and not takes_positions(session.model):
+        raise ThriftyError(f"{type(session.model).__name__} takes no position_ids as its second input, so it cannot know "
                            "where an example in a packed row begins; use a causal language model of transformers, give "
                            "such a forward, or leave packing out")
 
 
-def require_independence(fit: Fit, sequences: Sequences) -> None:
+def require_independence(session: Session, sequences: Sequences) -> None:
     """Two examples in one row must give what each gives alone.
 
     Whatever the model is, that is what its packed gradient needs: attention that ends where an example begins,
@@ -263,13 +265,13 @@ def require_independence(fit: Fit, sequences: Sequences) -> None:
     alone = pad_sequence([sequences.whole(i)[0] for i in (second, first)], batch_first=True)
     alone = torch.nn.functional.pad(alone, (0, sequences.longest - alone.shape[1]))
     steady = torch.arange(sequences.longest).expand(2, -1)
-    packed = _outputs(fit, row, positions)[0, start : start + tokens]
-    want = _outputs(fit, alone[:1], steady[:1])[0, :tokens]
-    beside = _outputs(fit, alone, steady)[0, :tokens]
+    packed = _outputs(session, row, positions)[0, start : start + tokens]
+    want = _outputs(session, alone[:1], steady[:1])[0, :tokens]
+    beside = _outputs(session, alone, steady)[0, :tokens]
     scale = float(want.norm())
     difference, usual = float((packed - want).norm()), float((beside - want).norm())
     if not difference <= max(ROUNDING * scale, 4 * usual):
-        raise ThriftyError(f"in a packed row {type(fit.model).__name__} gives an example other outputs than alone (by "
+        raise ThriftyError(f"in a packed row {type(session.model).__name__} gives an example other outputs than alone (by "
                            f"{100 * difference / scale:.2g}%): it attends to or carries over what stands beside it, as "
                            "recurrent and bidirectional models and learnt prefixes do; leave packing out")
 
@@ -282,18 +284,18 @@ def _pair(sequences: Sequences) -> tuple[int, int]:
     return first, second
 
 
-def _outputs(fit: Fit, ids: Tensor, positions: Tensor) -> Tensor:
+def _outputs(session: Session, ids: Tensor, positions: Tensor) -> Tensor:
     """The bare model's outputs, in eval mode and uncompiled: random generators and statistics are left as they are."""
-    batch = ((ids.to(fit.device), positions.to(fit.device)), torch.zeros_like(ids, device=fit.device))
-    training = [(module, module.training) for module in fit.model.modules()]
-    fit.model.eval()
+    batch = ((ids.to(session.device), positions.to(session.device)), torch.zeros_like(ids, device=session.device))
+    training = [(module, module.training) for module in session.model.modules()]
+    session.model.eval()
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            outputs = fit.call(fit.model, batch)
+            outputs = session.call(session.model, batch)
     finally:
         for module, flag in training:
             module.training = flag
     if not isinstance(outputs, Tensor) or outputs.shape[:2] != ids.shape:
         raise ThriftyError("packing needs outputs for every token, [rows, tokens, classes], and "
-                           f"{type(fit.model).__name__} gives {_shape(outputs)}; leave packing out")
+                           f"{type(session.model).__name__} gives {_shape(outputs)}; leave packing out")
     return outputs.double()

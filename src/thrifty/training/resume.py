@@ -26,7 +26,7 @@ class Progress:
 
     Args:
         identity: of the training; a state is taken up by an equal one alone.
-        session: `Fit.state_dict`.
+        session: `Session.state_dict`.
         told: what the loop has counted so far: history, evaluations, FLOPs, seconds.
     """
 

@@ -6,40 +6,46 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.method import LAYERS, Claim, Plan, TrainingMethod, Transform, require_device
-from thrifty.recipe import Train
-from thrifty.registry import method_class
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.method import Method, require_device
+from thrifty.recipes.phases import Train
+from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.registry import DEFAULT_OPTIMIZER, method_class
+from thrifty.recipes.session import Session
+from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
+from thrifty.recipes.transform import Plan, Transform
+from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
 from thrifty.training.flops import count_flops
-from thrifty.workload import Batch, Forward, Loss, call_model
+from thrifty.training.schedules import rate
+from thrifty.workloads.workload import Batch, Forward, Loss, call_model
 
 T = TypeVar("T")
 
-WSD_DECAY = 0.2
-"""Share of the steps after warm-up over which "wsd" falls to zero, linearly."""
 
-
-class Fit:
+@final
+class TrainingSession(Session):
     """A training under way: what the hooks of a `TrainingMethod` see.
 
     A user's own loop drives the methods with it too::
 
-        fit = Fit(model, [AdamW(lr=1e-3), Bf16()], CrossEntropy(), steps=100)
+        session = TrainingSession(model, [AdamW(lr=1e-3), Bf16()], CrossEntropy(), steps=100)
         for inputs, target in loader:
-            loss = fit.step(((inputs,), target))
-        model = fit.finish()
+            loss = session.step(((inputs,), target))
+        model = session.finish()
 
     Args:
         model: trained in place, unless a method replaces it.
-        methods: in any order; they are applied in the order of `LAYERS`. AdamW where none provides an optimizer.
+        methods: in any order; they are applied in the order of `STAGES`. AdamW where none provides an optimizer.
         loss: (outputs, batch) -> (sum, weight).
         steps: optimizer steps of the whole training, which the learning rate's schedule needs.
         settings: schedule, warm-up, clipping, accumulation, checkpointing, compilation; those of ``Train()`` where None.
@@ -48,21 +54,24 @@ class Fit:
         teachers: recipe's text -> its model, for methods that distil.
         aside: (number of examples, batches to pass over) -> endless batches of so many, drawn apart from those that are
             trained on.
+        ranks: that train together; each takes its own part of every batch, and all end with the same weights.
+
+    Raises:
+        ThriftyError: a method does not run on the device, or the methods make no optimizer, or several.
     """
 
-    def __init__(self, model: nn.Module, methods: list[TrainingMethod], loss: Loss, *, steps: int,
+    def __init__(self, model: nn.Module, methods: Sequence[TrainingMethod], loss: Loss, *, steps: int,
                  settings: Train | None = None, forward: Forward = call_model, device: str = "cpu",
                  teachers: Callable[[str], nn.Module] | None = None,
-                 aside: Callable[[int, int], Iterator[Batch]] | None = None) -> None:
-        given = list(methods)
-        if not any(method.card.slot == "optimizer" for method in given):
-            default = method_class("adamw")()
-            assert isinstance(default, TrainingMethod)
-            given.append(default)
-        self.methods = sorted(given, key=lambda method: LAYERS.index(method.layer))
+                 aside: Callable[[int, int], Iterator[Batch]] | None = None, ranks: Ranks = Alone()) -> None:
+        if isinstance(model, DistributedDataParallel):
+            raise ThriftyError("the model is wrapped in DistributedDataParallel, and a session adds the gradients of its ranks "
+                               "itself: give the bare model, and ranks=")
+        self.methods = _staged(methods)
         self.settings = settings or Train()
-        self.model, self.loss, self.steps, self.device = model.to(device).train(), loss, steps, device
-        self.decay = self.settings.schedule
+        self.batch_size, self.accumulate = self.settings.batch_size, self.settings.accumulate
+        self.compiled, self.schedule = self.settings.compiled, self.settings.schedule
+        self.model, self.loss, self.steps, self.device, self.ranks = model.train(), loss, steps, device, ranks
         self.forward, self._teachers, self._aside = forward, teachers, aside
         self._memory: dict[str, dict[str, Any]] = {}
         self._drawn: dict[int, Iterator[Batch]] = {}
@@ -74,71 +83,63 @@ class Fit:
         self.weight = torch.ones(())
         for method in self.methods:
             require_device(method, device)
-        for method in self.methods:
-            method.prepare(self)
-        recompute(self.model, self.settings.checkpointing)
-        if self.settings.compiled:
-            compiled(self.model)
+        for stage in STAGES:
+            self._enter(stage)
+            for method in self.methods:
+                if method.stage == stage:
+                    method.prepare(self)
         self.optimizer = self._make_optimizer()
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self._rates = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: rate(self.schedule, step, self.steps, self.settings.warmup))
         self._run = self._chain()
+
+    def _enter(self, stage: Stage) -> None:
+        """What the settings of the training do in a stage, before its methods prepare."""
+        match stage:
+            case "checkpointing":
+                recompute(self.model, self.settings.checkpointing)
+            case "compile" if self.settings.compiled:
+                compiled(self.model)
+            case "sharding":
+                self.model = self.model.to(self.device)
 
     # -- what hooks use -----------------------------------------------------------------------------------------
 
-    def memory(self, method: TrainingMethod) -> dict[str, Any]:
-        """What a method remembers during this training."""
+    def memory(self, method: Method) -> dict[str, Any]:
         return self._memory.setdefault(method.name, {})
 
     def teacher(self, recipe: str) -> nn.Module:
-        """The model that a recipe leaves ("" for the workload's reference), frozen, in eval mode, on the device.
-
-        Raises:
-            ThriftyError: nobody provides teachers here.
-        """
         if self._teachers is None:
             raise ThriftyError("a teacher is needed: fit(..., teachers=lambda recipe: my_teacher)")
         return self._teachers(recipe).to(self.device).eval().requires_grad_(False)
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
-        """The workload's forward on any model."""
         return self.forward(model, batch)
 
     def outputs(self, batch: Batch) -> Any:
-        """The model's outputs, with every method around the forward pass."""
         return self._run(batch)
 
     def mean_loss(self, batch: Batch) -> Tensor:
-        """The loss that is minimised, every method's part in it."""
         total, self.weight = self._losses(batch)
         return total / self.weight
 
     def fresh(self, batch: Batch, share: float) -> Batch:
-        """A batch of a share of this one's examples, on the device, that the coming step is not trained on.
-
-        Where the session does not know the data (a loop of the user's own), the batch's first examples, which are
-        fresh as long as no step was taken on them.
-        """
-        count = max(1, round(share * len(batch[0][0])))
+        count = max(1, round(share * len(batch[0][0]))) * self.ranks.count
         if self._aside is None:
-            return _mapped(batch, lambda x: x[:count])  # type: ignore[no-any-return]
+            return mapped(batch, lambda x: x[: count // self.ranks.count])  # type: ignore[no-any-return]
         if count not in self._drawn:
             self._drawn[count] = self._aside(count, self._count_drawn.setdefault(count, 0))
         self._count_drawn[count] += 1
-        return self._moved(next(self._drawn[count]))
+        return moved(own(next(self._drawn[count]), self.ranks), self.device)
 
     def aside(self, examples: int) -> Iterator[Batch]:
-        """Endless batches of so many examples on the device, the same ones each time, to look at and not to train on.
-
-        Raises:
-            ThriftyError: the session does not know the data.
-        """
         if self._aside is None:
-            raise ThriftyError("examples are needed apart from the steps: Fit(..., aside=lambda examples, passed: batches), "
-                               "endless batches of so many, the first ``passed`` of them left out")
-        return map(self._moved, self._aside(examples, 0))
+            raise ThriftyError("examples are needed apart from the steps: TrainingSession(..., aside=lambda examples, "
+                               "passed: batches), endless batches of so many, the first ``passed`` of them left out")
+        where = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return (moved(batch, where) for batch in self._aside(examples, 0))
 
     def charged(self, work: Callable[[], T]) -> T:
-        """Do what a method needs done before the first step; its seconds and FLOPs are the training's."""
         began = time.perf_counter()
         found, count = count_flops(work)
         self.prepared_seconds += time.perf_counter() - began
@@ -151,12 +152,10 @@ class Fit:
         return tuple(method.step_kind(self) for method in self.methods)
 
     def backward(self, loss: Tensor) -> bool:
-        """Leave the gradients of a loss that is not the step's own (an estimate's, say), scaled on their way where the
-        precision wants it; says whether all of them are finite."""
         (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+        gradients = self._summed_gradients()
         if self.loss_scale == 1:
             return True
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / self.loss_scale)
         return bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
 
@@ -168,7 +167,7 @@ class Fit:
         Raises:
             TrainingFailed: the loss is not finite.
         """
-        batch = self._moved(batch)
+        batch = moved(batch, self.device)
         for method in self.methods:
             method.before(self, batch)
         self.step_number += 1
@@ -178,7 +177,7 @@ class Fit:
         with warnings.catch_warnings():  # torch warns where the very first step was skipped, as fp16 may have to
             if self.step_number == 1:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            self.schedule.step()
+            self._rates.step()
         return loss
 
     def finish(self) -> nn.Module:
@@ -214,7 +213,7 @@ class Fit:
         """Model, optimizer, schedule, methods, counters: with the generators' states, all that the next step depends on."""
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(), "step": self.step_number, "drawn": dict(self._count_drawn),
+            "schedule": self._rates.state_dict(), "step": self.step_number, "drawn": dict(self._count_drawn),
             "methods": {method.name: method.state_dict(self) for method in self.methods},
         }
 
@@ -232,7 +231,7 @@ class Fit:
         except RuntimeError as error:
             raise ThriftyError(f"this state is of another model: {str(error).splitlines()[-1].strip()}") from error
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self._rates.load_state_dict(state["schedule"])
         self.step_number, self._count_drawn, self._drawn = state["step"], dict(state["drawn"]), {}
         for method in self.methods:
             method.load_state_dict(self, state["methods"][method.name])
@@ -251,19 +250,6 @@ class Fit:
         for group in made[0].param_groups:  # before the schedule notes them
             group["lr"] *= group.pop("lr_factor", 1.0)
         return made[0]
-
-    def _rate(self, step: int) -> float:
-        """Factor of the learning rate: linear warm-up, then the schedule down to zero."""
-        warm = self.settings.warmup * self.steps
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        done = min(1.0, (step - warm) / (self.steps - warm))
-        return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0,
-                "wsd": min(1.0, (1 - done) / WSD_DECAY)}[self.decay]
-
-    def _moved(self, batch: Batch) -> Batch:
-        inputs, target = batch
-        return tuple(x.to(self.device) for x in inputs), _mapped(target, lambda x: x.to(self.device))
 
     def _chain(self) -> Callable[[Batch], Any]:
         """The forward pass with every method around it, the first one outermost."""
@@ -284,28 +270,53 @@ class Fit:
         return total, weight
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Gradients of the batch's mean loss, one micro-batch's graph at a time; returns the mean, detached.
+        """Gradients of the mean loss over the batches of all ranks, one micro-batch's graph at a time.
 
         The weight of the whole is known after the last forward pass alone. Until then the first part's stands for it,
         which keeps gradients in the range that they would have; the factor between the two is applied at the end.
+
+        Returns:
+            the mean, detached, the same on every rank.
         """
         parts = micro_batches(batch, self.settings.accumulate)
         sums, weights = [], []
         for part in parts:
             total, weight = self._losses(part)
             sums.append(total.detach())
-            weights.append(weight.detach())
-            supposed = weights[0] * len(parts) if float(weights[0]) or len(parts) == 1 else torch.ones(())
-            if not math.isfinite(float(sums[-1] / supposed)):
-                self.weight = weights[-1]
-                raise TrainingFailed(self._why(part, float(sums[-1] / weights[-1])))
+            weights.append(torch.as_tensor(weight).detach())
+            if len(sums) == 1:
+                first = self.ranks.sum(weights[0])
+                supposed = first * len(parts) if float(first) or len(parts) == 1 else torch.ones(())
+            self._require_finite(part, sums[-1], weights[-1], supposed)
             self._backward(total / supposed)
-        self.weight = torch.stack([torch.as_tensor(weight) for weight in weights]).sum()
+        self.weight = first if len(parts) == 1 else self.ranks.sum(torch.stack(weights).sum())
+        gradients = self._summed_gradients()
         if len(parts) > 1:
-            factor = supposed / self.weight
-            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(gradients, float(factor))
-        return torch.stack(sums).sum() / self.weight
+            torch._foreach_mul_(gradients, float(supposed / self.weight))
+        return self.ranks.sum(torch.stack(sums).sum()) / self.weight
+
+    def _require_finite(self, batch: Batch, total: Tensor, weight: Tensor, supposed: Tensor) -> None:
+        """End the training on every rank where a loss is not finite on one of them."""
+        bad = not math.isfinite(float(total / supposed))
+        if self.ranks.any(bad):
+            self.weight = weight
+            reasons = self.ranks.gather(self._why(batch, float(total / weight)) if bad else "")
+            raise TrainingFailed(next(reason for reason in reasons if reason))
+
+    def _summed_gradients(self) -> list[Tensor]:
+        """The parameters' gradients, each added over all ranks."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.ranks.count > 1:  # what one rank's examples did not reach, another's may have
+            reached = self.ranks.sum(torch.tensor([float(p.grad is not None) for p in parameters], device=self.device))
+            for p, count in zip(parameters, reached.tolist(), strict=True):
+                if count and p.grad is None:
+                    p.grad = torch.zeros_like(p)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.ranks.count > 1 and gradients:
+            whole = self.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            parts = whole.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+        return gradients
 
     def _backward(self, loss: Tensor) -> None:
         proceed: Callable[[Tensor], None] = torch.Tensor.backward
@@ -337,35 +348,24 @@ class Fit:
         return f"{where}{weights}; lower the learning rate (it is {rate:.3g} now), warm up longer, or clip gradients"
 
 
-def _around(method: TrainingMethod, fit: Fit, proceed: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
-    return lambda batch: method.forward(fit, batch, proceed)
+def _staged(methods: Sequence[TrainingMethod]) -> list[TrainingMethod]:
+    """The methods in the order of `STAGES`, with an optimizer among them."""
+    given = list(methods)
+    if not any(method.card.slot == "optimizer" for method in given):
+        default = method_class(DEFAULT_OPTIMIZER)()
+        assert isinstance(default, TrainingMethod)
+        given.append(default)
+    return sorted(given, key=lambda method: STAGES.index(method.stage))
 
 
-def _backward_around(method: TrainingMethod, fit: Fit, proceed: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    return lambda loss: method.backward(fit, loss, proceed)
+def _around(method: TrainingMethod, session: TrainingSession, proceed: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
+    return lambda batch: method.forward(session, batch, proceed)
 
 
-def _update_around(method: TrainingMethod, fit: Fit, proceed: Callable[[], None]) -> Callable[[], None]:
-    return lambda: method.update(fit, proceed)
+def _backward_around(method: TrainingMethod, session: TrainingSession,
+                     proceed: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    return lambda loss: method.backward(session, loss, proceed)
 
 
-def micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """A batch in at most so many parts of nearly equal size.
-
-    >>> [len(inputs[0]) for inputs, _ in micro_batches(((torch.zeros(7, 2),), torch.zeros(7)), 3)]
-    [3, 2, 2]
-    """
-    count = min(count, len(batch[0][0]))
-    if count == 1:
-        return [batch]
-
-    def part(i: int) -> Batch:
-        return _mapped(batch, lambda x: x.tensor_split(count)[i])  # type: ignore[no-any-return]
-
-    return [part(i) for i in range(count)]
-
-
-def _mapped(target: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(target, Tensor):
-        return change(target)
-    return type(target)(_mapped(part, change) for part in target) if isinstance(target, list | tuple) else target
+def _update_around(method: TrainingMethod, session: TrainingSession, proceed: Callable[[], None]) -> Callable[[], None]:
+    return lambda: method.update(session, proceed)

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from tests.compilers.nets import conv_net, encoder, error, images, lowered, texts
-from thrifty import artifact
+from thrifty.artifacts import artifact
+from thrifty.artifacts.verification import verify
 from thrifty.compilers.capture import LoweringError
 from thrifty.compilers.tvm import Tvm, library
 from thrifty.engines.buckets import Buckets
 from thrifty.errors import ThriftyError
-from thrifty.recipe import Recipe
+from thrifty.recipes.recipe import Recipe
 from thrifty.serve.batching import largest
-from thrifty.verifying import verify
 
 pytestmark = pytest.mark.skipif(Tvm.missing() is not None, reason=str(Tvm.missing()))
 TEXTS = {i: {0: (1, 5), 1: (3, 20)} for i in range(2)}

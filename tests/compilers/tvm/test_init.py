@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from tests.compilers.nets import called, check_outputs_stay, conv_net, error, images, lowered
-from thrifty import artifact
+from thrifty.artifacts import artifact
 from thrifty.compilers import tvm as module
 from thrifty.compilers.capture import LoweringError
 from thrifty.compilers.inductor import NoCompiler
 from thrifty.compilers.tvm import Tvm
 from thrifty.engines import EngineError, open_engine
-from thrifty.recipe import Recipe, RecipeError, check
+from thrifty.errors import RecipeError
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(Tvm.missing() is not None, reason=str(Tvm.missing()))
 BATCH = {0: {0: (1, 16)}}
@@ -126,7 +128,7 @@ def test_tied_weights_are_written_once_and_outputs_keep_their_types(tmp_path):
 
 def test_it_is_for_float32_weights(tmp_path):
     with pytest.raises(RecipeError, match="tvm requires a model without integer-products, which quantize"):
-        check(Recipe.parse("quantize(w8a8) | compile(tvm)"), frozenset({"module", "float-weights", "trained"}))
+        carry(Recipe.parse("quantize(w8a8) | compile(tvm)"), frozenset({"module", "float-weights", "trained"}))
     for dtype in (torch.float64, torch.bfloat16):
         with pytest.raises(LoweringError, match=rf"float32 and the model holds {dtype}: .*\.float\(\)"):
             lowered(Tvm(), nn.Linear(3, 3).to(dtype), (torch.ones(1, 3, dtype=dtype),), tmp_path)
@@ -168,7 +170,7 @@ def test_a_loaded_artifact_needs_neither_torch_nor_the_compiler(conv):
                  "import numpy, thrifty\n"
                  "sys.modules.pop('tvm'), sys.modules.pop('torch')\n"
                  f"model = thrifty.load({str(place)!r}, trust_native_code=True)\n"
-                 "inputs, outputs = __import__('thrifty.artifact').artifact.example(" + repr(str(place)) + ")\n"
+                 "inputs, outputs = thrifty.artifacts.artifact.example(" + repr(str(place)) + ")\n"
                  "print(numpy.abs(model(*inputs) - outputs[0]).max() < 1e-5,\n"
                  "      [x for x in ('torch', 'tvm') if x in sys.modules],\n"
                  "      'tvm_compiler' in open('/proc/self/maps').read())")

@@ -10,16 +10,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from thrifty import Quantize, artifact
+from thrifty import Quantize
+from thrifty.artifacts import artifact
 from thrifty.compilers.auto import candidates
 from thrifty.compilers.export import Export
-from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.method import Context, Plan
+from thrifty.errors import RecipeError, ThriftyError
 from thrifty.numerics.modules import Float8Linear, GroupedLinear, InBfloat16, QuantEmbedding, QuantLinear
 from thrifty.posttraining.quantization.listing import layers
 from thrifty.posttraining.quantization.probes import bytes_a_weight, float8_layers
-from thrifty.recipe import Recipe, RecipeError
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.transform import Plan
 
 
 class Words(nn.Module):

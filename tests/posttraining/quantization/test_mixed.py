@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from thrifty import testing
-from thrifty.context import make_context
 from thrifty.errors import NoEffect
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.method import Context, Plan
 from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantLinear
 from thrifty.posttraining.quantization.listing import layers
 from thrifty.posttraining.quantization.mixed import harshest, mixtures, patterns
 from thrifty.posttraining.quantization.sensitivity import Option
 from thrifty.posttraining.quantize import Quantize
-from thrifty.recipe import Recipe
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.transform import Plan
+from thrifty.runs.context import make_context
 from thrifty.target import Target
 
 TABLE = {

@@ -5,11 +5,11 @@ import copy
 import torch
 from torch import nn
 
-from thrifty.method import Context
 from thrifty.numerics.modules import QuantConv, QuantLinear
 from thrifty.posttraining.quantization import integers
 from thrifty.posttraining.quantization.reconstruction import reconstruct
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.context import Context
 
 
 class Net(nn.Module):

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from thrifty import testing
-from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.equalize import rescale
 from thrifty.posttraining.quantization import refine
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.context import Context
+from thrifty.recipes.transform import Plan
 
 
 @pytest.fixture(autouse=True)

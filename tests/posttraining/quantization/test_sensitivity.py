@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from thrifty import testing
-from thrifty.method import Context
 from thrifty.numerics.modules import GroupedLinear, QuantConv
 from thrifty.posttraining.quantization.mixed import folded
 from thrifty.posttraining.quantization.outputs import Outputs, split
@@ -20,6 +19,7 @@ from thrifty.posttraining.quantization.sensitivity import (
     to_json,
 )
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.context import Context
 
 
 def made() -> tuple[nn.Module, dict[str, dict[str, nn.Module]], torch.Tensor]:

@@ -12,14 +12,15 @@ from torch import nn
 
 from thrifty import Quantize, testing
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.method import Context, Plan
 from thrifty.numerics.grouped import output_error
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.numerics.packed import PackedConv
 from thrifty.posttraining.quantization.probes import bytes_a_weight
 from thrifty.posttraining.quantization.reads import Reads
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.transform import Plan
 
 ALGORITHMS = ("rtn", "gptq", "awq", "hqq")
 

@@ -10,8 +10,9 @@ from torch.utils.data import TensorDataset
 from thrifty import AdamW, Bf16, CrossEntropy, Fp16, Sophia, Tf32
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.training import session as module
-from thrifty.training.loop import Fit, fit
+from thrifty.training.loop import fit
 from thrifty.training.optimizers.ema import Ema
+from thrifty.training.session import TrainingSession
 
 
 def data(n: int = 128) -> TensorDataset:
@@ -39,7 +40,7 @@ class Spy(nn.Module):
 
 def test_products_are_bf16_and_weights_gradients_and_loss_are_not() -> None:
     model = Spy()
-    session = Fit(model, [Bf16(), AdamW()], CrossEntropy(), steps=3)
+    session = TrainingSession(model, [Bf16(), AdamW()], CrossEntropy(), steps=3)
     for x, y in zip(torch.randn(3, 4, 8), torch.randint(0, 2, (3, 4)), strict=True):
         assert session.step(((x,), y)).dtype == torch.float32
     assert model.seen == {torch.bfloat16}
@@ -98,7 +99,7 @@ def batches(n: int):
     return [((torch.randn(16, 8, generator=generator),), torch.randint(0, 2, (16,), generator=generator)) for _ in range(n)]
 
 
-def state(session: Fit) -> list[Tensor]:
+def state(session: TrainingSession) -> list[Tensor]:
     """Everything that a step may change."""
     held = [value for entry in session.optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
     average = session.memory(Ema()).get("average")
@@ -107,7 +108,7 @@ def state(session: Fit) -> list[Tensor]:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_an_overflow_skips_exactly_that_step(anywhere, device: str) -> None:
-    session = Fit(net(), [Fp16(scale=1024.0, patience=3), AdamW(lr=0.01), Ema(decay=0.9)], CrossEntropy(), steps=8,
+    session = TrainingSession(net(), [Fp16(scale=1024.0, patience=3), AdamW(lr=0.01), Ema(decay=0.9)], CrossEntropy(), steps=8,
                   device=device)
     scales, skipped = [], []
     for number, batch in enumerate(batches(8)):
@@ -131,7 +132,7 @@ def test_the_update_is_that_of_unscaled_gradients(anywhere) -> None:
     """A power of two is exact: but for what underflows, the scale cannot be seen."""
     ends = []
     for scale in (1.0, 256.0):
-        session = Fit(net(), [Fp16(scale=scale), AdamW(lr=0.01)], CrossEntropy(), steps=4)
+        session = TrainingSession(net(), [Fp16(scale=scale), AdamW(lr=0.01)], CrossEntropy(), steps=4)
         for batch in batches(4):
             session.step(batch)
         ends.append(session.finish())
@@ -144,7 +145,7 @@ def test_small_gradients_survive_by_the_scale_alone(anywhere) -> None:
         def loss(outputs: Tensor, batch: object) -> tuple[Tensor, Tensor]:
             return outputs.float().sum() * 1e-9, torch.ones(())
 
-        session = Fit(nn.Linear(8, 2), [Fp16(scale=scale), AdamW()], loss, steps=2)
+        session = TrainingSession(nn.Linear(8, 2), [Fp16(scale=scale), AdamW()], loss, steps=2)
         seen: list[float] = []
         session.optimizer.register_step_pre_hook(lambda *args: seen.append(float(session.model.weight.grad.abs().sum())))
         session.step(batches(1)[0])
@@ -157,7 +158,7 @@ def test_sophias_estimate_is_unscaled_before_it_is_squared(anywhere) -> None:
     found = []
     for scale in (1.0, 512.0):
         torch.manual_seed(3)
-        session = Fit(net(), [Fp16(scale=scale), Sophia(lr=1e-3)], CrossEntropy(), steps=2)
+        session = TrainingSession(net(), [Fp16(scale=scale), Sophia(lr=1e-3)], CrossEntropy(), steps=2)
         session.step(batches(1)[0])
         found.append([entry["h"].clone() for entry in session.optimizer.state.values()])
     for a, b in zip(*found, strict=True):
@@ -167,7 +168,7 @@ def test_sophias_estimate_is_unscaled_before_it_is_squared(anywhere) -> None:
 @pytest.mark.parametrize("method", [Fp16(), Tf32()], ids=lambda method: method.name)
 def test_a_processor_is_refused_before_anything_runs(method) -> None:
     with pytest.raises(ThriftyError, match=f"{method.name} runs on cuda and this is cpu"):
-        Fit(net(), [method], CrossEntropy(), steps=1)
+        TrainingSession(net(), [method], CrossEntropy(), steps=1)
 
 
 def test_torchs_own_settings_are_put_back(anywhere) -> None:

@@ -12,11 +12,12 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, CrossEntropy, Train
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.method import require_device
+from thrifty.recipes.method import require_device
 from thrifty.training import session as module
-from thrifty.training.loop import Fit, fit
+from thrifty.training.loop import fit
 from thrifty.training.mixed_precision import Bf16, Fp8, fp8
 from thrifty.training.mixed_precision.fp8 import choose, install, remove, shapes_of
+from thrifty.training.session import TrainingSession
 
 
 class Net(nn.Module):
@@ -102,7 +103,7 @@ def test_nothing_of_it_stays_in_the_model(everywhere) -> None:
 
 
 def test_outside_of_training_layers_are_as_they_were(everywhere) -> None:
-    session = Fit(Net(), [Fp8()], CrossEntropy(), steps=2)
+    session = TrainingSession(Net(), [Fp8()], CrossEntropy(), steps=2)
     x, y = torch.randn(32, 16), torch.randint(0, 2, (32,))
     session.step(((x,), y))
     scored, plain = session.evaluated().eval(), Net().eval()
@@ -130,14 +131,14 @@ def test_where_nothing_gains_it_is_an_error(monkeypatch) -> None:
 def test_a_rehearsal_looks_at_the_size_of_the_training(everywhere, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(fp8, "choose", lambda shapes, device, compiled: seen.append(shapes) or {})
-    session = Fit(Net(), [Fp8()], CrossEntropy(), steps=1, settings=Train(batch_size=256, accumulate=2))
+    session = TrainingSession(Net(), [Fp8()], CrossEntropy(), steps=1, settings=Train(batch_size=256, accumulate=2))
     session.step(((torch.randn(8, 16),), torch.randint(0, 2, (8,))))
     assert seen == [{"inner.0": (128, 16, 64), "inner.4": (128, 64, 32)}]
 
 
 def test_a_resumed_training_keeps_its_choice(everywhere, monkeypatch) -> None:
-    def session() -> Fit:
-        return Fit(Net(), [Fp8(), AdamW(lr=0.01)], CrossEntropy(), steps=4)
+    def session() -> TrainingSession:
+        return TrainingSession(Net(), [Fp8(), AdamW(lr=0.01)], CrossEntropy(), steps=4)
 
     batches = [((torch.randn(32, 16),), torch.randint(0, 2, (32,))) for _ in range(4)]
     whole, first = session(), session()
@@ -168,7 +169,7 @@ def test_layers_that_something_else_has_changed_are_left_alone() -> None:
 
 def test_processors_and_old_gpus_are_refused_before_anything_runs(monkeypatch) -> None:
     with pytest.raises(ThriftyError, match="fp8 runs on cuda and this is cpu"):
-        Fit(Net(), [Fp8()], CrossEntropy(), steps=1)
+        TrainingSession(Net(), [Fp8()], CrossEntropy(), steps=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))

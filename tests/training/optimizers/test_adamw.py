@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from thrifty import AdamW, CrossEntropy
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.recipe import Train
-from thrifty.training.loop import Fit
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.phases import Train
+from thrifty.training.session import TrainingSession
 
 CONSTANT = Train(schedule="constant", warmup=0, clip=None, steps=5)
 
@@ -23,9 +23,9 @@ def test_steps_are_the_papers() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3))
     mine = [p.detach().clone().double() for p in model.parameters()]
     m, v = [torch.zeros_like(p) for p in mine], [torch.zeros_like(p) for p in mine]
-    fit = Fit(model, [method], CrossEntropy(), steps=5, settings=CONSTANT)
+    session = TrainingSession(model, [method], CrossEntropy(), steps=5, settings=CONSTANT)
     for t in range(1, 6):
-        fit.step(batch())
+        session.step(batch())
         for i, parameter in enumerate(model.parameters()):
             assert parameter.grad is not None
             g = parameter.grad.double()
@@ -38,10 +38,10 @@ def test_steps_are_the_papers() -> None:
 
 def test_every_parameter_is_in_one_group() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    fit = Fit(model, [AdamW()], CrossEntropy(), steps=1)
-    held = [p for group in fit.optimizer.param_groups for p in group["params"]]
+    session = TrainingSession(model, [AdamW()], CrossEntropy(), steps=1)
+    held = [p for group in session.optimizer.param_groups for p in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
-    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in fit.optimizer.param_groups
+    assert all((group["weight_decay"] > 0) == (p.ndim > 1) for group in session.optimizer.param_groups
                for p in group["params"])
 
 

@@ -13,11 +13,12 @@ from torch.utils.data import TensorDataset
 
 from thrifty import Adafactor, AdamW, AdamW8bit, CrossEntropy, Ema, Lion, Muon, ScheduleFree, Soap
 from thrifty.errors import MissingExtra, NoEffect
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.method import TrainingMethod
-from thrifty.recipe import Train
-from thrifty.training.loop import Fit, fit
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.phases import Train
+from thrifty.recipes.training_method import TrainingMethod
+from thrifty.training.loop import fit
 from thrifty.training.optimizers.common import WrongOptimizer
+from thrifty.training.session import TrainingSession
 
 CONSTANT = Train(schedule="constant", warmup=0, clip=None, steps=20)
 SHAPE = (5, 7)
@@ -38,7 +39,7 @@ def trace(method: TrainingMethod, steps: int = 20) -> tuple[list[Tensor], list[T
     """(the hidden matrix before each step and after the last, its gradients), in float64 copies."""
     torch.manual_seed(0)
     model = Plane()
-    session = Fit(model, [method], CrossEntropy(), steps=steps, settings=CONSTANT)
+    session = TrainingSession(model, [method], CrossEntropy(), steps=steps, settings=CONSTANT)
     weights, gradients = [model.hidden.weight.detach().double()], []
     model.hidden.weight.register_hook(lambda g: gradients.append(g.detach().clone().double()))
     for _ in range(steps):
@@ -95,7 +96,7 @@ def test_muon_is_the_papers_and_the_rest_is_adamws() -> None:
     torch.manual_seed(0)
     mine, theirs = Plane(), Plane()
     theirs.load_state_dict(mine.state_dict())
-    session = Fit(mine, [Muon(lr=0.02)], CrossEntropy(), steps=20, settings=CONSTANT)
+    session = TrainingSession(mine, [Muon(lr=0.02)], CrossEntropy(), steps=20, settings=CONSTANT)
     heads = torch.optim.AdamW([{"params": [theirs.head.weight], "weight_decay": 0.1}], lr=0.02)
     session.step(((torch.randn(16, 7),), torch.randint(0, 3, (16,))))
     theirs.head.weight.grad = mine.head.weight.grad
@@ -143,7 +144,7 @@ def data() -> TensorDataset:
 def test_schedule_free_holds_the_rate_and_leaves_the_average() -> None:
     torch.manual_seed(0)
     model = Plane()
-    session = Fit(model, [ScheduleFree()], CrossEntropy(), steps=100, settings=Train(warmup=0.1))
+    session = TrainingSession(model, [ScheduleFree()], CrossEntropy(), steps=100, settings=Train(warmup=0.1))
     assert session._rate(99) == 1.0
     for _ in range(5):
         session.step(((torch.randn(8, 7),), torch.randint(0, 3, (8,))))
@@ -157,7 +158,7 @@ def test_schedule_free_holds_the_rate_and_leaves_the_average() -> None:
 def test_the_average_of_weights_is_the_formulas_and_is_what_leaves() -> None:
     torch.manual_seed(0)
     model = Plane()
-    session = Fit(model, [AdamW(lr=0.05), Ema(decay=0.5)], CrossEntropy(), steps=20, settings=CONSTANT)
+    session = TrainingSession(model, [AdamW(lr=0.05), Ema(decay=0.5)], CrossEntropy(), steps=20, settings=CONSTANT)
     wanted = None
     for t in range(20):
         session.step(((torch.randn(8, 7),), torch.randint(0, 3, (8,))))
@@ -186,7 +187,7 @@ def test_adamw_in_eight_bits_stays_near_adamw() -> None:
         torch.manual_seed(0)
         model = Wide()
         start = model.hidden.weight.detach().clone()
-        session = Fit(model, [method], CrossEntropy(), steps=20, settings=CONSTANT)
+        session = TrainingSession(model, [method], CrossEntropy(), steps=20, settings=CONSTANT)
         for _ in range(20):
             session.step(((torch.randn(16, 64),), torch.randint(0, 3, (16,))))
         ends.append((model.hidden.weight.detach() - start).flatten())
@@ -207,7 +208,7 @@ def test_it_learns_keeps_its_state_and_refuses_anothers(method: TrainingMethod) 
     sessions = []
     for made in (method, method, AdamW()):
         torch.manual_seed(1)
-        sessions.append(Fit(Plane(), [made], CrossEntropy(), steps=9, settings=CONSTANT))
+        sessions.append(TrainingSession(Plane(), [made], CrossEntropy(), steps=9, settings=CONSTANT))
     first, second, other = sessions
     for session in (first, other):
         session.step(batch)
@@ -224,7 +225,7 @@ def test_it_learns_keeps_its_state_and_refuses_anothers(method: TrainingMethod) 
 
 def test_muon_without_a_hidden_matrix_says_so() -> None:
     with pytest.raises(NoEffect, match="no hidden matrix"):
-        Fit(nn.Linear(3, 2), [Muon()], CrossEntropy(), steps=1)
+        TrainingSession(nn.Linear(3, 2), [Muon()], CrossEntropy(), steps=1)
 
 
 @pytest.mark.parametrize(("method", "package", "extra"), [
@@ -234,7 +235,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     monkeypatch.setitem(__import__("sys").modules, package, None)
     monkeypatch.setitem(__import__("sys").modules, f"{package}.optim", None)
     with pytest.raises(MissingExtra, match=rf"thrifty\[{extra}\]"):
-        Fit(Plane(), [method], CrossEntropy(), steps=1)
+        TrainingSession(Plane(), [method], CrossEntropy(), steps=1)
 
 
 @pytest.mark.parametrize(("made", "wrong"), [

@@ -12,13 +12,14 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, Bf16, CrossEntropy, Sophia
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.hyperparameters import HyperparameterError
-from thrifty.recipe import Train
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.phases import Train
 from thrifty.training.data import Loader
-from thrifty.training.loop import Fit, fit
+from thrifty.training.loop import fit
 from thrifty.training.optimizers.common import WrongOptimizer
 from thrifty.training.optimizers.sophia import SophiaOptimizer
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.training.session import TrainingSession
+from thrifty.workloads.embedded.python_lm import LanguageModel
 
 CONSTANT = Train(schedule="constant", warmup=0, clip=None)
 
@@ -88,7 +89,7 @@ def test_the_estimate_is_of_the_unclipped_gradient_and_counts_valid_targets() ->
     target = torch.tensor([0, 1, -100, 2, -100, -100, 1, 0])
     heights = []
     for clip in (None, 1e-6):
-        session = Fit(net(), [Sophia(estimator_batch=1.0)], CrossEntropy(), steps=1,
+        session = TrainingSession(net(), [Sophia(estimator_batch=1.0)], CrossEntropy(), steps=1,
                       settings=Train(schedule="constant", warmup=0, clip=clip))
         session.step(((x,), target))
         heights.append(torch.cat([s["h"].flatten() for s in session.optimizer.state.values()]))
@@ -137,7 +138,7 @@ def test_hutchinson_goes_through_attention() -> None:
     """The fast kernels of attention have no second derivative; the mathematical one does."""
     torch.manual_seed(0)
     model = LanguageModel(vocabulary=20, width=16, layers=1, heads=2, hidden=16, context=8)
-    session = Fit(model, [Sophia("hutchinson")], CrossEntropy(), steps=2)
+    session = TrainingSession(model, [Sophia("hutchinson")], CrossEntropy(), steps=2)
     ids = torch.randint(20, (4, 9))
     assert math.isfinite(float(session.step(((ids[:, :-1],), ids[:, 1:]))))
     assert any(bool(s["h"].any()) for s in session.optimizer.state.values())
@@ -147,8 +148,8 @@ def test_resuming_goes_on_as_if_nothing_had_happened() -> None:
     batches = [batch for batch, _ in zip(Loader(data(), 8, 0), range(8), strict=False)]
     method = Sophia(every=2)
 
-    def session() -> Fit:
-        return Fit(net(), [method], CrossEntropy(), steps=8, settings=CONSTANT)
+    def session() -> TrainingSession:
+        return TrainingSession(net(), [method], CrossEntropy(), steps=8, settings=CONSTANT)
 
     whole = session()
     for batch in batches:
@@ -167,7 +168,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened() -> None:
 
 def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
     batch = ((torch.randn(8, 6),), torch.randint(0, 3, (8,)))
-    adamw, sophia = (Fit(net(), [method], CrossEntropy(), steps=2) for method in (AdamW(), Sophia()))
+    adamw, sophia = (TrainingSession(net(), [method], CrossEntropy(), steps=2) for method in (AdamW(), Sophia()))
     for session in (adamw, sophia):
         session.step(batch)
     with pytest.raises(WrongOptimizer, match="this state is adamw, which sophia cannot go on from"):

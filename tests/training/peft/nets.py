@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from thrifty import AdamW, CrossEntropy
-from thrifty.method import TrainingMethod
-from thrifty.recipe import Train
-from thrifty.training.loop import Fit
+from thrifty.recipes.phases import Train
+from thrifty.recipes.training_method import TrainingMethod
+from thrifty.training.session import TrainingSession
 
 CONSTANT = Train(schedule="constant", warmup=0, clip=None, steps=1)
 
@@ -25,10 +25,10 @@ def batch(n: int = 32, width: int = 13) -> tuple[tuple[Tensor], Tensor]:
 
 
 def adapted(method: TrainingMethod, model: nn.Module, steps: int = 4, lr: float = 0.02,
-            data: tuple[tuple[Tensor], Tensor] | None = None) -> Fit:
+            data: tuple[tuple[Tensor], Tensor] | None = None) -> TrainingSession:
     """A few steps of training, not yet finished."""
     torch.manual_seed(0)
-    session = Fit(model, [method, AdamW(lr=lr)], CrossEntropy(), steps=steps, settings=CONSTANT)
+    session = TrainingSession(model, [method, AdamW(lr=lr)], CrossEntropy(), steps=steps, settings=CONSTANT)
     for _ in range(steps):
         session.step(data or batch())
     session.model.eval()

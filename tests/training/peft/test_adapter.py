@@ -12,11 +12,13 @@ from torch.utils.data import TensorDataset
 
 from tests.training.peft.nets import adapted, answers, batch, mlp
 from thrifty import AdamW, Bf16, CrossEntropy, Distill, Ema, Ia3, Lora, Recipe, Vera, testing
-from thrifty.errors import MissingExtra, NoEffect, ThriftyError
-from thrifty.recipe import RecipeError, Train, check
-from thrifty.training.loop import Fit, fit
+from thrifty.errors import MissingExtra, NoEffect, RecipeError, ThriftyError
+from thrifty.recipes.phases import Train
+from thrifty.recipes.properties import carry
+from thrifty.training.loop import fit
 from thrifty.training.peft import adapter, held
 from thrifty.training.peft.adapter import Adapter
+from thrifty.training.session import TrainingSession
 
 peft = pytest.importorskip("peft")
 
@@ -30,7 +32,7 @@ def test_merged_equals_unmerged_and_the_structure_is_the_bases(method: Adapter, 
     if base in ("int8", "nf4"):
         pytest.importorskip("bitsandbytes")
     fresh, x = mlp(), batch()[0][0]
-    method = type(method)(**{**method.arguments(), "base": base})
+    method = dataclasses.replace(method, base=base)
     session = adapted(method, mlp())
     before = answers(session.model, x)
     model = session.finish()
@@ -61,7 +63,8 @@ def test_only_adapters_move_and_their_share_is_pefts_count(method: Adapter) -> N
 def test_an_average_is_merged_too(method: Adapter, base: str) -> None:
     torch.manual_seed(0)
     model = mlp()
-    session = Fit(model, [dataclasses.replace(method, base=base), AdamW(lr=0.02), Ema(decay=0.5)], CrossEntropy(), steps=4)
+    methods = [dataclasses.replace(method, base=base), AdamW(lr=0.02), Ema(decay=0.5)]
+    session = TrainingSession(model, methods, CrossEntropy(), steps=4)
     for _ in range(4):
         session.step(batch())
     (x,), _ = batch()
@@ -73,7 +76,7 @@ def test_an_average_is_merged_too(method: Adapter, base: str) -> None:
 
 
 def test_adapters_that_never_moved_are_no_effect() -> None:
-    session = Fit(mlp(), [Lora()], CrossEntropy(), steps=1)
+    session = TrainingSession(mlp(), [Lora()], CrossEntropy(), steps=1)
     with pytest.raises(NoEffect, match="lora changed nothing: share of adapters that moved was 0 and is 0"):
         for name, claim in session.claims():
             claim.checked(name)
@@ -91,7 +94,7 @@ def test_what_was_frozen_before_is_frozen_after_and_stays_as_it_was() -> None:
 def test_running_statistics_stand_still_through_evaluations() -> None:
     model = testing.trained()
     before = {n: b.clone() for n, b in model.named_buffers()}
-    session = Fit(model, [Lora(rank=2)], CrossEntropy(), steps=2)
+    session = TrainingSession(model, [Lora(rank=2)], CrossEntropy(), steps=2)
     for _ in range(2):
         session.model.train()  # as the loop does after an evaluation
         session.step(((testing.stripes(16, 0).tensors[0],), testing.stripes(16, 0).tensors[1]))
@@ -116,14 +119,14 @@ def test_a_transformer_layers_fast_path_does_not_pass_the_adapter_by() -> None:
         torch.testing.assert_close(seen, session.model.eval()(x).detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(answers(session.finish(), x), seen, rtol=1e-5, atol=1e-5)
     with pytest.raises(ThriftyError, match="layer.self_attn.out_proj, which cannot be adapted: nn.MultiheadAttention"):
-        Fit(Encoder(), [Lora(targets="out_proj")], CrossEntropy(), steps=1)
+        TrainingSession(Encoder(), [Lora(targets="out_proj")], CrossEntropy(), steps=1)
     with pytest.raises(ThriftyError, match="none that it can"):
-        Fit(nn.MultiheadAttention(8, 2), [Lora()], CrossEntropy(), steps=1)
+        TrainingSession(nn.MultiheadAttention(8, 2), [Lora()], CrossEntropy(), steps=1)
 
 
 def test_factors_whose_neutral_value_is_one_are_not_decayed() -> None:
     for method, names in ((Ia3(), "ia3_l"), (Lora(variant="dora"), "magnitude"), (Vera(rank=4), "lambda_d")):
-        session = Fit(mlp(), [method, AdamW(weight_decay=0.5)], CrossEntropy(), steps=1)
+        session = TrainingSession(mlp(), [method, AdamW(weight_decay=0.5)], CrossEntropy(), steps=1)
         by_id = {id(p): n for n, p in session.model.named_parameters()}
         for group in session.optimizer.param_groups:
             for p in group["params"]:
@@ -153,18 +156,18 @@ def test_the_next_phase_trains_everything_again() -> None:
 def test_recipes_refuse_what_cannot_be_adapted() -> None:
     known = frozenset({"module", "float-weights"})
     with pytest.raises(RecipeError, match="lora requires a trained model"):
-        check(Recipe.parse("train(lora)"), known)
+        carry(Recipe.parse("train(lora)"), known)
     with pytest.raises(RecipeError, match="float-weights, which quantize before it took away"):
-        check(Recipe.parse("train(adamw) | quantize(w8a8) | train(lora)"), known)
+        carry(Recipe.parse("train(adamw) | quantize(w8a8) | train(lora)"), known)
     with pytest.raises(ThriftyError, match="two methods that provide the layers: lora and ia3"):
         Recipe.parse("train(adamw) | train(lora, ia3)")
-    check(Recipe.parse("train(adamw) | train(lora(rank=4)) | prune(ratio=0.5) | train(ia3) | quantize(w8a8)"), known)
+    carry(Recipe.parse("train(adamw) | train(lora(rank=4)) | prune(ratio=0.5) | train(ia3) | quantize(w8a8)"), known)
 
 
 def test_an_adapted_model_is_refused() -> None:
     model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["2"]), mlp())
     with pytest.raises(ThriftyError, match=r"adapted already \(2 is an adapter's layer\): merge that one first"):
-        Fit(model, [Lora()], CrossEntropy(), steps=1)
+        TrainingSession(model, [Lora()], CrossEntropy(), steps=1)
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

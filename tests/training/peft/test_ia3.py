@@ -9,14 +9,14 @@ from torch import nn
 from tests.training.peft.nets import adapted, answers, batch, mlp
 from thrifty import CrossEntropy, Ia3
 from thrifty.errors import ThriftyError
-from thrifty.training.loop import Fit
+from thrifty.training.session import TrainingSession
 
 pytest.importorskip("peft")
 
 
 def test_outputs_or_inputs_are_scaled() -> None:
     (x,), _ = batch()
-    session = Fit(mlp(), [Ia3(inputs="2")], CrossEntropy(), steps=1)
+    session = TrainingSession(mlp(), [Ia3(inputs="2")], CrossEntropy(), steps=1)
     factors = []
     with torch.no_grad():
         for i in (0, 2, 4):
@@ -42,4 +42,4 @@ def test_convolutions_by_pattern() -> None:
 
 def test_inputs_that_name_no_adapted_layer_are_refused() -> None:
     with pytest.raises(ThriftyError, match=r"ia3\(inputs='4'\) matches none of the layers that are adapted: 0"):
-        Fit(mlp(), [Ia3(targets="0", inputs="4")], CrossEntropy(), steps=1)
+        TrainingSession(mlp(), [Ia3(targets="0", inputs="4")], CrossEntropy(), steps=1)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from thrifty import CrossEntropy, Ia3, Lora, Recipe, Vera
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import HyperparameterError, matches
-from thrifty.training.loop import Fit
+from thrifty.recipes.hyperparameters import HyperparameterError, matches
 from thrifty.training.peft.layers import chosen, hindrances
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.training.session import TrainingSession
+from thrifty.workloads.embedded.python_lm import LanguageModel
 
 pytest.importorskip("peft")
 LINEAR = (nn.Linear,)
@@ -39,7 +39,7 @@ def test_a_pattern_is_a_whole_name_or_its_end(targets: str, count: int) -> None:
 def test_a_name_is_no_end_of_a_longer_one() -> None:
     assert not matches("query", "blocks.0.subquery")
     model = nn.ModuleDict({"head": nn.Linear(4, 4), "other": nn.ModuleDict({"head": nn.Linear(4, 4)})})
-    session = Fit(model, [Lora(rank=2, targets=r"other\.head")], CrossEntropy(), steps=1)
+    session = TrainingSession(model, [Lora(rank=2, targets=r"other\.head")], CrossEntropy(), steps=1)
     assert type(session.model["head"]) is nn.Linear
 
 
@@ -97,6 +97,6 @@ def test_what_is_no_regular_expression_is_refused_where_it_is_written() -> None:
 
 @pytest.mark.parametrize("method", [Ia3(targets="key|value|down", inputs="down"), Vera(rank=8, targets="query")])
 def test_others_take_patterns_too(method: Ia3 | Vera) -> None:
-    session = Fit(lm(), [method], CrossEntropy(), steps=1)
+    session = TrainingSession(lm(), [method], CrossEntropy(), steps=1)
     adapted = {n.split(".")[2] for n, p in session.model.named_parameters() if p.requires_grad}
     assert adapted == ({"key", "value", "down"} if isinstance(method, Ia3) else {"query"})

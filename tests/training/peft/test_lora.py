@@ -27,9 +27,9 @@ from thrifty import (
     save_adapter,
 )
 from thrifty.errors import ThriftyError
-from thrifty.method import TrainingMethod
-from thrifty.training.loop import Fit
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.training.peft.lora import size
+from thrifty.training.session import TrainingSession
 
 peft = pytest.importorskip("peft")
 
@@ -51,9 +51,9 @@ def test_the_layer_computes_the_formula(inner: int, out: int, rank: int, alpha: 
     largest = min(11, inner)
     if rank > max(largest, min(inner, out)):
         with pytest.raises(ThriftyError, match="choose a rank up to"):
-            Fit(model, [Lora(rank=rank)], CrossEntropy(), steps=1)
+            TrainingSession(model, [Lora(rank=rank)], CrossEntropy(), steps=1)
         return
-    session = Fit(model, [Lora(rank=rank, alpha=alpha, variant=variant)], CrossEntropy(), steps=1)
+    session = TrainingSession(model, [Lora(rank=rank, alpha=alpha, variant=variant)], CrossEntropy(), steps=1)
     s = alpha / (math.sqrt(rank) if variant == "rslora" else rank)
     x = torch.randn(5, 11)
     expected = x
@@ -71,12 +71,12 @@ def test_the_layer_computes_the_formula(inner: int, out: int, rank: int, alpha: 
 @pytest.mark.parametrize("variant", ["plain", "rslora", "dora", "pissa"])
 def test_it_begins_as_the_base(variant: str) -> None:
     (x,), _ = batch()
-    session = Fit(mlp(), [Lora(rank=3, variant=variant)], CrossEntropy(), steps=1)
+    session = TrainingSession(mlp(), [Lora(rank=3, variant=variant)], CrossEntropy(), steps=1)
     torch.testing.assert_close(answers(session.model, x), answers(mlp(), x), rtol=1e-5, atol=1e-5)
 
 
 def test_principal_components_are_those_of_the_singular_value_decomposition() -> None:
-    session = Fit(mlp(), [Lora(rank=3, alpha=3, variant="pissa", targets="2")], CrossEntropy(), steps=1)
+    session = TrainingSession(mlp(), [Lora(rank=3, alpha=3, variant="pissa", targets="2")], CrossEntropy(), steps=1)
     layer, weight = session.model[2], mlp()[2].weight.detach()
     u, s, v = torch.linalg.svd(weight)
     principal = u[:, :3] @ torch.diag(s[:3]) @ v[:3]
@@ -124,7 +124,7 @@ def test_what_does_not_suit_is_refused() -> None:
         (Lora(base="bf16", targets="conv"), "conv is Conv2d: choose other targets, or base=fp32"),
     ):
         with pytest.raises(ThriftyError, match=says):
-            Fit(mlp() if method.rank == 25 else Mixed(), [method], CrossEntropy(), steps=1)
+            TrainingSession(mlp() if method.rank == 25 else Mixed(), [method], CrossEntropy(), steps=1)
 
 
 def test_dropout_is_drawn_in_training_alone() -> None:
@@ -172,7 +172,7 @@ def test_norms_are_trained_as_peft_would_at_their_own_rate() -> None:
 @pytest.mark.parametrize("optimizer", [Adafactor(lr=0.01), AdamW(lr=0.01), AdamW8bit(lr=0.01), Lion(lr=0.01), Muon(lr=0.01),
                                        ScheduleFree(lr=0.01), Soap(lr=0.01), Sophia(lr=0.01)], ids=lambda method: method.name)
 def test_every_optimizer_gives_norms_their_rate(optimizer: TrainingMethod) -> None:
-    session = Fit(normed(), [Lora(rank=4, norms=4), optimizer], CrossEntropy(), steps=3, settings=CONSTANT)
+    session = TrainingSession(normed(), [Lora(rank=4, norms=4), optimizer], CrossEntropy(), steps=3, settings=CONSTANT)
     norms = {id(p) for name, p in session.model.named_parameters() if p.requires_grad and "modules_to_save" in name}
     rates = {id(p): float(group["lr"]) for group in session.optimizer.param_groups for p in group["params"]}
     assert len(norms) == 3 and len(rates) > 3
@@ -200,7 +200,7 @@ def test_norms_stay_with_the_adapter_that_peft_loads(tmp_path: Path) -> None:
 
 def test_an_average_of_norms_is_left_too() -> None:
     torch.manual_seed(0)
-    session = Fit(normed(), [Lora(rank=4, norms=4), AdamW(lr=0.02), Ema(decay=0.5)], CrossEntropy(), steps=4)
+    session = TrainingSession(normed(), [Lora(rank=4, norms=4), AdamW(lr=0.02), Ema(decay=0.5)], CrossEntropy(), steps=4)
     for _ in range(4):
         session.step(batch())
     (x,), _ = batch()
@@ -211,12 +211,12 @@ def test_an_average_of_norms_is_left_too() -> None:
 
 def test_norms_that_are_not_there_or_cannot_be_told_apart() -> None:
     with pytest.raises(ThriftyError, match=r"lora\(norms=4\) trains the norms too, and the model has none"):
-        Fit(mlp(), [Lora(norms=4)], CrossEntropy(), steps=1)
+        TrainingSession(mlp(), [Lora(norms=4)], CrossEntropy(), steps=1)
     model = nn.Sequential()
     model.add_module("norm", nn.LayerNorm(13))
     model.add_module("prenorm", nn.Linear(13, 5))
     with pytest.raises(ThriftyError, match="prenorm, which is no norm, ends as one does"):
-        Fit(model, [Lora(rank=2, norms=4)], CrossEntropy(), steps=1)
+        TrainingSession(model, [Lora(rank=2, norms=4)], CrossEntropy(), steps=1)
     adapted(Lora(rank=2), model)
 
 
@@ -229,7 +229,7 @@ def test_hugging_face_models(kind: str) -> None:
               "GPT2": lambda: transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32, n_positions=16)}[kind]()
     model = getattr(transformers, f"{kind}{'ForCausalLM' if kind == 'Llama' else 'LMHeadModel'}")(config)
     ids = torch.randint(0, 32, (4, 8))
-    session = Fit(model, [Lora(rank=2, norms=2), AdamW(lr=0.02)], CrossEntropy(), steps=3,
+    session = TrainingSession(model, [Lora(rank=2, norms=2), AdamW(lr=0.02)], CrossEntropy(), steps=3,
                   forward=lambda model, batch: model(*batch[0]).logits)
     for _ in range(3):
         session.step(((ids,), ids))

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.training.peft.nets import CONSTANT
 from thrifty import AdamW, CrossEntropy, Ia3, Lora, PromptTuning, Vera
-from thrifty.method import TrainingMethod
-from thrifty.training.loop import Fit
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.recipes.training_method import TrainingMethod
+from thrifty.training.session import TrainingSession
+from thrifty.workloads.embedded.python_lm import LanguageModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 pytest.importorskip("peft")
@@ -34,7 +34,7 @@ def test_the_cells_cover_every_pair() -> None:
     assert {(m.base, way) for m, way in CELLS} == {(base, way) for base in BASES for way in WAYS}
 
 
-def execute(session: Fit, way: str, blocks: Any) -> None:
+def execute(session: TrainingSession, way: str, blocks: Any) -> None:
     """Have the adapted model compiled, or its blocks computed again in the backward pass."""
     if way == "compile":
         session.model.compile()
@@ -47,7 +47,7 @@ def _again(forward: Any) -> Any:
     return lambda *inputs, **named: checkpoint(forward, *inputs, use_reentrant=False, **named)
 
 
-def losses(session: Fit, ids: Tensor) -> list[float]:
+def losses(session: TrainingSession, ids: Tensor) -> list[float]:
     return [float(session.step(((ids,), ids))) for _ in range(3)]
 
 
@@ -56,9 +56,9 @@ def lm() -> LanguageModel:
     return LanguageModel(vocabulary=40, width=16, layers=2, heads=2, hidden=32, context=8)
 
 
-def trained(method: TrainingMethod, model: nn.Module, way: str, ids: Tensor, forward: Any) -> tuple[Fit, list[float]]:
+def trained(method: TrainingMethod, model: nn.Module, way: str, ids: Tensor, forward: Any) -> tuple[TrainingSession, list[float]]:
     torch.manual_seed(0)
-    session = Fit(model, [method, AdamW(lr=0.02)], CrossEntropy(), steps=3, settings=CONSTANT, forward=forward)
+    session = TrainingSession(model, [method, AdamW(lr=0.02)], CrossEntropy(), steps=3, settings=CONSTANT, forward=forward)
     execute(session, way, [m for m in session.model.modules() if type(m).__name__ in ("Block", "LlamaDecoderLayer")])
     return session, losses(session, ids)
 

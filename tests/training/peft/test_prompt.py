@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.training.peft.nets import mlp
 from thrifty import AdamW, CrossEntropy, PromptTuning
 from thrifty.errors import ThriftyError
-from thrifty.training.loop import Fit
+from thrifty.training.session import TrainingSession
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -33,7 +33,7 @@ def test_the_prompt_alone_learns_and_the_base_stands_still(kind: str) -> None:
     ids = torch.randint(0, 32, (8, 7))
     base = llama()
     before = {n: p.detach().clone() for n, p in base.named_parameters()}
-    session = Fit(base, [PromptTuning(kind, tokens=3), AdamW(lr=0.05)], CrossEntropy(), steps=20, forward=logits)
+    session = TrainingSession(base, [PromptTuning(kind, tokens=3), AdamW(lr=0.05)], CrossEntropy(), steps=20, forward=logits)
     losses = [float(session.step(((ids,), ids))) for _ in range(20)]
     assert losses[-1] < losses[0]
     assert logits(session.model, ((ids,), ids)).shape == (8, 7, 32)
@@ -48,7 +48,7 @@ def test_the_prompt_alone_learns_and_the_base_stands_still(kind: str) -> None:
 
 def test_a_prompt_is_embeddings_before_the_inputs() -> None:
     ids = torch.randint(0, 32, (2, 5))
-    model = Fit(llama(), [PromptTuning(tokens=3)], CrossEntropy(), steps=1, forward=logits).model.eval()
+    model = TrainingSession(llama(), [PromptTuning(tokens=3)], CrossEntropy(), steps=1, forward=logits).model.eval()
     learnt = model.tuned.prompt_encoder["default"].embedding.weight
     base = llama().eval()
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_a_prompt_is_embeddings_before_the_inputs() -> None:
 
 def test_other_models_are_refused_with_the_reason() -> None:
     with pytest.raises(ThriftyError, match="needs a Hugging Face causal language model, and this is Sequential"):
-        Fit(mlp(), [PromptTuning()], CrossEntropy(), steps=1)
+        TrainingSession(mlp(), [PromptTuning()], CrossEntropy(), steps=1)
     adapted = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), llama())
     with pytest.raises(ThriftyError, match="adapted already"):
-        Fit(adapted, [PromptTuning()], CrossEntropy(), steps=1)
+        TrainingSession(adapted, [PromptTuning()], CrossEntropy(), steps=1)

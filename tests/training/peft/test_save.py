@@ -11,8 +11,8 @@ import torch
 from tests.training.peft.nets import adapted, answers, batch, mlp
 from thrifty import CrossEntropy, Ia3, Lora, Vera, save_adapter
 from thrifty.errors import ThriftyError
-from thrifty.training.loop import Fit
 from thrifty.training.peft.adapter import Adapter
+from thrifty.training.session import TrainingSession
 
 peft = pytest.importorskip("peft")
 
@@ -37,7 +37,7 @@ def test_peft_would_have_written_the_same_names(tmp_path: Path) -> None:
     import safetensors.torch
 
     for method in (Lora(rank=3), Vera(rank=8)):
-        session = Fit(mlp(), [method], CrossEntropy(), steps=1)
+        session = TrainingSession(mlp(), [method], CrossEntropy(), steps=1)
         save_adapter(session.model, tmp_path / "ours")
         peft.get_peft_model(mlp(), session.model.peft_config["default"]).save_pretrained(tmp_path / "theirs")
         ours, theirs = (safetensors.torch.load_file(tmp_path / side / "adapter_model.safetensors")
@@ -46,7 +46,7 @@ def test_peft_would_have_written_the_same_names(tmp_path: Path) -> None:
 
 
 def test_a_model_without_an_adapter_says_when_to_save(tmp_path: Path) -> None:
-    for model in (mlp(), Fit(mlp(), [Lora()], CrossEntropy(), steps=1).finish()):
+    for model in (mlp(), TrainingSession(mlp(), [Lora()], CrossEntropy(), steps=1).finish()):
         with pytest.raises(ThriftyError, match=r"no adapter to save; finish\(\) merges it"):
             save_adapter(model, tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -7,14 +7,14 @@ import torch
 
 from tests.training.peft.nets import answers, batch, mlp
 from thrifty import CrossEntropy, Vera
-from thrifty.training.loop import Fit
+from thrifty.training.session import TrainingSession
 
 pytest.importorskip("peft")
 
 
 def test_random_projections_are_shared_and_scaled_by_two_vectors() -> None:
     (x,), _ = batch()
-    session = Fit(mlp(), [Vera(rank=7, start=0.3)], CrossEntropy(), steps=1)
+    session = TrainingSession(mlp(), [Vera(rank=7, start=0.3)], CrossEntropy(), steps=1)
     torch.testing.assert_close(answers(session.model, x), answers(mlp(), x))
     expected = x
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_random_projections_are_shared_and_scaled_by_two_vectors() -> None:
 
 def test_the_projections_seed_decides_them() -> None:
     def down(seed: int) -> torch.Tensor:
-        model = Fit(mlp(), [Vera(rank=7, projection=seed)], CrossEntropy(), steps=1).model
+        model = TrainingSession(mlp(), [Vera(rank=7, projection=seed)], CrossEntropy(), steps=1).model
         found: torch.Tensor = model[0].vera_A["default"]
         return found
 

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tests.training.test_resume import same
-from thrifty import AdamW, Bf16, CrossEntropy, Distill, Ema, Qat, Quantize, Train, checkpoint, testing
-from thrifty.errors import NoEffect, ThriftyError
-from thrifty.hyperparameters import HyperparameterError
+from thrifty import AdamW, Bf16, CrossEntropy, Distill, Ema, Qat, Quantize, Train, testing
+from thrifty.errors import NoEffect, RecipeError, ThriftyError
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.numerics.schemes import INTEGERS
-from thrifty.recipe import Recipe, RecipeError
-from thrifty.training.loop import Fit, Loader, fit
+from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs import checkpoint
+from thrifty.training.loop import Loader, fit
 from thrifty.training.qat.layers import Rounded, RoundedConv
-from thrifty.workloads.python_lm import LanguageModel
+from thrifty.training.session import TrainingSession
+from thrifty.workloads.embedded.python_lm import LanguageModel
 
 
 class Wide(nn.Module):
@@ -81,12 +83,12 @@ def made(name: str) -> nn.Module:
     return net.eval()
 
 
-def session(net: nn.Module, data: TensorDataset, *methods: Any, steps: int = 4, **settings: Any) -> Fit:
-    return Fit(net, list(methods), CrossEntropy(), steps=steps, settings=Train(**settings),
+def session(net: nn.Module, data: TensorDataset, *methods: Any, steps: int = 4, **settings: Any) -> TrainingSession:
+    return TrainingSession(net, list(methods), CrossEntropy(), steps=steps, settings=Train(**settings),
                aside=lambda examples, passed: Loader(data, examples, 1).batches(passed))
 
 
-def trained(name: str, *methods: Any, steps: int = 4, **settings: Any) -> Fit:
+def trained(name: str, *methods: Any, steps: int = 4, **settings: Any) -> TrainingSession:
     data = NETS[name][1]()
     found = session(made(name), data, *methods, steps=steps, **settings)
     for batch in itertools.islice(Loader(data, 16, 0).batches(), steps):
@@ -306,7 +308,7 @@ def test_what_quantize_refuses_is_refused():
 
 def test_a_loop_of_the_users_own_must_show_examples():
     with pytest.raises(ThriftyError, match="examples are needed apart from the steps.*aside="):
-        Fit(made("tied"), [Qat("w8a8")], CrossEntropy(), steps=1)
+        TrainingSession(made("tied"), [Qat("w8a8")], CrossEntropy(), steps=1)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("transformers")
 
-from tests.test_generation import MAKERS, WORDS
+from tests.artifacts.test_generator import MAKERS, WORDS
 
 from thrifty.workloads.huggingface.caching import CachedStep, CacheShape, from_int8, to_int8
 

@@ -16,14 +16,15 @@ import torch
 from tests import hf_models
 
 import thrifty
-from thrifty import Context, artifact, check
-from thrifty.cli import workload_reference
+from thrifty import Context, check
+from thrifty.artifacts import artifact
+from thrifty.cli.recipes import workload_reference
 from thrifty.compilers.onnxruntime import OnnxRuntime
 from thrifty.errors import WorkloadError
-from thrifty.loading import check_data, check_example, fingerprint, load_workload
-from thrifty.workload import Workload
 from thrifty.workloads import huggingface
 from thrifty.workloads.huggingface.models import quiet
+from thrifty.workloads.loading import check_data, check_example, fingerprint, load_workload
+from thrifty.workloads.workload import Workload
 
 LABELS = {"label2id": {"negative": 0, "positive": 1}, "id2label": {0: "negative", 1: "positive"}}
 MODELS: dict[str, tuple[Callable[..., Path], Callable[..., Path], str]] = {
@@ -154,7 +155,7 @@ def test_an_embedder_without_a_pooler_has_none(tmp_path: Path, folders: dict[str
 def test_a_fresh_process_finds_the_same(folders: dict[str, Path]) -> None:
     found = load_workload(str(folders["bert"]))
     assert "tokens=16" in found.source and load_workload(found.source).source == found.source
-    code = f"from thrifty.loading import *; print(fingerprint(load_workload({found.source!r})))"
+    code = f"from thrifty.workloads.loading import *; print(fingerprint(load_workload({found.source!r})))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == fingerprint(found)
 
@@ -277,7 +278,7 @@ def test_a_recipe_runs_from_end_to_end(folders: dict[str, Path], tmp_path: Path)
     assert trial.quality is not None and trial.quality.value > trial.quality.baseline + 0.2
     assert trial.artifact is not None
     found = load_workload(text)
-    from thrifty.saving import model_of
+    from thrifty.runs.saving import model_of
 
     torch.testing.assert_close(thrifty.load(trial.artifact.path)(*found.example(1)),
                                model_of(trial, found)(*found.example(1)), atol=1e-4, rtol=1e-4)
@@ -285,8 +286,8 @@ def test_a_recipe_runs_from_end_to_end(folders: dict[str, Path], tmp_path: Path)
 
 @pytest.mark.slow
 def test_minilm_in_the_layout_of_hugging_face(tmp_path: Path) -> None:
-    from thrifty.workloads import minilm
-    from thrifty.workloads.functions import pairs
+    from thrifty.workloads.embedded import minilm
+    from thrifty.workloads.embedded.functions import pairs
 
     rows = [{"query": f.sentence, "document": f.code, "split": split}
             for split in ("validation", "test") for f in pairs(split)[:100]]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests import hf_models
 
 from thrifty.errors import WorkloadError
+from thrifty.workloads.embedded.retrieval import DOCUMENT, QUERY
 from thrifty.workloads.huggingface import text
 from thrifty.workloads.huggingface.directory import Directory
-from thrifty.workloads.retrieval import DOCUMENT, QUERY
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from thrifty.artifacts.lowered import Lowered, TensorSpec
 from thrifty.compilers import buckets as padding
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.inductor import NoCompiler
 from thrifty.engines.buckets import FILE
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import MissingExtra
-from thrifty.hyperparameters import sizes
-from thrifty.method import Card, Compiler, Context, Lowered, TensorSpec
+from thrifty.recipes.card import Card
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import sizes
 
 LIBRARY, WEIGHTS = "model.so", "weights.safetensors"
 REFUSED = 3

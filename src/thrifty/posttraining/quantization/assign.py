@@ -11,7 +11,6 @@ from typing import Any, final
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import HyperparameterError, matches
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.modules import (
     Float8Linear,
@@ -24,6 +23,7 @@ from thrifty.numerics.modules import (
 from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.numerics.schemes import SCHEMES, Scheme
 from thrifty.posttraining.quantization import rounding
+from thrifty.recipes.hyperparameters import HyperparameterError, matches
 
 EMBEDDING_SHARE = 0.02
 """An embedding with at least this share of the model's parameters is held in int8: it decides the bytes."""

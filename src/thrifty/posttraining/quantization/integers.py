@@ -10,7 +10,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.equalize import rescale
 from thrifty.numerics.grid import Affine
@@ -18,6 +17,8 @@ from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, Quant
 from thrifty.numerics.observers import Observer
 from thrifty.numerics.smooth import STRENGTHS, Tokens, entries
 from thrifty.posttraining.quantization.assign import Assigned
+from thrifty.recipes.context import Context
+from thrifty.recipes.transform import Plan
 
 CALIBRATION_ROWS = {True: 512, False: 64}
 """Examples to calibrate on, with and without convolutions: static grids want more than the peaks that smoothing

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from thrifty.method import Plan
 from thrifty.numerics.modules import InBfloat16
 from thrifty.posttraining.quantization.integers import place
 from thrifty.posttraining.quantization.rounding import is_recurrent
 from thrifty.posttraining.quantization.sensitivity import held
+from thrifty.recipes.transform import Plan
 
 
 def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
-from thrifty.hyperparameters import matches
-from thrifty.method import Context, Plan, Transform
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.schemes import SCHEMES
@@ -29,6 +27,9 @@ from thrifty.posttraining.quantization.sensitivity import (
     to_json,
 )
 from thrifty.posttraining.ranks import Choices, allocate
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import matches
+from thrifty.recipes.transform import Plan, Transform
 
 CANDIDATES = ("w8a8", "w4a16", "w3a16")
 """What a layer may be beside ``fp32``: each has something that the others lack, speed or fewer bytes. Four bits with

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.method import Context
+from thrifty.recipes.context import Context
 
 HELD_OUT = 0.25
 """Share of the calibration data that is judged on and not learned from."""

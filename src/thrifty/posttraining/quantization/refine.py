@@ -9,13 +9,14 @@ from typing import Any, final
 
 from torch import Tensor, fx, nn
 
-from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.equalize import equalize
 from thrifty.posttraining.quantization import integers
 from thrifty.posttraining.quantization.assign import Assigned
 from thrifty.posttraining.quantization.outputs import Outputs, split
 from thrifty.posttraining.quantization.reconstruction import reconstruct
+from thrifty.recipes.context import Context
+from thrifty.recipes.transform import Plan
 
 STEPS = 500
 """Of AdaRound, a layer."""

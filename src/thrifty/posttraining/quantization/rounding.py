@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from thrifty.method import Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grouped import rtn
 from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.numerics.schemes import Scheme
+from thrifty.recipes.transform import Plan
 
 RECURRENT = (nn.LSTM, nn.GRU)
 Grids = Mapping[str, tuple[int, int]]

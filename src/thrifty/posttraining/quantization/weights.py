@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thrifty.method import Context, Plan
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.awq import awq, awq_scales
 from thrifty.numerics.clipping import clips
@@ -20,6 +19,8 @@ from thrifty.numerics.observers import CalibrationError
 from thrifty.numerics.packing import pack, unpack
 from thrifty.posttraining.quantization.assign import Assigned, Grid
 from thrifty.posttraining.quantization.reads import Reads, readers, unreached
+from thrifty.recipes.context import Context
+from thrifty.recipes.transform import Plan
 
 Weights = Mapping[str, Tensor]
 Grids = Mapping[str, Grid]

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 
 @dataclass(frozen=True)
@@ -26,31 +28,31 @@ class Autocast(TrainingMethod):
     dtype: ClassVar[torch.dtype]
     least: ClassVar[float] = 0.5
     """Share of the forward pass's FLOPs that must be in few bits, else the method changed nothing."""
-    layer: ClassVar[Layer] = "numerics"
+    stage: ClassVar[Stage] = "numerics"
 
     @property
     def counted(self) -> torch.dtype:
         """Precision of the operands whose FLOPs are claimed."""
         return self.dtype
 
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        with torch.autocast(fit.device, dtype=self.dtype):
-            if "share" in fit.memory(self):
+    def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        with torch.autocast(session.device, dtype=self.dtype):
+            if "share" in session.memory(self):
                 return proceed(batch)
             with _Products(self.counted) as products:  # the first pass is looked at: what autocast missed is not of 16 bits
                 outputs = proceed(batch)
-            fit.memory(self)["share"] = products.share
+            session.memory(self)["share"] = products.share
             return outputs
 
-    def state_dict(self, fit: Fit) -> dict[str, Any]:
-        return dict(fit.memory(self))
+    def state_dict(self, session: Session) -> dict[str, Any]:
+        return dict(session.memory(self))
 
-    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
-        fit.memory(self).update(state)
+    def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
+        session.memory(self).update(state)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
+    def claims(self, session: Session) -> tuple[Claim, ...]:
         name = str(self.counted).removeprefix("torch.")
-        return (Claim(f"share of forward FLOPs in {name}", 0.0, fit.memory(self).get("share", 0.0), minimum=self.least),)
+        return (Claim(f"share of forward FLOPs in {name}", 0.0, session.memory(self).get("share", 0.0), minimum=self.least),)
 
 
 @final
@@ -113,33 +115,33 @@ class Fp16(Autocast):
         devices=frozenset({"cuda"}),
     )
 
-    def prepare(self, fit: Fit) -> None:
-        fit.memory(self).update(unbroken=0, skipped=0)
-        fit.loss_scale = self.scale
+    def prepare(self, session: Session) -> None:
+        session.memory(self).update(unbroken=0, skipped=0)
+        session.loss_scale = self.scale
 
-    def backward(self, fit: Fit, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
-        proceed(loss * fit.loss_scale)
+    def backward(self, session: Session, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
+        proceed(loss * session.loss_scale)
 
-    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
-        memory = fit.memory(self)
-        gradients = [p.grad for group in fit.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, 1 / fit.loss_scale)
+    def update(self, session: Session, proceed: Callable[[], None]) -> None:
+        memory = session.memory(self)
+        gradients = [p.grad for group in session.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, 1 / session.loss_scale)
         if gradients and not bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all()):
             memory.update(unbroken=0, skipped=memory["skipped"] + 1)
-            fit.loss_scale /= 2
+            session.loss_scale /= 2
             return
         proceed()
         memory["unbroken"] += 1
         if memory["unbroken"] == self.patience:
             memory["unbroken"] = 0
-            fit.loss_scale *= 2
+            session.loss_scale *= 2
 
-    def state_dict(self, fit: Fit) -> dict[str, Any]:
-        return {**fit.memory(self), "scale": fit.loss_scale}
+    def state_dict(self, session: Session) -> dict[str, Any]:
+        return {**session.memory(self), "scale": session.loss_scale}
 
-    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
-        fit.loss_scale = state["scale"]
-        fit.memory(self).update({name: value for name, value in state.items() if name != "scale"})
+    def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
+        session.loss_scale = state["scale"]
+        session.memory(self).update({name: value for name, value in state.items() if name != "scale"})
 
 
 class _Products(TorchDispatchMode):

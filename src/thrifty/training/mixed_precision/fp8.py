@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from thrifty.kernels.float8 import E4M3
-from thrifty.method import Card
+from thrifty.recipes.card import Card
 from thrifty.training.mixed_precision.autocast import Autocast
 from thrifty.training.mixed_precision.scaled import MULTIPLE, Products, linear
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 Shape = tuple[int, ...]
 """Of a linear layer's products: rows, inputs, outputs."""
@@ -63,22 +63,22 @@ class Fp8(Autocast):
     def counted(self) -> torch.dtype:
         return E4M3
 
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        if "choices" not in fit.memory(self):
-            with torch.autocast(fit.device, dtype=self.dtype):
-                seen = shapes_of(fit.model, functools.partial(proceed, batch))
+    def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        if "choices" not in session.memory(self):
+            with torch.autocast(session.device, dtype=self.dtype):
+                seen = shapes_of(session.model, functools.partial(proceed, batch))
             # A rehearsal's batch is smaller than the training's, whose size decides what is fast.
-            times = max(1.0, (fit.settings.batch_size or 0) / fit.settings.accumulate / len(batch[0][0]))
+            times = max(1.0, (session.batch_size or 0) / session.accumulate / len(batch[0][0]))
             shapes = {name: (round(rows * times), *sizes) for name, (rows, *sizes) in seen.items()}
-            fit.memory(self)["choices"] = choose(shapes, fit.device, fit.settings.compiled)
-            install(fit.model, fit.memory(self)["choices"])
-        return super().forward(fit, batch, proceed)
+            session.memory(self)["choices"] = choose(shapes, session.device, session.compiled)
+            install(session.model, session.memory(self)["choices"])
+        return super().forward(session, batch, proceed)
 
-    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
-        super().load_state_dict(fit, state)
-        install(fit.model, state.get("choices", {}))
+    def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
+        super().load_state_dict(session, state)
+        install(session.model, state.get("choices", {}))
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
         return remove(model)
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from thrifty.method import Card, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.training_method import Stage, TrainingMethod
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 
 @final
@@ -29,7 +30,7 @@ class Tf32(TrainingMethod):
     """
 
     name: ClassVar[str] = "tf32"
-    layer: ClassVar[Layer] = "numerics"
+    stage: ClassVar[Stage] = "numerics"
     card: ClassVar[Card] = Card(
         family="mixed-precision",
         benefit="training time",
@@ -40,11 +41,11 @@ class Tf32(TrainingMethod):
         devices=frozenset({"cuda"}),
     )
 
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+    def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
         with _tf32():
             return proceed(batch)
 
-    def backward(self, fit: Fit, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
+    def backward(self, session: Session, loss: Tensor, proceed: Callable[[Tensor], None]) -> None:
         with _tf32():
             proceed(loss)
 

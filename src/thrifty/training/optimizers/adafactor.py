@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import decayed, smaller_state, stamped
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -43,7 +45,7 @@ class Adafactor(TrainingMethod):
     clip: float = number(1.0, 1)
 
     name: ClassVar[str] = "adafactor"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -55,12 +57,12 @@ class Adafactor(TrainingMethod):
         slot="optimizer",
     )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decayed(groups, self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return stamped(torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.decay, d=self.clip,
                                              weight_decay=self.weight_decay), self.name)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        return smaller_state(fit.optimizer)
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        return smaller_state(session.optimizer)

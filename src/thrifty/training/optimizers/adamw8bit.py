@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -43,7 +45,7 @@ class AdamW8bit(TrainingMethod):
     eps: float = number(1e-8, 0, open_low=True, log=True)
 
     name: ClassVar[str] = "adamw8bit"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -54,17 +56,17 @@ class AdamW8bit(TrainingMethod):
         slot="optimizer",
     )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decayed(groups, self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         made = library("torchao.optim", "torchao").AdamW8bit(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay)
         return stamped(made, self.name)
 
-    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
+    def update(self, session: Session, proceed: Callable[[], None]) -> None:
         with _disable_current_modes():  # what counts FLOPs would forbid torchao to compile; a step has no products
             proceed()
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        return smaller_state(fit.optimizer)
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        return smaller_state(session.optimizer)

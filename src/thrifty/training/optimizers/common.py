@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.method import Claim
+from thrifty.recipes.claim import Claim
 
 Made = TypeVar("Made", bound=torch.optim.Optimizer)
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -37,7 +39,7 @@ class Ema(TrainingMethod):
     decay: float = number(0.999, 0, 1, open_low=True, open_high=True)
 
     name: ClassVar[str] = "ema"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -47,33 +49,33 @@ class Ema(TrainingMethod):
         requires=frozenset({"module", "float-weights"}),
     )
 
-    def update(self, fit: Fit, proceed: Callable[[], None]) -> None:
+    def update(self, session: Session, proceed: Callable[[], None]) -> None:
         proceed()
-        memory = fit.memory(self)
+        memory = session.memory(self)
         if "average" not in memory:
-            memory["average"] = AveragedModel(fit.model, multi_avg_fn=self._average)
-        memory["average"].update_parameters(fit.model)
+            memory["average"] = AveragedModel(session.model, multi_avg_fn=self._average)
+        memory["average"].update_parameters(session.model)
 
     def _average(self, averaged: Any, current: Any, taken: Any) -> None:
         done = int(taken)
         torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + done) / (10 + done)))
 
-    def evaluate(self, fit: Fit, model: nn.Module) -> nn.Module:
-        average = fit.memory(self).get("average")
+    def evaluate(self, session: Session, model: nn.Module) -> nn.Module:
+        average = session.memory(self).get("average")
         return average.module if average is not None else model
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
-        return self.evaluate(fit, model)
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
+        return self.evaluate(session, model)
 
-    def state_dict(self, fit: Fit) -> dict[str, Any]:
-        average = fit.memory(self).get("average")
+    def state_dict(self, session: Session) -> dict[str, Any]:
+        average = session.memory(self).get("average")
         return {} if average is None else dict(average.state_dict())
 
-    def load_state_dict(self, fit: Fit, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, session: Session, state: dict[str, Tensor]) -> None:
         if state:
-            fit.memory(self)["average"] = AveragedModel(fit.model, multi_avg_fn=self._average)
-            fit.memory(self)["average"].load_state_dict(state)
+            session.memory(self)["average"] = AveragedModel(session.model, multi_avg_fn=self._average)
+            session.memory(self)["average"].load_state_dict(state)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        average = fit.memory(self).get("average")
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        average = session.memory(self).get("average")
         return (Claim("steps averaged", 0.0, float(average.n_averaged) if average else 0.0, minimum=1.0),)

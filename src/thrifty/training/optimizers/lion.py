@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -41,7 +43,7 @@ class Lion(TrainingMethod):
     beta2: float = number(0.99, 0, 1, open_high=True)
 
     name: ClassVar[str] = "lion"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -52,13 +54,13 @@ class Lion(TrainingMethod):
         slot="optimizer",
     )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decayed(groups, self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         made = library("pytorch_optimizer").Lion(groups, lr=self.lr, betas=(self.beta1, self.beta2),
                                                  weight_decay=self.weight_decay, weight_decouple=True)
         return stamped(made, self.name)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        return smaller_state(fit.optimizer)
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        return smaller_state(session.optimizer)

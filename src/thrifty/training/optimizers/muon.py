@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import decayed, stamped
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -99,7 +101,7 @@ class Muon(TrainingMethod):
     beta2: float = number(0.999, 0, 1, open_high=True)
 
     name: ClassVar[str] = "muon"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -112,8 +114,8 @@ class Muon(TrainingMethod):
         slot="optimizer",
     )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        hidden = set(map(id, hidden_matrices(fit.model)))
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        hidden = set(map(id, hidden_matrices(session.model)))
         split = [
             {**group, "params": [p for p in group["params"] if (id(p) in hidden) == orthogonal], "muon": orthogonal}
             for group in groups
@@ -121,7 +123,7 @@ class Muon(TrainingMethod):
         ]
         return decayed([group for group in split if group["params"]], self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         first = [group for group in groups if group.get("muon")]
         rest = [group for group in groups if not group.get("muon")]
         if not first:
@@ -136,8 +138,8 @@ class Muon(TrainingMethod):
                                   fused=True)
         return stamped(Pair(muon, adamw), self.name)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        count = {orthogonal: sum(p.numel() for group in fit.optimizer.param_groups
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        count = {orthogonal: sum(p.numel() for group in session.optimizer.param_groups
                                  if bool(group.get("muon")) == orthogonal for p in group["params"])
                  for orthogonal in (True, False)}
         share = count[True] / (count[True] + count[False])

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import nn
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import decayed, library, stamped
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 
 @final
@@ -46,7 +48,7 @@ class ScheduleFree(TrainingMethod):
     beta2: float = number(0.999, 0, 1, open_high=True)
 
     name: ClassVar[str] = "schedule_free"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -57,30 +59,30 @@ class ScheduleFree(TrainingMethod):
         slot="optimizer",
     )
 
-    def prepare(self, fit: Fit) -> None:
-        fit.decay = "constant"
+    def prepare(self, session: Session) -> None:
+        session.schedule = "constant"
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decayed(groups, self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         made = library("pytorch_optimizer").ScheduleFreeAdamW(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)
         return stamped(made, self.name)
 
-    def before(self, fit: Fit, batch: Batch) -> None:
-        fit.optimizer.train()  # type: ignore[attr-defined]
+    def before(self, session: Session, batch: Batch) -> None:
+        session.optimizer.train()  # type: ignore[attr-defined]
 
-    def evaluate(self, fit: Fit, model: nn.Module) -> nn.Module:
-        fit.optimizer.eval()  # type: ignore[attr-defined]
+    def evaluate(self, session: Session, model: nn.Module) -> nn.Module:
+        session.optimizer.eval()  # type: ignore[attr-defined]
         averaged = copy.deepcopy(model)
-        fit.optimizer.train()  # type: ignore[attr-defined]
+        session.optimizer.train()  # type: ignore[attr-defined]
         return averaged
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
-        fit.optimizer.eval()  # type: ignore[attr-defined]
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
+        session.optimizer.eval()  # type: ignore[attr-defined]
         return model
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        taken = float(fit.optimizer.param_groups[0].get("step", 0))
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        taken = float(session.optimizer.param_groups[0].get("step", 0))
         return (Claim("iterates averaged", 0.0, taken, minimum=1.0),)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import decayed, library, stamped
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -47,7 +49,7 @@ class Soap(TrainingMethod):
     largest: int = number(10_000, 1)
 
     name: ClassVar[str] = "soap"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -59,18 +61,18 @@ class Soap(TrainingMethod):
         slot="optimizer",
     )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decayed(groups, self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         made = library("pytorch_optimizer").SOAP(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,
             precondition_frequency=self.every, max_precondition_dim=self.largest)
         return stamped(made, self.name)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        rotated = sum(p.numel() for p, state in fit.optimizer.state.items()
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        rotated = sum(p.numel() for p, state in session.optimizer.state.items()
                       if any(isinstance(basis, Tensor) for basis in state.get("Q") or ()))
-        whole = sum(p.numel() for group in fit.optimizer.param_groups for p in group["params"])
+        whole = sum(p.numel() for group in session.optimizer.param_groups for p in group["params"])
         share = rotated / whole
         return (Claim("share of parameters in a rotated basis", 0.0, share, minimum=share or 1.0),)

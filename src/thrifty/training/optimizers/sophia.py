@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import choice, number
 from thrifty.kernels.sophia_step import Constants, Step, step_for
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import choice, number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.optimizers.common import WrongOptimizer, decayed, stamped
 from thrifty.training.optimizers.curvature import hutchinson, sampled_loss
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 
 # -- the optimizer ----------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ estimator_batch=0.5)
     estimator_batch: float = number(0.5, 0, 1, open_low=True)
 
     name: ClassVar[str] = "sophia"
-    layer: ClassVar[Layer] = "optimizer"
+    stage: ClassVar[Stage] = "optimizer"
     card: ClassVar[Card] = Card(
         family="optimizers",
         benefit="training time",
@@ -222,86 +223,71 @@ estimator_batch=0.5)
         slot="optimizer",
     )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return decayed(groups, self.weight_decay)
 
-    def optimizer(self, fit: Fit, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        noise = torch.Generator(fit.device).manual_seed(_noise_seed(torch.initial_seed(), _rank()))
-        fit.memory(self).update(noise=noise, estimates=0)
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        noise = torch.Generator(session.device).manual_seed(_noise_seed(torch.initial_seed(), session.ranks.index))
+        session.memory(self).update(noise=noise, estimates=0)
         return stamped(SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=self.gamma,
                                        eps=self.eps, weight_decay=self.weight_decay), self.name)
 
-    def step_kind(self, fit: Fit) -> str:
-        return "estimate" if fit.step_number % self.every == 0 else ""
+    def step_kind(self, session: Session) -> str:
+        return "estimate" if session.step_number % self.every == 0 else ""
 
-    def before(self, fit: Fit, batch: Batch) -> None:
-        if not self.step_kind(fit):
+    def before(self, session: Session, batch: Batch) -> None:
+        if not self.step_kind(session):
             return
-        assert isinstance(fit.optimizer, SophiaOptimizer)
-        fit.optimizer.zero_grad(set_to_none=True)
+        assert isinstance(session.optimizer, SophiaOptimizer)
+        session.optimizer.zero_grad(set_to_none=True)
         estimate = {"gnb": bartlett, "hutchinson": hessian}[self.estimator]
-        estimate(fit, fit.fresh(batch, self.estimator_batch), fit.optimizer, fit.memory(self)["noise"])
-        fit.optimizer.zero_grad(set_to_none=True)
-        fit.memory(self)["estimates"] += 1
+        estimate(session, session.fresh(batch, self.estimator_batch), session.optimizer, session.memory(self)["noise"])
+        session.optimizer.zero_grad(set_to_none=True)
+        session.memory(self)["estimates"] += 1
 
-    def state_dict(self, fit: Fit) -> dict[str, Any]:
-        assert isinstance(fit.optimizer, SophiaOptimizer)
-        return {"noise": fit.memory(self)["noise"].get_state(), "estimates": fit.memory(self)["estimates"],
-                "counters": fit.optimizer.counters}
+    def state_dict(self, session: Session) -> dict[str, Any]:
+        assert isinstance(session.optimizer, SophiaOptimizer)
+        return {"noise": session.memory(self)["noise"].get_state(), "estimates": session.memory(self)["estimates"],
+                "counters": session.optimizer.counters}
 
-    def load_state_dict(self, fit: Fit, state: dict[str, Any]) -> None:
-        fit.memory(self)["noise"].set_state(state["noise"])
-        fit.memory(self)["estimates"] = state["estimates"]
-        assert isinstance(fit.optimizer, SophiaOptimizer)
-        fit.optimizer.counters = state["counters"]
+    def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
+        session.memory(self)["noise"].set_state(state["noise"])
+        session.memory(self)["estimates"] = state["estimates"]
+        assert isinstance(session.optimizer, SophiaOptimizer)
+        session.optimizer.counters = state["counters"]
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        assert isinstance(fit.optimizer, SophiaOptimizer)
-        made = Claim("estimates of the curvature", 0.0, float(fit.memory(self)["estimates"]), minimum=1.0)
-        share = fit.optimizer.unclipped  # where all were clipped (a first step, say) there is nothing to claim
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        assert isinstance(session.optimizer, SophiaOptimizer)
+        made = Claim("estimates of the curvature", 0.0, float(session.memory(self)["estimates"]), minimum=1.0)
+        share = session.optimizer.unclipped  # where all were clipped (a first step, say) there is nothing to claim
         within = (Claim("share of updates within the bound", 0.0, share, minimum=share),) if share else ()
         return (made, *within)
 
 
-def bartlett(fit: Fit, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
+def bartlett(session: Session, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
     """Update h by Gauss-Newton-Bartlett's estimate on a batch; leaves gradients behind."""
-    logits, valid = fit.loss.logits(fit.outputs(batch), batch)
+    logits, valid = session.loss.logits(session.outputs(batch), batch)
     total, count = sampled_loss(logits, valid, noise)
-    whole = _summed(count.float())
+    whole = session.ranks.sum(count.float())
     if float(whole) == 0:
         return  # nothing valid to learn from: h stays
-    # Where gradients are averaged over ranks, times their number makes the mean over all tokens.
-    if not fit.backward(total * (_ranks() / whole)):
+    if not session.backward(total * (1 / whole)):
         return  # an overflow: h stays
     optimizer.update_curvature(count=float(whole))
 
 
-def hessian(fit: Fit, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
+def hessian(session: Session, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
     """Update h by Hutchinson's estimate on a batch, averaged over ranks by their valid tokens."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if any(isinstance(p, DTensor) for p in parameters):
         raise ThriftyError("Hutchinson's estimator needs whole parameters and these are sharded: use sophia(gnb)")
     with sdpa_kernel(SDPBackend.MATH):
-        found = hutchinson(fit.mean_loss(batch), parameters, noise)
-    if _ranks() > 1:
-        count = fit.weight.float()
-        share = count / _summed(count.clone())
-        found = [_summed(x * share) for x in found]
+        found = hutchinson(session.mean_loss(batch), parameters, noise)
+    if session.ranks.count > 1:
+        count = session.weight.float()
+        share = count / session.ranks.sum(count)
+        found = [session.ranks.sum(x * share) for x in found]
     optimizer.update_curvature(found)
-
-
-def _summed(x: Tensor) -> Tensor:
-    if _ranks() > 1:
-        dist.all_reduce(x)
-    return x
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _ranks() > 1 else 0
 
 
 def _noise_seed(seed: int, rank: int) -> int:

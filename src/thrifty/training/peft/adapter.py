@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import MissingExtra, ThriftyError
-from thrifty.hyperparameters import choice, pattern
-from thrifty.method import Claim, Layer, TrainingMethod
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import choice, pattern
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.peft.held import Held
 from thrifty.training.peft.layers import ALL_LINEAR, chosen
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 ADAPTER = "default"
 """The one adapter's name inside peft."""
@@ -37,7 +38,7 @@ class Adapter(TrainingMethod):
     targets: str = pattern(ALL_LINEAR)
     base: str = choice("fp32", "fp32", "bf16", "int8", "nf4")
 
-    layer: ClassVar[Layer] = "structure"
+    stage: ClassVar[Stage] = "structure"
     telling: ClassVar[str]
     """A regular expression: the parameters that must move for a layer to compute anything new."""
     undecayed: ClassVar[str]
@@ -57,8 +58,8 @@ class Adapter(TrainingMethod):
 
     # -- hooks --------------------------------------------------------------------------------------------------
 
-    def prepare(self, fit: Fit) -> None:
-        peft, model = load_peft(), fit.model
+    def prepare(self, session: Session) -> None:
+        peft, model = load_peft(), session.model
         already = next((name for name, m in model.named_modules() if isinstance(m, tuner_layer())), None)
         if already is not None:
             raise ThriftyError(f"the model is adapted already ({already} is an adapter's layer): merge that one first, "
@@ -75,23 +76,23 @@ class Adapter(TrainingMethod):
         share = trainable_share(model)
         for module in fast_paths(model):
             module.register_forward_pre_hook(_nothing)
-        fit.memory(self).update(
+        session.memory(self).update(
             tuner=tuner, trained=trained, share=share, names=tuple(layers),
             start={name: p.detach().clone() for name, p in self._telling(model)},
             held=self._hold(model, layers), running=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
         )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        apart = {id(p) for name, p in fit.model.named_parameters() if re.search(self.undecayed, name)}
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        apart = {id(p) for name, p in session.model.named_parameters() if re.search(self.undecayed, name)}
         return parted(groups, apart, weight_decay=0.0)
 
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        for norm in fit.memory(self)["running"]:  # every time: an evaluation ends in model.train()
+    def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        for norm in session.memory(self)["running"]:  # every time: an evaluation ends in model.train()
             norm.eval()
         return proceed(batch)
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
-        memory = fit.memory(self)
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
+        memory = session.memory(self)
         for module in model.modules():
             if isinstance(held := getattr(module, "base_layer", None), Held):
                 module.base_layer = held.restore()
@@ -105,10 +106,10 @@ class Adapter(TrainingMethod):
             parameter.requires_grad_(memory["trained"][name])
         return model
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        memory = fit.memory(self)
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        memory = session.memory(self)
         moved: dict[str, bool] = {}
-        for name, p in self._telling(fit.model):
+        for name, p in self._telling(session.model):
             layer = re.split(self.telling, name)[0]
             moved[layer] = moved.get(layer, False) or not torch.equal(p.detach(), memory["start"][name])
         found = [Claim("share of trainable parameters", 1.0, memory["share"], minimum=0.1),

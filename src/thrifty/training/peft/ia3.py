@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import matches, pattern
-from thrifty.method import Card
+from thrifty.recipes.card import Card
+from thrifty.recipes.hyperparameters import matches, pattern
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
 
 
@@ -47,7 +47,6 @@ class Ia3(Adapter):
               "2022, arXiv:2205.05638, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="layers",
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import matches
+from thrifty.recipes.hyperparameters import matches
 
 ALL_LINEAR = "all-linear"
 

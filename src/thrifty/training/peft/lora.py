@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import choice, number
-from thrifty.method import Card
 from thrifty.numerics.norms import is_norm
+from thrifty.recipes.card import Card
+from thrifty.recipes.hyperparameters import choice, number
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, parted, transposed
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -69,7 +69,6 @@ class Lora(Adapter):
               "al. 2023, arXiv:2309.12307, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="layers",
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:
@@ -93,9 +92,9 @@ class Lora(Adapter):
             fan_in_fan_out=transposed(layers), modules_to_save=self._norms(model) or None,
         )
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        own = {id(p) for name, p in fit.model.named_parameters() if ".modules_to_save." in name}
-        return parted(super().parameter_groups(fit, groups), own, lr_factor=self.norms)
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        own = {id(p) for name, p in session.model.named_parameters() if ".modules_to_save." in name}
+        return parted(super().parameter_groups(session, groups), own, lr_factor=self.norms)
 
     def _norms(self, model: nn.Module) -> list[str]:
         """Names of what is trained beside the adapters.

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from thrifty.errors import ThriftyError
-from thrifty.hyperparameters import choice, number
-from thrifty.method import Card, Claim, Layer, TrainingMethod
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import choice, number
+from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.peft.adapter import ADAPTER, load_peft, trainable_share, tuner_layer
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
+    from thrifty.recipes.session import Session
 
 
 @final
@@ -38,7 +40,7 @@ class PromptTuning(TrainingMethod):
     tokens: int = number(16, 1, log=True)
 
     name: ClassVar[str] = "prompt_tuning"
-    layer: ClassVar[Layer] = "structure"
+    stage: ClassVar[Stage] = "structure"
     card: ClassVar[Card] = Card(
         family="peft",
         benefit="training time",
@@ -47,29 +49,28 @@ class PromptTuning(TrainingMethod):
               '"Prefix-Tuning", Li and Liang 2021, arXiv:2101.00190',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="layers",
     )
 
-    def prepare(self, fit: Fit) -> None:
-        peft, model = load_peft(), fit.model
+    def prepare(self, session: Session) -> None:
+        peft, model = load_peft(), session.model
         require_language_model(model)
         chosen = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}[self.kind]
         frozen = [(p, p.requires_grad) for p in model.parameters()]
         tuned = peft.get_peft_model(model, chosen(task_type="CAUSAL_LM", num_virtual_tokens=self.tokens), ADAPTER)
-        fit.model = Prompted(tuned, self.tokens if self.kind == "prompt" else 0).train()
-        start = {name: p.detach().clone() for name, p in fit.model.named_parameters() if p.requires_grad}
-        fit.memory(self).update(share=trainable_share(fit.model), start=start, frozen=frozen)
+        session.model = Prompted(tuned, self.tokens if self.kind == "prompt" else 0).train()
+        start = {name: p.detach().clone() for name, p in session.model.named_parameters() if p.requires_grad}
+        session.memory(self).update(share=trainable_share(session.model), start=start, frozen=frozen)
 
-    def parameter_groups(self, fit: Fit, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{**group, "weight_decay": 0.0} for group in groups]  # embeddings: zero is not neutral
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
-        for parameter, flag in fit.memory(self)["frozen"]:
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
+        for parameter, flag in session.memory(self)["frozen"]:
             parameter.requires_grad_(flag)
         return model
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        memory, now = fit.memory(self), dict(fit.model.named_parameters())
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        memory, now = session.memory(self), dict(session.model.named_parameters())
         moved = sum(not torch.equal(now[name].detach(), p) for name, p in memory["start"].items())
         return (Claim("share of trainable parameters", 1.0, memory["share"], minimum=0.1),
                 Claim("learnt prompts that moved", 0.0, float(moved), minimum=1.0))

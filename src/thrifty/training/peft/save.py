@@ -20,10 +20,10 @@ def save_adapter(model: nn.Module, directory: str | Path, base: str = "") -> Pat
     """Write the adapter that a model is being trained with: ``adapter_config.json``, ``adapter_model.safetensors``.
 
     ``peft.PeftModel.from_pretrained(base_model, directory)`` loads it back onto the model as it was before training.
-    A recipe merges its adapters, so this is for a loop of your own, before `Fit.finish`.
+    A recipe merges its adapters, so this is for a loop of your own, before `TrainingSession.finish`.
 
     Args:
-        model: ``fit.model`` of a `Fit` whose methods hold an adapter.
+        model: ``session.model`` of a `Session` whose methods hold an adapter.
         directory: made where it is missing.
         base: where the base model is found ("org/name"), for who loads it.
 
@@ -35,15 +35,16 @@ def save_adapter(model: nn.Module, directory: str | Path, base: str = "") -> Pat
 
     >>> import tempfile
     >>> from thrifty import CrossEntropy, Lora
-    >>> from thrifty.training.loop import Fit
-    >>> fit = Fit(nn.Sequential(nn.Linear(8, 4)), [Lora(rank=2)], CrossEntropy(), steps=1)
-    >>> sorted(path.name for path in save_adapter(fit.model, tempfile.mkdtemp()).iterdir())
+    >>> from thrifty.recipes.session import Session
+    >>> session = Session(nn.Sequential(nn.Linear(8, 4)), [Lora(rank=2)], CrossEntropy(), steps=1)
+    >>> sorted(path.name for path in save_adapter(session.model, tempfile.mkdtemp()).iterdir())
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, dict) or ADAPTER not in configs:
         raise ThriftyError("the model has no adapter to save; finish() merges it into the weights, so save before: "
-                           "fit = Fit(model, [Lora()], ...); fit.step(batch) ...; save_adapter(fit.model, directory)")
+                           "session = TrainingSession(model, [Lora()], ...); session.step(batch) ...; "
+                           "save_adapter(session.model, directory)")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shared = {f"{SHARED}{found[1]}": tensor for name, tensor in model.state_dict().items()

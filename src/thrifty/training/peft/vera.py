@@ -8,8 +8,8 @@ from typing import Any, ClassVar, final
 
 from torch import nn
 
-from thrifty.hyperparameters import number
-from thrifty.method import Card
+from thrifty.recipes.card import Card
+from thrifty.recipes.hyperparameters import number
 from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, transposed
 
 
@@ -48,7 +48,6 @@ class Vera(Adapter):
         paper='"VeRA: Vector-based Random Matrix Adaptation", Kopiczko et al. 2023, arXiv:2310.11454',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        slot="layers",
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:

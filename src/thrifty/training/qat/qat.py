@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.hyperparameters import choice, number, table
-from thrifty.method import Card, Claim, Context, Layer, Plan, TrainingMethod
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.schemes import INTEGERS
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS
 from thrifty.posttraining.quantize import Quantize
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.context import Context
+from thrifty.recipes.hyperparameters import choice, number, table
+from thrifty.recipes.training_method import Stage, TrainingMethod
+from thrifty.recipes.transform import Plan
 from thrifty.training.qat.exchange import integers, rounding
 from thrifty.training.qat.layers import WEIGHTED
 
 if TYPE_CHECKING:
-    from thrifty.training.loop import Fit
-    from thrifty.workload import Batch
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
 
 CALIBRATION_EXAMPLES, CALIBRATION_BATCH = 256, 32
 """As `quantize` gets in a run."""
@@ -64,7 +68,7 @@ class Qat(TrainingMethod):
     layers: Mapping[str, str] = table(*INTEGERS, FLOAT)
 
     name: ClassVar[str] = "qat"
-    layer: ClassVar[Layer] = "numerics"
+    stage: ClassVar[Stage] = "numerics"
     card: ClassVar[Card] = Card(
         family="qat",
         benefit="inference time",
@@ -75,35 +79,34 @@ class Qat(TrainingMethod):
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"quantized"}),
         removes=frozenset({"float-weights"}),
-        slot="layers",
     )
 
-    def prepare(self, fit: Fit) -> None:
+    def prepare(self, session: Session) -> None:
         transform = self._quantize()
-        model = as_linears(fit.model.cpu())
-        plan, twin = fit.charged(lambda: _planned(transform, model, _inputs(fit, CALIBRATION_EXAMPLES)))
+        model = as_linears(session.model.cpu())
+        plan, twin = session.charged(lambda: _planned(transform, model, _inputs(session, CALIBRATION_EXAMPLES)))
         claims = transform.claims(model, twin)
-        fit.model = rounding(model, twin, self.estimator == "lsq").to(fit.device).train()
-        fit.memory(self).update(
+        session.model = rounding(model, twin, self.estimator == "lsq").to(session.device).train()
+        session.memory(self).update(
             transform=transform, plan=plan, claims=claims,
-            norms=[m for m in fit.model.modules() if getattr(m, "running_mean", None) is not None],
+            norms=[m for m in session.model.modules() if getattr(m, "running_mean", None) is not None],
         )
 
-    def step_kind(self, fit: Fit) -> str:
-        return "statistics" if self._settles(fit) else ""
+    def step_kind(self, session: Session) -> str:
+        return "statistics" if self._settles(session) else ""
 
-    def before(self, fit: Fit, batch: Batch) -> None:
-        if self._settles(fit):
-            for layer in fit.model.modules():
+    def before(self, session: Session, batch: Batch) -> None:
+        if self._settles(session):
+            for layer in session.model.modules():
                 if isinstance(layer, WEIGHTED):
                     layer.grid.settle(layer.weight)
-            with _averaging(fit.memory(self)["norms"]), torch.no_grad():
-                for inputs in _inputs(fit, STATISTICS_EXAMPLES):
-                    fit.call(fit.model, (inputs, None))
+            with _averaging(session.memory(self)["norms"]), torch.no_grad():
+                for inputs in _inputs(session, STATISTICS_EXAMPLES):
+                    session.call(session.model, (inputs, None))
 
-    def forward(self, fit: Fit, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
-        if fit.step_number > self._free_steps(fit):
-            for norm in fit.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
+    def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        if session.step_number > self._free_steps(session):
+            for norm in session.memory(self)["norms"]:  # every time: an evaluation ends in model.train()
                 norm.eval()
         return proceed(batch)
 
@@ -115,22 +118,22 @@ class Qat(TrainingMethod):
         return Quantize(self.scheme, algorithm="awq" if of_weights else "smoothquant", group=self.group, layers=self.layers,
                         equalize=False, correct=False)
 
-    def _free_steps(self, fit: Fit) -> int:
+    def _free_steps(self, session: Session) -> int:
         """Those before statistics stand still."""
-        return round((1 - self.freeze) * fit.steps)
+        return round((1 - self.freeze) * session.steps)
 
-    def _settles(self, fit: Fit) -> bool:
+    def _settles(self, session: Session) -> bool:
         """Whether the coming step is the first with statistics that stand still."""
-        return bool(fit.memory(self)["norms"]) and self.freeze > 0 and fit.step_number == self._free_steps(fit)
+        return bool(session.memory(self)["norms"]) and self.freeze > 0 and session.step_number == self._free_steps(session)
 
-    def finish(self, fit: Fit, model: nn.Module) -> nn.Module:
-        memory = fit.memory(self)
-        fit.plans.append((memory["transform"], memory["plan"]))
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
+        memory = session.memory(self)
+        session.plans.append((memory["transform"], memory["plan"]))
         return integers(model)
 
-    def claims(self, fit: Fit) -> tuple[Claim, ...]:
-        ratios = [p.detach() for name, p in fit.model.named_parameters() if name.endswith("ratio")]
-        found: tuple[Claim, ...] = fit.memory(self)["claims"]
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        ratios = [p.detach() for name, p in session.model.named_parameters() if name.endswith("ratio")]
+        found: tuple[Claim, ...] = session.memory(self)["claims"]
         if ratios:
             moved = sum(bool((ratio != 1).any()) for ratio in ratios) / len(ratios)
             found += (Claim("share of learned grids that moved", 0.0, moved, minimum=0.5),)
@@ -147,9 +150,9 @@ def _planned(transform: Quantize, model: nn.Module, data: Iterator[tuple[Tensor,
         return plan, transform.build(copy.deepcopy(model).eval(), plan)
 
 
-def _inputs(fit: Fit, examples: int) -> Iterator[tuple[Tensor, ...]]:
+def _inputs(session: Session, examples: int) -> Iterator[tuple[Tensor, ...]]:
     """Batches of inputs drawn apart from those that are trained on."""
-    return (inputs for inputs, _ in itertools.islice(fit.aside(CALIBRATION_BATCH), examples // CALIBRATION_BATCH))
+    return (inputs for inputs, _ in itertools.islice(session.aside(CALIBRATION_BATCH), examples // CALIBRATION_BATCH))
 
 
 @contextlib.contextmanager

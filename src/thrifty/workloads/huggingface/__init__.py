@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from thrifty.errors import WorkloadError
-from thrifty.quality import Accuracy, BitsPerByte, as_inputs, length
-from thrifty.workload import CrossEntropy, SingleStream, Workload
+from thrifty.workloads.embedded.retrieval import Recall
 from thrifty.workloads.huggingface.directory import DESCRIPTIONS, Directory, digest, open_directory, weights
 from thrifty.workloads.huggingface.images import Images, image_path, pixels_of
 from thrifty.workloads.huggingface.jsonl import SPLITS, Format, Line, Lines, read, values
@@ -39,7 +38,8 @@ from thrifty.workloads.huggingface.text import (
     sides,
     words_of,
 )
-from thrifty.workloads.retrieval import Recall
+from thrifty.workloads.quality import Accuracy, BitsPerByte, as_inputs, length
+from thrifty.workloads.workload import CrossEntropy, SingleStream, Workload
 
 SCHEME = "hf:"
 DATA = "data.jsonl"

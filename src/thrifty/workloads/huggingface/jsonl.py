@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from thrifty.errors import WorkloadError
-from thrifty.workloads.sources import bucket
+from thrifty.workloads.embedded.sources import bucket
 
 SPLITS = ("train", "validation", "test")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from thrifty.errors import MissingExtra, WorkloadError
+from thrifty.workloads.embedded.retrieval import DOCUMENT, QUERY
 from thrifty.workloads.huggingface.directory import TOKENIZER, Directory
 from thrifty.workloads.huggingface.models import EXTRA
-from thrifty.workloads.retrieval import DOCUMENT, QUERY
 
 IGNORED = -100
 SHARE_THAT_FITS = 0.95

@@ -1,0 +1,1 @@
+"""An artifact: a directory that serves."""

@@ -1,0 +1,56 @@
+"""The command line: every verb is one function of the Python API with its arguments read and its result shown."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from thrifty.cli import artifacts, listings, recipes, studies
+from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
+from thrifty.errors import RunFailed, ThriftyError
+
+app = typer.Typer(
+    name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the efficiency frontier of a PyTorch model: what each method costs in training and gains in serving.",
+)
+
+VERBS: tuple[Callable[..., None], ...] = (
+    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.run, recipes.sweep, recipes.explore,
+    recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve, studies.show, studies.report, listings.cache,
+)
+"""In the order of ``thrifty --help``."""
+for verb in VERBS:
+    app.command()(verb)
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 the run failed, 2 usage."""
+    sys.exit(guarded(app))
+
+
+def guarded(command: Callable[..., Any]) -> int:
+    """Turn every error that is meant for the user into one message and an exit code."""
+    try:
+        command()
+    except RunFailed as error:
+        print(f"thrifty: {error}", file=sys.stderr)
+        return FAILED
+    except ThriftyError as error:
+        print(f"thrifty: {error}", file=sys.stderr)
+        return USAGE
+    except OSError as error:
+        full = "; free some space: thrifty cache --clean frees what the cache holds" if error.errno == errno.ENOSPC else ""
+        print(f"thrifty: {error}{full}. What was measured is kept", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there",
+              file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else FAILED
+    return DONE

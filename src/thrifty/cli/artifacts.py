@@ -1,0 +1,64 @@
+"""The verbs of the command line that take an artifact: measured again, verified, served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thrifty.cli.options import DONE, FAILED, JsonOption, TrustOption
+from thrifty.report.shown import emit
+
+
+def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
+          threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
+          rounds: Annotated[int, typer.Option("--rounds", min=1, help="Fresh processes.")] = 5,
+          trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
+    """Load an artifact in clean processes and measure it again.
+
+    Example: thrifty bench study/artifacts/6f3ad6fd8ef4
+    """
+    from thrifty.artifacts.bench import bench as bench_artifact
+    from thrifty.report import terminal
+
+    found = bench_artifact(artifact, threads=threads, rounds=rounds, trust_native_code=trust_native_code)
+    emit(found) if as_json else terminal.print_bench(found)
+
+
+def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
+           threads: Annotated[int, typer.Option("--threads", min=1, help="Of inference.")] = 1,
+           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
+    """Verify an artifact: checksums, processor, packages, and its answer to the request that is kept with it.
+
+    Example: thrifty verify study/artifacts/6f3ad6fd8ef4
+    """
+    from thrifty.artifacts.verification import verify as verify_artifact
+    from thrifty.report.artifacts import print_verification
+
+    found = verify_artifact(artifact, threads=threads, trust_native_code=trust_native_code)
+    emit(found.to_json()) if as_json else print_verification(found)
+    raise typer.Exit(DONE if found.sound else FAILED)
+
+
+def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
+          port: Annotated[int, typer.Option("--port", help="To listen at; 0 takes one that is free.")] = 8000,
+          host: Annotated[str, typer.Option("--host", help="Of the interface to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+          threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
+          max_batch: Annotated[int | None, typer.Option(
+              "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default if it pays.")] = None,
+          max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
+          max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
+          max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",
+          trust_native_code: TrustOption = False) -> None:
+    """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
+
+    Example: thrifty serve study/artifacts/6f3ad6fd8ef4 --port 8000
+    """
+    from thrifty.serve.server import Settings
+    from thrifty.serve.server import serve as serve_artifact
+    from thrifty.units import seconds, size
+
+    settings = Settings(host, port, threads, max_batch, 0.0 if max_wait == "0" else seconds(max_wait), max_queue,
+                        size(max_body), trust_native_code)
+    serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))

@@ -1,0 +1,84 @@
+"""The verbs that take a study: what it says, which trial to use, its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thrifty.cli.options import (
+    DONE,
+    FAILED,
+    JsonOption,
+    MaxBytesOption,
+    MaxDropOption,
+    MaxLatencyOption,
+    MinimizeOption,
+    SavedAs,
+    TrafficOption,
+)
+from thrifty.errors import ThriftyError
+from thrifty.report.shown import emit, show_layers, show_store
+
+
+def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
+         max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
+         minimize: MinimizeOption = "latency",
+         place: Annotated[Path | None, typer.Option("--save", help="Write it into this new directory.")] = None,
+         format: Annotated[SavedAs, typer.Option(
+             "--format", help="Its engine, its model for transformers, or, of few bits, for vLLM (compressed-tensors).")]
+         = SavedAs.artifact,
+         requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
+    """Choose the best trial of a study that keeps to the bars, and save its artifact.
+
+    Example: thrifty best study/ --max-drop 0.5pt --save model/
+    """
+    from thrifty.report.choice import print_choice
+    from thrifty.runs.saving import save
+    from thrifty.studies.constraints import Bars, choose
+    from thrifty.studies.findings import Findings
+
+    bars = Bars.read(max_drop, max_bytes, max_latency, minimize)
+    if place is not None and place.exists():
+        raise ThriftyError(f"{place} is there already: name a new directory to save in")
+    found = Findings.read(store)
+    choice = choose(found.trials, bars)
+    saved = place if place is not None and choice.trial is not None else None
+    if saved is not None and choice.trial is not None:
+        save(saved, choice.trial, format.value, found.source)
+    if as_json:
+        emit({"trial": choice.trial and choice.trial.to_json(), "nearest": choice.nearest and choice.nearest.id,
+              "misses": [vars(miss) for miss in choice.misses], "bars": bars.to_json(),
+              "saved": None if saved is None else str(saved)})
+    else:
+        print_choice(choice, bars, found.spent, requests_per_day)
+    raise typer.Exit(DONE if choice.trial is not None else FAILED)
+
+
+def show(store: Annotated[Path, typer.Argument(help="A study's directory; with --layers, or an artifact's.")] = Path("study"),
+         layers: Annotated[bool, typer.Option("--layers", help="Of quantized layers: scheme, bytes and error of each.")] = False,
+         requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
+    """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
+
+    Example: thrifty show study/
+    """
+    if layers:
+        show_layers(store, as_json)
+    else:
+        show_store(store, as_json, requests_per_day)
+
+
+def report(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
+           out: Annotated[Path | None, typer.Option("--out", help="The file; report.html in the study by default.")] = None,
+           requests_per_day: Annotated[float | None, typer.Option(
+               "--requests-per-day", help="How many the model will serve: tells break-even in days.")] = None,
+           as_json: JsonOption = False) -> None:
+    """Write a study's page: one HTML file that works offline, and print its path.
+
+    Example: thrifty report study/ --out frontier.html --requests-per-day 100000
+    """
+    from thrifty.report.page import write
+
+    path = write(store, out, requests_per_day=requests_per_day)
+    emit({"page": str(path)}) if as_json else print(path)

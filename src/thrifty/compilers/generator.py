@@ -1,0 +1,57 @@
+"""A causal language model lowered twice, for generation with keys and values kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+from torch import nn
+
+from thrifty.artifacts import artifact
+from thrifty.artifacts.generator import CACHES, MANIFEST, PARTS, GenerationError
+from thrifty.compilers.parity import check_parity
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context
+from thrifty.target import Target
+from thrifty.workloads.huggingface.caching import CachedStep, CacheShape
+
+
+def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, *, prompt: int = 64, tokens: int = 256,
+                    threads: int = 1, device: str = "cpu", cache: str = "fp32") -> None:
+    """Lower a causal language model twice: for a prompt, and for each token after it.
+
+    Args:
+        body: of transformers, for causal language modelling; quantized or pruned as it may be.
+        compiler: takes both.
+        directory: to be made; holds an artifact each in ``prefill`` and ``decode``, both with the weights.
+        prompt: tokens that the first engine takes at once; shorter prompts are filled up, of longer ones the rest is
+            taken token by token.
+        tokens: prompt and answer together, at most.
+        threads, device: of inference.
+        cache: what keys and values are held in: ``fp32``, or ``int8`` with a scale for each token and head.
+
+    Raises:
+        GenerationError: ``prompt`` is not 2 to ``tokens``, or ``cache`` is neither.
+        WorkloadError: the model keeps no such cache.
+        LoweringError: the compiler cannot take the model, or what it made computes something else.
+    """
+    if not 2 <= prompt <= tokens:
+        raise GenerationError(f"prompt must be 2 to tokens ({tokens}) but is {prompt}")
+    if cache not in CACHES:
+        raise GenerationError(f"cache must be {' or '.join(CACHES)} but is {cache!r}")
+    shape = CacheShape.of(body, tokens, cache)
+    step = CachedStep(body.eval(), shape)
+    directory = Path(directory)
+    for part, n in zip(PARTS, (prompt, 1), strict=True):
+        place, example = directory / part, step.example(n)
+        place.mkdir(parents=True, exist_ok=False)
+        context = Context(example=example, calibration=lambda: iter(()), target=Target(device, threads))
+        record = compiler.lower(step, example, place, context)
+        artifact.write(place, record, {"recipe": f"generation | compile({compiler.name})"}, [x.numpy() for x in example],
+                       [x.detach().numpy() for x in step(*example)])
+        with contextlib.closing(artifact.load(place, threads=threads, device=device, trust_native_code=True)) as engine:
+            check_parity(step, engine, [example], record.precision, device)
+    described = {"format": 1, "prompt": prompt, "cache": dataclasses.asdict(shape)}
+    (directory / MANIFEST).write_text(json.dumps(described, indent=1))

@@ -1,0 +1,1 @@
+"""What a method is, and how methods join into recipes."""

@@ -1,0 +1,72 @@
+"""A method of efficient AI: a frozen value whose fields are its hyperparameters."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from thrifty.errors import ThriftyError
+from thrifty.recipes.card import Card
+from thrifty.recipes.hyperparameters import Table, validate
+from thrifty.recipes.text import arguments_text
+
+if TYPE_CHECKING:
+    from thrifty.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Method(abc.ABC):
+    """A method of efficient AI: its fields are its hyperparameters."""
+
+    card: ClassVar[Card]
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised whenever the same hyperparameters would give another result: it is part of every hash."""
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            if "table" in spec.metadata and isinstance(value := getattr(self, spec.name), Mapping):
+                object.__setattr__(self, spec.name, Table(value))
+        validate(self, self.name)
+
+    def __or__(self, other: Any) -> Recipe:
+        return joined(self, other)
+
+    def __str__(self) -> str:
+        """As it stands in a recipe's text."""
+        parts = arguments_text(self)
+        return f"{self.name}({', '.join(parts)})" if parts else self.name
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Properties that it gives a model: its card's, and what its hyperparameters make of it."""
+        return self.card.provides
+
+
+
+def joined(first: Any, second: Any) -> Recipe:
+    """The recipe of two parts, one after the other. Recipes are made of methods: hence the import at the call."""
+    from thrifty.recipes.recipe import Recipe
+
+    recipe: Recipe = Recipe.of(first) | second
+    return recipe
+
+
+def require_device(method: Method, device: str) -> None:
+    """Refuse a method that does not run on a device.
+
+    Raises:
+        ThriftyError: it does not.
+    """
+    if device not in method.card.devices:
+        raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} and this is {device}; use another "
+                           f"method, or --device {min(method.card.devices)}")
+    if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
+        least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
+        raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, and {torch.cuda.get_device_name()} "
+                           f"has {found}: use another method")

@@ -1,0 +1,1 @@
+"""One recipe, run: jobs, the processes that take them, checkpoints, the cache."""

@@ -1,0 +1,108 @@
+"""What can be said against a recipe before anything long runs. The verb `check`."""
+
+from __future__ import annotations
+
+import torch
+
+from thrifty.errors import ThriftyError, WorkloadError
+from thrifty.kernels.matmul_fp8 import CAPABILITY
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import require_device
+from thrifty.recipes.phases import Train
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
+from thrifty.runs.launcher import ignore
+from thrifty.runs.rehearsal import rehearse
+from thrifty.target import Target
+from thrifty.workloads.loading import check_data, check_example, load_workload
+from thrifty.workloads.workload import Workload
+
+
+def initial_properties(workload: Workload) -> frozenset[str]:
+    """What can be said of the workload's model as it comes."""
+    trained = frozenset() if workload.reference else frozenset({"trained"})
+    return frozenset({"module", "float-weights"}) | trained
+
+
+def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> frozenset[str]:
+    """Everything that can be said against a recipe without running anything.
+
+    Returns:
+        the properties of the model at its end.
+
+    Raises:
+        ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks, a method that
+            does not run on the device.
+    """
+    for method in recipe.methods():
+        for name in ("teacher",):
+            text = getattr(method, name, None)
+            if isinstance(text, str) and text:
+                teacher = Recipe.parse(text)
+                if any(isinstance(phase, Compiler) for phase in teacher):
+                    raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
+                check_recipe(workload, teacher, device)
+        require_device(method, device)
+        if isinstance(method, Compiler) and (missing := type(method).missing()):
+            raise ThriftyError(missing)
+    _require_float8(recipe, device)
+    if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
+        raise WorkloadError(
+            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
+            "its Workload, or leave train(...) out of the recipe"
+        )
+    return carry(recipe, initial_properties(workload))
+
+
+def _require_float8(recipe: Recipe, device: str) -> None:
+    """Refuse to compile products of float8 for a device that would only emulate them.
+
+    Raises:
+        ThriftyError: it would.
+    """
+    if not (any(isinstance(phase, Compiler) for phase in recipe)
+            and any("float8-products" in method.provides for method in recipe.methods())):
+        return
+    if device == "cpu":
+        raise ThriftyError(f"{recipe}: a processor has no float8 products and emulates them, slower than fp32; use "
+                           "quantize(w8a8), or --device cuda")
+    if torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < CAPABILITY:
+        raise ThriftyError(f"{recipe}: {torch.cuda.get_device_name()} has compute capability {has[0]}.{has[1]}, and float8 "
+                           f"products need {CAPABILITY[0]}.{CAPABILITY[1]} or more; use quantize(bf16) or quantize(w4a16)")
+
+
+def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | None = None) -> frozenset[str]:
+    """Check a recipe's order and rehearse it: one step and one calibration batch of each phase, nothing long.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        recipe: text or value.
+        target: what it will run on.
+
+    Returns:
+        the properties of the model at the end of the recipe.
+
+    Raises:
+        ThriftyError: it would fail; says where and what to do.
+
+    >>> sorted(check("digits", "prune(ratio=0.5) | train(adamw)"))
+    ['float-weights', 'module', 'pruned', 'trained']
+    """
+    definition, parsed = resolve(workload), Recipe.of(recipe)
+    found = check_recipe(definition, parsed, (target or Target()).device)
+    check_data(definition)
+    check_example(definition, definition.model())
+    rehearse(definition, parsed, target or Target(), ignore)
+    return found
+
+
+def resolve(workload: str | Workload) -> Workload:
+    """The workload itself, with a place where a fresh process finds it."""
+    if isinstance(workload, str):
+        return load_workload(workload)
+    if not workload.source:
+        raise WorkloadError(
+            f"{workload.name} was not loaded from a file, and a run is a process of its own: write it in a file that "
+            'defines `workload` and give "file.py", or thrifty.load_workload("file.py")'
+        )
+    return workload

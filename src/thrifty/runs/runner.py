@@ -1,0 +1,335 @@
+"""Run a recipe: in a process of its own, then measured in fresh ones, then kept. The verb `run`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from thrifty.artifacts import artifact
+from thrifty.errors import RunFailed, ThriftyError
+from thrifty.measure.comparison import Comparison, Reading
+from thrifty.measure.environment import environment, now
+from thrifty.measure.predict import predictor
+from thrifty.measure.process import Worker
+from thrifty.measure.scenarios import measure
+from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.registry import method_class
+from thrifty.runs.job import Job, Outcome
+from thrifty.runs.launcher import Event, Listener, ignore, start
+from thrifty.runs.preflight import check_recipe, resolve
+from thrifty.studies.card import write_card
+from thrifty.studies.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
+from thrifty.studies.ledger import Charge, Kind, Ledger
+from thrifty.studies.store import Store, Study, trial_id
+from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
+from thrifty.target import Target, cores
+from thrifty.workloads.loading import fingerprint
+from thrifty.workloads.quality import Scores, Split, length
+from thrifty.workloads.workload import Workload
+
+CLAIM_PAIRS = 5
+SCREENING_EXAMPLES = 1000
+"""Of validation, where fewer than `CLAIM_PAIRS` pairs screen."""
+
+
+# -- running ----------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Reference:
+    """What trials are compared with: the reference recipe's model, and its compiled fp32 engine where there is one."""
+
+    outcome: Outcome
+    compiled: Outcome | None
+
+
+class Runner:
+    """Runs recipes of one workload on one target with one seed, and keeps everything in one store.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes.
+        store: the study's directory.
+        target: what the models will run on.
+        seed: of every random stream.
+        price: dollars an hour of this machine; None where money is not asked for.
+        listener: hears events while things go on.
+    """
+
+    def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
+                 price: float | None = None, listener: Listener = ignore) -> None:
+        self.workload = resolve(workload)
+        self.hash = store.study.workload_hash
+        self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
+        self.listener = listener
+        self._reference: Reference | None = None
+        self._prepared: dict[str, Outcome] = {}
+
+    def id(self, recipe: Recipe) -> str:
+        return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
+
+    def run(self, recipe: str | Recipe, *, pairs: int = CLAIM_PAIRS, test: bool = False) -> Trial:
+        """Run, measure and keep one recipe; what the store already has is not done again.
+
+        Args:
+            recipe: text or value.
+            pairs: process pairs: 1 screens, 5 or more claim.
+            test: score on the test split too, which only a final front should be.
+
+        Returns:
+            the trial; failed ones too, with their reason.
+
+        Raises:
+            ThriftyError: the recipe cannot run; nothing was spent.
+            RunFailed: the reference fails.
+        """
+        recipe = Recipe.of(recipe)
+        check_recipe(self.workload, recipe, self.target.device)
+        name = self.id(recipe)
+        known = self.store.trial(name)
+        if known is not None and known.status == "done" and self._enough(known, pairs, test):
+            return known
+        self.reference()
+        self.tell({"event": "recipe", "text": str(recipe), "id": name})
+        try:
+            outcome = self._prepared.pop(name, None) or start(self.job(recipe), self.spender(name))
+            trial = self.measured(recipe, name, outcome, pairs, test)
+        except ThriftyError as error:  # of this recipe alone: the next one may well run
+            trial = self.failed(recipe, name, error)
+        self.store.put_trial(trial)
+        self.tell({"event": "trial", "trial": trial})
+        return trial
+
+    def prepare(self, recipes: Sequence[Recipe]) -> None:
+        """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
+
+        One that fails says so when it is run. Their events are not told: they would be of several at once.
+        """
+        shares = np.array_split(sorted(os.sched_getaffinity(0)), len(recipes))
+
+        def one(recipe: Recipe, processors: Sequence[int]) -> None:
+            with contextlib.suppress(ThriftyError):
+                name = self.id(recipe)
+                self._prepared[name] = start(self.job(recipe), self.spender(name, ignore), processors)
+
+        with ThreadPoolExecutor(len(recipes)) as pool:
+            for done in [pool.submit(one, *pair) for pair in zip(recipes, (share.tolist() for share in shares), strict=True)]:
+                done.result()
+
+    @staticmethod
+    def _enough(trial: Trial, pairs: int, test: bool) -> bool:
+        return (trial.inference is not None and trial.inference.speedup.pairs >= pairs
+                and (trial.test is not None or not test)
+                and trial.artifact is not None and Path(trial.artifact.path).is_dir())
+
+    def job(self, recipe: Recipe, lower: bool = True) -> Job:
+        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, lower)
+
+    def tell(self, event: Event) -> None:
+        self.listener(event)
+
+    def spender(self, trial: str | None, tell: Listener | None = None) -> Listener:
+        """Every charge is in the store as soon as it is known; ``tell`` hears the events, or else the listener."""
+
+        def hear(event: Event) -> None:
+            if event.get("event") == "charge":
+                self.store.charge(trial, Charge.from_json(event["charge"]))
+            (tell or self.tell)(event)
+
+        return hear
+
+    def spend(self, trial: str | None, kind: Kind, what: str, began: float) -> None:
+        self.store.charge(trial, Charge(kind, what, time.perf_counter() - began))
+
+    # -- the reference ------------------------------------------------------------------------------------------
+
+    def reference(self) -> Reference:
+        """The reference's model and its compiled fp32 engine, run once.
+
+        Raises:
+            RunFailed: the reference itself fails, so that nothing can be compared with it.
+        """
+        if self._reference is None:
+            recipe = Recipe.parse(self.workload.reference)
+            self.tell({"event": "recipe", "text": f"reference: {recipe or 'the model as it comes'}", "id": "reference"})
+            try:
+                outcome = start(self.job(recipe, lower=False), self.spender("reference"))
+            except RunFailed as error:
+                raise RunFailed(f"the reference failed, and trials are compared with it: {error}") from error
+            inductor = method_class("inductor")
+            assert issubclass(inductor, Compiler)
+            compiled = None
+            if inductor.missing() is None:
+                try:
+                    compiled = start(self.job(recipe | inductor()), self.spender("reference"))
+                except RunFailed as error:
+                    self.tell({"event": "note", "text": f"no compiled baseline: {error}"})
+            self._reference = Reference(outcome, compiled)
+        return self._reference
+
+    def quality(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> QualityFigure:
+        """An engine's quality against the reference's on the same examples, ``most`` of them; each is scored once."""
+        reference = self.reference_scores(split, most)
+        return quality_figure(self.workload.quality, reference, self.scores(name, side, batch, split, most), split)
+
+    def reference_scores(self, split: Split, most: int | None = None) -> Scores:
+        """The reference's own scores."""
+        base = ModuleSide(self.workload.source, self.reference().outcome.checkpoint)
+        return self.scores(f"reference-{self.seed}", base, None, split, most)
+
+    def scores(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> Scores:
+        dataset = getattr(self.workload, split)
+        some = dataset if most is None else self.workload.quality.sample(dataset, most)
+        what = split if some is dataset else f"{split}[{length(some)}]"
+        kept = self.store.scores(name, what)
+        if kept is None:
+            kept = self.scored(side, batch, some, name, what)
+            self.store.put_scores(name, what, kept)
+        return kept
+
+    def scored(self, side: Side, batch: int | None, dataset: Dataset[Any], name: str, what: str) -> Scores:
+        """Scores of an engine, or of the module, in a worker of its own; the data stay here."""
+        began = time.perf_counter()
+        self.tell({"event": "phase", "text": f"scoring on {what}"})
+        with Worker(side, threads=cores() if self.target.device == "cpu" else 1, device=self.target.device) as worker:
+            worker.load()
+            scores = self.workload.quality(predictor(worker, batch), dataset)
+        self.spend(name, "scoring", what, began)
+        return scores
+
+    # -- measuring ----------------------------------------------------------------------------------------------
+
+    def measured(self, recipe: Recipe, name: str, outcome: Outcome, pairs: int, test: bool) -> Trial:
+        """Score and time the artifact; its rounds are kept one by one, so that a killed measurement goes on."""
+        assert outcome.artifact is not None
+        place = self.store.path / "artifacts" / name
+        place.parent.mkdir(exist_ok=True)
+        artifact.copy(Path(outcome.artifact), place)
+        (place / "charges.json").unlink(missing_ok=True)  # the cache's own note: the trial's ledger has it
+        engine = ArtifactSide(str(place), trust_native_code=True)  # a child of this process has just made it
+        manifest = artifact.read(place)
+        batch = largest_batch(manifest, self.workload)
+        quality = self.quality(name, engine, batch, "validation", SCREENING_EXAMPLES if pairs < CLAIM_PAIRS else None)
+        final = self.quality(name, engine, batch, "test") if test else None
+        comparison = self.timed(name, engine, pairs)
+        inference = inference_figure(comparison, manifest.get("precision"))
+        cost, base = (Ledger(run.charges, self.price) for run in (outcome, self.reference().outcome))
+        eager, served = comparison.figures["eager"], comparison.figures["engine"]
+        saved = eager.p50 / eager.batch - served.p50 / served.batch
+        trial = dataclasses.replace(
+            self.blank(recipe, name),
+            status="done",
+            quality=quality,
+            test=final,
+            training=training_figure(cost, training_speedup(base, outcome.charges, outcome.curve, quality)),
+            inference=inference,
+            artifact=ArtifactFigure(str(place), artifact.size(place), bool(manifest["portable"])),
+            break_even_requests=break_even(cost.seconds - base.seconds, saved, inference.speedup),
+            saved_seconds_per_request=saved,
+            effects=outcome.effects,
+            ledger=cost,
+            raw=comparison.to_json(),
+        )
+        write_card(place, trial)
+        return trial
+
+    def timed(self, name: str, engine: Side, pairs: int) -> Comparison:
+        """The engine against the eager baseline and the compiled one, in ``pairs`` rounds of fresh processes.
+
+        Screening's rounds are no part of a claim's: the trial was promoted for them, so they flatter it.
+        """
+        reference, what = self.reference(), "screen" if pairs < CLAIM_PAIRS else "claim"
+        sides: dict[str, Side] = {"eager": ModuleSide(self.workload.source, reference.outcome.checkpoint),
+                                  "engine": engine}
+        if reference.compiled is not None and reference.compiled.artifact is not None:
+            sides["compiled"] = ArtifactSide(reference.compiled.artifact, trust_native_code=True)
+        kept = [Reading.from_json(value) for _, row in sorted(self.store.rounds(name, what).items())[:pairs]
+                for value in row["readings"]]
+        began = time.perf_counter()
+        self.tell({"event": "phase", "text": f"timing, {pairs} rounds of fresh processes"})
+        comparison = measure(
+            self.workload.scenario, sides, "eager", self.inputs, threads=self.target.threads,
+            device=self.target.device, rounds=pairs, memory=self.target.memory, kept=kept,
+            on_round=lambda index, readings: self.store.put_round(
+                name, index, {"readings": [dataclasses.asdict(r) for r in readings]}, what),
+            progress=lambda done, total, text: self.tell({"event": "step", "step": done, "total": total, "text": text}),
+        )
+        self.spend(name, "timing", f"{pairs} rounds", began)
+        return comparison
+
+    def inputs(self, n: int) -> list[np.ndarray]:
+        """n requests as arrays."""
+        return [x.numpy() for x in self.workload.example(n)]
+
+    def blank(self, recipe: Recipe, name: str) -> Trial:
+        """A trial of which nothing is known yet but what was asked for."""
+        return Trial(
+            id=name, workload=self.workload.name, workload_hash=self.hash, recipe=str(recipe), seed=self.seed,
+            target=self.target.to_json(), status="failed", environment=environment(), created=now(),
+        )
+
+    def failed(self, recipe: Recipe, name: str, error: ThriftyError) -> Trial:
+        spent = Ledger(self.store.spent(name).charges, self.price)
+        return dataclasses.replace(self.blank(recipe, name), error=str(error), training=training_figure(spent),
+                                   ledger=spent)
+
+
+def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
+    """Examples that an engine takes in one call."""
+    shape = manifest["inputs"][0]["shape"]
+    if shape and shape[0] == -1:
+        return workload.served_shapes[0][0][1]
+    return int(shape[0]) if shape else 1
+
+
+def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
+    """The study of a workload on a target, for writing; made where there is none.
+
+    Raises:
+        StoreError: it is another workload's or target's, of another version, or being written by another process.
+    """
+    store = Store.open(path, "write", Study(workload.name, fingerprint(workload), target.to_json()))
+    store.note("source", workload.source)
+    return store
+
+
+# -- verbs ------------------------------------------------------------------------------------------------------
+
+
+def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
+        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, listener: Listener = ignore) -> Trial:
+    """Run one recipe and measure it.
+
+    Args:
+        workload: a workload, or a reference that `load_workload` takes: "digits", "my.py".
+        recipe: text or value.
+        store: the study's directory; made where there is none. Asking again resumes.
+        target: what it will run on; one thread of the CPU by default.
+        seed: of every random stream.
+        pairs: process pairs: 1 screens, 5 or more claim.
+        price: dollars an hour of this machine.
+        listener: hears events while things go on.
+
+    Returns:
+        the trial, failed ones too.
+
+    Raises:
+        ThriftyError: the workload or the recipe cannot run; nothing was spent.
+    """
+    definition, parsed, place = resolve(workload), Recipe.of(recipe), target or Target()
+    check_recipe(definition, parsed, place.device)
+    with open_study(store, definition, place) as opened:
+        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+        return runner.run(parsed, pairs=pairs)

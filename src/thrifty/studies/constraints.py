@@ -1,0 +1,202 @@
+"""Choosing one trial: bars that it must meet, and what is then made smallest."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from thrifty.studies.frontier import FrontierError, comparable, objectives_of
+from thrifty.studies.trial import Trial
+from thrifty.units import NUMBER, seconds, size
+
+MINIMIZE = {"latency": "inference", "bytes": "bytes", "memory": "memory", "training": "training"}
+"""What can be made small -> the objective that it is judged by."""
+
+
+@final
+@dataclass(frozen=True)
+class DropBar:
+    """The most quality that may be lost: so many units of the quality, or a share of the baseline's."""
+
+    amount: float
+    relative: bool = False
+
+    @staticmethod
+    def parse(text: str | float | DropBar) -> DropBar:
+        """Read "1pt" (0.01, absolute), "1%" (of the baseline) or "0.02" (in the quality's own unit).
+
+        Raises:
+            FrontierError: it is none of these.
+
+        >>> DropBar.parse("1pt"), DropBar.parse("0.5%").relative
+        (DropBar(amount=0.01, relative=False), True)
+        """
+        if isinstance(text, DropBar):
+            return text
+        match = re.fullmatch(rf"\s*{NUMBER}\s*(pt|%|)\s*", str(text))
+        if not match:
+            raise FrontierError(f"a drop is written 1pt (absolute), 1% (relative) or 0.02 (in the quality's unit), "
+                                f"but is {text!r}")
+        amount, unit = float(match[1]), match[2]
+        return DropBar(amount / 100 if unit else amount, unit == "%")
+
+    def __str__(self) -> str:
+        return f"{100 * self.amount:g}%" if self.relative else f"{self.amount:g}"
+
+    def allows(self, baseline: float) -> float:
+        """The largest drop, in the quality's unit."""
+        return self.amount * abs(baseline) if self.relative else self.amount
+
+
+# -- bars ---------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Miss:
+    """A bar that a trial is over: its name, the trial's figure, and the most that it allows."""
+
+    bar: str
+    figure: float
+    limit: float
+
+    @property
+    def share(self) -> float:
+        """By how much it is over, as a share of the bar."""
+        return (self.figure - self.limit) / max(abs(self.limit), 1e-12)
+
+
+@final
+@dataclass(frozen=True)
+class Bars:
+    """What a trial must keep to, and what is made smallest among those that do.
+
+    Args:
+        max_drop: of quality, judged by the upper end of its interval.
+        max_bytes: of the artifact.
+        max_latency: seconds a request, the median.
+        minimize: "latency", "bytes", "memory" or "training".
+
+    Raises:
+        FrontierError: a bar or what to minimise cannot be read.
+    """
+
+    max_drop: DropBar | None = None
+    max_bytes: int | None = None
+    max_latency: float | None = None
+    minimize: str = "latency"
+
+    def __post_init__(self) -> None:
+        if self.minimize not in MINIMIZE:
+            raise FrontierError(f"what to minimise is one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
+
+    @staticmethod
+    def read(max_drop: str | float | DropBar | None = None, max_bytes: str | float | None = None,
+             max_latency: str | float | None = None, minimize: str = "latency") -> Bars:
+        """Bars from texts: "1pt", "2MB", "5ms".
+
+        >>> Bars.read("1pt", "2MB", "5ms").max_latency
+        0.005
+        """
+        return Bars(None if max_drop is None else DropBar.parse(max_drop), None if max_bytes is None else size(max_bytes),
+                    None if max_latency is None else seconds(max_latency), minimize)
+
+    @property
+    def objective(self) -> str:
+        """Of `thrifty.studies.frontier.OBJECTIVES`: what is minimised."""
+        return MINIMIZE[self.minimize]
+
+    def misses(self, trial: Trial) -> tuple[Miss, ...]:
+        """The bars that the trial is over; what was not measured is over its bar."""
+        over = []
+        if self.max_drop is not None and trial.quality is not None:
+            over.append(Miss("max_drop", trial.quality.drop.high, self.max_drop.allows(trial.quality.baseline)))
+        if self.max_bytes is not None:
+            over.append(Miss("max_bytes", trial.artifact.bytes if trial.artifact else math.inf, self.max_bytes))
+        if self.max_latency is not None:
+            over.append(Miss("max_latency", trial.inference.latency_p50 if trial.inference else math.inf,
+                             self.max_latency))
+        return tuple(miss for miss in over if not miss.figure - miss.limit < 1e-9 * max(1.0, abs(miss.limit)))
+
+    def open(self, trial: Trial) -> bool:
+        """Whether more evidence may yet show that the trial meets the bars: the drop's lower end does."""
+        lower = self.max_drop is None or trial.quality is None or (
+            trial.quality.drop.low <= self.max_drop.allows(trial.quality.baseline))
+        return lower and all(miss.bar == "max_drop" for miss in self.misses(trial))
+
+    @staticmethod
+    def of(kept: Mapping[str, Any] | None) -> Bars:
+        """From what `to_json` gave; no bars where nothing was kept."""
+        return Bars.read(**(kept or {}))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"max_drop": self.max_drop and str(self.max_drop), "max_bytes": self.max_bytes,
+                "max_latency": self.max_latency, "minimize": self.minimize}
+
+
+# -- choosing -----------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """The best trial that meets the bars, or None; then ``nearest`` is the one that misses them by least.
+
+    Args:
+        trial: meets every bar; None where nothing does.
+        nearest: the same trial, or what comes closest; None where nothing was measured.
+        misses: the bars that ``nearest`` is over; none where it meets them.
+    """
+
+    trial: Trial | None
+    nearest: Trial | None
+    misses: tuple[Miss, ...] = ()
+
+
+def choose(trials: Iterable[Trial], bars: Bars) -> Choice:
+    """Choose the trial with the least of something among those that meet the bars.
+
+    The drop is judged by the upper end of its interval, and so is what is minimised: a speed that was screened with
+    one pair comes after every speed that has an interval. Failed and unmeasured trials are never chosen.
+
+    Args:
+        trials: as for `frontier`.
+        bars: what to keep to, and what to minimise.
+
+    Raises:
+        FrontierError: the trials cannot be compared.
+    """
+    ranked = []
+    for trial in trials:
+        reason, row = objectives_of(trial, ("quality", bars.objective))
+        if not reason and not math.isnan(row[0].high):
+            ranked.append((row[1].high, row[1].value, row[0].high, trial))
+    comparable([trial for *_, trial in ranked])
+    ranked.sort(key=lambda entry: entry[:3])
+    chosen = next((trial for *_, trial in ranked if not bars.misses(trial)), None)
+    nearest = chosen or min((trial for *_, trial in ranked),
+                            key=lambda t: max(miss.share for miss in bars.misses(t)), default=None)
+    return Choice(chosen, nearest, bars.misses(nearest) if nearest else ())
+
+
+def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,
+         max_bytes: str | float | None = None, max_latency: str | float | None = None) -> Choice:
+    """`choose`, its bars given as texts.
+
+    Args:
+        trials: as for `frontier`.
+        max_drop: such as "1pt" or "1%".
+        minimize: "latency", "bytes", "memory" or "training".
+        max_bytes: such as "2MB".
+        max_latency: such as "5ms".
+
+    Raises:
+        FrontierError: a bar cannot be read, or the trials cannot be compared.
+
+    >>> best([], "1pt").trial is None
+    True
+    """
+    return choose(trials, Bars.read(max_drop, max_bytes, max_latency, minimize))

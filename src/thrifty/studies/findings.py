@@ -1,0 +1,66 @@
+"""What a study says: its trials, their frontier, what it recommends, what it took."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from thrifty.studies.constraints import Bars, Choice, choose
+from thrifty.studies.frontier import Frontier, frontier
+from thrifty.studies.ledger import Ledger
+from thrifty.studies.store import Failure, Store
+from thrifty.studies.trial import Trial
+
+
+@final
+@dataclass(frozen=True)
+class Findings:
+    """A study, read and judged.
+
+    Args:
+        trials: in the order in which they first ran.
+        frontier: over quality, the cost of training, and what is minimised.
+        bars: of the last exploration; None where there was none.
+        choice: by those bars; without any, the fastest.
+        spent: all that really ran.
+        failures: every run that failed.
+        source: where the workload was found, as `load_workload` takes it; None where that was not noted.
+    """
+
+    trials: tuple[Trial, ...]
+    frontier: Frontier
+    bars: Bars | None
+    choice: Choice
+    spent: Ledger
+    failures: tuple[Failure, ...]
+    source: str | None = None
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> Findings:
+        """The findings of the study in a directory.
+
+        Raises:
+            ThriftyError: there is none, or it cannot be read.
+        """
+        with Store.open(path) as store:
+            return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"),
+                               store.noted("source"))
+
+    @staticmethod
+    def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
+           asked: Mapping[str, Any] | None = None, source: str | None = None) -> Findings:
+        """The findings of trials, judged by the bars that were asked for.
+
+        >>> Findings.of([]).choice.trial is None
+        True
+        """
+        bars = Bars.of(asked)
+        return Findings(tuple(trials), frontier(trials, objectives(bars)), None if asked is None else bars,
+                        choose(trials, bars), spent, tuple(failures), source)
+
+
+def objectives(bars: Bars) -> tuple[str, ...]:
+    """What a frontier is drawn over: quality, the cost of training, and what is minimised."""
+    return tuple(dict.fromkeys(("quality", "training", bars.objective)))

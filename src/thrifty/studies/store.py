@@ -1,0 +1,368 @@
+"""The store of a study: one SQLite file that holds everything measured, with one writer.
+
+The journal is SQLite's rollback journal, not its write-ahead log: what is committed stands in ``study.sqlite``
+itself, which can be copied, or read from a read-only disk; a killed writer loses its open transaction alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, final
+
+import numpy as np
+
+from thrifty.studies.database import FILE, Mode, StoreError, acquire, connect, explained, release, version
+from thrifty.studies.ledger import Charge, Ledger
+from thrifty.studies.serialization import dumps, loads, plain
+from thrifty.studies.trial import Trial
+from thrifty.workloads.quality import Scores
+
+FORMAT = 1
+"""Raised whenever a store written by an older Thrifty could not be read as it is."""
+
+_LOCK = "study.lock"
+_APPLICATION = 0x54485254  # "THRT", in the file's header: tells a study from any other SQLite file
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE trials (id TEXT PRIMARY KEY, created TEXT NOT NULL, status TEXT NOT NULL, json TEXT NOT NULL);
+CREATE TABLE scores (trial TEXT, split TEXT, numerator BLOB NOT NULL, denominator BLOB NOT NULL,
+                     cluster BLOB NOT NULL, PRIMARY KEY (trial, split));
+CREATE TABLE charges (n INTEGER PRIMARY KEY, at TEXT NOT NULL, trial TEXT, json TEXT NOT NULL);
+CREATE TABLE rounds (trial TEXT, what TEXT, round INTEGER, at TEXT NOT NULL, json TEXT NOT NULL,
+                     PRIMARY KEY (trial, what, round));
+CREATE TABLE failures (n INTEGER PRIMARY KEY, at TEXT NOT NULL, trial TEXT, recipe TEXT NOT NULL, reason TEXT NOT NULL)
+"""
+
+
+@final
+@dataclass(frozen=True)
+class Study:
+    """What every trial of a store has in common, so that they can be compared."""
+
+    workload: str
+    workload_hash: str
+    target: Mapping[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed: kept even where the same trial succeeds later."""
+
+    trial: str | None
+    recipe: str
+    reason: str
+    at: str
+
+
+def trial_id(workload_hash: str, recipe: str, seed: int, target: Mapping[str, Any]) -> str:
+    """The id of a trial: 12 hexadecimal digits, the same wherever and whenever it is asked for.
+
+    >>> trial_id("ab12", "train()", 0, {"device": "cpu", "threads": 1, "memory": None})
+    '471eb708f616'
+    """
+    text = json.dumps([workload_hash, recipe, seed, plain(target)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@final
+class Store:
+    """A study's store.
+
+    Args:
+        path: the study's directory; a writer makes it.
+        mode: "read" needs no lock and sees all that is committed; "write" is for one process at a time.
+        study: what the trials have in common: needed to make a store, checked where there is one.
+
+    Raises:
+        StoreError: another writer has it, it is not a store or of another format, or it holds another study.
+
+    >>> import tempfile
+    >>> with Store.open(tempfile.mkdtemp(), "write", Study("digits", "ab12", {"device": "cpu"})) as store:
+    ...     store.charge(None, Charge("training", "train()", 3.0))
+    ...     store.spent().seconds
+    3.0
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: Mode = "read", study: Study | None = None) -> None:
+        self.path, self.mode = Path(path), mode
+        self._mutex = threading.RLock()
+        self._lock: int | None = None
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file; a study is a directory that holds {FILE}")
+        if mode == "write":
+            with explained(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = acquire(self.path / _LOCK)
+        elif not (self.path / FILE).is_file():
+            raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run --store makes one")
+        try:
+            with explained(self.path):
+                self._db = connect(self.path / FILE, mode)
+            try:
+                with explained(self.path):
+                    self.study = self._begin(study)
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            self._release()
+            raise
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], mode: Mode = "read", study: Study | None = None) -> Store:
+        """The store in a directory; see the class."""
+        return Store(path, mode, study)
+
+    def close(self) -> None:
+        """Close the file, then let the next writer in. Closing again does nothing."""
+        with self._mutex:
+            self._db.close()
+            self._release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- what whoever reads the study should know -----------------------------------------------------------------
+
+    def note(self, key: Literal["bars", "source"], value: Any) -> None:
+        """Keep what the last search was asked for, or where the workload was found; replaces what was noted."""
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
+
+    def noted(self, key: Literal["bars", "source"]) -> Any:
+        """What was noted, None where nothing was."""
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
+        return json.loads(rows[0][0]) if rows else None
+
+    # -- trials -------------------------------------------------------------------------------------------------
+
+    def put_trial(self, trial: Trial, scores: Mapping[str, Scores] | None = None) -> None:
+        """Keep a trial, and its scores by split, at once; a trial of the same id is replaced.
+
+        Raises:
+            StoreError: it is another workload's or target's, or holds what has no JSON form.
+        """
+        self._same(Study(trial.workload, trial.workload_hash, trial.target))
+        try:
+            text = dumps(trial)
+        except TypeError as error:
+            raise StoreError(f"trial {trial.id} cannot be kept: {error}") from error
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO trials VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "created = excluded.created, status = excluded.status, json = excluded.json",
+                (_text(trial.id), _text(trial.created), trial.status, text),
+            )
+            for split, values in (scores or {}).items():
+                _put_scores(db, trial.id, split, values)
+            if trial.status == "failed":
+                _put_failure(db, trial.id, trial.recipe, trial.error or "no reason was given")
+
+    def trial(self, id: str) -> Trial | None:
+        """The trial of that id, None where there is none."""
+        rows = self._read("SELECT json FROM trials WHERE id = ?", _text(id))
+        return self._trial(rows[0][0]) if rows else None
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial, in the order in which they first came."""
+        return tuple(self._trial(text) for (text,) in self._read("SELECT json FROM trials ORDER BY rowid"))
+
+    def _trial(self, text: str) -> Trial:
+        try:
+            return loads(Trial, text)
+        except ValueError as error:
+            raise StoreError(f"a trial in {self.path} cannot be read: {error}; the file was changed by something "
+                             "else, or written by a newer Thrifty") from error
+
+    # -- scores -------------------------------------------------------------------------------------------------
+
+    def put_scores(self, trial: str, split: str, scores: Scores) -> None:
+        """Keep a trial's scores on a split, replacing earlier ones."""
+        with self._writing() as db:
+            _put_scores(db, trial, split, scores)
+
+    def scores(self, trial: str, split: str) -> Scores | None:
+        """A trial's scores on a split, None where it was not scored."""
+        rows = self._read("SELECT numerator, denominator, cluster FROM scores WHERE trial = ? AND split = ?",
+                          _text(trial), _text(split))
+        if not rows:
+            return None
+        try:
+            numerator, denominator, cluster = (
+                np.frombuffer(blob, kind).astype(kind[1:]) for blob, kind in zip(rows[0], _KINDS, strict=True)
+            )
+            return Scores(numerator, denominator, cluster)
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"the {split} scores of trial {trial} in {self.path} are damaged: {error}") from error
+
+    # -- what was spent -----------------------------------------------------------------------------------------
+
+    def charge(self, trial: str | None, charge: Charge) -> None:
+        """Append a charge, on behalf of a trial or (None) of the study."""
+        with self._writing() as db:
+            db.execute("INSERT INTO charges (at, trial, json) VALUES (?, ?, ?)",
+                       (_now(), trial and _text(trial), dumps(charge)))
+
+    def spent(self, trial: str | None = None, price: float | None = None) -> Ledger:
+        """All that really ran, or what ran on behalf of one trial, in order."""
+        where, values = ("", ()) if trial is None else (" WHERE trial = ?", (_text(trial),))
+        rows = self._read(f"SELECT json FROM charges{where} ORDER BY n", *values)
+        try:
+            return Ledger(tuple(loads(Charge, text) for (text,) in rows), price)
+        except ValueError as error:
+            raise StoreError(f"a charge in {self.path} cannot be read: {error}") from error
+
+    # -- rounds of measurement ----------------------------------------------------------------------------------
+
+    def put_round(self, trial: str, round: int, values: Mapping[str, Any], what: str = "inference") -> None:
+        """Append one raw round, as soon as it was measured, so that a killed measurement resumes after it.
+
+        Raises:
+            StoreError: that round was kept already: rounds are never overwritten.
+        """
+        try:
+            text = dumps(values)
+        except TypeError as error:
+            raise StoreError(f"round {round} of trial {trial} cannot be kept: {error}") from error
+        with self._writing() as db:
+            if db.execute("SELECT 1 FROM rounds WHERE trial = ? AND what = ? AND round = ?",
+                          (_text(trial), _text(what), round)).fetchone():
+                raise StoreError(f"round {round} of {what} of trial {trial} was kept already")
+            db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?)", (_text(trial), _text(what), round, _now(), text))
+
+    def rounds(self, trial: str, what: str = "inference") -> dict[int, dict[str, Any]]:
+        """The rounds measured so far, by number, in order."""
+        rows = self._read("SELECT round, json FROM rounds WHERE trial = ? AND what = ? ORDER BY round",
+                          _text(trial), _text(what))
+        return {number: json.loads(text) for number, text in rows}
+
+    # -- failures -----------------------------------------------------------------------------------------------
+
+    def put_failure(self, trial: str | None, recipe: str, reason: str) -> None:
+        """Append a failure that left no trial; a failed trial's own is appended by `put_trial`."""
+        with self._writing() as db:
+            _put_failure(db, trial, recipe, reason)
+
+    def failures(self) -> tuple[Failure, ...]:
+        """Every failure, in order."""
+        rows = self._read("SELECT trial, recipe, reason, at FROM failures ORDER BY n")
+        return tuple(Failure(*row) for row in rows)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _begin(self, study: Study | None) -> Study:
+        """Make the tables or check them; return what the trials have in common."""
+        db = self._db
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        number = db.execute("PRAGMA user_version").fetchone()[0]
+        empty = not application and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if empty and self.mode == "read":
+            raise StoreError(f"there is no study in {self.path} yet: its {FILE} is empty")
+        if empty:
+            if study is None:
+                raise StoreError(f"{self.path} is a new study: say of which workload and target")
+            with self._writing():
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {_APPLICATION}")
+                db.execute(f"PRAGMA user_version = {FORMAT}")
+                db.executemany("INSERT INTO meta VALUES (?, ?)",
+                               [("study", dumps(study)), ("thrifty", version()), ("created", _now())])
+            return study
+        if application != _APPLICATION:
+            raise StoreError(f"{self.path / FILE} is an SQLite file of something else, not a study of Thrifty's; "
+                             "it was left alone: choose another directory")
+        if number != FORMAT:
+            raise StoreError(
+                f"{self.path} is a study of format {number}, and this Thrifty ({version()}) reads format {FORMAT}; "
+                "nothing was changed: use the Thrifty that made it, or choose a new directory"
+            )
+        if self.mode == "write":
+            verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+        row = db.execute("SELECT value FROM meta WHERE key = 'study'").fetchone()
+        try:
+            self.study = loads(Study, row[0] if row else "")
+        except ValueError as error:
+            raise StoreError(f"{self.path / FILE} is damaged: {error}; restore it from a copy") from error
+        if study is not None:
+            self._same(study)
+        return self.study
+
+    def _same(self, other: Study) -> None:
+        mine = self.study
+        if (mine.workload, mine.workload_hash) != (other.workload, other.workload_hash):
+            raise StoreError(
+                f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
+                f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers the "
+                "workload's source and data; use another --store for it"
+            )
+        if plain(mine.target) != plain(other.target):
+            raise StoreError(
+                f"{self.path} is a study for target {json.dumps(plain(mine.target))}, and this is "
+                f"{json.dumps(plain(other.target))}: their trials cannot be compared; use another --store for it"
+            )
+
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        with self._mutex, explained(self.path):
+            rows: list[Any] = self._db.execute(query, values).fetchall()
+            return rows
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is in the file when it ends, or nothing."""
+        if self.mode != "write":
+            raise StoreError(f"{self.path} was opened to read; open it with mode='write' to change it")
+        with self._mutex, explained(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            release(self._lock)
+            self._lock = None
+
+
+_KINDS = ("<f8", "<f8", "<i8")
+
+
+def _put_scores(db: sqlite3.Connection, trial: str, split: str, scores: Scores) -> None:
+    arrays = (scores.numerator, scores.denominator, scores.cluster)
+    blobs = [np.ascontiguousarray(array, kind).tobytes() for array, kind in zip(arrays, _KINDS, strict=True)]
+    db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", (_text(trial), _text(split), *blobs))
+
+
+def _put_failure(db: sqlite3.Connection, trial: str | None, recipe: str, reason: str) -> None:
+    db.execute("INSERT INTO failures (at, trial, recipe, reason) VALUES (?, ?, ?, ?)",
+               (_now(), trial and _text(trial), _text(recipe), _text(reason)))
+
+
+def _text(value: str) -> str:
+    """SQLite takes UTF-8, which lone surrogates (of undecodable file names, say) have not."""
+    return value.encode("utf-8", "backslashreplace").decode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

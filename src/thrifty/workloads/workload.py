@@ -1,0 +1,203 @@
+"""What the user brings: a model, its data, how it is judged, trained and served."""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from thrifty.errors import WorkloadError
+from thrifty.workloads.quality import Quality
+
+Batch = tuple[tuple[Tensor, ...], Any]
+"""A collated batch: (inputs, target). ``inputs`` is what the server gets; ``target`` what the loss needs."""
+
+
+# -- how it is trained ------------------------------------------------------------------------------------------
+
+
+class Loss(abc.ABC):
+    """Maps (outputs, batch) to (sum, weight): the mean loss of any grouping is sum of sums / sum of weights."""
+
+    @abc.abstractmethod
+    def __call__(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (sum of losses, number of valid examples or tokens), both scalars; the sum carries gradients."""
+
+    @abc.abstractmethod
+    def logits(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return (logits [n, classes], valid [n] bool): what distillation and Sophia's estimator need."""
+
+
+@final
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Sum of -log softmax(outputs)[target] over targets other than ``ignore_index``.
+
+    ``outputs``: [batch, classes] with targets [batch], or [batch, tokens, classes] with targets [batch, tokens].
+
+    >>> import torch
+    >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))
+    >>> round(float(loss_sum / weight), 4), int(weight)
+    (2.3026, 3)
+    """
+
+    ignore_index: int = -100
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        target = batch[1].reshape(-1)
+        logits = outputs.reshape(-1, outputs.shape[-1])
+        total = nn.functional.cross_entropy(
+            logits.float(), target, ignore_index=self.ignore_index, reduction="sum"
+        )
+        return total, (target != self.ignore_index).sum()
+
+    def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        target = batch[1].reshape(-1)
+        return outputs.reshape(-1, outputs.shape[-1]), target != self.ignore_index
+
+
+# -- how it is served -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenario(abc.ABC):
+    """How requests arrive; decides which figure is the speed."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    def largest_batch(self) -> int:
+        """Requests that an engine may be given at once; above 1 its batch dimension must vary."""
+        return 1
+
+
+@final
+@dataclass(frozen=True)
+class SingleStream(Scenario):
+    """One request after the other: median latency at batch 1."""
+
+    name = "SingleStream"
+
+
+@final
+@dataclass(frozen=True)
+class Offline(Scenario):
+    """All requests at hand: samples a second, each side at its own best batch within memory."""
+
+    name = "Offline"
+    max_batch: int = 64
+
+    @property
+    def largest_batch(self) -> int:
+        return self.max_batch
+
+
+@final
+@dataclass(frozen=True)
+class Server(Scenario):
+    """Poisson arrivals: the highest rate whose p99 latency stays under ``latency`` seconds."""
+
+    name = "Server"
+    latency: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.latency > 0:
+            raise WorkloadError(f"Server(latency=...) is in seconds and must be above 0 but is {self.latency}")
+
+
+# -- the workload -----------------------------------------------------------------------------------------------
+
+
+class Forward(Protocol):
+    def __call__(self, model: nn.Module, batch: Batch) -> Any: ...
+
+
+def call_model(model: nn.Module, batch: Batch) -> Any:
+    """The default ``forward``: the model on the batch's inputs."""
+    return model(*batch[0])
+
+
+@final
+@dataclass(frozen=True)
+class Workload:
+    """A model, its data, how its quality is judged, how it is trained today, how it will be served.
+
+    Args:
+        name: letters, digits, ``-`` and ``_``.
+        model: () -> nn.Module in fp32, with its pretrained weights where it has any.
+        train: map-style Dataset of (input, target), or None where the model comes trained.
+        validation, test: likewise; choices are scored on validation, the final front alone on test.
+        loss: needed by every ``train`` phase; None where nothing is trained.
+        quality: scores predictions per example.
+        example: n -> n requests' tensors, as the server gets them: a tuple in the order of the model's forward, or a
+            dictionary by its names; items of the data sets then hold inputs of those names. `load_workload` puts them in order.
+        scenario: SingleStream(), Offline() or Server(latency=...).
+        reference: the recipe by which it is trained today; "" where the model comes trained.
+        forward: (model, batch) -> outputs, where it is more than the model on the inputs.
+        collate: joins dataset items; torch's default_collate otherwise.
+        batch_size: of training, examples.
+        shapes: {input position: {dimension: (low, high)}}: which dimensions vary when served.
+        source: where a fresh process finds it, "file.py:workload" or "package.module:workload"; set by
+            `load_workload`.
+
+    Raises:
+        WorkloadError: a field is missing or of the wrong kind.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    quality: Quality
+    example: Callable[[int], Any]
+    train: Dataset[Any] | None = None
+    loss: Loss | None = None
+    scenario: Scenario = SingleStream()
+    reference: str = ""
+    forward: Forward = call_model
+    collate: Callable[[list[Any]], Any] | None = None
+    batch_size: int = 64
+    shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise WorkloadError(f"name must be letters, digits, '-', '_' and '.' but is {self.name!r}")
+        for attribute in ("model", "example", "forward"):
+            if not callable(getattr(self, attribute)):
+                raise WorkloadError(f"{attribute} must be callable but is {getattr(self, attribute)!r}")
+        if not isinstance(self.quality, Quality):
+            raise WorkloadError(f"quality must be a thrifty.Quality such as Accuracy() but is {self.quality!r}")
+        if not isinstance(self.scenario, Scenario):
+            raise WorkloadError(
+                f"scenario must be SingleStream(), Offline() or Server(...) but is {self.scenario!r}"
+            )
+        if self.loss is not None and not isinstance(self.loss, Loss):
+            raise WorkloadError(f"loss must be a thrifty.Loss such as CrossEntropy() but is {self.loss!r}")
+        if not isinstance(self.reference, str):
+            raise WorkloadError(f"reference must be a recipe's text but is {self.reference!r}")
+        if self.reference and (self.train is None or self.loss is None):
+            raise WorkloadError(f"reference {self.reference!r} trains, so `train` and `loss` are needed")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise WorkloadError(f"batch_size must be a whole number, 1 or more, but is {self.batch_size!r}")
+
+    @property
+    def served_shapes(self) -> dict[int, dict[int, tuple[int, int]]]:
+        """{input position: {dimension: (low, high)}} that an engine must take: ``shapes``, and the scenario's batch."""
+        varying = {i: dict(dimensions) for i, dimensions in self.shapes.items()}
+        if self.scenario.largest_batch > 1:
+            for i in range(len(self.example(1))):
+                varying.setdefault(i, {}).setdefault(0, (1, self.scenario.largest_batch))
+        return varying
+
+    @property
+    def training_set(self) -> Dataset[Any]:
+        """Where calibration and training data come from: ``train``, or validation inputs where there is none."""
+        return self.validation if self.train is None else self.train

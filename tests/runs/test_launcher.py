@@ -1,0 +1,54 @@
+"""The process of a run, and what is left when it dies."""
+
+from __future__ import annotations
+
+import pytest
+
+import thrifty
+from thrifty import testing
+from thrifty.errors import RunFailed
+from thrifty.runs.job import Job
+from thrifty.runs.launcher import start
+from thrifty.target import Target
+
+DYING = '''
+import os, signal, torch
+from thrifty.testing import SmallNet, workload as base
+import dataclasses
+
+class Dying(SmallNet):
+    calls = 0
+    def forward(self, x):
+        if self.training and len(x) == 32:
+            Dying.calls += 1
+            if Dying.calls > 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+workload = dataclasses.replace(base, model=Dying, reference="")
+'''
+
+
+def test_a_crash_takes_nothing_else_with_it(tmp_path):
+    (tmp_path / "dying.py").write_text(DYING)
+    trial = thrifty.run(str(tmp_path / "dying.py"), "train(epochs=2)", store=tmp_path / "study", pairs=1)
+    assert trial.status == "failed"
+    assert "signal 9" in trial.error
+
+
+def test_a_job_tells_what_happens_and_leaves_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
+    heard = []
+    job = Job(testing.workload.source, "hash", "train(steps=2)", 0, Target(), lower=False)
+    done = start(job, heard.append)
+    kinds = [event["charge"]["kind"] for event in heard if event["event"] == "charge"]
+    assert kinds == ["start", "rehearsal", "training", "evaluation"]
+    assert done.artifact is None and done.charges[0].flops > 0 and len(done.curve) == 1
+    again = start(job)
+    assert (again.checkpoint, again.charges) == (done.checkpoint, done.charges)
+
+
+def test_a_job_that_cannot_be_done_says_why():
+    with pytest.raises(RunFailed, match="a teacher is a model, not an engine"):
+        start(Job(testing.workload.source, "other", 'train(distill(teacher="train() | compile(onnxruntime)"), steps=1)', 0,
+                  Target(), lower=False))
