@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STORE ?= study
 
-.PHONY: help setup compiler demo test test-all lint bench clean
+.PHONY: help setup compiler demo test test-all lint bench tables clean
 
 help:
 	@echo "make demo      explore the embedded default for five minutes, print the frontier, write its page"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make bench     the benchmarks"
+	@echo "make tables    the lists of methods in README.md and docs/index.md, from the registry"
 	@echo "make clean     remove the environment and what the tools left"
 
 setup: $(STAMP)
@@ -62,6 +63,9 @@ lint: setup
 bench: setup compiler
 	$(BIN)/python benchmarks/overhead.py --store $(STORE)-overhead
 	$(BIN)/python benchmarks/aa.py
+
+tables: setup
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

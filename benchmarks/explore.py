@@ -30,6 +30,7 @@ from thrifty.search.costs import Costs
 from thrifty.search.propose import propose
 from thrifty.search.space import Space
 from thrifty.studies.constraints import Bars
+from thrifty.studies.events import SweepBegan
 from thrifty.studies.ledger import Ledger
 from thrifty.studies.store import Store
 from thrifty.studies.trial import Trial
@@ -53,9 +54,9 @@ def space_of(workload: str) -> Space:
         "last.quantize": lambda option: "bf16" not in option,
         "compile": lambda option: option != "export",
     }
-    parts = {name: {option: part for option, part in options.items() if keep.get(name, bool)(option)}
-             for name, options in space.parts.items()}
-    return dataclasses.replace(space, parts=parts)
+    slots = (dataclasses.replace(slot, parts={option: part for option, part in slot.parts.items()
+                                              if keep.get(slot.name, bool)(option)}) for slot in space.slots)
+    return dataclasses.replace(space, slots=tuple(slots))
 
 
 # -- everything, once ---------------------------------------------------------------------------------------------
@@ -66,9 +67,9 @@ def measure(workload: str, store: str) -> None:
     recipes = sorted(space_of(workload).recipes())
     with open_study(store, definition, target) as opened, Progress() as progress:
         runner = Runner(definition, opened, target=target, listener=progress.hear)
-        progress.hear({"event": "sweep", "total": len(recipes)})
+        progress.hear(SweepBegan(len(recipes)))
         for recipe in recipes:
-            runner.run(recipe, pairs=1)
+            runner.run(Recipe.parse(recipe), pairs=1)
 
 
 # -- again, from the store ----------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def main() -> None:
     for ratio in arguments.ratios:
         for whiten in (True, False):
             method = LowRank(ratio=ratio, whiten=whiten)
-            context = make_context(workload, Target(threads=arguments.threads), 0, [], lambda event: None)
+            context = make_context(workload, Target(threads=arguments.threads), 0, lambda event: None)
             began = time.perf_counter()
             with torch.no_grad():
                 plan = method.plan(dense, context)

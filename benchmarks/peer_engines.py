@@ -100,7 +100,7 @@ def floating(name: str, store: Path) -> tuple[Workload, nn.Module, Context]:
     """What every tool starts from: the trained module, and a context with the examples that all calibrate on."""
     workload = load_workload(MODELS[name].workload)
     net = checkpoint.load_module(workload.source, str(weights(name, store)))
-    return workload, net, make_context(workload, Target(threads=1), SEED, [], lambda event: None, CALIBRATION_EXAMPLES)
+    return workload, net, make_context(workload, Target(threads=1), SEED, lambda event: None, examples=CALIBRATION_EXAMPLES)
 
 
 def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:

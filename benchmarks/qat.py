@@ -36,7 +36,8 @@ from thrifty.measure.environment import environment, now
 from thrifty.measure.student import student_quantile
 from thrifty.runs import checkpoint
 from thrifty.runs.job import Job
-from thrifty.runs.launcher import start
+from thrifty.runs.job import place as kept
+from thrifty.runs.launcher import LocalLauncher
 from thrifty.target import Target, cores
 from thrifty.workloads.embedded.digits import SHIFT, shift, split_tensors
 from thrifty.workloads.embedded.digits import workload as digits
@@ -80,8 +81,8 @@ def recipes(reference: str, scheme: str, lr: float, length: str, extra: str) -> 
 def run(found: Workload, place: str, recipe: str, seed: int) -> tuple[float, float]:
     """(quality on test, higher is better; seconds of its last training)."""
     job = Job(found.source, fingerprint(found), recipe, seed, Target(threads=cores()), lower=False)
-    done = start(job)
-    model = checkpoint.load_module(place, done.checkpoint)
+    done = LocalLauncher().run(job)
+    model = checkpoint.load_module(place, str(kept("checkpoints", done.checkpoint)))
     with torch.inference_mode():
         value = found.quality(lambda inputs: model(*inputs), found.test).value
     seconds = [charge.seconds for charge in done.charges if charge.kind == "training"][-1]

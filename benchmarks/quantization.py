@@ -33,8 +33,8 @@ from thrifty.numerics.modules import GroupedLinear
 from thrifty.posttraining.quantization.reads import Reads
 from thrifty.runs import checkpoint
 from thrifty.runs.context import CALIBRATION_BATCH, CALIBRATION_EXAMPLES, calibration, make_context
-from thrifty.runs.job import Job
-from thrifty.runs.launcher import start
+from thrifty.runs.job import Job, place
+from thrifty.runs.launcher import LocalLauncher
 from thrifty.target import Target, cores
 from thrifty.workloads.loading import fingerprint, load_workload
 from thrifty.workloads.quality import Scores
@@ -49,7 +49,7 @@ def reference(workload: Workload) -> nn.Module:
     """The model as its reference leaves it; trained now where the cache does not have it."""
     job = Job(workload.source, fingerprint(workload), workload.reference, 0, Target(), lower=False)
     torch.manual_seed(0)
-    return checkpoint.load(Path(start(job).checkpoint), workload.model())[1].eval()
+    return checkpoint.load(place("checkpoints", LocalLauncher().run(job).checkpoint), workload.model())[1].eval()
 
 
 def scores(workload: Workload, model: nn.Module, split: str) -> Scores:
@@ -128,7 +128,7 @@ def rows(workload: Workload, arguments: argparse.Namespace, known: dict[tuple[st
         plain: Any = None
         for algorithm in ALGORITHMS:
             method = Quantize(scheme, algorithm=algorithm, layers=arguments.layers)
-            context = make_context(workload, Target(), SEED, [], lambda event: None, arguments.examples)
+            context = make_context(workload, Target(), SEED, lambda event: None, examples=arguments.examples)
             began = time.perf_counter()
             with torch.no_grad():
                 plan = method.plan(net, context)

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--compilers", nargs="+", default=list(COMPILERS), choices=COMPILERS)
     given = parser.parse_args()
     workload = load_workload(given.workload)
-    context = make_context(workload, Target(threads=1), 0, [], lambda *_: None)
+    context = make_context(workload, Target(threads=1), 0, lambda event: None)
     print(f"{now()}, {environment()['cpu']}, torch {torch.__version__}; {workload.name}, batch 1, one thread, "
           f"{given.rounds} processes an engine\n\n| engine | scheme | bytes, MB | of fp32's | memory, MB | of fp32's | ms |\n"
           "| --- | --- | --- | --- | --- | --- | --- |")

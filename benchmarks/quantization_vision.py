@@ -101,7 +101,7 @@ def scores(workload: Workload, model: nn.Module) -> Scores:
 def line(workload: Workload, net: nn.Module, scheme: str, variant: str, held: tuple[Scores, Tensor], x: Tensor) -> str:
     method = Quantize(scheme, **VARIANTS[variant])
     notes: list[str] = []
-    context = make_context(workload, Target(), 0, [], lambda event: notes.append(event.get("text", "")))
+    context = make_context(workload, Target(), 0, lambda event: notes.append(event.text))
     began = time.perf_counter()
     plan = method.plan(net, context)
     seconds = time.perf_counter() - began

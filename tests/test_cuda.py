@@ -40,7 +40,7 @@ def test_a_run_is_measured(tmp_path):
 def test_inductor_compiles_where_it_is_opened_and_replays_a_graph(tmp_path):
     model = testing.trained()
     example = testing.workload.example(4)
-    context = make_context(testing.workload, Target(device="cuda"), 0, [], lambda event: None)
+    context = make_context(testing.workload, Target(device="cuda"), 0, lambda event: None)
     record = Inductor().lower(model, example, tmp_path, context)
     assert (record.engine, record.native, record.precision) == ("compiled", False, "fp32")
     artifact.write(tmp_path, record, {}, [x.numpy() for x in example], [model(*example).detach().numpy()])
@@ -57,7 +57,7 @@ def test_float8_is_compiled_and_multiplied_as_such(tmp_path, rest):
     model = Quantize("fp8", rest=rest)(torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 32)))
     # Numbers that bfloat16 holds: the compiler leaves out the rounding of what comes in, and float8 would round otherwise.
     example = (torch.randn(4, 64).bfloat16().float(),)
-    context = make_context(testing.workload, Target(device="cuda"), 0, [], lambda event: None)
+    context = make_context(testing.workload, Target(device="cuda"), 0, lambda event: None)
     record = Inductor().lower(model, example, tmp_path, dataclasses.replace(context, shapes={}))
     assert record.engine == "compiled" and record.precision == {"fp32": "fp8", "bf16": "fp8+bf16"}[rest]
     assert "aten._scaled_mm" in str(torch.export.load(str(tmp_path / record.files[0])).graph)

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import Method
 from thrifty.recipes.registry import BUILT_IN, method_class
 from thrifty.workloads.loading import check_data, check_example, load_workload
 
@@ -98,10 +100,10 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
     return said + (", or `None`" if "None" in str(spec.type) else "")
 
 
-def hyperparameter_rows(name: str) -> list[str]:
+def hyperparameter_rows(cls: type[Method]) -> list[str]:
     """The first three columns of the card's table, a row a hyperparameter."""
     rows = []
-    for spec in dataclasses.fields(method_class(name)):
+    for spec in dataclasses.fields(cls):
         default = spec.default if "options" in spec.metadata else repr(spec.default)
         rows.append(f"| `{spec.name}` | `{default}` | {permitted(spec)} |")
     return rows
@@ -115,13 +117,16 @@ def test_every_method_has_a_card_that_agrees_with_it(name: str) -> None:
     for heading in ("## When it pays", "## What it costs", "## Hyperparameters", "## Example", "## Source"):
         assert heading in text, f"{page.name} has no {heading!r}"
     assert f"`{cls.card.family}`" in text
-    for row in hyperparameter_rows(name):
+    for row in hyperparameter_rows(cls):
         assert row in text, f"{page.name} lacks the row {row}"
     listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert listed == [spec.name for spec in dataclasses.fields(cls)]
     assert any(block.language == "python" for block in blocks(page))
-    assert f"methods/{name}.md" in (ROOT / "README.md").read_text()
-    assert f"methods/{name}.md" in (ROOT / "docs" / "index.md").read_text()
+
+
+def test_the_lists_of_methods_are_those_of_the_registry() -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs" / "tables.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nmake tables writes them"
 
 
 def test_links_between_pages_lead_somewhere() -> None:
@@ -130,6 +135,27 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
             if "://" not in target and Path(target).name not in written_by_the_demo:
                 assert (page.parent / target).is_file(), f"{page.relative_to(ROOT)} links to {target}, which is not there"
+
+
+def test_what_pages_and_examples_import_is_public() -> None:
+    """Blocks that are indented, which nobody executes, among them."""
+    examples = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "examples").rglob("*.md")]
+    found = {(path, module) for path in [*PAGES, *examples]
+             for module in re.findall(r"^ *(?:from|import) (thrifty\.[\w.]+)", path.read_text(), re.MULTILINE)}
+    assert not found, sorted(f"{path.name}: {module}" for path, module in found)
+
+
+def test_the_tree_in_the_readme_is_the_one_that_is_there() -> None:
+    """Each folder once, in the order of the layers that the linter holds."""
+    section = (ROOT / "README.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
+    listed = re.findall(r"^ {6}(\S+)  ", section, re.MULTILINE)
+    package = ROOT / "src" / "thrifty"
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in package.iterdir()} - {"__pycache__/", "py.typed"}
+    assert set(listed) == there and len(listed) == len(there)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    order = [name.strip() for layer in layers for name in layer.split("|")]
+    assert [name.removesuffix("/").removesuffix(".py") for name in listed if not name.startswith("__")] == order
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)

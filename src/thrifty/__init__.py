@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from thrifty.compilers.generator import lower_generator as lower_generator
     from thrifty.compilers.inductor import Inductor as Inductor
     from thrifty.compilers.inprocess import compiled as compiled
+    from thrifty.compilers.lower import lower as lower
     from thrifty.compilers.onnxruntime import OnnxRuntime as OnnxRuntime
     from thrifty.compilers.openvino import OpenVino as OpenVino
     from thrifty.compilers.tvm import Tvm as Tvm
@@ -51,9 +52,13 @@ if TYPE_CHECKING:
     from thrifty.recipes.ranks import Ranks as Ranks
     from thrifty.recipes.recipe import Recipe as Recipe
     from thrifty.recipes.session import Session as Session
+    from thrifty.recipes.training_method import Stage as Stage
     from thrifty.recipes.training_method import TrainingMethod as TrainingMethod
     from thrifty.recipes.transform import Plan as Plan
     from thrifty.recipes.transform import Transform as Transform
+    from thrifty.report.document import study_json as study_json
+    from thrifty.report.page import page as page
+    from thrifty.report.page import write_page as write_page
     from thrifty.runs.preflight import check as check
     from thrifty.runs.runner import run as run
     from thrifty.runs.saving import model_of as model_of
@@ -63,6 +68,8 @@ if TYPE_CHECKING:
     from thrifty.search.tune import tune as tune
     from thrifty.studies.constraints import Bars as Bars
     from thrifty.studies.constraints import best as best
+    from thrifty.studies.events import Event as Event
+    from thrifty.studies.events import Listener as Listener
     from thrifty.studies.findings import Findings as Findings
     from thrifty.studies.frontier import frontier as frontier
     from thrifty.studies.store import Store as Store
@@ -75,15 +82,18 @@ if TYPE_CHECKING:
     from thrifty.training.mixed_precision import Fp8 as Fp8
     from thrifty.training.mixed_precision import Fp16 as Fp16
     from thrifty.training.mixed_precision import Tf32 as Tf32
+    from thrifty.training.mixed_precision.scaled import fp8_linear as fp8_linear
     from thrifty.training.optimizers import AdamW as AdamW
     from thrifty.training.optimizers.adafactor import Adafactor as Adafactor
     from thrifty.training.optimizers.adamw8bit import AdamW8bit as AdamW8bit
+    from thrifty.training.optimizers.curvature import sampled_loss as sampled_loss
     from thrifty.training.optimizers.ema import Ema as Ema
     from thrifty.training.optimizers.lion import Lion as Lion
     from thrifty.training.optimizers.muon import Muon as Muon
     from thrifty.training.optimizers.schedule_free import ScheduleFree as ScheduleFree
     from thrifty.training.optimizers.soap import Soap as Soap
     from thrifty.training.optimizers.sophia import Sophia as Sophia
+    from thrifty.training.optimizers.sophia import SophiaOptimizer as SophiaOptimizer
     from thrifty.training.peft.ia3 import Ia3 as Ia3
     from thrifty.training.peft.lora import Lora as Lora
     from thrifty.training.peft.prompt import PromptTuning as PromptTuning
@@ -118,7 +128,7 @@ _NAMES = {
     "recipes.recipe": "Recipe",
     "recipes.phases": "Train",
     "recipes.transform": "Transform Plan",
-    "recipes.training_method": "TrainingMethod",
+    "recipes.training_method": "TrainingMethod Stage",
     "recipes.compiler": "Compiler",
     "recipes.card": "Card",
     "recipes.claim": "Claim",
@@ -130,7 +140,7 @@ _NAMES = {
     "errors": "ThriftyError NoEffect EffectLost TrainingFailed RunFailed",
     # methods
     "training.optimizers": "AdamW",
-    "training.optimizers.sophia": "Sophia",
+    "training.optimizers.sophia": "Sophia SophiaOptimizer",
     "training.optimizers.muon": "Muon",
     "training.optimizers.soap": "Soap",
     "training.optimizers.lion": "Lion",
@@ -160,6 +170,8 @@ _NAMES = {
     # training by hand
     "training.loop": "fit TrainingResult",
     "training.session": "TrainingSession",
+    "training.optimizers.curvature": "sampled_loss",
+    "training.mixed_precision.scaled": "fp8_linear",
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
     # running, searching, choosing
@@ -173,11 +185,15 @@ _NAMES = {
     "studies.frontier": "frontier",
     "studies.constraints": "Bars best",
     "studies.findings": "Findings",
+    "studies.events": "Event Listener",
+    "report.document": "study_json",
+    "report.page": "page write_page",
     # what serves
     "artifacts.artifact": "load",
     "artifacts.verification": "verify",
     "artifacts.bench": "bench",
     "artifacts.generator": "Generator",
+    "compilers.lower": "lower",
     "compilers.generator": "lower_generator",
     "runs.saving": "model_of save_hf",
     "interchange.compressed_tensors": "export_compressed_tensors import_compressed_tensors",

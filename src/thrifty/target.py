@@ -1,4 +1,4 @@
-"""What a model will run on."""
+"""What a model will run on, and what trains it."""
 
 from __future__ import annotations
 
@@ -54,3 +54,29 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         return {"device": self.device, "threads": self.threads, "memory": self.memory}
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """The device and the processes that train the model.
+
+    Args:
+        device: "cpu" or "cuda".
+        ranks: processes that train together.
+
+    Raises:
+        TargetError: the device is unknown, or there are no ranks.
+
+    >>> Machine().ranks
+    1
+    """
+
+    device: str = "cpu"
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise TargetError(f"device must be 'cpu' or 'cuda' but is {self.device!r}")
+        if not isinstance(self.ranks, int) or self.ranks < 1:
+            raise TargetError(f"ranks must be a whole number, 1 or more, but is {self.ranks!r}")

@@ -42,10 +42,11 @@ from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.registry import method_class, names
 from thrifty.recipes.training_method import TrainingMethod
-from thrifty.recipes.transform import Transform
+from thrifty.recipes.transform import Plan, Transform
 from thrifty.runs import checkpoint
 from thrifty.runs.checkpoint import Checkpoint
-from thrifty.runs.context import make_context, training_setup
+from thrifty.runs.context import Measurements, make_context, score, training_setup
+from thrifty.runs.journal import Entry, Journal
 from thrifty.runs.rehearsal import rehearse
 from thrifty.target import Target
 from thrifty.training.loop import TrainingResult, train
@@ -131,7 +132,7 @@ def apply(method: Method, model: nn.Module, seed: int = 0) -> nn.Module:
 
 @apply.register
 def _(method: Transform, model: nn.Module, seed: int = 0) -> nn.Module:
-    context = make_context(workload, Target(), seed, [], _hear, examples=64)
+    context = make_context(workload, Target(), seed, _hear, examples=64)
     with torch.no_grad():
         return method.build(copy.deepcopy(model), method.plan(model, context)).eval()
 
@@ -159,7 +160,7 @@ class Served(nn.Module):
 
 @apply.register
 def _(method: Compiler, model: nn.Module, seed: int = 0) -> nn.Module:
-    context = make_context(workload, Target(), seed, [], _hear, examples=64)
+    context = make_context(workload, Target(), seed, _hear, examples=64)
     directory = Path(_places().enter_context(tempfile.TemporaryDirectory(prefix="thrifty-conformance-")))
     example = workload.example(1)
     lowered = method.lower(copy.deepcopy(model).eval(), example, directory, context)
@@ -246,7 +247,7 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
         directory = Path(place)
         text = str(Recipe.of(method))
         if isinstance(method, Transform):
-            context = make_context(workload, Target(), 0, [], _hear, examples=64)
+            context = make_context(workload, Target(), 0, _hear, examples=64)
             model = trained()
             with torch.no_grad():
                 plan = method.plan(model, context)
@@ -263,6 +264,27 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
         done = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         np.testing.assert_allclose(np.load(directory / "answers.npy"), answers(after), rtol=1e-5, atol=1e-6)
+
+
+def replays_from_its_timings(method: Method) -> None:
+    """A plan that was timed is made again, bit for bit, from the timings that it recorded; any other times nothing."""
+    if not isinstance(method, Transform):
+        return
+    made, timings = _planned(method, Journal())
+    assert bool(timings) <= method.timed, f"{method.name} times what it decides by, and its `timed` does not say so"
+    again, _ = _planned(method, Journal(entries=[Entry("time", seconds, 0.0) for seconds in timings]))
+    assert json.dumps(dict(made.values), sort_keys=True) == json.dumps(dict(again.values), sort_keys=True)
+    assert made.tensors.keys() == again.tensors.keys()
+    assert all(torch.equal(made.tensors[name], again.tensors[name]) for name in made.tensors)
+
+
+def _planned(method: Transform, journal: Journal) -> tuple[Plan, tuple[float, ...]]:
+    """A plan, and the timings by which it was decided; scores are taken anew."""
+    measured = Measurements(workload, Target(), "cpu", 0, journal)
+    context = make_context(workload, Target(), 0, _hear, measurements=measured, examples=64)
+    with torch.no_grad():
+        plan = method.plan(trained(), dataclasses.replace(context, score=lambda model: score(workload, model)))
+    return plan, measured.timings
 
 
 def claims_are_true(method: Method) -> None:
@@ -325,5 +347,5 @@ def neighbours(method: Method) -> Iterator[Recipe]:
 
 LAWS: tuple[Callable[[Method], None], ...] = (
     text_round_trip, json_round_trip, card_is_whole, input_untouched, same_seed_same_result,
-    rebuilds_in_a_fresh_process, claims_are_true, check_agrees,
+    rebuilds_in_a_fresh_process, replays_from_its_timings, claims_are_true, check_agrees,
 )

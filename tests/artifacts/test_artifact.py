@@ -19,7 +19,7 @@ from thrifty.compilers.export import Export
 def exported(tmp_path_factory):
     directory = tmp_path_factory.mktemp("exported")
     model, example = testing.trained(), testing.workload.example(1)
-    context = testing.make_context(testing.workload, testing.Target(), 0, [], print)
+    context = testing.make_context(testing.workload, testing.Target(), 0, print)
     lowered = Export().lower(model, example, directory, context)
     with torch.no_grad():
         outputs = [model(*example).numpy()]

@@ -32,7 +32,7 @@ class Refuse:
             raise ImportError("torch is not deployed")
 sys.meta_path.insert(0, Refuse())
 sys.argv[0] = "thrifty"
-from thrifty.cli import main
+from thrifty.cli.app import main
 main()
 """
 
@@ -268,7 +268,7 @@ def test_a_copy_that_was_killed_is_no_artifact(exported, tmp_path):
     """Half of a copy has another name, and what has the name is whole."""
     script = (
         "import os, shutil, sys, pathlib\n"
-        "from thrifty import artifact\n"
+        "from thrifty.artifacts import artifact\n"
         "kept = shutil.copy2\n"
         "def once(*args, **kwargs):\n"
         "    kept(*args, **kwargs)\n"
@@ -289,7 +289,8 @@ def test_a_compilation_that_was_killed_leaves_nothing_that_loads(tmp_path):
     """At every moment until the entry has its name, there is none; what lies aside has no manifest until it is whole."""
     script = (
         "import os, sys, pathlib\n"
-        "from thrifty import artifact, cache, testing\n"
+        "from thrifty import testing\n"
+        "from thrifty.runs import cache\n"
         "from thrifty.compilers.export import Export\n"
         "from thrifty.recipes.context import Context\n"
         "example = testing.workload.example(1)\n"

@@ -9,7 +9,8 @@ import torch
 
 from tests.compilers.nets import called, conv_net, encoder, error, images, lowered, quantized, texts
 from thrifty.compilers import inductor
-from thrifty.compilers.inductor import Inductor, NoCompiler, kernels
+from thrifty.compilers.inductor import Inductor, kernels
+from thrifty.compilers.requirements import NoCompiler
 from thrifty.posttraining.quantize import Quantize
 
 pytestmark = pytest.mark.skipif(Inductor.missing() is not None, reason=str(Inductor.missing()))

@@ -60,7 +60,7 @@ def refused(path: Path, canary: Path) -> str:
 
 
 def test_what_is_written_here_is_opened(file):
-    pt2.check(file)
+    pt2.refuse_code(file)
     assert content(file, MODEL)["guards_code"], "guards are part of what is looked through"
 
 
@@ -108,7 +108,7 @@ def test_sizes_and_guards_are_arithmetic(file, tmp_path, text):
     model["guards_code"] = [text]
     path = changed(file, tmp_path, {MODEL: json.dumps(model).encode()})
     if harmless:
-        pt2.check(path)
+        pt2.refuse_code(path)
     else:
         refused(path, canary)
 
@@ -124,10 +124,10 @@ def test_names_are_names(file, tmp_path):
 def test_no_archive(tmp_path, bytes_):
     (tmp_path / "model.pt2").write_bytes(bytes_)
     with pytest.raises(EngineError, match="no torch.export program"):
-        pt2.check(tmp_path / "model.pt2")
+        pt2.refuse_code(tmp_path / "model.pt2")
 
 
 def test_deep_json_is_an_answer_not_a_crash(file, tmp_path):
     path = changed(file, tmp_path, {MODEL: b"[" * 100_000})
     with pytest.raises(EngineError, match="no torch.export program"):
-        pt2.check(path)
+        pt2.refuse_code(path)

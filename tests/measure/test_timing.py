@@ -15,10 +15,10 @@ from thrifty.measure.comparison import Comparison, Reading, summarise
 from thrifty.measure.process import Worker, WorkerFailed
 from thrifty.measure.sides import CallableSide
 from thrifty.measure.statistics import verdict
-from thrifty.measure.timing import Plan, alone, compare, undisturbed
+from thrifty.measure.timing import Effort, alone, compare, undisturbed
 
 FACTORIES = Path(__file__).with_name("factories.py")
-QUICK = Plan(rounds=2, block_seconds=0.004, cycles=2)
+QUICK = Effort(rounds=2, block_seconds=0.004, cycles=2)
 ONE = [np.ones((1, 2))]
 
 
@@ -29,7 +29,7 @@ def side(name: str) -> CallableSide:
 @pytest.fixture(scope="module")
 def three() -> Comparison:
     sides = {"once": side("work"), "twice": side("work_twice"), "again": side("work")}
-    return compare(sides, "once", ONE, plan=dataclasses.replace(QUICK, rounds=3))
+    return compare(sides, "once", ONE, effort=dataclasses.replace(QUICK, rounds=3))
 
 
 def test_twice_the_work_is_slower(three: Comparison) -> None:
@@ -70,7 +70,7 @@ def test_figures_are_of_a_process(three: Comparison) -> None:
 
 def test_one_round_screens() -> None:
     found = compare(
-        {"a": side("work"), "b": side("work")}, "a", ONE, plan=dataclasses.replace(QUICK, rounds=1)
+        {"a": side("work"), "b": side("work")}, "a", ONE, effort=dataclasses.replace(QUICK, rounds=1)
     )
     assert verdict(found.ratios["b"]) == "screened"
 
@@ -79,12 +79,12 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped() -> None:
     seen: list[tuple[int, int]] = []
     rounds: list[int] = []
     sides = {"a": side("work"), "b": side("work")}
-    first = compare(sides, "a", ONE, plan=dataclasses.replace(QUICK, rounds=1))
+    first = compare(sides, "a", ONE, effort=dataclasses.replace(QUICK, rounds=1))
     both = compare(
         sides,
         "a",
         ONE,
-        plan=QUICK,
+        effort=QUICK,
         kept=first.readings,
         on_round=lambda index, readings: rounds.append(index),
         progress=lambda done, total, what: seen.append((done, total)),
@@ -96,7 +96,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped() -> None:
 
 def test_a_failing_side_fails_the_comparison_and_says_which() -> None:
     with pytest.raises(WorkerFailed, match="raises"):
-        compare({"a": side("work"), "b": side("raises")}, "a", ONE, plan=QUICK)
+        compare({"a": side("work"), "b": side("raises")}, "a", ONE, effort=QUICK)
 
 
 @pytest.mark.parametrize("names", [["a"], ["b", "c"]])
@@ -106,13 +106,13 @@ def test_a_comparison_needs_its_baseline_and_another(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"cycles": 0}, {"block_seconds": 0.0}])
-def test_plans_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_an_effort_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        Plan(**wrong)  # type: ignore[arg-type]
+        Effort(**wrong)  # type: ignore[arg-type]
 
 
 def test_one_side_alone_has_figures() -> None:
-    figures = alone(side("work"), ONE, plan=dataclasses.replace(QUICK, rounds=1))
+    figures = alone(side("work"), ONE, effort=dataclasses.replace(QUICK, rounds=1))
     assert figures.p50 > 0
 
 
@@ -167,14 +167,14 @@ def example(n: int) -> list[np.ndarray]:
 
 def test_single_stream_is_batch_one() -> None:
     sides = {"a": side("work"), "b": side("work_twice")}
-    found = scenarios.measure(Scenario("SingleStream"), sides, "a", example, plan=QUICK)
+    found = scenarios.measure(Scenario("SingleStream"), sides, "a", example, effort=QUICK)
     assert found.scenario == "SingleStream"
     assert {figures.batch for figures in found.figures.values()} == {1}
 
 
 def test_offline_takes_each_side_at_its_own_best_batch() -> None:
     sides = {"fixed": side("fixed_four"), "free": side("batched")}
-    found = scenarios.measure(Scenario("Offline"), sides, "fixed", example, plan=QUICK)
+    found = scenarios.measure(Scenario("Offline"), sides, "fixed", example, effort=QUICK)
     assert found.figures["fixed"].batch == 4
     assert found.figures["free"].batch in (4, 8)
     ratio, figures = found.ratios["free"], found.figures
@@ -195,7 +195,7 @@ def test_a_side_that_takes_no_batch_is_an_error() -> None:
 
 def test_server_compares_rates_within_the_bound() -> None:
     sides = {"a": side("service"), "b": side("service")}
-    found = scenarios.measure(Scenario("Server", latency=0.05), sides, "a", example, plan=QUICK)
+    found = scenarios.measure(Scenario("Server", latency=0.05), sides, "a", example, effort=QUICK)
     rate = found.figures["b"].throughput_per_second
     assert rate is not None
     assert rate <= 1 / 15e-6
@@ -207,7 +207,7 @@ def test_server_compares_rates_within_the_bound() -> None:
 
 def test_server_with_a_bound_that_nothing_meets_is_not_measured() -> None:
     sides = {"a": side("service"), "b": side("service")}
-    found = scenarios.measure(Scenario("Server", latency=1e-9), sides, "a", example, plan=Plan(1, 0.004, 1))
+    found = scenarios.measure(Scenario("Server", latency=1e-9), sides, "a", example, effort=Effort(1, 0.004, 1))
     assert found.ratios["b"] is None
     assert found.figures["a"].throughput_per_second is None
     assert any("latency bound" in warning for warning in found.warnings)

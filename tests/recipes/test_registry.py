@@ -72,17 +72,17 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_third_parties_register_by_entry_point(third_party: Any) -> None:
     from tests.recipes.test_method import Scale
 
-    third_party(scale="tests.test_method:Scale")
+    third_party(scale="tests.recipes.test_method:Scale")
     assert names()[0] == "scale"
     assert method_class("scale") is Scale
 
 
 def test_a_third_party_cannot_replace_a_method_that_recipes_name(third_party: Any) -> None:
-    third_party(prune="tests.test_method:Scale")
+    third_party(prune="tests.recipes.test_method:Scale")
     assert registry.places()["prune"] == BUILT_IN["prune"]
 
 
 def test_a_method_under_another_name_than_its_own_is_refused(third_party: Any) -> None:
-    third_party(scales="tests.test_method:Scale")
+    third_party(scales="tests.recipes.test_method:Scale")
     with pytest.raises(ThriftyError, match="registered as 'scales' but names itself 'scale'"):
         method_class("scales")

@@ -17,7 +17,7 @@ from thrifty.cli import studies
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.report import page as pages
 from thrifty.report.document import finite, study_json
-from thrifty.report.page import PageError, island, page, write
+from thrifty.report.page import PageError, island, page, write_page
 from thrifty.studies.findings import Findings
 from thrifty.studies.store import Failure, Store
 
@@ -99,7 +99,7 @@ def test_it_can_be_used_without_a_mouse_or_eyes(outline):
 def test_the_study_in_the_page_is_the_stores(tmp_path):
     trials = [*many(30), failed("zzz", HOSTILE, HOSTILE), trial("yyy", environment={"cpu": HOSTILE})]
     store = keep(tmp_path / "study", trials)
-    path = write(store, tmp_path / "page.html", requests_per_day=1e5)
+    path = write_page(store, tmp_path / "page.html", requests_per_day=1e5)
     (data, *_), title = Outline(path.read_text()).all("script"), Outline(path.read_text()).all("title")
     with Store.open(store) as opened:
         kept, spent, failures = opened.trials(), opened.spent(), opened.failures()
@@ -159,17 +159,17 @@ def test_it_goes_into_the_study_by_default(tmp_path, capsys):
 @pytest.mark.parametrize("perday", [0, -1, float("nan"), float("inf")])
 def test_requests_a_day_are_a_number_above_0(tmp_path, perday):
     with pytest.raises(PageError, match="above 0 but is"):
-        write(tmp_path / "nothing", requests_per_day=perday)
+        write_page(tmp_path / "nothing", requests_per_day=perday)
 
 
 def test_where_it_cannot_be(tmp_path):
     store = keep(tmp_path / "study", [trial("aaa")])
     with pytest.raises(PageError, match="is a directory; name a file"):
-        write(store, tmp_path)
+        write_page(store, tmp_path)
     with pytest.raises(PageError, match="there is no directory"):
-        write(store, tmp_path / "none" / "page.html")
+        write_page(store, tmp_path / "none" / "page.html")
     with pytest.raises(ThriftyError, match="no study"):
-        write(tmp_path / "none")
+        write_page(tmp_path / "none")
 
 
 def test_without_plotly(monkeypatch):

@@ -19,6 +19,17 @@ from thrifty.report.picture import Point, scatter
 from thrifty.report.progress import Progress
 from thrifty.report.words import literal
 from thrifty.runs import cache
+from thrifty.studies.events import (
+    Charged,
+    Noted,
+    PhaseBegan,
+    Promoted,
+    Proposed,
+    RecipeBegan,
+    Stepped,
+    SweepBegan,
+    TrialEnded,
+)
 from thrifty.studies.frontier import frontier
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.store import Failure
@@ -303,18 +314,18 @@ def test_progress_hears_a_sweep():
     out, clock = io.StringIO(), Clock()
     progress = Progress(out, clock=clock)
     with progress:
-        progress.hear({"event": "sweep", "total": 2})
+        progress.hear(SweepBegan(2))
         for i in range(2):
-            progress.hear({"event": "recipe", "text": f"train(steps={i + 1}) \x1b[2J", "id": str(i)})
-            progress.hear({"event": "phase", "text": "train"})
+            progress.hear(RecipeBegan(f"train(steps={i + 1}) \x1b[2J", str(i)))
+            progress.hear(PhaseBegan("train"))
             clock.now += 30
-            progress.hear({"event": "step", "step": 5, "total": 10, "loss": 0.1})
-            progress.hear({"event": "charge", "charge": {}})
-            progress.hear({"event": "phase", "text": "timing"})
-            progress.hear({"event": "note", "text": "no compiled baseline"})
-            progress.hear({"event": "trial", "trial": trial(str(i)) if i else failed("0", "x", "nan")})
-        progress.hear({"event": "promote", "total": 2, "pairs": 5})
-        progress.hear({"event": "never heard of"})
+            progress.hear(Stepped(5, 10, loss=0.1))
+            progress.hear(Charged(Charge("training", "train", 1.0)))
+            progress.hear(PhaseBegan("timing"))
+            progress.hear(Noted("no compiled baseline"))
+            progress.hear(TrialEnded(trial(str(i)) if i else failed("0", "x", "nan")))
+        progress.hear(Promoted(2, 5))
+        progress.hear(Proposed(("train()",)))
     shown = out.getvalue()
     assert "\x1b" not in shown and "train(steps=1) \\x1b[2J" in shown
     assert "1/2 train(steps=1)" in shown and "2/2 (about 30.0 s left) train(steps=2)" in shown
@@ -331,10 +342,10 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     out = Terminal()
     with Progress(out) as progress:
-        progress.hear({"event": "sweep", "total": 2})
-        progress.hear({"event": "recipe", "text": "prune[red] " + LONG})
-        progress.hear({"event": "step", "step": 5, "total": 10})
-        progress.hear({"event": "trial", "trial": trial("a")})
+        progress.hear(SweepBegan(2))
+        progress.hear(RecipeBegan("prune[red] " + LONG, "a"))
+        progress.hear(Stepped(5, 10))
+        progress.hear(TrialEnded(trial("a")))
         progress.note("[bold]done[/bold]")
     assert "prune[red]" in out.getvalue() and "[bold]done[/bold]" in out.getvalue()
 

@@ -17,7 +17,7 @@ from thrifty.studies.ledger import Charge
 def pruned():
     model = testing.trained()
     method = Prune(ratio=0.5)
-    context = testing.make_context(testing.workload, testing.Target(), 0, [], print)
+    context = testing.make_context(testing.workload, testing.Target(), 0, print)
     plan = method.plan(model, context)
     after = method.build(testing.trained(), plan)
     claims = tuple(MethodClaim("prune", claim) for claim in method.claims(model, after))

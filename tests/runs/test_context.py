@@ -1,11 +1,46 @@
+"""What a run gives its methods."""
+
 from __future__ import annotations
 
-import torch
-from torch import nn
+import dataclasses
+import json
+import time
 
-from thrifty import testing
-from thrifty.runs.context import calibration, eager_seconds, recall, score
+import pytest
+import torch
+from torch import Tensor, nn
+
+from thrifty import AdamW, OnnxRuntime, Prune, testing
+from thrifty.errors import ThriftyError
+from thrifty.recipes.context import SearchBudgetSpent
+from thrifty.runs.context import (
+    Measurements,
+    Recall,
+    calibration,
+    labelled,
+    make_context,
+    rehearsal_context,
+    score,
+    scored,
+    seconds_a_call,
+)
+from thrifty.runs.journal import FILE, Journal
 from thrifty.target import Target
+
+
+class Slow(nn.Module):
+    """Takes 20 ms, and counts how often."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Slow.calls += 1
+        time.sleep(0.02)
+        return x
+
+
+def measurements(journal: Journal, budget: float = 1e9) -> Measurements:
+    return Measurements(testing.workload, Target(), "cpu", 0, journal, budget)
 
 
 def test_scores_are_higher_the_better_and_leave_the_mode():
@@ -14,33 +49,114 @@ def test_scores_are_higher_the_better_and_leave_the_mode():
     assert model.training
 
 
+def test_flops_of_a_score_are_those_of_all_its_batches():
+    counted = scored(testing.workload, testing.trained())[1]
+    one = 2 * 12 * 12 * 9 * (32 + 2 * 32 * 32) + 2 * (32 * 64 + 64 * 4)
+    assert counted == 64 * one
+
+
 def test_calibration_repeats_with_its_seed_and_differs_with_another():
     first, again, other = (torch.cat([x for (x,) in calibration(testing.workload, seed, 40)]) for seed in (1, 1, 2))
     assert len(first) == 40 and torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_what_is_recalled_is_computed_once_and_what_it_cost_is_told(tmp_path, monkeypatch):
+def test_labelled_batches_are_the_calibration_with_its_targets():
+    pairs = list(labelled(testing.workload, 3, 40))
+    assert torch.equal(torch.cat([x for (x,), _ in pairs]), torch.cat([x for (x,) in calibration(testing.workload, 3, 40)]))
+    assert sum(len(target) for _, target in pairs) == 40
+
+
+# -- timing -----------------------------------------------------------------------------------------------------
+
+
+def test_seconds_are_those_of_the_module_on_the_inputs_that_are_given():
+    assert 0.02 <= seconds_a_call(Slow(), (torch.zeros(1),), Target()) < 0.2
+
+
+@pytest.mark.skipif(OnnxRuntime.missing() is not None, reason=str(OnnxRuntime.missing()))
+def test_an_engine_is_timed_by_its_compilers_name():
+    x = testing.workload.example(1)
+    assert 0 < seconds_a_call(testing.trained(), x, Target(), engine="onnxruntime") < 1
+
+
+@pytest.mark.parametrize(("engine", "says"), [("onnxrutime", "did you mean 'onnxruntime'"), ("prune", "is no compiler")])
+def test_an_engine_that_is_none_is_refused(engine, says):
+    with pytest.raises(ThriftyError, match=says):
+        seconds_a_call(testing.trained(), testing.workload.example(1), Target(), engine=engine)
+
+
+# -- kept, budgeted, charged ------------------------------------------------------------------------------------
+
+
+def test_a_search_that_was_killed_measures_one_candidate_again_at_most(tmp_path):
+    first = measurements(Journal(tmp_path))
+    kept = [first.time(Slow()), first.score(testing.trained())]
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"kind": "time", "val')  # killed while it wrote
+    Slow.calls = 0
+    second = measurements(Journal(tmp_path))
+    assert [second.time(Slow()), second.score(testing.trained())] == kept
+    assert Slow.calls == 0 and len(second.recalled) == 2 and not second.made
+    second.time(Slow())
+    assert Slow.calls > 0 and len(second.made) == 1 and len(second.timings) == 2
+
+
+def test_an_answer_to_another_question_is_not_replayed(tmp_path):
+    measurements(Journal(tmp_path)).time(Slow())
+    second = measurements(Journal(tmp_path))
+    assert 0.7 < second.score(testing.trained()) <= 1 and not second.timings
+    assert [json.loads(line)["kind"] for line in (tmp_path / FILE).read_text().splitlines()] == ["score"]
+
+
+def test_a_short_training_is_kept_with_its_weights(tmp_path):
+    start = testing.trained()
+    before = testing.fingerprint(start)
+    first = measurements(Journal(tmp_path))
+    trained = first.fit(start, [AdamW(lr=0.01)], 3)
+    assert testing.fingerprint(trained) != before and first.made[0].flops > 0
+    second = measurements(Journal(tmp_path))
+    assert testing.fingerprint(second.fit(testing.trained(), [AdamW(lr=0.01)], 3)) == testing.fingerprint(trained)
+    assert not second.made
+    with pytest.raises(ThriftyError, match="prune cannot modify a training"):
+        second.fit(testing.trained(), [Prune(ratio=0.5)], 1)
+
+
+def test_a_spent_budget_ends_the_search():
+    search = measurements(Journal(), budget=0.05)
+    search.time(Slow())
+    assert search.remaining() <= 0
+    with pytest.raises(SearchBudgetSpent, match=r"the 0\.05 s"):
+        search.time(Slow())
+
+
+def test_what_is_recalled_is_computed_once_in_its_scope_with_its_tensors(tmp_path, monkeypatch):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
     asked: list[str] = []
-    seconds: list[float] = []
 
     def compute():
         asked.append("once")
-        return {"layer": [["w8a8", 3, 0.25]]}
+        return {"layer": [["w8a8", 3, 0.25]], "weight": torch.arange(3.0)}
 
-    first, again = (recall(seconds, "a key of any length, with spaces", compute) for _ in range(2))
-    assert first == again == {"layer": [["w8a8", 3, 0.25]]}
-    assert asked == ["once"] and len(seconds) == 1 and seconds[0] >= 0
-    recall(seconds, "another", compute)
-    assert len(asked) == 2
+    recall = Recall("model and method")
+    first, again = (recall("a key of any length, with spaces", compute) for _ in range(2))
+    assert first["layer"] == again["layer"] == [["w8a8", 3, 0.25]] and torch.equal(first["weight"], again["weight"])
+    assert asked == ["once"] and len(recall.seconds) == 1 and recall.seconds[0] >= 0
+    recall("another", compute)
+    Recall("another model")("a key of any length, with spaces", compute)
+    assert len(asked) == 3
 
 
-def test_eager_seconds_are_those_of_the_module():
-    class Slow(nn.Module):
-        def forward(self, x):
-            import time
+def test_a_context_without_targets_or_a_loss_offers_none():
+    untrained = dataclasses.replace(testing.workload, train=None, reference="", loss=None)
+    context = make_context(untrained, Target(), 0, print, measurements=measurements(Journal()))
+    assert context.labelled is None and context.fit is None and context.time is not None
 
-            time.sleep(0.02)
-            return x
 
-    assert 0.02 <= eager_seconds(Slow(), (torch.zeros(1),), Target()) < 0.2
+def test_a_rehearsal_measures_nothing():
+    context = rehearsal_context(testing.workload, Target(), 0, 8)
+    Slow.calls = 0
+    assert context.rehearsal and context.time is not None and context.score is not None and context.fit is not None
+    assert context.time(Slow()) < context.time(testing.trained()) and context.score(Slow()) == 0.0
+    model = testing.trained()
+    assert context.fit(model, [AdamW()], 5) is model
+    assert Slow.calls == 0 and sum(len(x) for (x,) in context.calibration()) == 8

@@ -8,9 +8,11 @@ import thrifty
 from thrifty import testing
 from thrifty.errors import RunFailed
 from thrifty.runs.job import Job
-from thrifty.runs.launcher import start
+from thrifty.runs.launcher import LocalLauncher
+from thrifty.studies.events import Charged
 from thrifty.target import Target
 
+TAUGHT_BY_AN_ENGINE = 'train(distill(teacher="train() | compile(onnxruntime)"), steps=1)'
 DYING = '''
 import os, signal, torch
 from thrifty.testing import SmallNet, workload as base
@@ -40,15 +42,14 @@ def test_a_job_tells_what_happens_and_leaves_a_checkpoint(tmp_path, monkeypatch)
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
     heard = []
     job = Job(testing.workload.source, "hash", "train(steps=2)", 0, Target(), lower=False)
-    done = start(job, heard.append)
-    kinds = [event["charge"]["kind"] for event in heard if event["event"] == "charge"]
+    done = LocalLauncher().run(job, heard.append)
+    kinds = [event.charge.kind for event in heard if isinstance(event, Charged)]
     assert kinds == ["start", "rehearsal", "training", "evaluation"]
-    assert done.artifact is None and done.charges[0].flops > 0 and len(done.curve) == 1
-    again = start(job)
+    assert done.engine is None and done.charges[0].flops > 0 and len(done.curve) == 1
+    again = LocalLauncher().run(job)
     assert (again.checkpoint, again.charges) == (done.checkpoint, done.charges)
 
 
 def test_a_job_that_cannot_be_done_says_why():
     with pytest.raises(RunFailed, match="a teacher is a model, not an engine"):
-        start(Job(testing.workload.source, "other", 'train(distill(teacher="train() | compile(onnxruntime)"), steps=1)', 0,
-                  Target(), lower=False))
+        LocalLauncher().run(Job(testing.workload.source, "other", TAUGHT_BY_AN_ENGINE, 0, Target(), lower=False))

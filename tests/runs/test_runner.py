@@ -16,10 +16,12 @@ import thrifty
 from thrifty import testing
 from thrifty.errors import RunFailed
 from thrifty.measure.process import WorkerDied
+from thrifty.recipes.recipe import Recipe
 from thrifty.runs.preflight import resolve
 from thrifty.runs.runner import Runner, open_study
+from thrifty.studies.events import Charged
 from thrifty.studies.store import Store
-from thrifty.target import Target
+from thrifty.target import Target, cores
 
 WORKLOAD = "thrifty.testing:workload"
 REFERENCE = testing.workload.reference
@@ -36,7 +38,8 @@ def study(tmp_path_factory):
     workload = resolve(WORKLOAD)
     with open_study(place, workload, Target()) as store:
         runner = Runner(workload, store, price=3.6, listener=events.append)
-        trials = [runner.run(text, pairs=1) for text in (REFERENCE, PRUNED, "train(adamw(lr=1e30), clip=None, epochs=1)")]
+        trials = [runner.run(Recipe.parse(text), pairs=1)
+                  for text in (REFERENCE, PRUNED, "train(adamw(lr=1e30), clip=None, epochs=1)")]
     yield place, trials, events
     monkeypatch.undo()
 
@@ -80,9 +83,18 @@ def test_every_method_left_its_mark(study):
 
 def test_a_common_prefix_is_trained_once(study):
     _, _, events = study
-    trained = [event["charge"]["what"] for event in events
-               if event.get("event") == "charge" and event["charge"]["kind"] == "training"]
+    trained = [event.charge.what for event in events if isinstance(event, Charged) and event.charge.kind == "training"]
     assert trained.count(REFERENCE) == 1
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two processors")
+def test_more_threads_to_serve_with_train_nothing_again(study, tmp_path):
+    heard = []
+    recipe = f"{REFERENCE} | compile(onnxruntime)"
+    trial = thrifty.run(WORKLOAD, recipe, store=tmp_path / "study", target=Target(threads=2), pairs=1, listener=heard.append)
+    assert trial.status == "done" and trial.target["threads"] == 2
+    kinds = [event.charge.kind for event in heard if isinstance(event, Charged)]
+    assert "compilation" in kinds and not {"training", "rehearsal"} & set(kinds)
 
 
 def test_the_cost_is_as_if_alone(study):

@@ -15,7 +15,7 @@ from thrifty.interchange.compressed_tensors import import_compressed_tensors
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache, checkpoint
 from thrifty.runs.execution import Execution
-from thrifty.runs.job import Job, prefix_key
+from thrifty.runs.job import Job, checkpoint_key
 from thrifty.runs.saving import SavingError, model_of, save, save_hf
 from thrifty.studies.trial import Trial
 from thrifty.target import Target
@@ -131,7 +131,7 @@ def test_a_model_that_computes_otherwise_is_not_kept(bert: Workload, tmp_path: P
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     trial = trial_of(bert, TRAIN)
     state, model = checkpoint.load(  # weights of the same shapes behind another activation
-        cache.lookup("checkpoints", prefix_key(
+        cache.lookup("checkpoints", checkpoint_key(
             Job(bert.source, trial.workload_hash, TRAIN, 0, Target()), Recipe.parse(TRAIN))), bert.model())
     for layer in model.body.bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = torch.nn.ReLU()

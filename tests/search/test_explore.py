@@ -14,6 +14,7 @@ import thrifty
 from thrifty import testing
 from thrifty.search.explore import ExploreError, explore
 from thrifty.studies.constraints import Bars
+from thrifty.studies.events import RecipeBegan
 from thrifty.studies.findings import Findings
 from thrifty.studies.store import Store, StoreError
 
@@ -38,7 +39,7 @@ def test_everything_is_run_once_and_the_best_is_claimed(study):
     claimed = [trial for trial in found.trials if trial.inference.speedup.low is not None]
     assert len(claimed) == 1 and claimed[0].test is not None
     assert found.choice.trial is claimed[0]
-    assert [event["id"] for event in heard if event["event"] == "recipe"].count(claimed[0].id) == 2
+    assert [event.id for event in heard if isinstance(event, RecipeBegan)].count(claimed[0].id) == 2
 
 
 def test_asking_again_runs_nothing(study):
@@ -47,7 +48,7 @@ def test_asking_again_runs_nothing(study):
     again = explore(WORKLOAD, 3600, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1,
                     listener=heard.append)
     assert again == found
-    assert {event["id"] for event in heard if event["event"] == "recipe"} <= {"reference"}
+    assert {event.id for event in heard if isinstance(event, RecipeBegan)} <= {"reference"}
 
 
 def test_a_spent_budget_gives_the_frontier_so_far(study):

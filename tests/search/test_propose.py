@@ -6,6 +6,7 @@ import math
 import pytest
 
 from tests.factories import trial
+from tests.search.test_space import PRETRAINED, registered  # noqa: F401
 from thrifty.recipes.recipe import Recipe
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.propose import outcomes, propose, values_of
@@ -70,6 +71,17 @@ def test_proposals_are_new_and_valid():
     assert len(set(map(str, found))) == 3
     assert not set(map(str, found)) & {t.recipe for t in trials}
     assert all(str(recipe) in SPACE.recipes() for recipe in found)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(("workload", "trainings"), [(WORKLOAD, 2), (PRETRAINED, 1)])
+def test_what_requires_a_trained_model_is_proposed_after_the_training_with_recovery(workload, trainings):
+    space = Space.of(workload, ("convert",))
+    found = [str(recipe) for recipe in propose(space, [], Bars(), space.size(), seed=0)]
+    assert sorted(found) == sorted(space.recipes())
+    recovered = [text for text in found if "convert" in text and text.count("train(") == trainings]
+    assert len(recovered) == 2 * (2 if trainings == 2 else 1)  # two shares, and the reference's two lengths
+    assert all(text.index("convert") < text.rindex("train(") for text in recovered)
 
 
 def test_the_same_trials_and_seed_give_the_same_proposals():

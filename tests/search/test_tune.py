@@ -17,6 +17,7 @@ from thrifty.errors import WorkloadError
 from thrifty.report.tuning import print_tuned
 from thrifty.search.contender import TuneError
 from thrifty.search.tune import plan, tune
+from thrifty.studies.events import Noted
 from thrifty.studies.store import Store
 from thrifty.studies.trial import Trial
 
@@ -90,7 +91,7 @@ def test_asking_again_trains_nothing(rows, study):
     heard = []
     again = tune(rows, ["adamw(lr=0.012)"], store=place, trials=3, seeds=1, evaluations=4, listener=heard.append)
     assert again == found
-    assert {event["event"] for event in heard} == {"note"}
+    assert {type(event) for event in heard} == {Noted}
 
 
 def test_what_was_found_reads_well_and_is_json(study):

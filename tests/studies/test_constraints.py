@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tests.factories import trial
 from thrifty.studies.constraints import Bars, DropBar, best, choose
 from thrifty.studies.frontier import FrontierError
-from thrifty.units import seconds, size
 
 drops = st.integers(0, 5).flatmap(lambda v: st.integers(0, 3).map(lambda w: (v / 100, (v - w) / 100, (v + w) / 100)))
 speeds = st.integers(1, 9).flatmap(lambda v: st.sampled_from([0.0, 0.5]).map(lambda w: (float(v), v - w, v + w)))
@@ -98,24 +97,6 @@ def test_more_evidence_may_show_it():
     assert bars.open(trial("wide", (0.005, -0.01, 0.02)))
     assert not bars.open(trial("worse", (0.03, 0.02, 0.04)))
     assert not Bars.read("1pt", max_bytes=10).open(trial("big", size=20))
-
-
-@pytest.mark.parametrize("text, value", [("200us", 2e-4), ("5 ms", 5e-3), ("1.5s", 1.5), ("5m", 300.0), ("2h", 7200.0),
-                                         (3, 3.0), ("1e-3", 1e-3)])
-def test_durations(text, value):
-    assert seconds(text) == pytest.approx(value)
-
-
-@pytest.mark.parametrize("text, value", [("500kB", 500_000), ("1.5MB", 1_500_000), ("2MiB", 2**21), (1e6, 10**6)])
-def test_sizes(text, value):
-    assert size(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "0", "-5ms", "nan", "5 parsecs", "ms", "inf"])
-def test_durations_and_sizes_that_cannot_be_read(text):
-    for read in (seconds, size):
-        with pytest.raises(FrontierError, match="is written"):
-            read(text)
 
 
 def test_what_to_minimise_is_known():

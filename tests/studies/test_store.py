@@ -142,12 +142,12 @@ def test_ids_are_stable_and_know_their_parts(hash, recipe, seed, target):
 
 WRITER = """
 import sys
-from thrifty.ledger import Charge
+from thrifty.studies.ledger import Charge
 from thrifty.studies.store import Store, Study
 sys.path.insert(0, {tests!r})
-from test_store import STUDY, trial
+from tests.studies.test_store import STUDY, trial
 import numpy as np
-from thrifty.quality import Scores
+from thrifty.workloads.quality import Scores
 store = Store.open(sys.argv[1], "write", STUDY)
 start = len(store.trials())
 print("open", flush=True)
@@ -161,7 +161,7 @@ for i in range(start, 10**6):
 
 def test_kill_at_any_moment_loses_at_most_what_was_in_hand(tmp_path):
     moments = random.Random(0)
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).resolve().parents[2])
     pids = [_kill_a_writer(tmp_path, moments.uniform(0.0, 0.12), tests) for _ in range(20)]
     assert len(set(pids)) == 20
 

@@ -90,8 +90,8 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
 
     parsed, target = Recipe.parse(recipe), target_of(device, threads)
     definition = resolve(workload_reference(workload, task, data))
-    properties = check_recipe(definition, parsed, target.device)
     if dry_run:
+        properties = check_recipe(definition, parsed, target.device)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
         emit(plan) if as_json else print("\n".join(f"{key}: {value}" for key, value in plan.items()))
@@ -121,11 +121,12 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     from thrifty.workloads.embedded import suggested
 
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
-    chosen = recipes or suggested(workload)
-    for recipe in chosen:
-        check_recipe(definition, Recipe.parse(recipe), target.device)
+    chosen = [Recipe.parse(recipe) for recipe in recipes or suggested(workload)]
     if dry_run:
-        emit({"workload": definition.name, "recipes": chosen}) if as_json else print("\n".join(chosen))
+        for recipe in chosen:
+            check_recipe(definition, recipe, target.device)
+        texts = [str(recipe) for recipe in chosen]
+        emit({"workload": definition.name, "recipes": texts}) if as_json else print("\n".join(texts))
         return
     with progress() as shown:
         found = sweep_recipes(definition, chosen, store=store, target=target, seed=seed, price=price,

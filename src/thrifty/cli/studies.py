@@ -78,7 +78,7 @@ def report(store: Annotated[Path, typer.Argument(help="A study's directory.")] =
 
     Example: thrifty report study/ --out frontier.html --requests-per-day 100000
     """
-    from thrifty.report.page import write
+    from thrifty.report.page import write_page
 
-    path = write(store, out, requests_per_day=requests_per_day)
+    path = write_page(store, out, requests_per_day=requests_per_day)
     emit({"page": str(path)}) if as_json else print(path)

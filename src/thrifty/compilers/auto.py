@@ -21,7 +21,7 @@ from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, precision_of
 from thrifty.compilers.parity import as_tuple, check_parity, check_random
 from thrifty.measure.sides import ArtifactSide
-from thrifty.measure.timing import Plan, compare
+from thrifty.measure.timing import Effort, compare
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -125,7 +125,7 @@ class Auto(Compiler):
         def raced(who: list[str], rounds: int) -> dict[str, float]:
             sides = {name: ArtifactSide(str(places[name]), trust_native_code=True) for name in who}
             found = compare(sides, who[0], arrays, threads=context.target.threads, device=context.target.device,
-                            plan=Plan(rounds=rounds))
+                            effort=Effort(rounds=rounds))
             base = found.figures[who[0]].p50
             return {name: base / ratio.value if (ratio := found.ratios.get(name)) else base for name in who}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from torch.export import ExportedProgram
 
 from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers import buckets as padding
-from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
+from thrifty.compilers.capture import capture, precision_of, specs
 from thrifty.compilers.refusal import cannot_express
+from thrifty.compilers.requirements import require, require_processor, to_install
 from thrifty.engines.buckets import FILE
-from thrifty.errors import MissingExtra
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -62,10 +61,8 @@ class ExecuTorch(Compiler):
             LoweringError: the target is no processor, the model cannot be captured or translated, or answers otherwise
                 where it is padded.
         """
-        if self.missing():
-            raise MissingExtra("executorch", "executorch")
-        if context.target.device != "cpu":
-            raise LoweringError(f"compile(executorch) serves processors, not {context.target.device}: use compile(inductor)")
+        require("executorch", *self.packages)
+        require_processor(self.name, context.target.device)
         model, example = model.cpu(), tuple(x.cpu() for x in example)
         made = padding.layout(model, example, context.shapes, self.buckets)
         with torch.no_grad():
@@ -83,9 +80,7 @@ class ExecuTorch(Compiler):
 
     @classmethod
     def missing(cls) -> str | None:
-        if importlib.util.find_spec("executorch") is None:
-            return "executorch is not installed: pip install 'thrifty[executorch]'"
-        return None
+        return to_install("executorch", *cls.packages)
 
 
 def method(bucket: int) -> str:

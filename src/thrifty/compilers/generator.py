@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
 
 from torch import nn
 
-from thrifty.artifacts import artifact
 from thrifty.artifacts.generator import CACHES, MANIFEST, PARTS, GenerationError
-from thrifty.compilers.parity import check_parity
+from thrifty.compilers.lower import lower
 from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.context import Context
 from thrifty.target import Target
 from thrifty.workloads.huggingface.caching import CachedStep, CacheShape
 
@@ -45,13 +42,7 @@ def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, 
     step = CachedStep(body.eval(), shape)
     directory = Path(directory)
     for part, n in zip(PARTS, (prompt, 1), strict=True):
-        place, example = directory / part, step.example(n)
-        place.mkdir(parents=True, exist_ok=False)
-        context = Context(example=example, calibration=lambda: iter(()), target=Target(device, threads))
-        record = compiler.lower(step, example, place, context)
-        artifact.write(place, record, {"recipe": f"generation | compile({compiler.name})"}, [x.numpy() for x in example],
-                       [x.detach().numpy() for x in step(*example)])
-        with contextlib.closing(artifact.load(place, threads=threads, device=device, trust_native_code=True)) as engine:
-            check_parity(step, engine, [example], record.precision, device)
+        lower(step, compiler, directory / part, step.example(n), target=Target(device, threads),
+              description={"recipe": f"generation | {compiler}"})
     described = {"format": 1, "prompt": prompt, "cache": dataclasses.asdict(shape)}
     (directory / MANIFEST).write_text(json.dumps(described, indent=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import logging
 import os
@@ -22,15 +21,16 @@ from torch import Tensor, nn
 
 from thrifty.artifacts.lowered import Lowered, TensorSpec
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
-from thrifty.compilers.onnx_placement import Attention, placed
+from thrifty.compilers.placement.onnxruntime import Attention, placed
 from thrifty.compilers.refusal import cannot_express
-from thrifty.errors import MissingExtra
+from thrifty.compilers.requirements import require, to_install
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
 
 FILE = "model.onnx"
 OPSET = 20
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INTEGER = frozenset({
     "QLinearConv", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm",
     "QLinearMatMul", "NhwcQLinearConv",
@@ -65,9 +65,7 @@ class OnnxRuntime(Compiler):
             MissingExtra: onnx, onnxscript or onnxruntime is not installed.
             LoweringError: the model cannot be captured or translated, holds bfloat16, or is over 2 GB.
         """
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtra(package, "onnxruntime")
+        require("onnxruntime", *PACKAGES)
         if any(x.dtype == torch.bfloat16 for x in (*model.parameters(), *model.buffers())):
             raise LoweringError(
                 "ONNX Runtime has no bfloat16 kernels on CPU: use compile(inductor), or quantize(w8a8) with rest=fp32"
@@ -99,8 +97,7 @@ class OnnxRuntime(Compiler):
 
     @classmethod
     def missing(cls) -> str | None:
-        lacking = [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]
-        return f"{lacking[0]} is not installed: pip install 'thrifty[onnxruntime]'" if lacking else None
+        return to_install("onnxruntime", *PACKAGES)
 
 
 def kernels(path: Path, arrays: list[np.ndarray]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -17,14 +16,9 @@ from torch.export import ExportedProgram
 
 from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
-from thrifty.compilers.halves import Halves
+from thrifty.compilers.placement.openvino import placed
 from thrifty.compilers.refusal import cannot_express
-from thrifty.compilers.rows import Rows
-from thrifty.errors import MissingExtra
-from thrifty.numerics.graph import exchange
-from thrifty.numerics.grid import INT8_MAX, TINY, UINT8_MAX, rows
-from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
-from thrifty.numerics.packed import PackedWeight
+from thrifty.compilers.requirements import require, require_processor, to_install
 from thrifty.numerics.packing import pack
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
@@ -33,8 +27,6 @@ from thrifty.recipes.context import Context
 FILES = ("model.xml", "model.bin")
 WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
 """How the names of its operators with weights begin, after its transformations."""
-MIDDLE = 128
-"""Of unsigned bytes: where zero lies."""
 
 
 @final
@@ -64,14 +56,12 @@ class OpenVino(Compiler):
             LoweringError: the target is no processor, the model cannot be captured or translated, or its precision is
                 none that this processor runs.
         """
-        if importlib.util.find_spec("openvino") is None:
-            raise MissingExtra("openvino", "openvino")
-        if context.target.device != "cpu":
-            raise LoweringError(f"compile(openvino) serves processors, not {context.target.device}: use compile(inductor)")
+        require("openvino", *self.packages)
+        require_processor(self.name, context.target.device)
         precision = precision_of(model)
         example = tuple(x.cpu() for x in example)
         with torch.no_grad():
-            program = capture(_placed(copy.deepcopy(model).eval().cpu()), example, context.shapes)
+            program = capture(placed(copy.deepcopy(model).eval().cpu()), example, context.shapes)
             inputs, outputs = specs(program, len(example), context.shapes)
             _write(program, example, context.shapes, directory)
         return Lowered(
@@ -82,9 +72,7 @@ class OpenVino(Compiler):
 
     @classmethod
     def missing(cls) -> str | None:
-        if importlib.util.find_spec("openvino") is None:
-            return "openvino is not installed: pip install 'thrifty[openvino]'"
-        return None
+        return to_install("openvino", *cls.packages)
 
 
 def _write(program: ExportedProgram, example: tuple[Tensor, ...], shapes: Shapes, directory: Path) -> None:
@@ -211,122 +199,3 @@ def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, f
         "integer_layers": float(integers), "float_layers": float(ran.total()), "bf16_layers": float(ran["bf16"]),
         "few_bit_layers": float(sum(operator == "FullyConnectedCompressed" for operator, _ in operators)),
     }
-
-
-# -- where quantize and dequantize stand ------------------------------------------------------------------------
-
-
-def _placed(model: nn.Module) -> nn.Module:
-    """Exchange integer modules for what the low-precision transformations look for."""
-    return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-        GroupedLinear: _Grouped, GroupedEmbedding: Rows, PackedWeight: Halves,
-    })
-
-
-def _rounded(x: Tensor, scale: float, zero: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
-    """A FakeQuantize: scale * (clamp(round(x / scale) + zero, low, high) - zero)."""
-    import torch.ao.quantization.fx._decomposed  # registers the operators
-
-    ops: Any = torch.ops.quantized_decomposed
-    q = ops.quantize_per_tensor.default(x, scale, zero, low, high, dtype)
-    result: Tensor = ops.dequantize_per_tensor.default(q, scale, zero, low, high, dtype)
-    return result
-
-
-class _Edge(nn.Module):
-    """A FakeQuantize of 256 levels; the weights beside it are int8, times a scale, and stay int8 in the file."""
-
-    def __init__(self, scale: Tensor, zero: Tensor) -> None:
-        super().__init__()
-        self.scale, self.zero = float(scale), int(zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _rounded(x, self.scale, self.zero, 0, UINT8_MAX, torch.uint8)
-
-
-class _Conv(nn.Module):
-    def __init__(self, conv: QuantConv) -> None:
-        super().__init__()
-        self.conv = conv
-        self.edge = _Edge(conv.x_scale, conv.x_zero) if conv.rounds else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv.convolve(self.edge(x), rows(self.conv.weight, self.conv.scale), self.conv.bias)
-
-
-class _Linear(nn.Module):
-    """t * ((s_w q_w) (u - 128)) + b, u = 128 + round(x / smooth / t), t the token's step.
-
-    The rounding is a FakeQuantize whose grid, the whole numbers, is static; so the product runs in the integer kernel of
-    static activations. OpenVINO's own dynamic quantization is slower, and groups tokens' features by a rule of its own.
-    Where several layers read one tensor, OpenVINO finds that they round it alike and does it once. The kernel takes unsigned
-    bytes as they are and shifts signed ones itself; what 128 adds to every output is a bias, which costs nothing.
-    """
-
-    unsmooth: Tensor | None
-    shift: Tensor
-
-    def __init__(self, linear: QuantLinear) -> None:
-        super().__init__()
-        self.linear = linear
-        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
-        self.register_buffer("shift", -MIDDLE * linear.weight.sum(1) * linear.scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.float() if self.unsmooth is None else x.float() * self.unsmooth
-        peak = flat.abs().amax(-1, keepdim=True).clamp_min(TINY)
-        u = _rounded(flat * (INT8_MAX / peak) + MIDDLE, 1.0, 0, 0, UINT8_MAX, torch.uint8)
-        y = (nn.functional.linear(u, rows(self.linear.weight, self.linear.scale)) + self.shift) * (peak / INT8_MAX)
-        return (y if self.linear.bias is None else y + self.linear.bias).to(x.dtype)
-
-
-def _linear(linear: QuantLinear) -> nn.Module:
-    return _Linear(linear) if linear.x_scale is None else _StaticLinear(linear)
-
-
-class _StaticLinear(nn.Module):
-    unsmooth: Tensor | None
-
-    def __init__(self, linear: QuantLinear) -> None:
-        super().__init__()
-        assert linear.x_scale is not None and linear.x_zero is not None
-        self.linear, self.edge = linear, _Edge(linear.x_scale, linear.x_zero)
-        self.register_buffer("unsmooth", None if bool((linear.smooth == 1).all()) else 1 / linear.smooth)
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.float() if self.unsmooth is None else x.float() * self.unsmooth
-        return nn.functional.linear(self.edge(flat), rows(self.linear.weight, self.linear.scale), self.linear.bias).to(x.dtype)
-
-
-class _Grouped(nn.Module):
-    """Integers less their zeros, times a scale, reshaped: what the runtime's compressed products are recognised by.
-
-    Under bfloat16 the product, written in float32, still runs in bfloat16. There it forgets the last of an odd number of
-    inputs (2026.4): rows of one group are given one more, whose weight is 0.
-    """
-
-    q: Tensor
-    scale: Tensor
-    zero: Tensor
-    bias: Tensor | None
-    unsmooth: Tensor | None
-
-    def __init__(self, linear: GroupedLinear) -> None:
-        super().__init__()
-        q = linear.integers().reshape(*linear.scale.shape, -1)
-        self.odd = linear.in_features % 2 == 1 == linear.scale.shape[1]
-        if self.odd:
-            q = torch.cat([q, linear.zero.unsqueeze(2)], 2)
-        self.shape = (linear.out_features, -1)
-        self.register_buffer("q", q)
-        self.register_buffer("scale", linear.scale.unsqueeze(2))
-        self.register_buffer("zero", linear.zero.unsqueeze(2))
-        self.register_buffer("bias", linear.bias)
-        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = ((self.q.float() - self.zero.float()) * self.scale).reshape(self.shape)
-        y = x.float() if self.unsmooth is None else x.float() * self.unsmooth
-        y = nn.functional.pad(y, (0, 1)) if self.odd else y
-        return nn.functional.linear(y, weight, self.bias).to(x.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from torch.export import ExportedProgram
 from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, Shapes, capture, precision_of, specs
 from thrifty.compilers.refusal import cannot_express
-from thrifty.errors import MissingExtra
+from thrifty.compilers.requirements import require, to_install
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -59,9 +58,7 @@ class Xla(Compiler):
             MissingExtra: jax or torchax is not installed.
             LoweringError: the model cannot be captured or translated, or holds float64.
         """
-        for package in PACKAGES:
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtra(package, "xla")
+        require("xla", *PACKAGES)
         example = tuple(x.cpu() for x in example)
         if any(x.dtype == torch.float64 for x in (*model.parameters(), *model.buffers(), *example)):
             raise LoweringError("XLA would compute this float64 model in float32: convert it with .float() first")
@@ -76,8 +73,7 @@ class Xla(Compiler):
 
     @classmethod
     def missing(cls) -> str | None:
-        lacking = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
-        return f"{lacking[0]} is not installed: pip install 'thrifty[xla]'" if lacking else None
+        return to_install("xla", *PACKAGES)
 
 
 def _write_apart(program: ExportedProgram, shapes: Shapes, directory: Path) -> None:

@@ -24,7 +24,7 @@ class CompiledEngine(Engine):
     def __init__(self, path: Path, device: str) -> None:
         from torch._inductor import config
 
-        pt2.check(path)
+        pt2.refuse_code(path)
         self.device = device
         module = torch.export.load(str(path)).module().to(device)
         # Frozen weights let batch norms fold into convolutions; a CUDA graph takes the launches out of a small batch.

@@ -18,7 +18,7 @@ from thrifty.engines.tensors import to_arrays, to_tensors
 class ExportEngine(Engine):
     def __init__(self, path: Path, device: str) -> None:
         self.device = device
-        pt2.check(path)
+        pt2.refuse_code(path)
         program = torch.export.load(str(path))
         self.module = program.module()
         if device != "cpu":

@@ -43,8 +43,8 @@ _SYNTAX = (
 )
 
 
-def check(path: Path) -> None:
-    """Look through a file without torch.
+def refuse_code(path: Path) -> None:
+    """Look through a file, without torch, and refuse one that could run code.
 
     Raises:
         EngineError: it is damaged, or holds what a model has no need of.

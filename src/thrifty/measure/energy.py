@@ -76,6 +76,34 @@ class Nvml(Meter):
         return after[0] - before[0] if after[0] >= before[0] else None
 
 
+@final
+@dataclass(frozen=True)
+class Together(Meter):
+    """Several counters of devices that are no parts of one another."""
+
+    meters: tuple[Meter, ...]
+
+    def read(self) -> tuple[float, ...]:
+        return tuple(value for meter in self.meters for value in meter.read())
+
+    def between(self, before: tuple[float, ...], after: tuple[float, ...]) -> float | None:
+        total, at = 0.0, 0
+        for meter in self.meters:
+            end = at + len(meter.read())
+            spent = meter.between(before[at:end], after[at:end])
+            if spent is None:
+                return None
+            total, at = total + spent, end
+        return total
+
+
+def meters(device: str = "cpu") -> Meter:
+    """The counters of all devices that work: the processor's packages and, on "cuda", every card. Those that may be read."""
+    found = [_rapl(_POWERCAP), *(_cards() if device.startswith("cuda") else [])]
+    readable = tuple(meter for meter in found if not isinstance(meter, NoMeter))
+    return Together(readable) if readable else NoMeter()
+
+
 def meter(device: str = "cpu", powercap: Path = _POWERCAP) -> Meter:
     """The best counter that this process may read for ``device``.
 
@@ -97,12 +125,18 @@ def _rapl(powercap: Path) -> Meter:
 
 
 def _nvml() -> Meter:
+    return next(iter(_cards()), NoMeter())
+
+
+def _cards() -> list[Nvml]:
+    """The cards whose counters may be read."""
     with contextlib.suppress(
         Exception
     ):  # no package, no driver, or a card without the counter: all mean "none"
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
-        found = Nvml(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
-        found.read()
+        found = [Nvml(nvml, nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
+        for card in found:
+            card.read()
         return found
-    return NoMeter()
+    return []

@@ -18,14 +18,17 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def processor() -> str:
+    """The processor's name, as its maker gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(named, platform.processor() or platform.machine())
+
+
 def environment() -> dict[str, Any]:
     """What a reader must know to trust or repeat a figure."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": cores(), "system": platform.platform(), "python": platform.python_version(),
+    return {"cpu": processor(), "cores": cores(), "system": platform.platform(), "python": platform.python_version(),
             **runtime_versions()}
 
 

@@ -14,7 +14,7 @@ from thrifty.measure.comparison import Comparison, Reading
 from thrifty.measure.process import Worker, WorkerDied, WorkerFailed, WorkerTimeout
 from thrifty.measure.queueing import LEAST_SAMPLES, highest_rate
 from thrifty.measure.sides import Side
-from thrifty.measure.timing import Inputs, OnRound, Plan, Progress, compare, undisturbed
+from thrifty.measure.timing import Effort, Inputs, OnRound, Progress, compare, undisturbed
 
 Example = Callable[[int], Inputs]
 """n -> arrays of n requests."""
@@ -42,7 +42,7 @@ class Bench:
     sides: Mapping[str, Side]
     baseline: str
     example: Example
-    plan: Plan
+    effort: Effort
     threads: int
     device: str
     memory: int | None
@@ -57,7 +57,7 @@ class Bench:
             inputs,
             threads=self.threads,
             device=self.device,
-            plan=self.plan,
+            effort=self.effort,
             scenario=scenario,
             progress=self.progress,
             kept=self.kept,
@@ -80,7 +80,7 @@ def measure(
     device: str = "cpu",
     rounds: int = 5,
     memory: int | None = None,
-    plan: Plan | None = None,
+    effort: Effort | None = None,
     progress: Progress | None = None,
     kept: Sequence[Reading] = (),
     on_round: OnRound | None = None,
@@ -91,7 +91,7 @@ def measure(
         scenario: SingleStream(), Offline() or Server(latency=...), by its ``name``.
         sides, baseline, threads, device, progress, kept, on_round: as of `compare`.
         example: n -> arrays of n requests.
-        rounds: 1 screens, 5 or more claim; ``plan`` overrides it.
+        rounds: 1 screens, 5 or more claim; ``effort`` overrides it.
         memory: bytes that serving may use (Offline), None for no limit.
 
     Returns:
@@ -104,8 +104,8 @@ def measure(
         raise ScenarioError(
             f"there is no way to measure {scenario.name!r}; there are: {', '.join(SCENARIOS)}"
         )
-    plan = plan or Plan(rounds)
-    bench = Bench(sides, baseline, example, plan, threads, device, memory, progress, kept, on_round)
+    effort = effort or Effort(rounds)
+    bench = Bench(sides, baseline, example, effort, threads, device, memory, progress, kept, on_round)
     return SCENARIOS[scenario.name](scenario, bench)
 
 
@@ -186,11 +186,11 @@ def _past_best(rates: Sequence[float]) -> bool:
 
 def _server(scenario: Any, bench: Bench) -> Comparison:
     """Poisson arrivals: the ratio of the highest rates whose p99 latency meets the bound."""
-    least = max(bench.plan.least_calls, LEAST_SAMPLES)
-    plan = dataclasses.replace(
-        bench.plan, least_calls=least, finish=lambda reading: _with_rate(reading, scenario.latency)
+    least = max(bench.effort.least_calls, LEAST_SAMPLES)
+    effort = dataclasses.replace(
+        bench.effort, least_calls=least, finish=lambda reading: _with_rate(reading, scenario.latency)
     )
-    return dataclasses.replace(bench, plan=plan).compare(scenario.name, bench.example(1))
+    return dataclasses.replace(bench, effort=effort).compare(scenario.name, bench.example(1))
 
 
 def _with_rate(reading: Reading, latency: float) -> Reading:

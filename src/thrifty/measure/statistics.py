@@ -178,7 +178,7 @@ def paired_drop(
     Source: Bonett & Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
         paired data", J. Educational and Behavioral Statistics 2012; Shao & Wu on the jackknife, 1989.
     """
-    _check_paired(reference, trial)
+    _refuse_unpaired(reference, trial)
     sign = 1.0 if higher_is_better else -1.0
     groups, index = np.unique(reference.cluster, return_inverse=True)
     value = sign * (_value(reference) - _value(trial))
@@ -193,7 +193,7 @@ def paired_drop(
     return Interval(value, value - margin, value + margin, clusters)
 
 
-def _check_paired(reference: Paired, trial: Paired) -> None:
+def _refuse_unpaired(reference: Paired, trial: Paired) -> None:
     if reference.numerator.shape != trial.numerator.shape or not reference.numerator.size:
         raise ValueError(
             "reference and trial must score the same examples, 1 or more, but there are "

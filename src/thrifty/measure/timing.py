@@ -28,7 +28,7 @@ _WARM_SECONDS = 0.15
 
 @final
 @dataclass(frozen=True)
-class Plan:
+class Effort:
     """How long and how often to measure.
 
     Args:
@@ -51,7 +51,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.cycles < 1 or not self.block_seconds > 0:
             raise ValueError(
-                f"rounds and cycles must be 1 or more and block_seconds above 0 but plan is {self}"
+                f"rounds and cycles must be 1 or more and block_seconds above 0 but effort is {self}"
             )
 
 
@@ -65,7 +65,7 @@ def compare(
     rounds: int = 5,
     block_seconds: float = 0.04,
     cycles: int = 4,
-    plan: Plan | None = None,
+    effort: Effort | None = None,
     scenario: str = "SingleStream",
     progress: Progress | None = None,
     kept: Sequence[Reading] = (),
@@ -84,7 +84,7 @@ def compare(
         inputs: arrays of one call, the first dimension being the batch; a mapping where sides differ.
         threads: of inference, in every worker.
         device: "cpu" or "cuda".
-        rounds, block_seconds, cycles: see `Plan`; ``plan`` overrides the three.
+        rounds, block_seconds, cycles: see `Effort`; ``effort`` overrides the three.
         scenario: a label for the result.
         progress: called before each round and after the last.
         kept: readings of rounds measured before, by an interrupted call with the same arguments; not measured
@@ -108,19 +108,19 @@ def compare(
         raise ValueError(
             f"there must be two or more sides, {baseline!r} among them, but they are {list(sides)}"
         )
-    plan = plan or Plan(rounds, block_seconds, cycles)
+    effort = effort or Effort(rounds, block_seconds, cycles)
     each = inputs if isinstance(inputs, Mapping) else dict.fromkeys(sides, inputs)
     report = progress or (lambda done, total, what: None)
-    readings = [reading for reading in kept if reading.round < plan.rounds]
+    readings = [reading for reading in kept if reading.round < effort.rounds]
     done = {reading.round for reading in readings}
-    for index in (i for i in range(plan.rounds) if i not in done):
-        report(index, plan.rounds, f"timing {', '.join(sides)}")
-        fresh = measure_round(sides, each, index, plan, threads, device)
+    for index in (i for i in range(effort.rounds) if i not in done):
+        report(index, effort.rounds, f"timing {', '.join(sides)}")
+        fresh = measure_round(sides, each, index, effort, threads, device)
         if on_round is not None:
             on_round(index, fresh)
         readings += fresh
     readings.sort(key=lambda reading: reading.round)
-    report(plan.rounds, plan.rounds, "timed")
+    report(effort.rounds, effort.rounds, "timed")
     return summarise(scenario, baseline, list(sides), readings)
 
 
@@ -131,21 +131,21 @@ def alone(
     threads: int = 1,
     device: str = "cpu",
     rounds: int = 5,
-    plan: Plan | None = None,
+    effort: Effort | None = None,
 ) -> Figures:
     """Figures of one side on its own, over fresh processes; no ratio can come of it.
 
     >>> from thrifty.measure.sides import CallableSide
     >>> side = CallableSide("thrifty.measure.process:_identity")
-    >>> alone(side, [np.ones(1)], rounds=1, plan=Plan(1, block_seconds=0.001, cycles=1)).batch
+    >>> alone(side, [np.ones(1)], rounds=1, effort=Effort(1, block_seconds=0.001, cycles=1)).batch
     1
     """
-    plan = plan or Plan(rounds)
+    effort = effort or Effort(rounds)
     return figures(
         [
             reading
-            for index in range(plan.rounds)
-            for reading in measure_round({"alone": side}, {"alone": inputs}, index, plan, threads, device)
+            for index in range(effort.rounds)
+            for reading in measure_round({"alone": side}, {"alone": inputs}, index, effort, threads, device)
         ]
     )
 
@@ -185,7 +185,7 @@ def measure_round(
     sides: Mapping[str, Side],
     inputs: Mapping[str, Inputs],
     index: int,
-    plan: Plan,
+    effort: Effort,
     threads: int,
     device: str,
 ) -> list[Reading]:
@@ -195,19 +195,19 @@ def measure_round(
         imported = {name: float(worker.result()[0]["seconds"]) for name, worker in opened.items()}
         lanes = {name: _start(worker, inputs[name], imported[name]) for name, worker in opened.items()}
         for lane in lanes.values():
-            lane.calls = _calibrate(lane.worker, plan.block_seconds)
+            lane.calls = _calibrate(lane.worker, effort.block_seconds)
             lane.worker.stop()
         # An odd round starts from the other end: no side is always the first.
         names = list(lanes) if index % 2 == 0 else list(lanes)[::-1]
         meter = energy.meter(device)
-        for _ in range(_cycles(plan, min(lane.calls for lane in lanes.values()))):
+        for _ in range(_cycles(effort, min(lane.calls for lane in lanes.values()))):
             for name in [*names, *names[::-1]]:
-                _block(lanes[name], meter, plan.block_seconds)
-        return [_reading(name, index, lanes[name], plan.finish) for name in sides]
+                _block(lanes[name], meter, effort.block_seconds)
+        return [_reading(name, index, lanes[name], effort.finish) for name in sides]
 
 
-def _cycles(plan: Plan, calls: int) -> int:
-    return max(plan.cycles, math.ceil(plan.least_calls / (2 * calls)))
+def _cycles(effort: Effort, calls: int) -> int:
+    return max(effort.cycles, math.ceil(effort.least_calls / (2 * calls)))
 
 
 def _start(worker: Worker, inputs: Inputs, runtime: float) -> _Lane:

@@ -16,7 +16,7 @@ from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import Float8Linear, InBfloat16
 from thrifty.numerics.schemes import SCHEMES
-from thrifty.posttraining.quantization import integers, mixed, rounding, weights
+from thrifty.posttraining.quantization import integers, listing, mixed, rounding, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
 from thrifty.posttraining.quantization.probes import (
     bytes_a_weight,
@@ -229,6 +229,9 @@ class Quantize(Transform):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return in_bf16(model) if self.rest == "bf16" else model
+
+    def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+        return [] if plan.values.get("bf16") else listing.layers(model, plan)
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
         had, has = bytes_a_weight(before), bytes_a_weight(after)

@@ -37,6 +37,12 @@ PROPERTIES: Mapping[str, str] = {
     "pruned": "structures were removed",
     "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
+    "packed-rows": "examples share the rows of a batch",
+    "adapters": "small weights are trained beside or in the place of those that stand still",
+    "rounded-steps": "products are rounded while it is trained",
+    "recomputed-activations": "activations are computed again in the backward pass",
+    "compiled-steps": "Inductor compiles the steps of its training",
+    "sharded": "each rank holds a part of the weights",
 }
 """What can be said of a model; recipes are checked by carrying these through their phases."""
 
@@ -54,6 +60,7 @@ class Card:
         needs: of "calibration", "labels", "teacher", "training".
         requires, provides, removes: of `PROPERTIES`.
         refuses: of them, what a model must not have.
+        holds: of them, what a model has while a training method trains it, and no longer.
         slot: at most one method of a ``train`` phase fills each.
         devices: where it runs.
         capability: least compute capability of a CUDA device that it runs on.
@@ -68,6 +75,7 @@ class Card:
     provides: frozenset[str] = frozenset()
     removes: frozenset[str] = frozenset()
     refuses: frozenset[str] = frozenset()
+    holds: frozenset[str] = frozenset()
     slot: Slot | None = None
     devices: frozenset[str] = frozenset({"cpu", "cuda"})
     capability: tuple[int, int] = (0, 0)
@@ -75,7 +83,7 @@ class Card:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
-        unknown = (self.requires | self.provides | self.removes | self.refuses) - PROPERTIES.keys()
+        unknown = (self.requires | self.provides | self.removes | self.refuses | self.holds) - PROPERTIES.keys()
         if unknown:
             raise ValueError(f"{sorted(unknown)} are no properties; known: {', '.join(PROPERTIES)}")
 

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
+from thrifty.recipes.method import Method
 from thrifty.target import Target
+from thrifty.workloads.workload import Batch
+
+
+class Clock(Protocol):
+    """Times modules on behalf of a method."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = "eager") -> float:
+        """Median seconds of one call on the target.
+
+        Args:
+            module: what is timed, in eval mode.
+            inputs: that it is called on; the context's example where None.
+            engine: "eager", or a compiler's name: the module is lowered by it and its engine timed.
+
+        Raises:
+            SearchBudgetSpent: no time is left for it.
+        """
+        ...
+
+
+class Trainer(Protocol):
+    """Trains a model for a short time on behalf of a method."""
+
+    def __call__(self, model: nn.Module, methods: Sequence[Method], steps: int) -> nn.Module:
+        """The model after so many optimizer steps on the workload's training data.
+
+        Args:
+            model: trained in place.
+            methods: training methods; AdamW where none provides an optimizer.
+            steps: of the optimizer.
+        """
+        ...
+
+
+class SearchBudgetSpent(ThriftyError):
+    """The seconds that a method may spend on measuring are spent."""
 
 
 @final
@@ -18,27 +56,39 @@ from thrifty.target import Target
 class Context:
     """What a method may use while it decides; everything done through it is charged by who made it.
 
+    Whatever is measured through it is recorded: a method asks in an order that follows from the answers alone, so that a
+    search which was killed, or which is replayed, goes the same way.
+
     Args:
         example: one request, a tuple of tensors.
         calibration: () -> a fresh iterator over batches of inputs (tuples of tensors).
         seed: of this phase; the same seed gives the same result.
         target: what the model will run on.
-        time: model -> seconds a request on the target, charged; None where timing is not at hand.
+        time: module -> seconds a call on the target, charged; None where timing is not at hand.
         score: model -> quality on validation (higher is better), charged; None where no data is.
         shapes: {input position: {dimension: (low, high)}} that vary when served.
-        recall: (key, compute) -> JSON values, computed once and kept under the key; a key tells all they depend on.
+        recall: (key, compute) -> values, computed once and kept: JSON values and tensors by name. The key tells what they
+            depend on beside the method and the model that it was given, weights and all, which are part of it already.
         progress: told in a few words what goes on.
+        labelled: () -> a fresh iterator over batches (inputs, target) of the training set; None where there are no targets.
+        fit: trains a model for a short time, charged; None where nothing can be trained.
+        rehearsal: whether this is a rehearsal: nothing is timed, scored or trained, and a search may try one candidate.
+        remaining: () -> seconds that may still be spent on measuring.
     """
 
     example: tuple[Tensor, ...]
     calibration: Callable[[], Iterator[tuple[Tensor, ...]]]
     seed: int = 0
     target: Target = Target()
-    time: Callable[[nn.Module], float] | None = None
+    time: Clock | None = None
     score: Callable[[nn.Module], float] | None = None
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
     recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None
+    labelled: Callable[[], Iterator[Batch]] | None = None
+    fit: Trainer | None = None
+    rehearsal: bool = False
+    remaining: Callable[[], float] = lambda: math.inf
 
     @staticmethod
     def of(data: Iterable[Any], seed: int = 0, inputs: int | None = None) -> Context:

@@ -12,6 +12,7 @@ import torch
 
 from thrifty.errors import ThriftyError
 from thrifty.recipes.card import Card
+from thrifty.recipes.cost import Known
 from thrifty.recipes.hyperparameters import Table, validate
 from thrifty.recipes.text import arguments_text
 
@@ -47,6 +48,22 @@ class Method(abc.ABC):
         """Properties that it gives a model: its card's, and what its hyperparameters make of it."""
         return self.card.provides
 
+    @property
+    def refuses(self) -> frozenset[str]:
+        """Properties that a model must not have: its card's, and what its hyperparameters make of it."""
+        return self.card.refuses
+
+    def estimate(self, known: Known) -> float | None:
+        """Seconds that its own work will take: of a transform to plan, of a compiler to lower, of a training method what it
+        does beside the steps. A search asks before it has run here.
+
+        Args:
+            known: of the workload's model.
+
+        Returns:
+            seconds, or None where it cannot tell.
+        """
+        return None
 
 
 def joined(first: Any, second: Any) -> Recipe:

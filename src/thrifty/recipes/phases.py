@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.hyperparameters import HyperparameterError, choice, number, validate
@@ -12,9 +12,6 @@ from thrifty.recipes.method import Method, joined
 from thrifty.recipes.text import value_text
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.recipes.transform import Transform
-
-if TYPE_CHECKING:
-    from thrifty.recipes.recipe import Recipe
 
 MAX_PHASES = 64
 
@@ -90,7 +87,7 @@ class Train:
                     if f.name != "methods" and getattr(self, f.name) != f.default]
         return f"train({', '.join([*map(str, self.methods), *settings])})"
 
-    def __or__(self, other: Any) -> Recipe:
+    def __or__(self, other: Any) -> Any:
         return joined(self, other)
 
     def but(self, **values: Any) -> Train:

@@ -24,6 +24,8 @@ class Plan:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    timings: tuple[float, ...] = ()
+    """Seconds that the method measured while it decided, in order: given these again, it decides the same."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ class Transform(Method):
         ``prune(ratio=0.5)`` say more than ``quantize`` and ``prune``."""
         first = [spec.name for spec in dataclasses.fields(self)][:1]
         return f"{self.name}({', '.join(arguments_text(self, always=first))})"
+
+    @property
+    def timed(self) -> bool:
+        """Whether it decides by ``context.time``: its plan then holds for one target and one processor."""
+        return False
 
     @property
     def calibrated(self) -> bool:
@@ -52,6 +59,15 @@ class Transform(Method):
         The structure must not depend on the values of the weights: a checkpoint is rebuilt on a fresh model
         whose weights are loaded last.
         """
+
+    def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+        """What it made of single layers, for ``thrifty show --layers``: rows of JSON values. Most list none.
+
+        Args:
+            model: as `build` left it.
+            plan: by which it was built.
+        """
+        return []
 
     @abc.abstractmethod
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:

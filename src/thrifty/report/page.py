@@ -30,7 +30,7 @@ class PageError(ThriftyError):
     """A page that cannot be written where or as it was asked for."""
 
 
-def write(store_path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
+def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
           requests_per_day: float | None = None) -> Path:
     """Write a study's page.
 
@@ -70,7 +70,7 @@ def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day:
     Args:
         document: as `study_json` makes it.
         store: the study's directory, as the page's commands are to name it.
-        requests_per_day: see `write`.
+        requests_per_day: see `write_page`.
 
     Raises:
         MissingExtra: plotly is not installed.

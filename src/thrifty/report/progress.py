@@ -5,12 +5,24 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO, final
 
 from thrifty.report.words import literal, ratio, seconds
+from thrifty.studies.events import (
+    BudgetSpent,
+    Event,
+    Noted,
+    PhaseBegan,
+    Promoted,
+    RecipeBegan,
+    Stepped,
+    SweepBegan,
+    TrialEnded,
+)
+from thrifty.studies.trial import Trial
 
 
 @dataclass
@@ -116,14 +128,14 @@ class Progress:
         """Say something that stays to be read."""
         self._line("  " * len(self._steps) + literal(text))
 
-    def hear(self, event: Mapping[str, Any]) -> None:
-        """Follow the events of a run; unknown ones are passed over."""
+    def hear(self, event: Event) -> None:
+        """Follow the events of a run; what it shows nothing of is passed over."""
         match event:
-            case {"event": "sweep", "total": total}:
+            case SweepBegan(total=total):
                 self._keep(0)
                 self.start("recipes", total)
                 self._outer = 1
-            case {"event": "explore", "total": total, "spent": spent}:
+            case BudgetSpent(total=total, spent=spent):
                 if not self._steps or self._steps[0].title != "exploring":
                     self._keep(0)
                     self.start("exploring", total)
@@ -131,23 +143,23 @@ class Progress:
                 self._keep(1)
                 self._steps[0].said = self._clock()  # each recipe says how much of the budget is gone
                 self.reach(spent)
-            case {"event": "recipe", "text": text}:
+            case RecipeBegan(text=text):
                 self._keep(self._outer)
                 if self._bars is not None:
                     self.note(f"{self._position()}{text}")  # whole, above its bar, which has room for a part
                 self.start(text)
-            case {"event": "phase", "text": text}:
+            case PhaseBegan(text=text):
                 self._keep(self._outer + 1)
                 self.start(text)
-            case {"event": "step", "step": done}:
-                self.reach(done, event.get("total"), str(event.get("text", "")))
-            case {"event": "note", "text": text}:
+            case Stepped(step=done, total=total, text=text):
+                self.reach(done, total, text)
+            case Noted(text=text):
                 self.note(text)
-            case {"event": "promote", "total": total, "pairs": pairs}:
+            case Promoted(total=total, pairs=pairs):
                 self._keep(0)
                 self.note(f"the front's fastest are measured again, {pairs} pairs each, and scored on test")
                 self.start("measured again", total)
-            case {"event": "trial", "trial": trial}:
+            case TrialEnded(trial=trial):
                 self._keep(self._outer)
                 self.note(_outcome(trial))
                 if self._steps and self._steps[-1].title != "exploring":  # whose measure is time
@@ -185,7 +197,7 @@ class Progress:
                 self._file.flush()
 
 
-def _outcome(trial: Any) -> str:
+def _outcome(trial: Trial) -> str:
     if trial.status != "done":
         return f"failed: {trial.error}"
     if trial.inference is None and trial.quality is not None:

@@ -21,7 +21,7 @@ from typing import final
 
 from thrifty.errors import ThriftyError
 
-KINDS = ("checkpoints", "engines", "findings", "trainings")
+KINDS = ("checkpoints", "engines", "findings", "trainings", "searches")
 DEFAULT_QUOTA = 10 * 10**9
 
 _TAG = "CACHEDIR.TAG"  # the sign by which back-ups skip a cache, and by which this one knows itself

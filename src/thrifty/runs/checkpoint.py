@@ -24,7 +24,7 @@ from thrifty.recipes.transform import Plan, Transform
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.workloads.loading import load_workload
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ThriftyError):
@@ -75,7 +75,8 @@ def save(checkpoint: Checkpoint, model: nn.Module, directory: Path) -> None:
         "format": FORMAT,
         "workload": checkpoint.workload,
         "recipe": checkpoint.recipe,
-        "plans": [{"method": text, "values": dict(plan.values)} for text, plan in checkpoint.plans],
+        "plans": [{"method": text, "values": dict(plan.values), "timings": plan.timings}
+                  for text, plan in checkpoint.plans],
         "claims": [_claim_to_json(claim) for claim in checkpoint.claims],
         "charges": [charge.to_json() for charge in checkpoint.charges],
         "curve": [list(point) for point in checkpoint.curve],
@@ -99,7 +100,8 @@ def read(directory: Path) -> Checkpoint:
             f"{directory} is a checkpoint of format {document.get('format')}; this version reads {FORMAT}"
         )
     plans = tuple(
-        (entry["method"], Plan(entry["values"], _part(tensors, i))) for i, entry in enumerate(document["plans"])
+        (entry["method"], Plan(entry["values"], _part(tensors, i), tuple(entry["timings"])))
+        for i, entry in enumerate(document["plans"])
     )
     return Checkpoint(
         workload=document["workload"],
@@ -132,11 +134,20 @@ def rebuild(fresh: nn.Module, plans: Sequence[tuple[str, Plan]]) -> nn.Module:
     """Apply plans, in order, to a fresh model; needs no data."""
     model = fresh
     for text, plan in plans:
-        (transform,) = Recipe.parse(text)
-        if not isinstance(transform, Transform):
-            raise CheckpointError(f"{text} has a plan but is no transform")
-        model = transform.build(model, plan)
+        model = _transform(text).build(model, plan)
     return model
+
+
+def list_layers(checkpoint: Checkpoint, model: nn.Module) -> list[dict[str, Any]]:
+    """What the checkpoint's transforms made of single layers of its model."""
+    return [row for text, plan in checkpoint.plans for row in _transform(text).list_layers(model, plan)]
+
+
+def _transform(text: str) -> Transform:
+    (transform,) = Recipe.parse(text)
+    if not isinstance(transform, Transform):
+        raise CheckpointError(f"{text} has a plan but is no transform")
+    return transform
 
 
 def load_module(workload: str, directory: str | None) -> nn.Module:

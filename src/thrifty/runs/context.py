@@ -1,116 +1,67 @@
-"""What a run gives its methods: calibration batches, a clock, a judge, the training loop."""
+"""What a run gives its methods: calibration batches, a clock, a judge, short trainings, a memory."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
+import math
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, final
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from thrifty.artifacts import artifact
 from thrifty.compilers.parity import as_tuple
 from thrifty.errors import ThriftyError
-from thrifty.recipes.context import Context
+from thrifty.measure.meter import Meter, Metered
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.context import Context, SearchBudgetSpent
+from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.registry import method_class
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.runs import cache
+from thrifty.runs.journal import Entry, Journal
+from thrifty.studies.events import Event, Noted
 from thrifty.target import Target
+from thrifty.training.flops import count_flops
+from thrifty.training.loop import train
 from thrifty.training.setup import Setup
 from thrifty.workloads.quality import as_inputs, batches, length
-from thrifty.workloads.workload import Workload
+from thrifty.workloads.workload import Batch, Workload
 
 CALIBRATION_EXAMPLES = 256
 CALIBRATION_BATCH = 32
+EAGER = "eager"
 
-Tell = Callable[[Mapping[str, Any]], None]
-
-
-def score(workload: Workload, model: nn.Module) -> float:
-    """Quality on validation of a module in this process; higher is better whatever the measure."""
-    was_training = model.training
-    model.eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        value = workload.quality(
-            lambda inputs: _to_cpu(model(*(x.to(device) for x in inputs))), workload.validation
-        ).value
-    model.train(was_training)
-    return value if workload.quality.higher_is_better else -value
+Tell = Callable[[Event], None]
 
 
-def _to_cpu(outputs: Any) -> Any:
-    found = tuple(x.cpu() for x in as_tuple(outputs))
-    return found[0] if len(found) == 1 else found
+# -- data -------------------------------------------------------------------------------------------------------
 
 
-def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMPLES) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of inputs drawn without replacement from the training set (validation inputs where there is none)."""
+def labelled(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMPLES) -> Iterator[Batch]:
+    """Batches drawn without replacement from the training set (validation where there is none)."""
     dataset = workload.training_set
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(length(dataset), generator=generator)[:examples].tolist()
-    for inputs, _ in batches(Subset(dataset, chosen), CALIBRATION_BATCH, workload.collate):
-        yield as_inputs(inputs)
+    for inputs, target in batches(Subset(dataset, chosen), CALIBRATION_BATCH, workload.collate):
+        yield as_inputs(inputs), target
 
 
-def make_context(workload: Workload, target: Target, seed: int, searched: list[float], tell: Tell,
-                 examples: int = CALIBRATION_EXAMPLES, recalled: list[float] | None = None) -> Context:
-    """What a transform may use; the seconds of its timings and scorings are appended to ``searched``.
-
-    What it recalls from the cache cost seconds once: they are appended to ``recalled``.
-    """
-    example = workload.example(1)
-
-    def charged(measure: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
-        def call(model: nn.Module) -> float:
-            began = time.perf_counter()
-            try:
-                return measure(model)
-            finally:
-                searched.append(time.perf_counter() - began)
-
-        return call
-
-    return Context(
-        example=example,
-        calibration=lambda: calibration(workload, seed, examples),
-        seed=seed,
-        target=target,
-        time=charged(lambda model: eager_seconds(model, example, target)),
-        score=charged(lambda model: score(workload, model)),
-        shapes=workload.served_shapes,
-        recall=functools.partial(recall, [] if recalled is None else recalled),
-        progress=lambda text: tell({"event": "note", "text": text}),
-    )
-
-
-def recall(seconds: list[float], key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """JSON values from the cache, computed where it has none; what computing them once took is appended where it has."""
-    name = hashlib.sha256(key.encode()).hexdigest()
-    with cache.using("findings", name) as place:
-        if place is not None:
-            kept = json.loads((place / "values.json").read_text())
-            seconds.append(kept["seconds"])
-            return dict(kept["values"])
-    began = time.perf_counter()
-    values = compute()
-    with cache.building("findings", name) as room:
-        (room / "values.json").write_text(json.dumps({"seconds": time.perf_counter() - began, "values": values}))
-    return values
-
-
-def eager_seconds(model: nn.Module, example: tuple[Tensor, ...], target: Target) -> float:
-    """Median seconds of one request through the module, on the target's threads."""
-    from torch.utils.benchmark import Timer
-
-    with torch.no_grad():
-        timer = Timer("model(*example)", globals={"model": model.eval(), "example": example},
-                      num_threads=target.threads)
-        return float(timer.blocked_autorange(min_run_time=0.2).median)
+def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMPLES) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of `labelled`."""
+    return (inputs for inputs, _ in labelled(workload, seed, examples))
 
 
 def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Callable[[str], nn.Module],
@@ -126,8 +77,239 @@ def training_setup(workload: Workload, phase: Train, seed: int, device: str, tea
                  teacher, ranks)
 
 
+# -- judging and timing -----------------------------------------------------------------------------------------
+
+
+def score(workload: Workload, model: nn.Module) -> float:
+    """Quality on validation of a module in this process; higher is better whatever the measure."""
+    return scored(workload, model)[0]
+
+
+def scored(workload: Workload, model: nn.Module) -> tuple[float, float]:
+    """`score`, and the FLOPs that it took: those of the first batch of each shape are counted, the others are like it."""
+    was_training = model.training
+    model.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    counted: dict[Any, float] = {}
+    flops = [0.0]
+
+    def predict(inputs: tuple[Tensor, ...]) -> Any:
+        def call() -> Any:
+            return model(*(x.to(device) for x in inputs))
+
+        shapes = tuple(tuple(x.shape) for x in inputs)
+        if shapes in counted:
+            outputs = call()
+        else:
+            outputs, count = count_flops(call)
+            counted[shapes] = count.flops
+        flops[0] += counted[shapes]
+        return _to_cpu(outputs)
+
+    with torch.no_grad():
+        value = workload.quality(predict, workload.validation).value
+    model.train(was_training)
+    return (value if workload.quality.higher_is_better else -value), flops[0]
+
+
 def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The module's outputs as a tuple, on the CPU."""
     with torch.no_grad():
         outputs = _to_cpu(model(*inputs))
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _to_cpu(outputs: Any) -> Any:
+    found = tuple(x.cpu() for x in as_tuple(outputs))
+    return found[0] if len(found) == 1 else found
+
+
+def seconds_a_call(module: nn.Module, inputs: tuple[Tensor, ...], target: Target, engine: str = EAGER) -> float:
+    """Median seconds of one call on the target's threads.
+
+    Args:
+        module: in eval mode.
+        inputs: of the call.
+        target: that it runs on.
+        engine: "eager", or a compiler's name.
+
+    Raises:
+        ThriftyError: there is no such compiler, it is not installed, or it cannot take the module.
+    """
+    if engine == EAGER:
+        with torch.no_grad():
+            return _median(functools.partial(module.eval().to(target.device), *(x.to(target.device) for x in inputs)), target)
+    compiler = method_class(engine)()
+    if not isinstance(compiler, Compiler):
+        raise ThriftyError(f"{engine} is no compiler, so it makes no engine to time: give \"{EAGER}\" or a compiler's name")
+    if missing := type(compiler).missing():
+        raise ThriftyError(missing)
+    with tempfile.TemporaryDirectory(prefix="thrifty-timing-") as place:
+        lowered = compiler.lower(module.eval(), inputs, Path(place), Context(inputs, lambda: iter([inputs]), target=target))
+        artifact.write(Path(place), lowered, {}, [x.numpy() for x in inputs], [])
+        opened = artifact.load(place, threads=target.threads, device=target.device, trust_native_code=True)
+        with contextlib.closing(opened):
+            native = opened.engine.native([x.numpy() for x in inputs])
+            return _median(functools.partial(opened.engine.run, native), target)
+
+
+def _median(call: Callable[[], Any], target: Target) -> float:
+    from torch.utils.benchmark import Timer
+
+    timer = Timer("call()", globals={"call": call}, num_threads=target.threads)
+    return float(timer.blocked_autorange(min_run_time=0.2).median)
+
+
+# -- what a method measures while it decides --------------------------------------------------------------------
+
+
+@final
+class Measurements:
+    """Timings, scores and short trainings on behalf of one method: each is metered, kept as it comes, and budgeted.
+
+    Args:
+        workload: whose model the method changes.
+        target: what the model will run on.
+        device: that trains.
+        seed: of the trainings' data.
+        journal: what was measured before, and where more is kept.
+        budget: seconds that all of them may take.
+    """
+
+    def __init__(self, workload: Workload, target: Target, device: str, seed: int, journal: Journal,
+                 budget: float = math.inf) -> None:
+        self._workload, self._target, self._device, self._seed = workload, target, device, seed
+        self._journal, self._budget = journal, budget
+        self.made: list[Metered] = []
+        """What was measured now."""
+        self.recalled: list[float] = []
+        """Seconds of what was measured before this process began."""
+
+    @property
+    def timings(self) -> tuple[float, ...]:
+        """Every timing, in order: with them a plan is made again."""
+        return tuple(entry.value for entry in self._journal.entries if entry.kind == "time" and entry.value is not None)
+
+    def remaining(self) -> float:
+        """Seconds that are left of the budget."""
+        return self._budget - sum(metered.seconds for metered in self.made) - sum(self.recalled)
+
+    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
+        """As `thrifty.recipes.context.Clock` says."""
+        given = self._workload.example(1) if inputs is None else inputs
+        return self._measured("time", lambda: (seconds_a_call(module, given, self._target, engine), None))
+
+    def score(self, model: nn.Module) -> float:
+        """Quality on validation, higher is better."""
+        return self._measured("score", lambda: scored(self._workload, model))
+
+    def fit(self, model: nn.Module, methods: Sequence[Method], steps: int) -> nn.Module:
+        """As `thrifty.recipes.context.Trainer` says."""
+        if (kept := self._journal.next("fit")) is not None:
+            self.recalled.append(kept.seconds)
+            model.load_state_dict(self._journal.weights())
+            return model
+        self._require_time()
+        if strange := [method.name for method in methods if not isinstance(method, TrainingMethod)]:
+            raise ThriftyError(f"{', '.join(strange)} cannot modify a training: give training methods")
+        training = [method for method in methods if isinstance(method, TrainingMethod)]
+        phase = Train(*training, steps=steps, evaluations=0)
+        setup = training_setup(self._workload, phase, self._seed, self._device, _no_teacher)
+        with torch.enable_grad(), Meter(self._device) as meter:
+            done = train(setup, model)
+            meter.flops = done.flops
+        metered = meter.read()
+        self.made.append(metered)
+        weights = {name: x.detach().clone().contiguous() for name, x in done.model.state_dict().items()}
+        self._journal.add(Entry("fit", None, metered.seconds, done.flops), weights)
+        return done.model
+
+    def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]]) -> float:
+        if (kept := self._journal.next(kind)) is not None:
+            self.recalled.append(kept.seconds)
+            assert kept.value is not None
+            return kept.value
+        self._require_time()
+        with Meter(self._device) as meter:
+            value, meter.flops = measure()
+        self.made.append(meter.read())
+        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops))
+        return value
+
+    def _require_time(self) -> None:
+        if self.remaining() <= 0:
+            raise SearchBudgetSpent(f"the {self._budget:g} s that this search may measure are spent")
+
+
+def _no_teacher(text: str) -> nn.Module:
+    raise ThriftyError("a short training on behalf of a method has no teachers")
+
+
+@final
+class Recall:
+    """Values that a method computed once: kept in the cache, in a scope of its own.
+
+    Args:
+        scope: whatever the values depend on that the method does not name: the model before it, and the method.
+    """
+
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
+        self.seconds: list[float] = []
+        """What computing them took, of those that the cache had."""
+
+    def __call__(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """JSON values and tensors by name, from the cache, or computed and kept there."""
+        name = hashlib.sha256(f"{self._scope}/{key}".encode()).hexdigest()
+        with cache.using("findings", name) as place:
+            if place is not None:
+                kept = json.loads((place / "values.json").read_text())
+                self.seconds.append(kept["seconds"])
+                return {**kept["values"], **safetensors.torch.load_file(place / "tensors.safetensors")}
+        began = time.perf_counter()
+        values = compute()
+        tensors = {name: x.detach().cpu().contiguous() for name, x in values.items() if isinstance(x, Tensor)}
+        document = {"seconds": time.perf_counter() - began,
+                    "values": {name: value for name, value in values.items() if name not in tensors}}
+        with cache.building("findings", name) as room:
+            (room / "values.json").write_text(json.dumps(document))
+            safetensors.torch.save_file(tensors, room / "tensors.safetensors")
+        return values
+
+
+# -- contexts ---------------------------------------------------------------------------------------------------
+
+
+def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, measurements: Measurements | None = None,
+                 recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] | None = None,
+                 examples: int = CALIBRATION_EXAMPLES) -> Context:
+    """What a method may use.
+
+    Args:
+        workload: whose model it changes.
+        target: what the model will run on.
+        seed: of the phase.
+        tell: hears what the method says.
+        measurements: what it measures; nothing where None.
+        recall: what it computed before; nothing where None.
+        examples: to calibrate on.
+    """
+    found = Context(
+        example=workload.example(1), calibration=lambda: calibration(workload, seed, examples),
+        seed=seed, target=target, shapes=workload.served_shapes, progress=lambda text: tell(Noted(text)),
+        labelled=None if workload.train is None else lambda: labelled(workload, seed, examples),
+    )
+    if measurements is not None:
+        found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,
+                                    fit=None if workload.loss is None or workload.train is None else measurements.fit)
+    return found if recall is None else dataclasses.replace(found, recall=recall)
+
+
+def rehearsal_context(workload: Workload, target: Target, seed: int, examples: int) -> Context:
+    """A context in which nothing is timed, judged or trained: a module takes as long as its parameters are many."""
+    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
+        return 1e-6 + 1e-9 * sum(p.numel() for p in module.parameters())
+
+    return dataclasses.replace(
+        make_context(workload, target, seed, lambda event: None, examples=examples), rehearsal=True, time=supposed,
+        score=lambda model: 0.0, fit=lambda model, methods, steps: model)

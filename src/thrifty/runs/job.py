@@ -1,24 +1,33 @@
-"""What a run is told to do, and what it leaves: values that go from one process to another."""
+"""What a run is told to do, and what it leaves: values that go from one process to another, on this machine or the next."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
 import torch
 
-from thrifty.measure.environment import VERSION
+from thrifty.measure.environment import VERSION, processor, runtime_versions
+from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.phases import Phase, methods_of
 from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.transform import Transform
+from thrifty.runs import cache
 from thrifty.studies.ledger import Charge
+from thrifty.studies.serialization import plain
 from thrifty.studies.trial import Effect
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 
 
 @final
 @dataclass(frozen=True)
 class Job:
-    """What one run is told to do.
+    """What one run is told to do: all that determines its result.
 
     Args:
         workload: a reference that `load_workload` takes.
@@ -26,6 +35,7 @@ class Job:
         recipe: text.
         seed: of every random stream of the run.
         target: what the model will run on.
+        machine: what trains it.
         lower: whether to end with an engine; a teacher or a baseline needs none.
     """
 
@@ -34,31 +44,104 @@ class Job:
     recipe: str
     seed: int
     target: Target
+    machine: Machine = Machine()
     lower: bool = True
-    spawned: float = 0.0
-    """time.time() when the process was started, so that its start is charged."""
+
+
+@final
+@dataclass(frozen=True)
+class Task:
+    """One phase of a job, as a process is handed it: keys of the cache, no paths.
+
+    Args:
+        job: that the phase is part of.
+        index: of the phase among the recipe's.
+        checkpoint: key of the model before it; None for the model as it comes.
+        key: under which the model after it is kept.
+        teachers: {recipe's text: key of its checkpoint}, every one that the phase's methods name.
+        taught: what those teachers cost this recipe.
+    """
+
+    job: Job
+    index: int
+    checkpoint: str | None
+    key: str
+    teachers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    taught: tuple[Charge, ...] = ()
+
+    @property
+    def phase(self) -> Phase:
+        return Recipe.parse(self.job.recipe).transforms.phases[self.index]
+
+    def seed(self, stream: str) -> int:
+        """Of one of the phase's random streams."""
+        return seed_of(self.job.seed, self.index, stream)
 
 
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: places, cost as if alone, effects, and how quality rose with seconds."""
+    """What a run left.
+
+    Args:
+        checkpoint: the cache's key of the model.
+        engine: the cache's key of the artifact; None where the job asked for none.
+        charges: its cost, as if alone.
+        effects: what its methods changed.
+        curve: (seconds, quality on validation) of its training.
+    """
 
     checkpoint: str
-    artifact: str | None
+    engine: str | None
     charges: tuple[Charge, ...]
     effects: tuple[Effect, ...]
     curve: tuple[tuple[float, float], ...]
 
 
-def prefix_key(job: Job, prefix: Recipe) -> str:
-    """Recipes with a common prefix share its checkpoint: the hash of everything that determines the weights."""
-    facts = (job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__,
-             sorted(job.target.to_json().items()))
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+# -- keys of the cache ------------------------------------------------------------------------------------------
+
+
+def checkpoint_key(job: Job, prefix: Recipe) -> str:
+    """Of the model that some phases leave: the hash of everything that determines its weights.
+
+    What serves (threads, memory) decides nothing of a training. It does where a plan was timed: then this processor is
+    part of the key too. Recipes with a common prefix share its checkpoint.
+    """
+    facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(job.machine)]
+    if any(isinstance(phase, Transform) and phase.timed for phase in prefix):
+        facts += [plain(job.target), processor()]
+    return _digest(facts)
+
+
+def engine_key(job: Job, prefix: Recipe, compiler: Compiler) -> str:
+    """Of the engine that a compiler makes of the model which some phases left."""
+    return _digest([checkpoint_key(job, prefix), Recipe((compiler,)).hash(), plain(job.target), processor(), runtime_versions()])
+
+
+def place(kind: str, key: str) -> Path:
+    """Where the cache keeps a checkpoint or an engine.
+
+    Raises:
+        CacheError: it is gone.
+    """
+    found = cache.lookup(kind, key)
+    if found is None:
+        raise cache.CacheError(f"the cache no longer holds {key[:12]} of {kind}; ask again, and raise THRIFTY_CACHE_QUOTA where "
+                               "this comes back")
+    return found
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def seed_of(seed: int, phase: int, stream: str) -> int:
     """The seed of one stream of one phase: a 63-bit hash of (seed, phase index, stream)."""
     digest = hashlib.sha256(f"{seed}/{phase}/{stream}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def teachers_of(phase: Phase) -> tuple[str, ...]:
+    """Texts of the recipes that the phase's methods name, each once; "" stands for the workload's reference."""
+    return tuple(dict.fromkeys(getattr(method, spec.name) for method in methods_of(phase)
+                               for spec in dataclasses.fields(method) if "recipe" in spec.metadata))

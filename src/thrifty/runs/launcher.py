@@ -1,76 +1,101 @@
-"""The parent's end of a run: starts its process, hears its events, survives its death."""
+"""Where a job runs. Launchers differ in that, and in nothing else."""
 
 from __future__ import annotations
 
+import abc
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO, Any, final
 
 from thrifty.errors import RunFailed
-from thrifty.runs.job import Job, Outcome
-from thrifty.studies.ledger import Ledger
-from thrifty.studies.trial import Effect
+from thrifty.runs.job import Job, Outcome, Task
+from thrifty.studies.events import Listener, from_json, ignore
+from thrifty.studies.serialization import plain, typed
 from thrifty.target import cores
 
-Event = Mapping[str, Any]
-Listener = Callable[[Event], None]
+
+class Launcher(abc.ABC):
+    """Starts jobs somewhere, and hears of them until they end."""
+
+    @abc.abstractmethod
+    def run(self, job: Job, listener: Listener = ignore) -> Outcome:
+        """Execute a job.
+
+        Args:
+            job: what to do.
+            listener: hears events while things go on.
+
+        Raises:
+            RunFailed: it failed, or was killed; what it spent was told all the same.
+        """
+
+    @abc.abstractmethod
+    def take(self, task: Task, listener: Listener = ignore) -> None:
+        """Take one phase of a job: what it leaves is in the cache under the task's key.
+
+        Raises:
+            RunFailed: it failed, or was killed.
+        """
 
 
-def ignore(event: Event) -> None:
-    """A listener that hears nothing."""
+@final
+@dataclass(frozen=True)
+class LocalLauncher(Launcher):
+    """A fresh process of this machine for each job.
 
-
-def start(job: Job, listener: Listener = ignore, processors: Iterable[int] = ()) -> Outcome:
-    """Execute a job in a fresh process, on all processors or on those given; its events reach the listener.
-
-    Raises:
-        RunFailed: the process said why it failed, or was killed.
+    Args:
+        processors: that it may use; none for all.
     """
-    chosen = set(processors)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(len(chosen) or cores()), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "thrifty.runs.execution"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=environment,
-    )
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    if chosen:
-        os.sched_setaffinity(process.pid, chosen)
-    told: list[str] = []
-    with process:
-        stderr = _drain(process.stderr, told)
-        try:
-            values = {**vars(job), "target": job.target.to_json(), "spawned": time.time()}
-            process.stdin.write(json.dumps(values) + "\n")
-            process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
-            last: Event = {}
-            for line in process.stdout:
-                last = json.loads(line)
-                listener(last)
-            process.stdin.close()
-        except BaseException:
-            process.kill()
-            raise
-        code = process.wait()
-        stderr.join()
-    match last.get("event"):
-        case "done":
-            return Outcome(
-                checkpoint=last["checkpoint"], artifact=last["artifact"],
-                charges=Ledger.from_json(last["charges"]).charges,
-                effects=tuple(Effect(**value) for value in last["effects"]),
-                curve=tuple((seconds, quality) for seconds, quality in last["curve"]),
-            )
-        case "failed":
+
+    processors: tuple[int, ...] = ()
+
+    def run(self, job: Job, listener: Listener = ignore) -> Outcome:
+        return typed(Outcome, self._ask({"job": plain(job)}, listener))  # type: ignore[no-any-return]
+
+    def take(self, task: Task, listener: Listener = ignore) -> None:
+        self._ask({"task": plain(task)}, listener)
+
+    def _ask(self, message: dict[str, Any], listener: Listener) -> Any:
+        """Start `thrifty.runs.process`, give it the message, hear its events; its answer."""
+        threads = len(self.processors) or cores()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "thrifty.runs.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        if self.processors:
+            os.sched_setaffinity(process.pid, self.processors)
+        told: list[str] = []
+        last: dict[str, Any] = {}
+        with process:
+            stderr = _drain(process.stderr, told)
+            try:
+                process.stdin.write(json.dumps({**message, "spawned": time.time()}) + "\n")
+                process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
+                for line in process.stdout:
+                    last = json.loads(line)
+                    if "event" in last:
+                        listener(from_json(last))
+                process.stdin.close()
+            except BaseException:
+                process.kill()
+                raise
+            code = process.wait()
+            stderr.join()
+        if "answer" in last:
+            return last["answer"]
+        if "error" in last:
             raise RunFailed(last["error"])
-    tail = "".join(told[-20:]).strip()
-    how = (f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "") if code < 0
-           else f"ended with exit code {code}")
-    raise RunFailed(f"the run's process {how} and said: {tail or 'nothing'}")
+        tail = "".join(told[-20:]).strip()
+        how = (f"was killed by signal {-code}" + (" (out of memory?)" if code == -9 else "") if code < 0
+               else f"ended with exit code {code}")
+        raise RunFailed(f"the run's process {how} and said: {tail or 'nothing'}")
 
 
 def _drain(stream: IO[str], lines: list[str]) -> threading.Thread:
@@ -78,5 +103,3 @@ def _drain(stream: IO[str], lines: list[str]) -> threading.Thread:
     thread = threading.Thread(target=lambda: lines.extend(stream), daemon=True)
     thread.start()
     return thread
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from thrifty.errors import ThriftyError, WorkloadError
@@ -11,8 +13,9 @@ from thrifty.recipes.method import require_device
 from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs.launcher import ignore
+from thrifty.runs.job import teachers_of
 from thrifty.runs.rehearsal import rehearse
+from thrifty.studies.events import ignore
 from thrifty.target import Target
 from thrifty.workloads.loading import check_data, check_example, load_workload
 from thrifty.workloads.workload import Workload
@@ -34,14 +37,12 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
         ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks, a method that
             does not run on the device.
     """
+    for text in filter(None, itertools.chain.from_iterable(map(teachers_of, recipe))):
+        teacher = Recipe.parse(text)
+        if teacher.transforms != teacher:
+            raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
+        check_recipe(workload, teacher, device)
     for method in recipe.methods():
-        for name in ("teacher",):
-            text = getattr(method, name, None)
-            if isinstance(text, str) and text:
-                teacher = Recipe.parse(text)
-                if any(isinstance(phase, Compiler) for phase in teacher):
-                    raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
-                check_recipe(workload, teacher, device)
         require_device(method, device)
         if isinstance(method, Compiler) and (missing := type(method).missing()):
             raise ThriftyError(missing)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +15,9 @@ from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
-from thrifty.runs.context import Tell, make_context, training_setup
+from thrifty.runs.context import Tell, rehearsal_context, training_setup
 from thrifty.runs.job import seed_of
+from thrifty.studies.events import Noted
 from thrifty.target import Target
 from thrifty.workloads.quality import length
 from thrifty.workloads.workload import Workload
@@ -33,7 +32,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
     Raises:
         ThriftyError: what would go wrong later.
     """
-    tell({"event": "note", "text": "rehearsal: one step of each phase"})
+    tell(Noted("rehearsal: one step of each phase"))
     model = workload.model()
     for i, phase in enumerate(recipe):
         seed = seed_of(0, i, "rehearsal")
@@ -41,9 +40,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
             model = rehearse_training(phase, workload, model, target)
         elif isinstance(phase, Transform):
             before = copy.deepcopy(model)
-            # Nothing is judged, and nothing of a rehearsal is worth keeping.
-            context = dataclasses.replace(make_context(workload, target, seed, [], _silent, examples=EXAMPLES),
-                                          score=lambda model: 0.0, recall=lambda key, compute: compute())
+            context = rehearsal_context(workload, target, seed, EXAMPLES)
             with torch.no_grad():
                 after = phase.build(model, phase.plan(model, context)).eval()
             for claim in phase.claims(before, after):
@@ -73,7 +70,3 @@ def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) 
     if missing is not None:
         raise ThriftyError(missing)
     capture(model.eval(), workload.example(1), {} if compiler.pads else workload.served_shapes)
-
-
-def _silent(event: Mapping[str, Any]) -> None:
-    """Nothing is told of a rehearsal's steps."""

@@ -26,15 +26,26 @@ from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.registry import method_class
-from thrifty.runs.job import Job, Outcome
-from thrifty.runs.launcher import Event, Listener, ignore, start
+from thrifty.runs.job import Job, Outcome, place
+from thrifty.runs.launcher import Launcher, LocalLauncher
 from thrifty.runs.preflight import check_recipe, resolve
 from thrifty.studies.card import write_card
+from thrifty.studies.events import (
+    Charged,
+    Event,
+    Listener,
+    Noted,
+    PhaseBegan,
+    RecipeBegan,
+    Stepped,
+    TrialEnded,
+    ignore,
+)
 from thrifty.studies.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
 from thrifty.studies.ledger import Charge, Kind, Ledger
 from thrifty.studies.store import Store, Study, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
-from thrifty.target import Target, cores
+from thrifty.target import Machine, Target, cores
 from thrifty.workloads.loading import fingerprint
 from thrifty.workloads.quality import Scores, Split, length
 from thrifty.workloads.workload import Workload
@@ -65,26 +76,27 @@ class Runner:
         target: what the models will run on.
         seed: of every random stream.
         price: dollars an hour of this machine; None where money is not asked for.
+        launcher: where jobs run; in processes of this machine where None.
         listener: hears events while things go on.
     """
 
     def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
-                 price: float | None = None, listener: Listener = ignore) -> None:
+                 price: float | None = None, launcher: Launcher | None = None, listener: Listener = ignore) -> None:
         self.workload = resolve(workload)
         self.hash = store.study.workload_hash
         self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
-        self.listener = listener
+        self.launcher, self.tell = launcher or LocalLauncher(), listener
         self._reference: Reference | None = None
         self._prepared: dict[str, Outcome] = {}
 
     def id(self, recipe: Recipe) -> str:
         return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
 
-    def run(self, recipe: str | Recipe, *, pairs: int = CLAIM_PAIRS, test: bool = False) -> Trial:
+    def run(self, recipe: Recipe, *, pairs: int = CLAIM_PAIRS, test: bool = False) -> Trial:
         """Run, measure and keep one recipe; what the store already has is not done again.
 
         Args:
-            recipe: text or value.
+            recipe: that was checked (`check_recipe`) by who asks.
             pairs: process pairs: 1 screens, 5 or more claim.
             test: score on the test split too, which only a final front should be.
 
@@ -92,24 +104,21 @@ class Runner:
             the trial; failed ones too, with their reason.
 
         Raises:
-            ThriftyError: the recipe cannot run; nothing was spent.
             RunFailed: the reference fails.
         """
-        recipe = Recipe.of(recipe)
-        check_recipe(self.workload, recipe, self.target.device)
         name = self.id(recipe)
         known = self.store.trial(name)
         if known is not None and known.status == "done" and self._enough(known, pairs, test):
             return known
         self.reference()
-        self.tell({"event": "recipe", "text": str(recipe), "id": name})
+        self.tell(RecipeBegan(str(recipe), name))
         try:
-            outcome = self._prepared.pop(name, None) or start(self.job(recipe), self.spender(name))
+            outcome = self._prepared.pop(name, None) or self.launcher.run(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
         except ThriftyError as error:  # of this recipe alone: the next one may well run
             trial = self.failed(recipe, name, error)
         self.store.put_trial(trial)
-        self.tell({"event": "trial", "trial": trial})
+        self.tell(TrialEnded(trial))
         return trial
 
     def prepare(self, recipes: Sequence[Recipe]) -> None:
@@ -122,7 +131,7 @@ class Runner:
         def one(recipe: Recipe, processors: Sequence[int]) -> None:
             with contextlib.suppress(ThriftyError):
                 name = self.id(recipe)
-                self._prepared[name] = start(self.job(recipe), self.spender(name, ignore), processors)
+                self._prepared[name] = LocalLauncher(tuple(processors)).run(self.job(recipe), self.spender(name, ignore))
 
         with ThreadPoolExecutor(len(recipes)) as pool:
             for done in [pool.submit(one, *pair) for pair in zip(recipes, (share.tolist() for share in shares), strict=True)]:
@@ -135,23 +144,20 @@ class Runner:
                 and trial.artifact is not None and Path(trial.artifact.path).is_dir())
 
     def job(self, recipe: Recipe, lower: bool = True) -> Job:
-        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, lower)
-
-    def tell(self, event: Event) -> None:
-        self.listener(event)
+        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, Machine(self.target.device), lower)
 
     def spender(self, trial: str | None, tell: Listener | None = None) -> Listener:
         """Every charge is in the store as soon as it is known; ``tell`` hears the events, or else the listener."""
 
         def hear(event: Event) -> None:
-            if event.get("event") == "charge":
-                self.store.charge(trial, Charge.from_json(event["charge"]))
+            if isinstance(event, Charged):
+                self.store.charge(trial, event.charge)
             (tell or self.tell)(event)
 
         return hear
 
-    def spend(self, trial: str | None, kind: Kind, what: str, began: float) -> None:
-        self.store.charge(trial, Charge(kind, what, time.perf_counter() - began))
+    def spend(self, trial: str | None, kind: Kind, what: str, began: float, amount: int | None = None) -> None:
+        self.store.charge(trial, Charge(kind, what, time.perf_counter() - began, amount=amount))
 
     # -- the reference ------------------------------------------------------------------------------------------
 
@@ -163,9 +169,9 @@ class Runner:
         """
         if self._reference is None:
             recipe = Recipe.parse(self.workload.reference)
-            self.tell({"event": "recipe", "text": f"reference: {recipe or 'the model as it comes'}", "id": "reference"})
+            self.tell(RecipeBegan(f"reference: {recipe or 'the model as it comes'}", "reference"))
             try:
-                outcome = start(self.job(recipe, lower=False), self.spender("reference"))
+                outcome = self.launcher.run(self.job(recipe, lower=False), self.spender("reference"))
             except RunFailed as error:
                 raise RunFailed(f"the reference failed, and trials are compared with it: {error}") from error
             inductor = method_class("inductor")
@@ -173,9 +179,9 @@ class Runner:
             compiled = None
             if inductor.missing() is None:
                 try:
-                    compiled = start(self.job(recipe | inductor()), self.spender("reference"))
+                    compiled = self.launcher.run(self.job(recipe | inductor()), self.spender("reference"))
                 except RunFailed as error:
-                    self.tell({"event": "note", "text": f"no compiled baseline: {error}"})
+                    self.tell(Noted(f"no compiled baseline: {error}"))
             self._reference = Reference(outcome, compiled)
         return self._reference
 
@@ -186,7 +192,7 @@ class Runner:
 
     def reference_scores(self, split: Split, most: int | None = None) -> Scores:
         """The reference's own scores."""
-        base = ModuleSide(self.workload.source, self.reference().outcome.checkpoint)
+        base = ModuleSide(self.workload.source, str(place("checkpoints", self.reference().outcome.checkpoint)))
         return self.scores(f"reference-{self.seed}", base, None, split, most)
 
     def scores(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> Scores:
@@ -202,7 +208,7 @@ class Runner:
     def scored(self, side: Side, batch: int | None, dataset: Dataset[Any], name: str, what: str) -> Scores:
         """Scores of an engine, or of the module, in a worker of its own; the data stay here."""
         began = time.perf_counter()
-        self.tell({"event": "phase", "text": f"scoring on {what}"})
+        self.tell(PhaseBegan(f"scoring on {what}"))
         with Worker(side, threads=cores() if self.target.device == "cpu" else 1, device=self.target.device) as worker:
             worker.load()
             scores = self.workload.quality(predictor(worker, batch), dataset)
@@ -213,13 +219,13 @@ class Runner:
 
     def measured(self, recipe: Recipe, name: str, outcome: Outcome, pairs: int, test: bool) -> Trial:
         """Score and time the artifact; its rounds are kept one by one, so that a killed measurement goes on."""
-        assert outcome.artifact is not None
-        place = self.store.path / "artifacts" / name
-        place.parent.mkdir(exist_ok=True)
-        artifact.copy(Path(outcome.artifact), place)
-        (place / "charges.json").unlink(missing_ok=True)  # the cache's own note: the trial's ledger has it
-        engine = ArtifactSide(str(place), trust_native_code=True)  # a child of this process has just made it
-        manifest = artifact.read(place)
+        assert outcome.engine is not None
+        kept = self.store.path / "artifacts" / name
+        kept.parent.mkdir(exist_ok=True)
+        artifact.copy(place("engines", outcome.engine), kept)
+        (kept / "charges.json").unlink(missing_ok=True)  # the cache's own note: the trial's ledger has it
+        engine = ArtifactSide(str(kept), trust_native_code=True)  # a child of this process has just made it
+        manifest = artifact.read(kept)
         batch = largest_batch(manifest, self.workload)
         quality = self.quality(name, engine, batch, "validation", SCREENING_EXAMPLES if pairs < CLAIM_PAIRS else None)
         final = self.quality(name, engine, batch, "test") if test else None
@@ -235,14 +241,14 @@ class Runner:
             test=final,
             training=training_figure(cost, training_speedup(base, outcome.charges, outcome.curve, quality)),
             inference=inference,
-            artifact=ArtifactFigure(str(place), artifact.size(place), bool(manifest["portable"])),
+            artifact=ArtifactFigure(str(kept), artifact.size(kept), bool(manifest["portable"])),
             break_even_requests=break_even(cost.seconds - base.seconds, saved, inference.speedup),
             saved_seconds_per_request=saved,
             effects=outcome.effects,
             ledger=cost,
             raw=comparison.to_json(),
         )
-        write_card(place, trial)
+        write_card(kept, trial)
         return trial
 
     def timed(self, name: str, engine: Side, pairs: int) -> Comparison:
@@ -251,22 +257,22 @@ class Runner:
         Screening's rounds are no part of a claim's: the trial was promoted for them, so they flatter it.
         """
         reference, what = self.reference(), "screen" if pairs < CLAIM_PAIRS else "claim"
-        sides: dict[str, Side] = {"eager": ModuleSide(self.workload.source, reference.outcome.checkpoint),
-                                  "engine": engine}
-        if reference.compiled is not None and reference.compiled.artifact is not None:
-            sides["compiled"] = ArtifactSide(reference.compiled.artifact, trust_native_code=True)
-        kept = [Reading.from_json(value) for _, row in sorted(self.store.rounds(name, what).items())[:pairs]
-                for value in row["readings"]]
+        eager = ModuleSide(self.workload.source, str(place("checkpoints", reference.outcome.checkpoint)))
+        sides: dict[str, Side] = {"eager": eager, "engine": engine}
+        if reference.compiled is not None and reference.compiled.engine is not None:
+            sides["compiled"] = ArtifactSide(str(place("engines", reference.compiled.engine)), trust_native_code=True)
+        done = sorted(self.store.rounds(name, what).items())[:pairs]
+        kept = [Reading.from_json(value) for _, row in done for value in row["readings"]]
         began = time.perf_counter()
-        self.tell({"event": "phase", "text": f"timing, {pairs} rounds of fresh processes"})
+        self.tell(PhaseBegan(f"timing, {pairs} rounds of fresh processes"))
         comparison = measure(
             self.workload.scenario, sides, "eager", self.inputs, threads=self.target.threads,
             device=self.target.device, rounds=pairs, memory=self.target.memory, kept=kept,
             on_round=lambda index, readings: self.store.put_round(
                 name, index, {"readings": [dataclasses.asdict(r) for r in readings]}, what),
-            progress=lambda done, total, text: self.tell({"event": "step", "step": done, "total": total, "text": text}),
+            progress=lambda done, total, text: self.tell(Stepped(done, total, text)),
         )
-        self.spend(name, "timing", f"{pairs} rounds", began)
+        self.spend(name, "timing", "rounds of fresh processes", began, pairs - len(done))
         return comparison
 
     def inputs(self, n: int) -> list[np.ndarray]:
@@ -328,8 +334,8 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     Raises:
         ThriftyError: the workload or the recipe cannot run; nothing was spent.
     """
-    definition, parsed, place = resolve(workload), Recipe.of(recipe), target or Target()
-    check_recipe(definition, parsed, place.device)
-    with open_study(store, definition, place) as opened:
-        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+    definition, parsed, served = resolve(workload), Recipe.of(recipe), target or Target()
+    check_recipe(definition, parsed, served.device)
+    with open_study(store, definition, served) as opened:
+        runner = Runner(definition, opened, target=served, seed=seed, price=price, listener=listener)
         return runner.run(parsed, pairs=pairs)

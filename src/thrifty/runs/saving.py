@@ -21,11 +21,12 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import outputs_of
-from thrifty.runs.job import Job, prefix_key, seed_of
-from thrifty.runs.launcher import Listener, ignore, start
+from thrifty.runs.job import Job, checkpoint_key, seed_of
+from thrifty.runs.launcher import LocalLauncher
 from thrifty.studies.card import figure_lines
+from thrifty.studies.events import Listener, ignore
 from thrifty.studies.trial import Trial
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads import huggingface
 from thrifty.workloads.huggingface.directory import BESIDE, written
 from thrifty.workloads.huggingface.models import is_transposed, quiet, transformers_model
@@ -74,11 +75,12 @@ def _left(trial: Trial, workload: Workload, listener: Listener) -> tuple[Checkpo
         raise SavingError(f"{workload.name} has changed since trial {trial.id} was run (its hash was "
                           f"{trial.workload_hash[:12]} and is {found[:12]}): its model cannot be made again; run the "
                           "recipe again")
-    job = Job(workload.source, trial.workload_hash, trial.recipe, trial.seed, Target(**trial.target), lower=False)
-    key = prefix_key(job, Recipe.parse(trial.recipe).transforms)
+    target = Target(**trial.target)
+    job = Job(workload.source, trial.workload_hash, trial.recipe, trial.seed, target, Machine(target.device), lower=False)
+    key = checkpoint_key(job, Recipe.parse(trial.recipe).transforms)
     kept = _cached(key, trial, workload)
     if kept is None:
-        start(job, listener)
+        LocalLauncher().run(job, listener)
         kept = _cached(key, trial, workload)
     if kept is None:
         raise SavingError(f"the cache did not keep the model of trial {trial.id}; raise THRIFTY_CACHE_QUOTA")

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
 
+from thrifty.recipes.method import Method
 from thrifty.recipes.recipe import Recipe
-from thrifty.search.space import Space
+from thrifty.search.space import Kind, Part, Space
 from thrifty.studies.constraints import Bars, choose
 from thrifty.studies.findings import objectives
 from thrifty.studies.frontier import frontier, objectives_of
 from thrifty.studies.trial import Trial
 
-KINDS = ("last", "structure")
-"""Slots in the order of what to expect of them for what they cost: fewer bits, then less of the model, then training."""
+FIRST: tuple[Kind, ...] = ("last", "structure", "after")
+"""Kinds in the order of what to expect of them for what they cost: fewer bits, then less of the model; then what trains it."""
+TOGETHER: frozenset[Kind] = frozenset({"place", "recovery", "compiler"})
+"""Kinds that are nothing alone: they say how another one's options are used."""
 
 
 def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """Each method that has not run, on its own: compilers on the reference, then the others with the best compiler.
 
-    A structural transform comes with the training that recovers from it, where there is one. Compilers that refuse
+    A transform that no training follows comes with the one that recovers from it, where there is one. Compilers that refuse
     integer products come last: with what matters most after training, fewer bits, they cannot be composed.
 
     Args:
@@ -77,20 +80,21 @@ def _base(space: Space, trials: Sequence[Trial], bars: Bars) -> dict[str, str]:
 
 def _compiled(space: Space) -> list[Recipe]:
     """The reference by each compiler; uncompiled, it is the baseline of every ratio already."""
-    options = list(space.parts.get("compile", {}))
-    return _recipes(space, [{**space.plain, "compile": option} for option in options if option != "export"])
+    slot = space.slot("compiler")
+    return [] if slot is None else _recipes(space, [{**space.plain, slot.name: option} for option in slot.changes])
 
 
 def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
     """(slot, the base with another option of it), each method once; what needs no training first."""
+    recovery = space.slot("recovery")
+    plainest = {recovery.name: recovery.changes[0]} if recovery is not None and recovery.changes else {}
     found = []
-    kinds = {slot: slot.name.partition(".")[0] for slot in space.slots}
-    for slot in sorted(space.slots, key=lambda slot: (*KINDS, kinds[slot]).index(kinds[slot])):
-        if slot.name in ("compile", "recover", "place"):
+    for slot in sorted(space.slots, key=lambda slot: (*FIRST, slot.kind).index(slot.kind)):
+        if slot.kind in TOGETHER:
             continue
-        recovered = slot.name.startswith("structure.") and "recover" in space.parts
-        recovery = {"recover": list(space.parts["recover"])[:2][-1]} if recovered else {}  # the plainest that there is
-        found += [(slot.name, {**base, slot.name: option, **recovery}) for option in representative(slot.options[1:])]
+        recovered = plainest if slot.kind in space.recovered else {}
+        others = {option: slot.parts[option] for option in slot.options[1:]}
+        found += [(slot.name, {**base, slot.name: option, **recovered}) for option in representative(others)]
     return found
 
 
@@ -103,16 +107,26 @@ def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
     return ranked or ([nearest] if nearest is not None else [])
 
 
-def representative(options: Sequence[str]) -> list[str]:
+def representative(parts: Mapping[str, Part]) -> list[str]:
     """Of options that differ in numbers alone, the middle one: alone, a method runs once for each of its words.
 
-    >>> representative(["prune(ratio=0.25)", "prune(ratio=0.5)", "prune(ratio=0.75)", "quantize(w8a8)", "quantize(bf16)"])
+    >>> from thrifty import Prune, Quantize
+    >>> found = [Prune(ratio=0.25), Prune(ratio=0.5), Prune(ratio=0.75), Quantize("w8a8"), Quantize("bf16")]
+    >>> representative({str(method): method for method in found})
     ['prune(ratio=0.5)', 'quantize(w8a8)', 'quantize(bf16)']
     """
-    groups: dict[str, list[str]] = {}
-    for option in options:
-        groups.setdefault(re.sub(r"=[-+.\de]+", "=", option), []).append(option)
+    groups: dict[Hashable, list[str]] = {}
+    for option, part in parts.items():
+        groups.setdefault(_words(part), []).append(option)
     return [group[len(group) // 2] for group in groups.values()]
+
+
+def _words(part: Part) -> Hashable:
+    """What a part is, its numbers left out."""
+    if not isinstance(part, Method):
+        return (type(part),)
+    values = [(spec.name, getattr(part, spec.name)) for spec in dataclasses.fields(part)]
+    return type(part), *((name, value) for name, value in values if type(value) not in (int, float))
 
 
 def _recipes(space: Space, choices: Sequence[dict[str, str]]) -> list[Recipe]:

@@ -15,7 +15,6 @@ from thrifty.recipes.registry import method_class, names
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.search import line
 from thrifty.search.line import Line
-from thrifty.search.space import replaced
 from thrifty.workloads.workload import Workload
 
 FIRST, SECOND = 3, 2
@@ -69,7 +68,7 @@ class Contender:
             _line(optimizer, training_of(reference), name) for name in ("lr", *([also] if also else []))))
 
     def __str__(self) -> str:
-        return str(Train(self.optimizer))[6:-1]
+        return str(self.optimizer)
 
     @property
     def origin(self) -> Point:
@@ -89,7 +88,7 @@ class Contender:
 
         def changed(phase: Train) -> Train:
             others = [method for method in phase.methods if method.card.slot != "optimizer"]
-            return replaced(phase, methods=(optimizer, *others), **settings)
+            return phase.but(methods=(optimizer, *others), **settings)
 
         return Recipe(tuple(changed(phase) if isinstance(phase, Train) else phase for phase in self.reference))
 

@@ -9,7 +9,7 @@ from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache
 from thrifty.runs.context import training_setup
-from thrifty.runs.job import prefix_key
+from thrifty.runs.job import checkpoint_key
 from thrifty.runs.runner import Runner
 
 STEPS = 10
@@ -20,7 +20,7 @@ LONGEST = 10.0
 def reference_seconds(runner: Runner) -> float:
     """Seconds that training the reference will take; 0 where it is kept or comes trained."""
     recipe = Recipe.parse(runner.workload.reference)
-    kept = cache.lookup("checkpoints", prefix_key(runner.job(recipe), recipe)) is not None
+    kept = cache.lookup("checkpoints", checkpoint_key(runner.job(recipe), recipe)) is not None
     return 0.0 if kept else training_seconds(runner, recipe)
 
 

@@ -21,7 +21,6 @@ from thrifty.measure.statistics import paired_drop
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs.launcher import Listener, ignore
 from thrifty.runs.preflight import resolve
 from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
 from thrifty.search.alone import alone, candidates, composed
@@ -30,6 +29,7 @@ from thrifty.search.estimate import reference_seconds
 from thrifty.search.propose import STARTUP, propose
 from thrifty.search.space import Space
 from thrifty.studies.constraints import Bars, Choice, choose
+from thrifty.studies.events import BudgetSpent, Listener, Promoted, Proposed, ignore
 from thrifty.studies.findings import objectives
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
@@ -143,7 +143,7 @@ class _Search:
 
     def ready(self) -> None:
         """The reference is there, and the budget and the bars can be met."""
-        self.runner.tell({"event": "explore", "total": self.budget, "spent": self.spent})
+        self.runner.tell(BudgetSpent(self.budget, self.spent))
         self.afford_reference()
         self.runner.reference()
         self.check_bars()
@@ -213,6 +213,7 @@ class _Search:
     # -- running ------------------------------------------------------------------------------------------------
 
     def screen(self, recipes: Sequence[Recipe]) -> None:
+        self.runner.tell(Proposed(tuple(map(str, recipes))))
         if self.workers > 1:
             kept = self.costs().kept
             free = [recipe for recipe in recipes if not _trains(recipe, kept)][: self.workers]
@@ -222,7 +223,7 @@ class _Search:
             if self.spent + self.reserve() >= self.budget:
                 return
             self.runner.run(recipe, pairs=1)
-            self.runner.tell({"event": "explore", "total": self.budget, "spent": self.spent})
+            self.runner.tell(BudgetSpent(self.budget, self.spent))
 
     # -- measuring again ----------------------------------------------------------------------------------------
 
@@ -233,7 +234,7 @@ class _Search:
     def claim_seconds(self) -> float:
         """What measuring one trial again takes, by what screening took."""
         spent = [self.store.spent(trial.id) for trial in self.trials if trial.status == "done"]
-        rounds = [charge.seconds for ledger in spent for charge in ledger.only("timing").charges if charge.what == "1 rounds"]
+        rounds = [charge.seconds / charge.amount for ledger in spent for charge in ledger.only("timing").charges if charge.amount]
         scorings = [charge.seconds for ledger in spent for charge in ledger.only("scoring").charges]
         return CLAIM_PAIRS * (statistics.median(rounds) if rounds else 4.0) + (statistics.median(scorings) if scorings else 3.0)
 
@@ -246,8 +247,8 @@ class _Search:
             if not waiting or not (needed or self.spent + self.claim_seconds() <= self.budget):
                 return
             if not done:
-                self.runner.tell({"event": "promote", "total": min(self.promote, len(waiting)), "pairs": CLAIM_PAIRS})
-            self.runner.run(waiting[0].recipe, pairs=CLAIM_PAIRS, test=True)
+                self.runner.tell(Promoted(min(self.promote, len(waiting)), CLAIM_PAIRS))
+            self.runner.run(Recipe.parse(waiting[0].recipe), pairs=CLAIM_PAIRS, test=True)
 
 
 def claimed(trial: Trial) -> bool:

@@ -116,7 +116,7 @@ def _by_chance(space: Space, known: set[str], count: int, seed: int) -> list[Rec
         choices = ([draw.choice(option) for option in options] for _ in range(2_000))
     found: dict[str, Recipe] = {}
     for chosen in choices:
-        recipe = space.recipe(dict(zip(space.parts, chosen, strict=True)))
+        recipe = space.recipe(dict(zip((slot.name for slot in space.slots), chosen, strict=True)))
         if recipe is not None and str(recipe) not in known:
             found.setdefault(str(recipe), recipe)
             if len(found) == count:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import final
 
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs.launcher import Listener, ignore
 from thrifty.runs.preflight import check_recipe, resolve
 from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
+from thrifty.studies.events import Listener, Promoted, SweepBegan, ignore
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.trial import Trial
 from thrifty.target import Target
@@ -51,13 +51,13 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
         check_recipe(definition, recipe, place.device)
     with open_study(store, definition, place) as opened:
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
-        listener({"event": "sweep", "total": len(parsed)})
+        listener(SweepBegan(len(parsed)))
         trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
         chosen = promoted(list(trials.values()), promote)
         if chosen:
-            listener({"event": "promote", "total": len(chosen), "pairs": CLAIM_PAIRS})
+            listener(Promoted(len(chosen), CLAIM_PAIRS))
         for trial in chosen:
-            trials[trial.recipe] = runner.run(trial.recipe, pairs=CLAIM_PAIRS, test=True)
+            trials[trial.recipe] = runner.run(Recipe.parse(trial.recipe), pairs=CLAIM_PAIRS, test=True)
         return Swept(tuple(trials.values()), frontier(list(trials.values())))
 
 

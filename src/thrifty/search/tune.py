@@ -16,16 +16,15 @@ from thrifty.errors import RunFailed
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import training_setup
 from thrifty.runs.job import Outcome
-from thrifty.runs.launcher import Event, Listener, ignore, start
 from thrifty.runs.preflight import check_recipe, resolve
 from thrifty.runs.rehearsal import rehearse
 from thrifty.runs.runner import Runner, open_study
 from thrifty.search.attain import Attained, Trained, attained
 from thrifty.search.contender import Contender, Point, TuneError, fewest, reference_of, training_of
 from thrifty.search.estimate import training_seconds
-from thrifty.search.space import replaced
+from thrifty.studies.events import Charged, Event, Listener, Noted, RecipeBegan, TrialEnded, ignore
 from thrifty.studies.figures import training_figure
-from thrifty.studies.ledger import Ledger
+from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.serialization import typed
 from thrifty.studies.trial import Drop, QualityFigure, Trial
 from thrifty.target import Target
@@ -176,7 +175,7 @@ class _Tune:
             self.known[contender] = {contender.origin: first}
         trials = self.affordable(reference)
         text = f"{trials} trials for each optimizer, then {len(self.finals)} seeds"
-        self.runner.tell({"event": "note", "text": text})
+        self.runner.tell(Noted(text))
         for _ in range(1, trials):
             self.round(trials)
         found = tuple(self.tuning(contender, reference, aim) for contender in self.contenders)
@@ -196,7 +195,7 @@ class _Tune:
         """The reference, looked at as often as the final trainings are."""
         phases = reference_of(self.workload)
         training = training_of(phases)
-        return Recipe(tuple(replaced(training, evaluations=self.evaluations) if phase is training else phase
+        return Recipe(tuple(training.but(evaluations=self.evaluations) if phase is training else phase
                             for phase in phases))
 
     @property
@@ -274,24 +273,24 @@ class _Tune:
         name = runner.id(recipe)
         if kept := self.store.rounds(name, KEPT):
             return typed(Trained, kept[0])  # type: ignore[no-any-return]
-        runner.tell({"event": "recipe", "text": f"{recipe}, seed {runner.seed}", "id": name})
-        charged: list[dict[str, Any]] = []
+        runner.tell(RecipeBegan(f"{recipe}, seed {runner.seed}", name))
+        charged: list[Charge] = []
 
         def hear(event: Event) -> None:
-            if event.get("event") == "charge":
-                charged.append(event["charge"])
+            if isinstance(event, Charged):
+                charged.append(event.charge)
             runner.tell(event)
 
         began = time.perf_counter()
         try:
-            outcome = start(runner.job(recipe, lower=False), runner.spender(name, hear))
+            outcome = runner.launcher.run(runner.job(recipe, lower=False), runner.spender(name, hear))
         except RunFailed as error:
             self.keep(runner.failed(recipe, name, error))
-            if not any(charge["kind"] == "failure" for charge in charged):  # which a loss that is not finite leaves
+            if not any(charge.kind == "failure" for charge in charged):  # which a loss that is not finite leaves
                 raise RunFailed(f"{recipe}, seed {runner.seed}: {error}") from error
             found = Trained(runner.seed, (), time.perf_counter() - began, error=str(error))
         else:
-            apart = sum(charge["seconds"] for charge in charged if charge["kind"] == "evaluation")
+            apart = sum(charge.seconds for charge in charged if charge.kind == "evaluation")
             found = Trained(runner.seed, self.curve(outcome, recipe), time.perf_counter() - began, apart)
             self.keep(self.trial(runner, recipe, outcome))
         self.store.put_round(name, 0, dataclasses.asdict(found), KEPT)
@@ -320,7 +319,7 @@ class _Tune:
         known = self.store.trial(trial.id)
         if known is None or known.status == "failed":
             self.store.put_trial(trial)
-        self.runner.tell({"event": "trial", "trial": trial})
+        self.runner.tell(TrialEnded(trial))
 
 
 def plan(workload: str | Workload, optimizers: Sequence[str], also: str = "") -> list[str]:

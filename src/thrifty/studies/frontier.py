@@ -60,40 +60,40 @@ def dominance(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArra
 
 @final
 @dataclass(frozen=True)
-class Interval:
-    """A figure to be made small, and where it may really lie."""
+class Bounds:
+    """A figure to be made small, and the ends between which it may really lie."""
 
     value: float
     low: float
     high: float
 
 
-Objective = Callable[[Trial], Interval | None]
+Objective = Callable[[Trial], Bounds | None]
 
 
-def _around(value: float | None, low: float | None = None, high: float | None = None) -> Interval | None:
-    """An interval that holds its own point; None where any part is missing or is not a number."""
+def _around(value: float | None, low: float | None = None, high: float | None = None) -> Bounds | None:
+    """Bounds that hold their own point; None where any part is missing or is not a number."""
     if value is None or not math.isfinite(value):
         return None
     low, high = (value if end is None else end for end in (low, high))
     if math.isnan(low) or math.isnan(high):
         return None
-    return Interval(value, min(low, value), max(high, value))
+    return Bounds(value, min(low, value), max(high, value))
 
 
-def _quality(trial: Trial) -> Interval | None:
+def _quality(trial: Trial) -> Bounds | None:
     drop = trial.quality and trial.quality.drop
     return _around(drop.value, drop.low, drop.high) if drop else None
 
 
-def _training(trial: Trial) -> Interval | None:
+def _training(trial: Trial) -> Bounds | None:
     seconds = trial.training and trial.training.seconds
     if seconds is None:
         return None
     return _around(seconds, seconds * (1 - TRAINING_NOISE), seconds * (1 + TRAINING_NOISE))
 
 
-def _inference(trial: Trial) -> Interval | None:
+def _inference(trial: Trial) -> Bounds | None:
     """Time relative to the baseline, 1 / speedup; where one pair ran there is no interval, so anything goes."""
     speedup = trial.inference and trial.inference.speedup
     if not speedup or speedup.value is None or not speedup.value > 0:
@@ -103,11 +103,11 @@ def _inference(trial: Trial) -> Interval | None:
     return _around(1 / speedup.value, low, high)
 
 
-def _bytes(trial: Trial) -> Interval | None:
+def _bytes(trial: Trial) -> Bounds | None:
     return _around(trial.artifact and trial.artifact.bytes)
 
 
-def _memory(trial: Trial) -> Interval | None:
+def _memory(trial: Trial) -> Bounds | None:
     return _around(trial.inference and trial.inference.peak_memory_bytes)
 
 
@@ -227,7 +227,7 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def objectives_of(trial: Trial, names: Sequence[str]) -> tuple[str, list[Interval]]:
+def objectives_of(trial: Trial, names: Sequence[str]) -> tuple[str, list[Bounds]]:
     """Why the trial cannot be compared ("" where it can), and its objectives."""
     read = [objective(name) for name in names]
     if trial.status != "done":

@@ -22,9 +22,12 @@ class Charge:
         what: the phase's text, or what was measured.
         seconds: wall-clock.
         flops: counted floating-point operations; None where they were not counted.
-        peak_memory_bytes: of the process; None where it was not read.
-        joules: read off a counter; None where there is none.
+        peak_memory_bytes: resident memory of the process at its highest while this went on; None where it was not read.
+        joules: of all devices, read off their counters; None where there is none.
         uncounted: operators that ran and have no FLOP formula.
+        device_seconds: of all devices that worked on it; None where it was not counted.
+        amount: how many of what it was (rounds of processes); None where that says nothing.
+        device_memory_bytes: allocated on the GPU that held most, at its highest; None without one.
     """
 
     kind: Kind
@@ -34,6 +37,9 @@ class Charge:
     peak_memory_bytes: int | None = None
     joules: float | None = None
     uncounted: tuple[str, ...] = ()
+    device_seconds: float | None = None
+    device_memory_bytes: int | None = None
+    amount: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

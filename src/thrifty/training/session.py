@@ -124,7 +124,8 @@ class TrainingSession(Session):
         return total / self.weight
 
     def fresh(self, batch: Batch, share: float) -> Batch:
-        count = max(1, round(share * len(batch[0][0]))) * self.ranks.count
+        whole = int(self.ranks.sum(torch.tensor(len(batch[0][0]), device=self.device)))
+        count = max(self.ranks.count, round(share * whole))
         if self._aside is None:
             return mapped(batch, lambda x: x[: count // self.ranks.count])  # type: ignore[no-any-return]
         if count not in self._drawn:
@@ -292,6 +293,8 @@ class TrainingSession(Session):
         self.weight = first if len(parts) == 1 else self.ranks.sum(torch.stack(weights).sum())
         gradients = self._summed_gradients()
         if len(parts) > 1:
+            if not float(self.weight):
+                raise TrainingFailed(self._why(batch, math.nan))
             torch._foreach_mul_(gradients, float(supposed / self.weight))
         return self.ranks.sum(torch.stack(sums).sum()) / self.weight
 

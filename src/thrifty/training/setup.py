@@ -63,8 +63,10 @@ class Setup:
         """
         asked = self.settings.batch_size or self.batch_size
         found = min(asked, length(self.data), self.most or asked)
-        if found < self.ranks.count:
-            raise ThriftyError(f"a batch of {found} cannot be divided over {self.ranks.count} ranks: give a larger batch_size")
+        parts = self.ranks.count * self.settings.accumulate
+        if self.ranks.count > 1 and found < parts:
+            raise ThriftyError(f"a batch of {found} cannot be divided over {self.ranks.count} ranks and "
+                               f"{self.settings.accumulate} micro-batches: give a larger batch_size")
         return found
 
     @functools.cached_property

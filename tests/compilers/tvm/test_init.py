@@ -13,7 +13,7 @@ from tests.compilers.nets import called, check_outputs_stay, conv_net, error, im
 from thrifty.artifacts import artifact
 from thrifty.compilers import tvm as module
 from thrifty.compilers.capture import LoweringError
-from thrifty.compilers.inductor import NoCompiler
+from thrifty.compilers.requirements import NoCompiler
 from thrifty.compilers.tvm import Tvm
 from thrifty.engines import EngineError, open_engine
 from thrifty.errors import RecipeError

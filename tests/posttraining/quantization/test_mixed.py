@@ -21,7 +21,8 @@ from thrifty.recipes.context import Context
 from thrifty.recipes.hyperparameters import HyperparameterError
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Plan
-from thrifty.runs.context import make_context
+from thrifty.runs.context import Measurements, Recall, make_context
+from thrifty.runs.journal import Journal
 from thrifty.target import Target
 
 TABLE = {
@@ -65,9 +66,13 @@ def test_patterns_match_whole_names_first():
     assert list(patterns({"head": "fp32", "encoder.head": "w8a8"}).items()) == [("encoder\\.head", "w8a8"), ("head", "fp32")]
 
 
-def context(notes: list[str], searched: list[float], recalled: list[float]) -> Context:
-    return make_context(testing.workload, Target(), 0, searched, lambda event: notes.append(event["text"]), examples=64,
-                        recalled=recalled)
+def context(notes: list[str], measured: Measurements, recall: Recall) -> Context:
+    return make_context(testing.workload, Target(), 0, lambda event: notes.append(event.text), measurements=measured,
+                        recall=recall, examples=64)
+
+
+def fresh() -> tuple[list[str], Measurements, Recall]:
+    return [], Measurements(testing.workload, Target(), "cpu", 0, Journal()), Recall("the model of the tests")
 
 
 def test_the_fewest_bytes_that_quality_bears(tmp_path, monkeypatch):
@@ -76,12 +81,12 @@ def test_the_fewest_bytes_that_quality_bears(tmp_path, monkeypatch):
     method = Quantize("mixed", max_drop=0.05, group=32)
     found = []
     for again in (False, True):
-        notes, searched, recalled = [], [], []
+        notes, measured, recall = fresh()
         with torch.no_grad():
-            where = context(notes, searched, recalled)
+            where = context(notes, measured, recall)
             plan = method.plan(net, where)
             after = method.build(copy.deepcopy(net), Plan(json.loads(json.dumps(dict(plan.values))), plan.tensors))
-        assert len(searched) >= 3 and bool(recalled) == again  # scorings are charged; the table is computed once
+        assert len(measured.made) >= 3 and bool(recall.seconds) == again  # scorings are charged; the table is computed once
         assert where.score(after) >= where.score(net) - 0.05
         found.append(plan.values["mixed"])
         assert any(note.startswith("mixed: ") for note in notes)
@@ -100,10 +105,10 @@ def test_what_is_pinned_stays_and_what_quality_does_not_bear_is_refused(tmp_path
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
     net = testing.trained().eval()
     with torch.no_grad():
-        plan = Quantize("mixed", max_drop=1.0, group=32, layers={"inner.*": "fp32"}).plan(net, context([], [], []))
+        plan = Quantize("mixed", max_drop=1.0, group=32, layers={"inner.*": "fp32"}).plan(net, context(*fresh()))
         assert set(plan.values["mixed"]) == {"stem.0", "head.0", "head.2"}
         assert set(plan.values["convolutions"]) <= {"stem.0"}
-        strict = context([], [], [])
+        strict = context(*fresh())
         scores = iter([1.0])
         object.__setattr__(strict, "score", lambda model: next(scores, 0.0))  # the float model's, then what nothing reaches
         with pytest.raises(NoEffect, match="no layer can be quantized"):
@@ -112,7 +117,7 @@ def test_what_is_pinned_stays_and_what_quality_does_not_bear_is_refused(tmp_path
 
 def test_nothing_to_choose_for():
     with pytest.raises(NoEffect, match="nothing to choose"), torch.no_grad():
-        Quantize("mixed", group=32, layers={".*": "fp32"}).plan(testing.trained(), context([], [], []))
+        Quantize("mixed", group=32, layers={".*": "fp32"}).plan(testing.trained(), context(*fresh()))
 
 
 def test_without_a_workload_it_is_refused():

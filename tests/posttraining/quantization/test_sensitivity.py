@@ -12,7 +12,6 @@ from thrifty.posttraining.quantization.outputs import Outputs, split
 from thrifty.posttraining.quantization.sensitivity import (
     alternatives,
     exchanged,
-    fingerprint,
     from_json,
     held,
     sensitivity,
@@ -62,17 +61,6 @@ def test_alternatives_round_their_own_inputs_and_leave_the_model_as_it_is():
     with torch.no_grad(), exchanged(exact, schemes["w8a8"]) as model:
         assert 0 < Outputs(net, (x,)).error(model) < 0.01
     assert held(exact) == held(folded(net))
-
-
-def test_the_fingerprint_tells_weights_data_and_settings_apart():
-    net, other = testing.trained(), testing.trained()
-    batches = [(torch.ones(2, 3),)]
-    first = fingerprint(net, iter(batches), "a")
-    assert first == fingerprint(other, iter(batches), "a")
-    with torch.no_grad():
-        other.head[2].bias[0] += 1
-    assert len({first, fingerprint(other, iter(batches), "a"), fingerprint(net, iter(batches), "b"),
-                fingerprint(net, iter([(torch.zeros(2, 3),)]), "a")}) == 4
 
 
 def test_calibration_is_split_once():

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thrifty.kernels.float8 import E4M3, E5M2, LARGEST, product, scale_of, to_float8
-from thrifty.training.mixed_precision.scaled import Products, linear
+from thrifty.training.mixed_precision.scaled import Products, fp8_linear
 
 
 def nearest(x: float, mantissa: int, lowest: int, largest: float) -> float:
@@ -56,7 +56,7 @@ def test_forward_and_gradients_are_those_of_the_rounded_numbers(products: Produc
     x = torch.randn(2, 48, 64, dtype=torch.bfloat16, requires_grad=True)
     w, b = torch.randn(80, 64).to(weight_kind).requires_grad_(), torch.randn(80, requires_grad=True)
     g = torch.randn(2, 48, 80, dtype=torch.bfloat16)
-    y = linear(x, w, b, products=products)
+    y = fp8_linear(x, w, b, products=products)
     by_x, by_w, by_b = torch.autograd.grad(y, (x, w, b), g)
     assert (y.dtype, by_x.dtype, by_w.dtype, by_b.dtype) == (torch.bfloat16, torch.bfloat16, weight_kind, torch.float32)
     rows, up = x.detach().view(96, 64), g.view(96, 80)
@@ -73,27 +73,27 @@ def test_forward_and_gradients_are_those_of_the_rounded_numbers(products: Produc
 def test_sizes_that_8_bits_cannot_take_are_products_of_bf16(shape: tuple[int, int, int]) -> None:
     rows, inputs, outputs = shape
     x, w, b = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
-    assert torch.equal(linear(x, w, b), F.linear(x.bfloat16(), w.bfloat16(), b.bfloat16()))
+    assert torch.equal(fp8_linear(x, w, b), F.linear(x.bfloat16(), w.bfloat16(), b.bfloat16()))
 
 
 def test_rows_of_any_number_do_where_the_weights_gradient_is_not_of_8_bits() -> None:
     x, w = torch.randn(7, 64), torch.randn(32, 64)
-    assert not torch.equal(linear(x, w, products="but_weight"), F.linear(x.bfloat16(), w.bfloat16()))
+    assert not torch.equal(fp8_linear(x, w, products="but_weight"), F.linear(x.bfloat16(), w.bfloat16()))
 
 
 def test_zeros_and_nan() -> None:
     w = torch.randn(32, 16)
-    assert torch.equal(linear(torch.zeros(16, 16), w), torch.zeros(16, 32, dtype=torch.bfloat16))
+    assert torch.equal(fp8_linear(torch.zeros(16, 16), w), torch.zeros(16, 32, dtype=torch.bfloat16))
     x = torch.randn(16, 16)
     x[3, 4] = math.nan
-    assert bool(linear(x, w)[3].isnan().all())
+    assert bool(fp8_linear(x, w)[3].isnan().all())
 
 
 def test_a_compiler_takes_it_whole() -> None:
     x, w = torch.randn(32, 64, requires_grad=True), torch.randn(48, 64, requires_grad=True)
 
     def run(x: Tensor, w: Tensor) -> Tensor:
-        return linear(x * 2, w).float().square().sum()
+        return fp8_linear(x * 2, w).float().square().sum()
 
     found, wanted = (torch.autograd.grad(f(x, w), (x, w))
                      for f in (torch.compile(run, fullgraph=True, backend="aot_eager"), run))
@@ -105,7 +105,7 @@ def test_a_compiler_takes_it_whole() -> None:
 def test_the_gpu_is_right(products: Products) -> None:
     x, w, g = (torch.randn(*size, device="cuda").bfloat16() for size in ((256, 128), (384, 128), (256, 384)))
     leaves = x.requires_grad_(), w.float().requires_grad_()
-    found = [linear(*leaves, products=products)]
+    found = [fp8_linear(*leaves, products=products)]
     found += torch.autograd.grad(found[0], leaves, g)
     x8, w8, g8 = exact(x.detach(), E4M3), exact(w, E4M3), exact(g, E5M2)
     by_weight = g8.t() @ x8 if products == "all" else g.double().t() @ x.detach().double()

@@ -16,7 +16,7 @@ from thrifty.recipes.hyperparameters import HyperparameterError
 from thrifty.recipes.phases import Train
 from thrifty.training.data import Loader
 from thrifty.training.loop import fit
-from thrifty.training.optimizers.common import WrongOptimizer
+from thrifty.training.optimizers.optimizer import WrongOptimizer
 from thrifty.training.optimizers.sophia import SophiaOptimizer
 from thrifty.training.session import TrainingSession
 from thrifty.workloads.embedded.python_lm import LanguageModel

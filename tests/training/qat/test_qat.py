@@ -18,6 +18,7 @@ from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv,
 from thrifty.numerics.observers import CalibrationError
 from thrifty.numerics.schemes import INTEGERS
 from thrifty.recipes.hyperparameters import HyperparameterError
+from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs import checkpoint
 from thrifty.training.loop import Loader, fit
@@ -135,12 +136,12 @@ def test_what_was_evaluated_leaves_as_quantize_builds_it(name, scheme, estimator
 
 
 def test_its_place_in_a_recipe():
-    properties = testing.check(Recipe.parse("train(adamw) | train(qat(w8a8), steps=3) | compile(openvino)"), testing.TRAINED)
+    properties = carry(Recipe.parse("train(adamw) | train(qat(w8a8), steps=3) | compile(openvino)"), testing.TRAINED)
     assert "quantized" in properties and "compiled" in properties
     with pytest.raises(RecipeError, match="requires float-weights, which qat before it took away"):
-        testing.check(Recipe.parse("train(qat(w8a8)) | quantize(w8a8)"), testing.TRAINED)
+        carry(Recipe.parse("train(qat(w8a8)) | quantize(w8a8)"), testing.TRAINED)
     with pytest.raises(RecipeError, match="requires float-weights"):
-        testing.check(Recipe.parse("quantize(w8a8) | train(qat(w8a8))"), testing.TRAINED)
+        carry(Recipe.parse("quantize(w8a8) | train(qat(w8a8))"), testing.TRAINED)
 
 
 # -- what it learns ---------------------------------------------------------------------------------------------
@@ -282,8 +283,9 @@ def test_a_killed_training_goes_on_bit_for_bit(estimator, tmp_path):
 
 
 def test_an_adapter_is_refused():
-    with pytest.raises(RecipeError, match="provide the layers: lora and qat; keep one"):
-        Recipe.parse("train(lora, qat(w4a8))")
+    for text in ("train(lora, qat(w4a8))", "train(qat(w4a8), lora)"):
+        with pytest.raises(RecipeError, match="qat requires a model without adapters, which lora gives it"):
+            carry(Recipe.parse(text), testing.TRAINED)
 
 
 # -- what it refuses --------------------------------------------------------------------------------------------

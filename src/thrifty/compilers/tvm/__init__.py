@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -22,10 +21,9 @@ from torch.export import ExportedProgram
 from thrifty.artifacts.lowered import Lowered, TensorSpec
 from thrifty.compilers import buckets as padding
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
-from thrifty.compilers.inductor import NoCompiler
+from thrifty.compilers.requirements import NoCompiler, cpp_compiler_to_install, require, require_processor, to_install
 from thrifty.engines.buckets import FILE
 from thrifty.engines.instructions import instruction_set
-from thrifty.errors import MissingExtra
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -80,12 +78,10 @@ class Tvm(Compiler):
             LoweringError: the target is no processor, the model cannot be captured, holds other
                 numbers than float32, has an operator that TVM lacks, or answers otherwise where it is padded.
         """
-        if importlib.util.find_spec("tvm") is None:
-            raise MissingExtra("tvm", "tvm")
+        require("tvm", "tvm")
         if lacks := self.missing():
             raise NoCompiler(lacks)
-        if context.target.device != "cpu":
-            raise LoweringError(f"compile(tvm) serves processors, not {context.target.device}: use compile(inductor)")
+        require_processor(self.name, context.target.device)
         example = tuple(x.cpu() for x in example)
         for x in (*model.parameters(), *model.buffers(), *example):
             if x.is_floating_point() and x.dtype != torch.float32:
@@ -123,12 +119,8 @@ class Tvm(Compiler):
 
     @classmethod
     def missing(cls) -> str | None:
-        if importlib.util.find_spec("tvm") is None:
-            return "tvm is not installed: pip install 'thrifty[tvm]'"
-        if linker() is None:
-            return ("compile(tvm) needs a C++ compiler to link what it wrote and found none: install one (Debian, Ubuntu: "
-                    "apt-get install g++; Fedora: dnf install gcc-c++), or set CXX to yours")
-        return None
+        return to_install("tvm", "tvm") or (
+            cpp_compiler_to_install(cls.name, " to link what it wrote") if linker() is None else None)
 
 
 def linker() -> str | None:

@@ -7,9 +7,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
-LARGEST = {E4M3: 448.0, E5M2: 57344.0}
-"""Of each format; e4m3 has three bits of mantissa and no infinity, e5m2 two."""
+from thrifty.kernels.float8.formats import E4M3 as E4M3
+from thrifty.kernels.float8.formats import E5M2 as E5M2
+from thrifty.kernels.float8.formats import LARGEST
 
 
 def scale_of(x: Tensor, kind: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thrifty.kernels.float8 import LARGEST
+from thrifty.kernels.float8.formats import LARGEST
 
 TILE_ROWS, TILE_COLUMNS, TILE_WARPS = 128, 64, 8
 

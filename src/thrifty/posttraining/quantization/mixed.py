@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import nn
 
 from thrifty.errors import NoEffect
@@ -21,7 +20,6 @@ from thrifty.posttraining.quantization.sensitivity import (
     Table,
     alternatives,
     exchanged,
-    fingerprint,
     from_json,
     sensitivity,
     to_json,
@@ -108,10 +106,9 @@ def decide(model: nn.Module, quantize: Uniform, max_drop: float, context: Contex
     if not any(schemes.values()):
         raise NoEffect("quantize(mixed) found nothing to choose a scheme for: the model has no float nn.Linear, nn.Conv1d or "
                        "nn.Conv2d that it is for, beside those that layers={...} names")
-    key = fingerprint(model, context.calibration(), CANDIDATES, dict(quantize.layers), quantize.group, quantize.version,
-                      torch.__version__)
+    key = f"sensitivity of {CANDIDATES} beside {dict(quantize.layers)}, group {quantize.group}"
     context.progress(f"sensitivities of {len(set().union(*schemes.values()))} layers")
-    table = from_json(context.recall(f"sensitivity-{key}", lambda: to_json(sensitivity(exact, schemes, split(context)[1]))))
+    table = from_json(context.recall(key, lambda: to_json(sensitivity(exact, schemes, split(context)[1]))))
     found, score = mixtures(table), context.score
     floor = score(model) - max_drop
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from thrifty.numerics import graph as graphs
@@ -91,22 +89,6 @@ def held(module: nn.Module) -> int:
     """Bytes of the module's own tensors."""
     tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
     return sum(x.numel() * x.element_size() for x in tensors)
-
-
-def fingerprint(model: nn.Module, batches: Iterator[tuple[Tensor, ...]], *settings: Any) -> str:
-    """Of all that a table depends on: names and values of weights, calibration data, settings."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
-    for batch in batches:
-        for tensor in batch:
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def to_json(table: Table) -> dict[str, list[list[Any]]]:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from thrifty.kernels.float8 import E4M3
 from thrifty.recipes.card import Card
 from thrifty.training.mixed_precision.autocast import Autocast
-from thrifty.training.mixed_precision.scaled import MULTIPLE, Products, linear
+from thrifty.training.mixed_precision.scaled import MULTIPLE, Products, fp8_linear
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -137,8 +137,8 @@ def _fastest(shape: Shape, device: str, compiled: bool) -> Products | None:
     weight = normal(outputs, inputs).mul_(inputs**-0.5).requires_grad_()
     upstream = normal(rows, outputs, dtype=torch.bfloat16)
     ways: dict[Products | None, Callable[[Tensor, Tensor], Tensor]] = {
-        None: _bf16, "all": functools.partial(linear, products="all"),
-        "but_weight": functools.partial(linear, products="but_weight")}
+        None: _bf16, "all": functools.partial(fp8_linear, products="all"),
+        "but_weight": functools.partial(fp8_linear, products="but_weight")}
     seconds: dict[Products | None, list[float]] = {way: [] for way in ways}
     calls = {way: _call(torch.compile(run, dynamic=False) if compiled else run, x, weight, upstream)
              for way, run in ways.items()}
@@ -200,4 +200,4 @@ def _forward(module: nn.Linear, products: Products, x: Tensor) -> Tensor:
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         return F.linear(x, module.weight, module.bias)
-    return linear(x, module.weight, module.bias, products=products, low=torch.get_autocast_dtype(kind))
+    return fp8_linear(x, module.weight, module.bias, products=products, low=torch.get_autocast_dtype(kind))

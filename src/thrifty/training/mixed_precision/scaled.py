@@ -16,7 +16,7 @@ MULTIPLE = 16
 """Sizes of matrices of 8 bits are multiples of so many."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: Products = "all",
+def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: Products = "all",
            low: torch.dtype = torch.bfloat16) -> Tensor:
     """y = x W^T + b with dynamic scales, one a tensor: s(a) = max |a| / largest, q(a) = round(a / s(a)).
 
@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: P
         [..., out] in ``low``. Where sizes are no multiples of 16, products of ``low``.
 
     >>> x, w = torch.randn(32, 64), torch.randn(48, 64)
-    >>> error = (linear(x, w).float() - x @ w.T).norm() / (x @ w.T).norm()
+    >>> error = (fp8_linear(x, w).float() - x @ w.T).norm() / (x @ w.T).norm()
     >>> 0.01 < float(error) < 0.06
     True
 

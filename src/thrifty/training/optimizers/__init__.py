@@ -1,4 +1,4 @@
-"""Optimizers, one file each; what they share is in `common`."""
+"""Optimizers, one file each; what they share is in `optimizer`."""
 
 from __future__ import annotations
 

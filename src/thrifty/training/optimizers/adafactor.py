@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 
 from thrifty.recipes.card import Card
-from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, smaller_state, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class Adafactor(TrainingMethod):
+class Adafactor(Optimizer):
     """The second moment of a matrix of gradients is kept as its row means R and column means C; no first moment is.
 
         b = 1 - t^decay;  R <- b R + (1 - b) mean_rows(g^2);  C <- b C + (1 - b) mean_columns(g^2)
@@ -45,24 +43,13 @@ class Adafactor(TrainingMethod):
     clip: float = number(1.0, 1)
 
     name: ClassVar[str] = "adafactor"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    light: ClassVar[bool] = True
+    card: ClassVar[Card] = optimizer_card(
         trade_off="state of a row and a column a matrix; no momentum, so that it may need more steps; steps are slower",
         paper='"Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", Shazeer and Stern 2018, '
               "arXiv:1804.04235, algorithms 4 and 5",
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
-
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return stamped(torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.decay, d=self.clip,
-                                             weight_decay=self.weight_decay), self.name)
-
-    def claims(self, session: Session) -> tuple[Claim, ...]:
-        return smaller_state(session.optimizer)
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.decay, d=self.clip,
+                                     weight_decay=self.weight_decay)

@@ -9,8 +9,7 @@ import torch
 
 from thrifty.recipes.card import Card
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class AdamW(TrainingMethod):
+class AdamW(Optimizer):
     """Adam with decoupled weight decay, torch's fused kernel: one pass over parameters, gradients and state.
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
@@ -43,20 +42,11 @@ class AdamW(TrainingMethod):
     eps: float = number(1e-8, 0, open_low=True, log=True)
 
     name: ClassVar[str] = "adamw"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    card: ClassVar[Card] = optimizer_card(
         trade_off="two states for each parameter: 8 bytes each in fp32",
         paper='"Decoupled Weight Decay Regularization", Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2',
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
-
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return stamped(torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
-                                         weight_decay=self.weight_decay, fused=True), self.name)
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
+                                 weight_decay=self.weight_decay, fused=True)

@@ -10,10 +10,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from thrifty.recipes.card import Card
-from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, library, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class AdamW8bit(TrainingMethod):
+class AdamW8bit(Optimizer):
     """AdamW whose two running means are kept in eight bits, with a float32 scale for each 256 of them.
 
     The update is `AdamW`'s, computed in float32 from what was stored. torchao's implementation: it is compiled for each
@@ -45,28 +43,16 @@ class AdamW8bit(TrainingMethod):
     eps: float = number(1e-8, 0, open_low=True, log=True)
 
     name: ClassVar[str] = "adamw8bit"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    light: ClassVar[bool] = True
+    card: ClassVar[Card] = optimizer_card(
         trade_off="rounded state; seconds of compilation for each shape of weights; steps are slower on a CPU",
         paper='"8-bit Optimizers via Block-wise Quantization", Dettmers et al. 2021, arXiv:2110.02861',
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
-
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        made = library("torchao.optim", "torchao").AdamW8bit(
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return library("torchao.optim", "torchao").AdamW8bit(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay)
-        return stamped(made, self.name)
 
     def update(self, session: Session, proceed: Callable[[], None]) -> None:
         with _disable_current_modes():  # what counts FLOPs would forbid torchao to compile; a step has no products
             proceed()
-
-    def claims(self, session: Session) -> tuple[Claim, ...]:
-        return smaller_state(session.optimizer)

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 
 from thrifty.recipes.card import Card
-from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, library, smaller_state, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, library, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class Lion(TrainingMethod):
+class Lion(Optimizer):
     """Every weight moves by the same length, in the direction that a momentum points to.
 
         p <- (1 - lr wd) p - lr sign(b1 m + (1 - b1) g);  m <- b2 m + (1 - b2) g
@@ -43,24 +41,12 @@ class Lion(TrainingMethod):
     beta2: float = number(0.99, 0, 1, open_high=True)
 
     name: ClassVar[str] = "lion"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    light: ClassVar[bool] = True
+    card: ClassVar[Card] = optimizer_card(
         trade_off="one state for each parameter; a learning rate to be found anew; noise at small batches",
         paper='"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, arXiv:2302.06675, algorithm 2',
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
-
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        made = library("pytorch_optimizer").Lion(groups, lr=self.lr, betas=(self.beta1, self.beta2),
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return library("pytorch_optimizer").Lion(groups, lr=self.lr, betas=(self.beta1, self.beta2),
                                                  weight_decay=self.weight_decay, weight_decouple=True)
-        return stamped(made, self.name)
-
-    def claims(self, session: Session) -> tuple[Claim, ...]:
-        return smaller_state(session.optimizer)

@@ -13,8 +13,7 @@ from thrifty.errors import NoEffect, ThriftyError
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -74,7 +73,7 @@ class Pair(torch.optim.Optimizer):
 
 @final
 @dataclass(frozen=True)
-class Muon(TrainingMethod):
+class Muon(Optimizer):
     """Each hidden matrix moves by its momentum made orthogonal; everything else is AdamW's.
 
         B <- mu B + (1 - mu) g;  O = NewtonSchulz5(g + mu (B - g))  (about U V^T of the singular value decomposition)
@@ -101,17 +100,11 @@ class Muon(TrainingMethod):
     beta2: float = number(0.999, 0, 1, open_high=True)
 
     name: ClassVar[str] = "muon"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    card: ClassVar[Card] = optimizer_card(
         trade_off="five rounds of three matrix products for each hidden matrix in every step; convolutions, embeddings "
                   "and the head stay with AdamW",
         paper='"Muon: An optimizer for hidden layers in neural networks", Jordan et al. 2024; "Muon is Scalable for LLM '
               'Training", Liu et al. 2025, arXiv:2502.16982',
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
     def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -121,9 +114,9 @@ class Muon(TrainingMethod):
             for group in groups
             for orthogonal in (True, False)
         ]
-        return decayed([group for group in split if group["params"]], self.weight_decay)
+        return super().parameter_groups(session, [group for group in split if group["params"]])
 
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         first = [group for group in groups if group.get("muon")]
         rest = [group for group in groups if not group.get("muon")]
         if not first:
@@ -133,10 +126,10 @@ class Muon(TrainingMethod):
         muon = torch.optim.Muon(first, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
                                 nesterov=True, adjust_lr_fn="match_rms_adamw")
         if not rest:
-            return stamped(muon, self.name)
+            return muon
         adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,
                                   fused=True)
-        return stamped(Pair(muon, adamw), self.name)
+        return Pair(muon, adamw)
 
     def claims(self, session: Session) -> tuple[Claim, ...]:
         count = {orthogonal: sum(p.numel() for group in session.optimizer.param_groups

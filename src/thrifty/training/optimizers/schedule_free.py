@@ -12,8 +12,7 @@ from torch import nn
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, library, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, library, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class ScheduleFree(TrainingMethod):
+class ScheduleFree(Optimizer):
     """Gradients are taken between an iterate z and the average x of all iterates, and x is the model that leaves.
 
         y = (1 - b1) z + b1 x;  v <- b2 v + (1 - b2) g(y)^2
@@ -48,27 +47,17 @@ class ScheduleFree(TrainingMethod):
     beta2: float = number(0.999, 0, 1, open_high=True)
 
     name: ClassVar[str] = "schedule_free"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    card: ClassVar[Card] = optimizer_card(
         trade_off="two states for each parameter, as AdamW has; a copy of the model while it is evaluated",
         paper='"The Road Less Scheduled", Defazio et al. 2024, arXiv:2405.15682, algorithm 1',
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
     def prepare(self, session: Session) -> None:
         session.schedule = "constant"
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
-
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        made = library("pytorch_optimizer").ScheduleFreeAdamW(
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return library("pytorch_optimizer").ScheduleFreeAdamW(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)
-        return stamped(made, self.name)
 
     def before(self, session: Session, batch: Batch) -> None:
         session.optimizer.train()  # type: ignore[attr-defined]

@@ -11,8 +11,7 @@ from torch import Tensor
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import decayed, library, stamped
+from thrifty.training.optimizers.optimizer import Optimizer, library, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class Soap(TrainingMethod):
+class Soap(Optimizer):
     """Adam, in a basis that is rotated to where the gradient's covariances are diagonal.
 
         L <- b2 L + (1 - b2) G G^T;  R <- b2 R + (1 - b2) G^T G;  Q_L, Q_R: their eigenvectors, every few steps
@@ -49,26 +48,16 @@ class Soap(TrainingMethod):
     largest: int = number(10_000, 1)
 
     name: ClassVar[str] = "soap"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    card: ClassVar[Card] = optimizer_card(
         trade_off="two covariances and two bases for each matrix beside Adam's state; products and decompositions in "
                   "the step",
         paper='"SOAP: Improving and Stabilizing Shampoo using Adam", Vyas et al. 2024, arXiv:2409.11321, algorithm 3',
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
-
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        made = library("pytorch_optimizer").SOAP(
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return library("pytorch_optimizer").SOAP(
             groups, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,
             precondition_frequency=self.every, max_precondition_dim=self.largest)
-        return stamped(made, self.name)
 
     def claims(self, session: Session) -> tuple[Claim, ...]:
         rotated = sum(p.numel() for p, state in session.optimizer.state.items()

@@ -16,9 +16,8 @@ from thrifty.kernels.sophia_step import Constants, Step, step_for
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import choice, number
-from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.optimizers.common import WrongOptimizer, decayed, stamped
 from thrifty.training.optimizers.curvature import hutchinson, sampled_loss
+from thrifty.training.optimizers.optimizer import Optimizer, WrongOptimizer, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -172,7 +171,7 @@ def _local(x: Any) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class Sophia(TrainingMethod):
+class Sophia(Optimizer):
     """Sophia: the running mean of gradients, divided by a running estimate of the curvature, clipped to 1.
 
         m <- b1 m + (1 - b1) g;  every few steps h <- b2 h + (1 - b2) h_hat
@@ -210,27 +209,23 @@ estimator_batch=0.5)
     estimator_batch: float = number(0.5, 0, 1, open_low=True)
 
     name: ClassVar[str] = "sophia"
-    stage: ClassVar[Stage] = "optimizer"
-    card: ClassVar[Card] = Card(
-        family="optimizers",
-        benefit="training time",
+    card: ClassVar[Card] = optimizer_card(
         trade_off="an extra forward and backward pass every few steps; two states for each parameter, as AdamW has; "
                   "tuned AdamW was as good in several replications",
         paper='"Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training", Liu et al. 2023, '
               "arXiv:2305.14342, algorithms 1 to 3",
-        needs=frozenset({"labels"}),
-        requires=frozenset({"module", "float-weights"}),
-        slot="optimizer",
     )
 
-    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return decayed(groups, self.weight_decay)
+    @property
+    def refuses(self) -> frozenset[str]:
+        """Compiled steps have no second derivative."""
+        return self.card.refuses | ({"compiled-steps"} if self.estimator == "hutchinson" else set())
 
-    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         noise = torch.Generator(session.device).manual_seed(_noise_seed(torch.initial_seed(), session.ranks.index))
         session.memory(self).update(noise=noise, estimates=0)
-        return stamped(SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=self.gamma,
-                                       eps=self.eps, weight_decay=self.weight_decay), self.name)
+        return SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=self.gamma, eps=self.eps,
+                               weight_decay=self.weight_decay)
 
     def step_kind(self, session: Session) -> str:
         return "estimate" if session.step_number % self.every == 0 else ""

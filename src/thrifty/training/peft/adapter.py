@@ -78,7 +78,7 @@ class Adapter(TrainingMethod):
             module.register_forward_pre_hook(_nothing)
         session.memory(self).update(
             tuner=tuner, trained=trained, share=share, names=tuple(layers),
-            start={name: p.detach().clone() for name, p in self._telling(model)},
+            start={name: p.detach().cpu().clone() for name, p in self._telling(model)},
             held=self._hold(model, layers), running=[m for m in model.modules() if getattr(m, "running_mean", None) is not None],
         )
 
@@ -111,7 +111,7 @@ class Adapter(TrainingMethod):
         moved: dict[str, bool] = {}
         for name, p in self._telling(session.model):
             layer = re.split(self.telling, name)[0]
-            moved[layer] = moved.get(layer, False) or not torch.equal(p.detach(), memory["start"][name])
+            moved[layer] = moved.get(layer, False) or not torch.equal(p.detach().cpu(), memory["start"][name])
         found = [Claim("share of trainable parameters", 1.0, memory["share"], minimum=0.1),
                  Claim("share of adapters that moved", 0.0, sum(moved.values()) / len(moved), minimum=0.5)]
         if memory["held"]:

@@ -69,6 +69,8 @@ class Lora(Adapter):
               "al. 2023, arXiv:2309.12307, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
+        refuses=frozenset({"adapters"}),
+        holds=frozenset({"adapters"}),
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:

@@ -49,6 +49,8 @@ class PromptTuning(TrainingMethod):
               '"Prefix-Tuning", Li and Liang 2021, arXiv:2101.00190',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
+        refuses=frozenset({"adapters"}),
+        holds=frozenset({"adapters"}),
     )
 
     def prepare(self, session: Session) -> None:

@@ -34,9 +34,8 @@ def save_adapter(model: nn.Module, directory: str | Path, base: str = "") -> Pat
         ThriftyError: the model has no adapter, or has it merged already.
 
     >>> import tempfile
-    >>> from thrifty import CrossEntropy, Lora
-    >>> from thrifty.recipes.session import Session
-    >>> session = Session(nn.Sequential(nn.Linear(8, 4)), [Lora(rank=2)], CrossEntropy(), steps=1)
+    >>> from thrifty import CrossEntropy, Lora, TrainingSession
+    >>> session = TrainingSession(nn.Sequential(nn.Linear(8, 4)), [Lora(rank=2)], CrossEntropy(), steps=1)
     >>> sorted(path.name for path in save_adapter(session.model, tempfile.mkdtemp()).iterdir())
     ['adapter_config.json', 'adapter_model.safetensors']
     """

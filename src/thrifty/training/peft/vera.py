@@ -48,6 +48,8 @@ class Vera(Adapter):
         paper='"VeRA: Vector-based Random Matrix Adaptation", Kopiczko et al. 2023, arXiv:2310.11454',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
+        refuses=frozenset({"adapters"}),
+        holds=frozenset({"adapters"}),
     )
 
     def kinds(self) -> tuple[type[nn.Module], ...]:

@@ -79,14 +79,16 @@ class Qat(TrainingMethod):
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"quantized"}),
         removes=frozenset({"float-weights"}),
+        refuses=frozenset({"adapters", "rounded-steps"}),
+        holds=frozenset({"rounded-steps"}),
     )
 
     def prepare(self, session: Session) -> None:
         transform = self._quantize()
-        model = as_linears(session.model.cpu())
+        model = as_linears(session.model)
         plan, twin = session.charged(lambda: _planned(transform, model, _inputs(session, CALIBRATION_EXAMPLES)))
         claims = transform.claims(model, twin)
-        session.model = rounding(model, twin, self.estimator == "lsq").to(session.device).train()
+        session.model = rounding(model, twin, self.estimator == "lsq").train()
         session.memory(self).update(
             transform=transform, plan=plan, claims=claims,
             norms=[m for m in session.model.modules() if getattr(m, "running_mean", None) is not None],

@@ -1,3 +1,5 @@
+"""Weights of few bits where ONNX Runtime multiplies by them."""
+
 from __future__ import annotations
 
 import pytest

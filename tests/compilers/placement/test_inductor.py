@@ -1,3 +1,5 @@
+"""Weights of few bits where Inductor multiplies by them."""
+
 from __future__ import annotations
 
 import pytest

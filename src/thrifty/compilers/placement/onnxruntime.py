@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from thrifty.compilers.halves import Halves
-from thrifty.numerics.graph import exchange
-from thrifty.numerics.grid import TINY
-from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
-from thrifty.numerics.packed import PackedWeight
+from thrifty.compilers.placement.groups import Groups, dequantized
+from thrifty.compilers.placement.layers import RowWeight, Unsmoothed, entry, exchanged, peaks
+from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantLinear
 from thrifty.numerics.packing import pack, unpack
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
@@ -28,12 +26,10 @@ def _op(name: str, inputs: tuple[Tensor | None, ...], like: Any, dtype: torch.dt
 
 def placed(model: nn.Module) -> nn.Module:
     """Exchange integer modules for ONNX's own operators."""
-    return exchange(model, {
-        QuantConv: _Conv, QuantLinear: _Linear, QuantEdge: lambda edge: _Edge(edge.scale, edge.zero),
-        GroupedLinear: _grouped, GroupedEmbedding: _Rows, PackedWeight: Halves,
-    })
+    return exchanged(model, edge=_Edge, conv=_Conv, on_grid=_Linear, by_token=_Linear, grouped=_grouped, table=_Rows)
 
 
+@final
 class _Edge(nn.Module):
     """QuantizeLinear, DequantizeLinear: the runtime moves them through ReLUs, sums and pools and fuses them there."""
 
@@ -50,40 +46,31 @@ class _Edge(nn.Module):
         return _op("DequantizeLinear", (q, self.scale, self.zero), x.shape, torch.float32)
 
 
+def _weight(q: Tensor, scale: Tensor) -> RowWeight:
+    return RowWeight(q, scale, lambda *parts: _op("DequantizeLinear", parts, q.shape, torch.float32, axis=0), zeros=q.dtype)
+
+
+@final
 class _Conv(nn.Module):
     """Weights by channel and a bias of 32 bits at scale x_scale * w_scale, as QLinearConv wants them."""
 
-    bias: Tensor
-    bias_scale: Tensor
-    bias_zero: Tensor
-    zero: Tensor
-
     def __init__(self, conv: QuantConv) -> None:
         super().__init__()
-        self.conv = conv
-        self.edge: nn.Module = _Edge(conv.x_scale, conv.x_zero) if conv.rounds else nn.Identity()
         scale = conv.x_scale * conv.scale
-        self.register_buffer("bias_scale", scale)
-        self.register_buffer("bias", torch.round(conv.bias / scale).clamp(-(2**31) + 1, 2**31 - 129).to(torch.int32))
-        self.register_buffer("bias_zero", torch.zeros_like(self.bias))
-        self.register_buffer("zero", torch.zeros(len(conv.weight), dtype=torch.int8))
-        del conv.bias
-        self.shape = tuple(conv.weight.shape)
+        bias = torch.round(conv.bias / scale).clamp(-(2**31) + 1, 2**31 - 129).to(torch.int32)
+        self.convolve, self.edge = conv.convolve, entry(conv, _Edge)
+        self.weight, self.bias = _weight(conv.weight, conv.scale), _weight(bias, scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = _op("DequantizeLinear", (self.conv.weight, self.conv.scale, self.zero), self.shape, torch.float32,
-                     axis=0)
-        bias = _op("DequantizeLinear", (self.bias, self.bias_scale, self.bias_zero), self.shape[:1], torch.float32,
-                   axis=0)
-        return self.conv.convolve(self.edge(x), weight, bias)
+        return self.convolve(self.edge(x), self.weight(), self.bias())
 
 
+@final
 class _Linear(nn.Module):
     """The fused MatMulIntegerToFloat takes one grid for all tokens: the layer's own, or, where each token has a scale of its own,
     the one that fits them all once they are divided by their peaks.
     """
 
-    unsmooth: Tensor | None
     weight: Tensor
     scale: Tensor
     step: Tensor
@@ -92,9 +79,9 @@ class _Linear(nn.Module):
 
     def __init__(self, linear: QuantLinear) -> None:
         super().__init__()
-        smooth, step, zero = linear.smooth, linear.x_scale, linear.x_zero
+        step, zero = linear.x_scale, linear.x_zero
         self.by_token = step is None or zero is None
-        self.register_buffer("unsmooth", None if bool((smooth == 1).all()) else 1 / smooth)
+        self.unsmoothed = Unsmoothed(linear.smooth)
         self.register_buffer("weight", linear.weight.t().contiguous())
         self.register_buffer("scale", linear.scale.clone())
         self.register_buffer("step", torch.tensor(1 / 127) if step is None else step.clone())
@@ -102,11 +89,10 @@ class _Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.unsmooth is not None:
-            x = x * self.unsmooth
+        x = self.unsmoothed(x)
         if not self.by_token:
             return self.product(x, self.bias)
-        peak = x.abs().amax(-1, keepdim=True).clamp_min(TINY)
+        peak = peaks(x)
         y = self.product(x * (1 / peak), None) * peak
         return y if self.bias is None else y + self.bias
 
@@ -126,14 +112,11 @@ def _grouped(linear: GroupedLinear) -> nn.Module:
     return _Blocks(linear, max(block, SMALLEST_BLOCK))
 
 
+@final
 class _Blocks(nn.Module):
     """com.microsoft::MatMulNBits, its blocks of a power of two being parts of the groups."""
 
-    q: Tensor
-    scale: Tensor
-    zero: Tensor
     bias: Tensor | None
-    unsmooth: Tensor | None
 
     def __init__(self, linear: GroupedLinear, block: int) -> None:
         super().__init__()
@@ -142,66 +125,64 @@ class _Blocks(nn.Module):
         q = nn.functional.pad(linear.integers(), (0, blocks * block - self.inputs))
         repeats = -(-blocks // linear.scale.shape[1])
         zero = linear.zero.repeat_interleave(repeats, 1)
-        self.register_buffer("q", pack(q.reshape(self.outputs, blocks, block), 4))
-        self.register_buffer("scale", linear.scale.repeat_interleave(repeats, 1))
-        self.register_buffer("zero", pack(nn.functional.pad(zero, (0, blocks % 2)), 4))
+        self.unsmoothed = Unsmoothed(linear.smooth)
+        self.held = Groups(pack(q.reshape(self.outputs, blocks, block), 4), linear.scale.repeat_interleave(repeats, 1),
+                           pack(nn.functional.pad(zero, (0, blocks % 2)), 4))
         self.register_buffer("bias", linear.bias)
-        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.unsmooth is None else x * self.unsmooth
+        x, held = self.unsmoothed(x), self.held
         # Its accuracy_level stays 0: from 4 on activations are rounded to int8.
-        return _op("com.microsoft::MatMulNBits", (x, self.q, self.scale, self.zero, None, self.bias),
+        return _op("com.microsoft::MatMulNBits", (x, held.few_bits, held.scale, held.zero, None, self.bias),
                    (*x.shape[:-1], self.outputs), torch.float32, version=1, K=self.inputs, N=self.outputs, bits=4,
                    block_size=self.block)
 
 
+def _flat(q: Tensor, scale: Tensor, zero: Tensor) -> Groups:
+    """[rows * groups, group], scales and zeros [rows * groups], of one dimension as DequantizeLinear takes them.
+
+    Args:
+        q: uint8 [rows, columns].
+        scale: float32 [rows, groups].
+        zero: uint8 [rows, groups].
+    """
+    return Groups(q.reshape(scale.numel(), -1), scale.flatten(), zero.flatten())
+
+
+@final
 class _Dequantized(nn.Module):
     """Weights of bytes, dequantized at every call, in a Gemm: of a MatMul, the runtime would make its own integer product."""
 
-    q: Tensor
-    scale: Tensor
-    zero: Tensor
     bias: Tensor | None
-    unsmooth: Tensor | None
 
     def __init__(self, linear: GroupedLinear) -> None:
         super().__init__()
         self.shape = (linear.out_features, linear.in_features)
-        self.register_buffer("q", linear.integers().reshape(-1, linear.group))
-        self.register_buffer("scale", linear.scale.flatten())
-        self.register_buffer("zero", linear.zero.flatten())
+        self.unsmoothed, self.held = Unsmoothed(linear.smooth), _flat(linear.integers(), linear.scale, linear.zero)
         self.register_buffer("bias", linear.bias)
-        self.register_buffer("unsmooth", None if linear.smooth is None else 1 / linear.smooth)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = (x if self.unsmooth is None else x * self.unsmooth).reshape(-1, self.shape[1])
+        flat, held = self.unsmoothed(x).reshape(-1, self.shape[1]), self.held
         # Scales wait for the input: the runtime would else dequantize the weights of all layers before its first product.
-        scale = self.scale + (flat[:1, 0] < -math.inf).float()  # zero, whatever the number, a NaN too
-        weight = _op("DequantizeLinear", (self.q, scale, self.zero), self.q.shape, torch.float32, axis=0)
+        scale = held.scale + (flat[:1, 0] < -math.inf).float()  # zero, whatever the number, a NaN too
+        weight = _op("DequantizeLinear", (held.few_bits, scale, held.zero), held.few_bits.shape, torch.float32, axis=0)
         y = _op("Gemm", (flat, weight.reshape(self.shape), self.bias), (flat.shape[0], self.shape[0]), torch.float32,
                 version=13, transB=1)
         return y.reshape(*x.shape[:-1], self.shape[0])
 
 
+@final
 class _Rows(nn.Module):
     """Rows of what `_Dequantized` multiplies by, which lies in the file once."""
-
-    q: Tensor
-    scale: Tensor
-    zero: Tensor
 
     def __init__(self, table: GroupedEmbedding) -> None:
         super().__init__()
         self.groups = table.scale.shape[1]
-        self.register_buffer("q", unpack(table.packed, table.bits).reshape(table.scale.numel(), -1))
-        self.register_buffer("scale", table.scale.flatten())
-        self.register_buffer("zero", table.zero.flatten())
+        self.held = _flat(unpack(table.packed, table.bits), table.scale, table.zero)
 
     def forward(self, ids: Tensor) -> Tensor:
-        at = ids.unsqueeze(-1) * self.groups + torch.arange(self.groups)
-        rows = (self.q[at].float() - self.zero[at].float().unsqueeze(-1)) * self.scale[at].unsqueeze(-1)
-        return rows.flatten(-2)
+        at, held = ids.unsqueeze(-1) * self.groups + torch.arange(self.groups), self.held
+        return dequantized(held.few_bits[at], held.scale[at].unsqueeze(-1), held.zero[at].unsqueeze(-1)).flatten(-2)
 
 
 class Attention(TorchFunctionMode):

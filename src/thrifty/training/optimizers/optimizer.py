@@ -1,17 +1,24 @@
-"""What the optimizers share: who is decayed, whose a checkpoint is, what the state weighs."""
+"""What every optimizer is: its card, who is decayed, whose a state is, what the state weighs."""
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
+from thrifty.recipes.training_method import Stage, TrainingMethod
+
+if TYPE_CHECKING:
+    from thrifty.recipes.session import Session
 
 Made = TypeVar("Made", bound=torch.optim.Optimizer)
 
@@ -20,6 +27,56 @@ STAMP = "made_by"
 
 class WrongOptimizer(ThriftyError):
     """The state of another optimizer."""
+
+
+@dataclass(frozen=True)
+class Optimizer(TrainingMethod):
+    """Makes the optimizer of a training. Biases and the scales of norms are not decayed, and the optimizer's state says
+    which method made it.
+    """
+
+    stage: ClassVar[Stage] = "optimizer"
+    light: ClassVar[bool] = False
+    """Whether it claims a smaller state than AdamW's two float32 numbers a parameter."""
+
+    @property
+    @abc.abstractmethod
+    def weight_decay(self) -> float:
+        """A hyperparameter of each: a step shrinks weights by lr * weight_decay."""
+
+    @abc.abstractmethod
+    def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Make the optimizer.
+
+        Args:
+            session: the training.
+            groups: of parameters, with their "weight_decay".
+        """
+
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return decayed(groups, self.weight_decay)
+
+    @final
+    def optimizer(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return stamped(self.make(session, groups), self.name)
+
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        if not self.light:
+            return ()
+        return (Claim("bytes of optimizer state a parameter", 8.0, state_bytes(session.optimizer), minimum=1.0),)
+
+
+def optimizer_card(*, trade_off: str, paper: str) -> Card:
+    """The card of an optimizer: all but what it costs and where it comes from is the same for each."""
+    return Card(
+        family="optimizers",
+        benefit="training time",
+        trade_off=trade_off,
+        paper=paper,
+        needs=frozenset({"labels"}),
+        requires=frozenset({"module", "float-weights"}),
+        slot="optimizer",
+    )
 
 
 def decayed(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:
@@ -85,8 +142,3 @@ def _bytes(value: Any) -> int:
         parts: Iterable[Any] = [value] if inner is None else [getattr(value, name) for name in inner()[0]]
         return sum(part.nbytes for part in parts if part.numel() > 1)
     return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def smaller_state(optimizer: torch.optim.Optimizer) -> tuple[Claim, ...]:
-    """The claim of the optimizers that hold less than AdamW's two float32 numbers a parameter."""
-    return (Claim("bytes of optimizer state a parameter", 8.0, state_bytes(optimizer), minimum=1.0),)

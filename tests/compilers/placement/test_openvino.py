@@ -1,3 +1,5 @@
+"""Weights of few bits where OpenVINO multiplies by them."""
+
 from __future__ import annotations
 
 import pytest

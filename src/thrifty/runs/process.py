@@ -1,0 +1,68 @@
+"""The process of a run: ``python -m thrifty.runs.process`` reads a job, or one phase of one, and tells what happens.
+
+A crash or an out-of-memory takes nothing else with it, and peak memory is its own. One message is read from stdin; events
+and then an answer are written to the descriptor that was stdout, a JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from thrifty.errors import ThriftyError
+from thrifty.runs.execution import Execution
+from thrifty.runs.job import Job, Task
+from thrifty.runs.phase import take
+from thrifty.studies.events import Charged, Event, to_json
+from thrifty.studies.ledger import Charge
+from thrifty.studies.serialization import plain, typed
+from thrifty.target import cores
+
+
+def main() -> int:
+    """Read a message, do it, answer."""
+    written = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not be mistaken for an event
+
+    def write(values: dict[str, Any]) -> None:
+        print(json.dumps(values), file=written, flush=True)
+
+    def tell(event: Event) -> None:
+        write(to_json(event))
+
+    message = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(cores())
+    try:
+        tell(Charged(Charge("start", "process", max(0.0, time.time() - message["spawned"]))))
+        if "task" in message:
+            take(typed(Task, message["task"]), tell)
+            write({"answer": None})
+        else:
+            write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
+        return 0
+    except ThriftyError as error:
+        write({"error": str(error)})
+    except Exception as error:
+        traceback.print_exc()
+        write({"error": f"{type(error).__name__}: {error}"})
+    return 1
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent's end of stdin closes, however it died: nobody is left to tell."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # all is told and written: tearing torch down would only make the parent wait
