@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import thrifty
-from thrifty import AdamW, Bf16, Distill, Inductor, Quantize, Train, testing
+from thrifty import AdamW, Bf16, Distill, Ema, Ia3, Inductor, Lora, Muon, Qat, Quantize, Sophia, Train, testing
 from thrifty.artifacts import artifact
 from thrifty.engines import EngineError
+from thrifty.measure.meter import Meter
 from thrifty.runs.context import make_context, score
 from thrifty.target import Target
 from thrifty.training.loop import train
@@ -27,6 +28,32 @@ def test_training_learns(methods):
     assert next(done.model.parameters()).device.type == "cpu"
     assert score(testing.workload, done.model) > 0.7
     assert all(claim.checked(name) for name, claim in done.claims)
+
+
+HEAD = "head.*"
+
+
+@pytest.mark.parametrize("methods", [
+    (Lora(rank=4, targets=HEAD),), (Lora(rank=4, targets=HEAD, base="bf16"),), (Lora(rank=4, targets=HEAD, variant="pissa"),),
+    (Ia3(targets=HEAD),), (Qat("w8a8"), AdamW(lr=1e-3)), (Qat("w4a8"), Bf16()), (Sophia(every=2),),
+    (Sophia("hutchinson", every=2),), (Muon(),), (Ema(), Bf16())], ids=str)
+def test_structure_and_numerics_are_changed_before_the_model_is_placed(methods):
+    """Every stage of a training: what was put together beside the device learns on it, and comes back."""
+    setup = testing.training_setup(testing.workload, Train(*methods, steps=6), 0, "cuda", testing.teacher)
+    done = train(setup, testing.trained())
+    assert {p.device.type for p in done.model.parameters()} <= {"cpu"}
+    assert score(testing.workload, done.model) > 0.6
+    assert all(claim.checked(name) for name, claim in done.claims)
+
+
+def test_a_phase_is_metered_on_the_device():
+    with Meter("cuda") as meter:
+        kept = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    del kept
+    with Meter("cuda") as small:
+        torch.empty(2**20, dtype=torch.uint8, device="cuda")
+    large, little = meter.read().device_memory_bytes, small.read().device_memory_bytes
+    assert large is not None and little is not None and large >= 2**28 and little < large - 2**27
 
 
 def test_a_run_is_measured(tmp_path):

@@ -11,7 +11,16 @@ from typing import Any
 
 from thrifty.target import cores
 
-VERSION = importlib.metadata.version("thrifty")
+
+def _version() -> str:
+    """Of Thrifty; a checkout that is on the path and not installed has none."""
+    try:
+        return importlib.metadata.version("thrifty")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
+VERSION = _version()
 
 
 def now() -> str:

@@ -38,10 +38,18 @@ class Held(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._linear = (linear,)  # in a tuple: no submodule, or the emptied weight would be part of the model
-        self._decode, self.held = HOLD[form](linear.weight.detach())
+        self._decode, held = HOLD[form](linear.weight.detach())
+        for i, tensor in enumerate(held):  # buffers, so that they go where the model goes; no part of its state
+            self.register_buffer(f"held{i}", tensor, persistent=False)
+        self._parts = len(held)
         self.bytes_per_weight = sum(t.nbytes for t in self.held) / linear.weight.numel()
         self.bias = linear.bias
         linear.weight.data = linear.weight.data.new_empty(0)
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The weight in few bits."""
+        return tuple(self.get_buffer(f"held{i}") for i in range(self._parts))
 
     @property
     def weight(self) -> Tensor:
@@ -93,6 +101,7 @@ def _nf4(weight: Tensor) -> Holding:
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4")
 
     def decode(packed: Tensor, scales: Tensor) -> Tensor:
+        state.to(packed.device)
         back: Tensor = functional.dequantize_4bit(packed, state)
         return back
 
