@@ -10,6 +10,8 @@ from thrifty.posttraining.quantize import Quantize
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+import onnx
+
 from thrifty.compilers.onnxruntime import OnnxRuntime, executed
 
 BATCH = {0: {0: (1, 16)}}
@@ -44,6 +46,13 @@ def test_integer_kernels_run_and_agree_with_the_simulation(conv):
     for n in (1, 3, 16):  # one step of 256 now and then, where a value lies between two
         assert error(called(engine, conv["x"][:n]), conv["integer"](conv["x"][:n])) < 0.01
     assert small <= 0.27 * conv["fp32"][2]
+
+
+def test_every_int8_weight_has_zeros_of_its_own(conv):
+    graph = onnx.load(conv["place"] / "int8" / "model.onnx").graph
+    weights = {x.name for x in graph.initializer if x.data_type == onnx.TensorProto.INT8}
+    zeros = [x.input[2] for x in graph.node if x.op_type == "DequantizeLinear" and x.input[0] in weights]
+    assert len(zeros) == len(set(zeros)) == 4
 
 
 def test_attention_float_and_integer(tmp_path):

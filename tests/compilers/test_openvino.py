@@ -112,8 +112,8 @@ def test_attention_float_and_integer(tmp_path):
     assert record.facts == {"integer_layers": 6.0, "float_layers": 0.0, "bf16_layers": 0.0, "few_bit_layers": 0.0}
     assert error(called(engine, ids, mask), integer(ids, mask)) < 0.01
     assert error(called(engine, ids, mask), net(ids, mask)) < 0.05
-    peaks = [operator for operator, _ in executed(tmp_path / "int8" / "model.xml", [x.numpy() for x in one])]
-    assert peaks.count("ReduceMax") == 4, "q, k and v read one tensor: its tokens' peaks are found once"
+    kinds = [x.get_rt_info()["layerType"].value for x in engine.compiled.get_runtime_model().get_ordered_ops()]
+    assert kinds.count("Reduce") == 4, "q, k and v read one tensor: its tokens' peaks are found once"
 
 
 @pytest.mark.parametrize("features", [3, 7, 513])

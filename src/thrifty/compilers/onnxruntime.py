@@ -57,6 +57,7 @@ class OnnxRuntime(Compiler):
     )
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    version: ClassVar[int] = 2
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.onnx``, weights inside.
@@ -170,6 +171,7 @@ def _strip(path: Path) -> None:
             node.doc_string = ""
             del node.metadata_props[:]
     _once(model.graph)
+    _own_zeros(model.graph)
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
@@ -187,6 +189,23 @@ def _once(graph: Any) -> None:
     kept = [x for x in graph.initializer if names.get(x.name, x.name) == x.name]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _own_zeros(graph: Any) -> None:
+    """Give every int8 weight zeros of its own: to multiply unsigned bytes, the runtime shifts a weight and its zeros, and fails
+    at zeros that it shifted before (1.32)."""
+    import onnx
+
+    held = {x.name: x for x in graph.initializer if x.data_type == onnx.TensorProto.INT8}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or (name := node.input[2]) not in held:
+            continue
+        if name in taken:
+            own = graph.initializer.add()
+            own.CopyFrom(held[name])
+            own.name = node.input[2] = f"{node.output[0]}_zeros"
+        taken.add(name)
 
 
 @contextmanager

@@ -29,8 +29,6 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = 3
         # Spinning workers would slow down whatever else is measured beside this process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
-        # Without VNNI, products of u8 and s8 saturate at 16 bits; this has such a processor multiply u8 by u8, which does not.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
         try:
