@@ -17,7 +17,7 @@ from thrifty.recipes.context import Context
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.checkpoint import MethodClaim
-from thrifty.runs.execution import reprobe
+from thrifty.runs.phase import reprobe
 from thrifty.studies.constraints import best
 from thrifty.studies.frontier import frontier
 from thrifty.studies.ledger import Ledger
