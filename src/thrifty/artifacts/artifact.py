@@ -55,6 +55,7 @@ def write(directory: Path, lowered: Lowered, description: Mapping[str, Any],
         "needs": list(lowered.needs),
         "precision": lowered.precision,
         "instruction_set": lowered.instruction_set,
+        "needs_vnni": lowered.needs_vnni,
         "machine": platform.machine(),
         "facts": dict(lowered.facts),
     }

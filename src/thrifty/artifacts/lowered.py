@@ -38,6 +38,8 @@ class Lowered:
         needs: distributions of what opening it imports.
         precision: what the arithmetic really runs in ("fp32", "bf16", "int8", "fp8").
         instruction_set: needed from the processor ("avx512"), "" for none.
+        needs_vnni: has integer products that are exact on x86 with VNNI alone; where there is none, an engine takes other
+            operands or refuses.
         facts: figures read off what the engine executes, by the name that claims use.
         spent: (what, seconds) of the lowering that went into what was not kept.
     """
@@ -51,5 +53,6 @@ class Lowered:
     needs: tuple[str, ...]
     precision: str
     instruction_set: str = ""
+    needs_vnni: bool = False
     facts: Mapping[str, float] = field(default_factory=dict)
     spent: tuple[tuple[str, float], ...] = ()

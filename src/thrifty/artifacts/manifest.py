@@ -109,5 +109,6 @@ _REQUIRED: Mapping[str, Callable[[Any], bool]] = {
 _OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
     "instruction_set": _text, "device": _text, "recipe": _text, "workload": _text, "needs": _texts, "versions": _versions,
     "layers": _layers,
+    "needs_vnni": lambda value: isinstance(value, bool),
     "threads": lambda value: type(value) is int and value > 0,
 }

@@ -15,7 +15,7 @@ import numpy as np
 
 from thrifty.artifacts import artifact
 from thrifty.engines import Engine, open_engine
-from thrifty.engines.instructions import missing_instructions
+from thrifty.engines.instructions import missing_instructions, saturates
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import ThriftyError
 
@@ -110,6 +110,11 @@ def _processor(manifest: Mapping[str, Any]) -> tuple[Status, str]:
     wanted = manifest.get("instruction_set", "")
     if lacking := missing_instructions(wanted):
         return "failed", f"it was compiled for {wanted} and this processor lacks {', '.join(lacking)}; run its recipe here"
+    if manifest.get("needs_vnni") and saturates():
+        if manifest["engine"] == "onnxruntime":
+            return "differs", "no VNNI: integer products take other operands here, exact and slower"
+        return "failed", ("its int8 weights of eight bits need VNNI, which this processor lacks: products would saturate; run "
+                          "its recipe here, or use compile(onnxruntime)")
     return "ok", f"compiled for {wanted}" if wanted else "portable"
 
 

@@ -24,6 +24,7 @@ from thrifty.compilers.capture import LoweringError, capture, precision_of, spec
 from thrifty.compilers.placement.onnxruntime import Attention, placed
 from thrifty.compilers.refusal import cannot_express
 from thrifty.compilers.requirements import require, to_install
+from thrifty.numerics.ranges import full_range
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -92,7 +93,7 @@ class OnnxRuntime(Compiler):
         _strip(directory / FILE)
         return Lowered(
             engine="onnxruntime", files=(FILE,), inputs=inputs, outputs=outputs, portable=True, native=False,
-            needs=("onnxruntime",), precision=precision_of(model),
+            needs=("onnxruntime",), precision=precision_of(model), needs_vnni=full_range(model),
             facts=kernels(directory / FILE, [x.numpy() for x in example]),
         )
 

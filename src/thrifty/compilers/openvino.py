@@ -20,6 +20,7 @@ from thrifty.compilers.placement.openvino import placed
 from thrifty.compilers.refusal import cannot_express
 from thrifty.compilers.requirements import require, require_processor, to_install
 from thrifty.numerics.packing import pack
+from thrifty.numerics.ranges import full_range
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -66,7 +67,7 @@ class OpenVino(Compiler):
             _write(program, example, context.shapes, directory)
         return Lowered(
             engine="openvino", files=FILES, inputs=inputs, outputs=outputs, portable=True, native=False,
-            needs=("openvino",), precision=precision,
+            needs=("openvino",), precision=precision, needs_vnni=full_range(model),
             facts=kernels(directory / FILES[0], [x.numpy() for x in example], precision),
         )
 

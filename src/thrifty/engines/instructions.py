@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -11,9 +12,16 @@ KNOWN = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_v
 """Those that decide which kernels a compiler picks, as Linux names them."""
 
 
+PRETENDED = "THRIFTY_INSTRUCTIONS"
+"""The environment variable that says what the processor has, under emulation, or to make artifacts for a lesser one."""
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 @functools.cache
 def instructions() -> frozenset[str]:
-    """Of `KNOWN`, what Linux says that this processor has; empty where it does not say."""
+    """Of `KNOWN`, what Linux says that this processor has, or `PRETENDED` does; empty where nobody says."""
+    if (said := os.environ.get(PRETENDED)) is not None:
+        return frozenset(said.split()) & frozenset(KNOWN)
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return frozenset()
@@ -27,6 +35,11 @@ def instructions() -> frozenset[str]:
 def instruction_set() -> str:
     """This processor's, as an artifact records it: "x86_64 amx_int8 avx2 ..."."""
     return " ".join([platform.machine(), *sorted(instructions())])
+
+
+def saturates() -> bool:
+    """Whether products of u8 and s8 are summed in 16 bits and saturate: on x86 without VNNI."""
+    return platform.machine() in ("x86_64", "AMD64") and bool(instructions()) and not instructions() & VNNI
 
 
 def missing_instructions(needed: str) -> list[str]:

@@ -15,6 +15,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino as openvino  # noqa: E402  # by this name for the compiler too
 
 from thrifty.engines.engine import Engine, EngineError  # noqa: E402
+from thrifty.engines.instructions import saturates  # noqa: E402
 
 
 @final
@@ -80,5 +81,9 @@ class OpenVinoEngine(Engine):
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
         raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(openvino) serves processors")
+    if manifest.get("needs_vnni") and saturates():
+        raise EngineError(f"{directory} has int8 weights of eight bits, and this processor has no VNNI: OpenVINO's products "
+                          "would saturate and be wrong; run its recipe on this machine, where quantize takes weights of seven "
+                          "bits, or use compile(onnxruntime), which is right on both")
     model = next(name for name in manifest["files"] if name.endswith(".xml"))
     return OpenVinoEngine(directory / model, threads, manifest["precision"])

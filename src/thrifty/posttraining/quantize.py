@@ -11,10 +11,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import nn
 
+from thrifty.engines.instructions import saturates
 from thrifty.errors import NoEffect
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.linears import as_linears
 from thrifty.numerics.modules import Float8Linear, InBfloat16
+from thrifty.numerics.ranges import REDUCED_BITS
 from thrifty.numerics.schemes import SCHEMES
 from thrifty.posttraining.quantization import integers, listing, mixed, rounding, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
@@ -80,6 +82,8 @@ class Quantize(Transform):
         equalize: whether channels between convolutions are evened out, where it helps.
         correct: whether biases make up for what rounding shifts, where it helps; for models with integer convolutions.
         max_drop: of ``mixed``: quality that may be lost on validation, in its own unit: 0.01 is a point of accuracy.
+        reduce_range: whether weights of integer products have seven bits, for x86 processors without VNNI, whose fast products
+            of eight bits saturate; ``auto`` where this processor is one.
 
     >>> net = nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 16))
     >>> [type(x).__name__ for x in Quantize("w4a16", group=64, layers={"1": "fp32"})(net, [torch.randn(32, 64)])]
@@ -95,9 +99,10 @@ class Quantize(Transform):
     equalize: bool = True
     correct: bool = True
     max_drop: float = number(MAX_DROP, 0)
+    reduce_range: str = choice("auto", "auto", "yes", "no")
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     card: ClassVar[Card] = Card(
         family="ptq",
         benefit="inference time",
@@ -124,6 +129,15 @@ class Quantize(Transform):
         schemes = {self.scheme, *self.layers.values()} & SCHEMES.keys()
         kinds = {SCHEMES[s].activations for s in schemes}
         return self.scheme == MIXED or "int8" in kinds or ("float" in kinds and self._of_weights not in weights.BLIND)
+
+    @property
+    def hardware_bound(self) -> bool:
+        return self.reduce_range == "auto" and bool({"integer-products"} & self.provides or self.scheme == MIXED)
+
+    @property
+    def _reduces(self) -> bool:
+        """Whether weights of integer products have seven bits."""
+        return self.reduce_range == "yes" or (self.reduce_range == "auto" and saturates())
 
     @property
     def _of_weights(self) -> str:
@@ -175,7 +189,8 @@ class Quantize(Transform):
         return dataclasses.replace(self, scheme=scheme, layers=Table(layers), group=group, max_drop=MAX_DROP, **changes)
 
     def _assigned(self, model: nn.Module) -> Assigned:
-        return assign(model, self.scheme, self.layers, self.group)
+        found = assign(model, self.scheme, self.layers, self.group)
+        return found.reduced(REDUCED_BITS) if self._reduces else found
 
     def _check(self) -> None:
         if self.scheme == MIXED:

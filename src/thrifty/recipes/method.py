@@ -53,6 +53,11 @@ class Method(abc.ABC):
         """Properties that a model must not have: its card's, and what its hyperparameters make of it."""
         return self.card.refuses
 
+    @property
+    def hardware_bound(self) -> bool:
+        """Whether what it decides holds for processors like this one alone: it is then part of the result's key."""
+        return False
+
     def estimate(self, known: Known) -> float | None:
         """Seconds that its own work will take: of a transform to plan, of a compiler to lower, of a training method what it
         does beside the steps. A search asks before it has run here.

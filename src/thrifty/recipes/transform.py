@@ -44,6 +44,10 @@ class Transform(Method):
         return False
 
     @property
+    def hardware_bound(self) -> bool:
+        return self.timed
+
+    @property
     def calibrated(self) -> bool:
         """Whether it looks at data; where it does not, it can be called without any."""
         return True

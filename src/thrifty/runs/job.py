@@ -12,6 +12,7 @@ from typing import Any, final
 
 import torch
 
+from thrifty.engines.instructions import instruction_set
 from thrifty.measure.environment import VERSION, processor, runtime_versions
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.phases import Phase, methods_of
@@ -104,18 +105,21 @@ class Outcome:
 def checkpoint_key(job: Job, prefix: Recipe) -> str:
     """Of the model that some phases leave: the hash of everything that determines its weights.
 
-    What serves (threads, memory) decides nothing of a training. It does where a plan was timed: then this processor is
-    part of the key too. Recipes with a common prefix share its checkpoint.
+    What serves (threads, memory) decides nothing of a training. It does where a plan was timed; and this processor does where
+    a method looked at it. Recipes with a common prefix share its checkpoint.
     """
     facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(job.machine)]
+    if any(method.hardware_bound for method in prefix.methods()):
+        facts += [processor(), instruction_set()]
     if any(isinstance(phase, Transform) and phase.timed for phase in prefix):
-        facts += [plain(job.target), processor()]
+        facts.append(plain(job.target))
     return _digest(facts)
 
 
 def engine_key(job: Job, prefix: Recipe, compiler: Compiler) -> str:
     """Of the engine that a compiler makes of the model which some phases left."""
-    return _digest([checkpoint_key(job, prefix), Recipe((compiler,)).hash(), plain(job.target), processor(), runtime_versions()])
+    return _digest([checkpoint_key(job, prefix), Recipe((compiler,)).hash(), plain(job.target), processor(), instruction_set(),
+                    runtime_versions()])
 
 
 def place(kind: str, key: str) -> Path:

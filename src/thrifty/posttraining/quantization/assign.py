@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
@@ -67,6 +68,11 @@ class Assigned:
     grown: tuple[str, ...]
     rounded: Mapping[str, rounding.Grids]
     projected: tuple[str, ...]
+
+    def reduced(self, bits: int) -> Assigned:
+        """The same with at most so many bits in the weights of integer products."""
+        return dataclasses.replace(self, convolutions={name: min(b, bits) for name, b in self.convolutions.items()},
+                                   linears={name: min(b, bits) for name, b in self.linears.items()})
 
     @property
     def empty(self) -> bool:

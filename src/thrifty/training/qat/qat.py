@@ -83,6 +83,10 @@ class Qat(TrainingMethod):
         holds=frozenset({"rounded-steps"}),
     )
 
+    @property
+    def hardware_bound(self) -> bool:
+        return self._quantize().hardware_bound
+
     def prepare(self, session: Session) -> None:
         transform = self._quantize()
         model = as_linears(session.model)
