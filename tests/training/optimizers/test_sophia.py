@@ -19,7 +19,7 @@ from thrifty.recipes.phases import Train
 from thrifty.training.data import Loader
 from thrifty.training.loop import fit
 from thrifty.training.optimizers.optimizer import WrongOptimizer
-from thrifty.training.optimizers.sophia import SophiaOptimizer
+from thrifty.training.optimizers.sophia import START, SophiaOptimizer, adjusted
 from thrifty.training.session import TrainingSession
 from thrifty.workloads.embedded.python_lm import LanguageModel
 
@@ -189,9 +189,10 @@ def test_hutchinson_goes_through_attention() -> None:
     assert any(bool(s["h"].any()) for s in session.optimizer.state.values())
 
 
-def test_resuming_goes_on_as_if_nothing_had_happened() -> None:
+@pytest.mark.parametrize("gamma", [0.2, "auto"])
+def test_resuming_goes_on_as_if_nothing_had_happened(gamma: float | str) -> None:
     batches = [batch for batch, _ in zip(Loader(data(), 8, 0), range(8), strict=False)]
-    method = Sophia(every=2)
+    method = Sophia(gamma=gamma, every=2)
 
     def session() -> TrainingSession:
         return TrainingSession(net(), [method], CrossEntropy(), steps=8, settings=CONSTANT)
@@ -209,6 +210,27 @@ def test_resuming_goes_on_as_if_nothing_had_happened() -> None:
     for batch in batches[4:]:
         second.step(batch)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True))
+    assert [group["gamma"] for group in whole.optimizer.param_groups] == [
+        group["gamma"] for group in second.optimizer.param_groups]
+
+
+def test_gamma_follows_the_share_within_the_bound() -> None:
+    """At every estimate, by what the steps since the last one did."""
+    method = Sophia(gamma="auto", every=2, lr=1e-3)
+    session = TrainingSession(net(), [method], CrossEntropy(), steps=40, settings=CONSTANT)
+    batch, gamma, before = ((torch.randn(8, 6),), torch.arange(8) % 3), START, torch.zeros(2)
+    seen = set()
+    for step in range(40):
+        counts = session.optimizer.counts.clone()  # type: ignore[attr-defined]
+        session.step(batch)
+        if step % 2 == 0:
+            gamma = adjusted(gamma, *map(int, counts - before))
+            before = counts
+        assert {group["gamma"] for group in session.optimizer.param_groups} == {gamma}
+        seen.add(gamma)
+    assert len(seen) > 2
+    (claim,) = (claim for claim in method.claims(session) if claim.what.startswith("gamma"))
+    assert (claim.before, claim.after) == (START, gamma)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
@@ -252,7 +274,7 @@ def test_schedules_and_groups_are_torchs() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.01])
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"gamma": 0.0},
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"gamma": 0.0}, {"gamma": "much"},
                                    {"every": 0}, {"estimator_batch": 1.5}, {"estimator": "fisher"}], ids=str)
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(HyperparameterError, match=next(iter(wrong))):

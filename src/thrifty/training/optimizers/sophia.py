@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from thrifty.workloads.workload import Batch
 
 
+START, FACTOR = 0.2, 1.25
+"""gamma's default, from which "auto" begins, and what it multiplies with."""
+LEAST, MOST = 0.3, 0.55
+"""Shares of updates within the bound between which "auto" leaves gamma as it is."""
+
 # -- the optimizer ----------------------------------------------------------------------------------------------
 
 
@@ -209,7 +214,8 @@ class Sophia(Optimizer):
     Args:
         estimator: "gnb" (Gauss-Newton-Bartlett) or "hutchinson".
         lr: learning rate after warm-up.
-        gamma: scale of the curvature; the paper has 0.05 for "gnb" and 0.01 for "hutchinson".
+        gamma: scale of the curvature; the paper has 0.05 for "gnb" and 0.01 for "hutchinson". "auto" sets it by the share
+            of updates within the bound.
         weight_decay: a step shrinks weights by lr * weight_decay.
         beta1, beta2: of the running means of gradients and of the curvature.
         eps: least divisor.
@@ -224,7 +230,7 @@ estimator_batch=0.5, correct=True)
 
     estimator: str = choice("gnb", "gnb", "hutchinson")
     lr: float = number(6e-4, 0, open_low=True, log=True)
-    gamma: float = number(0.2, 0, open_low=True, log=True)
+    gamma: float | str = number(START, 0, open_low=True, log=True, words=("auto",))
     weight_decay: float = number(0.1, 0)
     beta1: float = number(0.9, 0, 1, open_high=True)
     beta2: float = number(0.95, 0, 1, open_high=True)
@@ -250,8 +256,11 @@ estimator_batch=0.5, correct=True)
     def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         noise = torch.Generator(session.device).manual_seed(_noise_seed(torch.initial_seed(), session.ranks.index))
         session.memory(self).update(noise=noise, estimates=0)
-        return SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=self.gamma, eps=self.eps,
+        gamma = START if isinstance(self.gamma, str) else self.gamma
+        made = SophiaOptimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), gamma=gamma, eps=self.eps,
                                weight_decay=self.weight_decay, correct=self.correct)
+        session.memory(self)["counted"] = made.counts
+        return made
 
     def step_kind(self, session: Session) -> str:
         return "estimate" if session.step_number % self.every == 0 else ""
@@ -260,29 +269,60 @@ estimator_batch=0.5, correct=True)
         if not self.step_kind(session):
             return
         assert isinstance(session.optimizer, SophiaOptimizer)
+        if self.gamma == "auto":
+            self._set_gamma(session, session.optimizer)
         session.optimizer.zero_grad(set_to_none=True)
         estimate = {"gnb": bartlett, "hutchinson": hessian}[self.estimator]
         estimate(session, session.fresh(batch, self.estimator_batch), session.optimizer, session.memory(self)["noise"])
         session.optimizer.zero_grad(set_to_none=True)
         session.memory(self)["estimates"] += 1
 
+    def _set_gamma(self, session: Session, optimizer: SophiaOptimizer) -> None:
+        """By the share since the last estimate, of all ranks together; it stands in the optimizer's groups."""
+        memory, counts = session.memory(self), optimizer.counts
+        since = counts.to(session.device) - memory["counted"].to(session.device)
+        within, updates = session.ranks.sum(since).tolist()
+        memory["counted"] = counts
+        for group in optimizer.param_groups:
+            group["gamma"] = adjusted(group["gamma"], within, updates)
+
     def state_dict(self, session: Session) -> dict[str, Any]:
         assert isinstance(session.optimizer, SophiaOptimizer)
         return {"noise": session.memory(self)["noise"].get_state(), "estimates": session.memory(self)["estimates"],
-                "counters": session.optimizer.counters}
+                "counters": session.optimizer.counters, "counted": session.memory(self)["counted"]}
 
     def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
         session.memory(self)["noise"].set_state(state["noise"])
         session.memory(self)["estimates"] = state["estimates"]
         assert isinstance(session.optimizer, SophiaOptimizer)
         session.optimizer.counters = state["counters"]
+        session.memory(self)["counted"] = state["counted"]
 
     def claims(self, session: Session) -> tuple[Claim, ...]:
         assert isinstance(session.optimizer, SophiaOptimizer)
         made = Claim("estimates of the curvature", 0.0, float(session.memory(self)["estimates"]), minimum=1.0)
         share = session.optimizer.unclipped  # where all were clipped (a first step, say) there is nothing to claim
         within = (Claim("share of updates within the bound", 0.0, share, minimum=share),) if share else ()
-        return (made, *within)
+        gamma = session.optimizer.param_groups[0]["gamma"]
+        found = (Claim("gamma, by the share within the bound", START, gamma, minimum=gamma),) if self.gamma == "auto" else ()
+        return (made, *within, *found)
+
+
+def adjusted(gamma: float, within: int, updates: int) -> float:
+    """gamma for the steps up to the next estimate: the larger, the more updates are within the bound.
+
+    Args:
+        gamma: of the steps since the last estimate.
+        within: updates within the bound in these steps.
+        updates: all of them; where there was none, gamma stays.
+
+    >>> adjusted(0.2, 1, 10), adjusted(0.2, 4, 10), adjusted(0.2, 6, 10), adjusted(0.2, 0, 0)
+    (0.25, 0.2, 0.16, 0.2)
+    """
+    if not updates:
+        return gamma
+    share = within / updates
+    return gamma * FACTOR if share < LEAST else gamma / FACTOR if share > MOST else gamma
 
 
 def bartlett(session: Session, batch: Batch, optimizer: SophiaOptimizer, noise: torch.Generator) -> None:
