@@ -19,13 +19,16 @@ class HyperparameterError(ThriftyError):
 @final
 @dataclass(frozen=True)
 class Range:
-    """The permitted values of a number; ``log`` says how a search should draw from it."""
+    """The permitted values of a number; ``log`` says how a search should draw from it, and ``near_one`` that what it should
+    draw so is 1 - value: of running means, whose length is 1 / (1 - value).
+    """
 
     low: float
     high: float
     open_low: bool = False
     open_high: bool = False
     log: bool = False
+    near_one: bool = False
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
@@ -41,15 +44,15 @@ class Range:
 
 
 def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
-           open_high: bool = False, log: bool = False, search: tuple[float, ...] = (),
+           open_high: bool = False, log: bool = False, near_one: bool = False, search: tuple[float, ...] = (),
            words: tuple[str, ...] = ()) -> Any:
     """A numeric hyperparameter (int or float after its annotation) with its permitted range.
 
     ``search`` are the values of a transform that an exploration tries; where it is empty, the default stays. ``words``
     may stand in the place of a number; in a recipe's text they are bare: ``sophia(gamma=auto)``.
     """
-    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search,
-                                            "words": words})
+    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log, near_one),
+                                            "search": search, "words": words})
 
 
 def permitted_number(meta: Mapping[str, Any]) -> str:

@@ -232,14 +232,15 @@ estimator_batch=0.5, correct=True)
     lr: float = number(6e-4, 0, open_low=True, log=True)
     gamma: float | str = number(START, 0, open_low=True, log=True, words=("auto",))
     weight_decay: float = number(0.1, 0)
-    beta1: float = number(0.9, 0, 1, open_high=True)
-    beta2: float = number(0.95, 0, 1, open_high=True)
+    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
+    beta2: float = number(0.95, 0, 1, open_high=True, near_one=True)
     eps: float = number(1e-12, 0, open_low=True, log=True)
     every: int = number(10, 1)
     estimator_batch: float = number(0.5, 0, 1, open_low=True)
     correct: bool = True
 
     name: ClassVar[str] = "sophia"
+    tuned: ClassVar[tuple[str, ...]] = ("lr", "gamma")
     version: ClassVar[int] = 2
     card: ClassVar[Card] = optimizer_card(
         trade_off="an extra forward and backward pass every few steps; two states for each parameter, as AdamW has; "
