@@ -214,8 +214,9 @@ class Sophia(Optimizer):
     Args:
         estimator: "gnb" (Gauss-Newton-Bartlett) or "hutchinson".
         lr: learning rate after warm-up.
-        gamma: scale of the curvature; the paper has 0.05 for "gnb" and 0.01 for "hutchinson". "auto" sets it by the share
-            of updates within the bound.
+        gamma: scale of the curvature; the paper has 0.05 for "gnb" and 0.01 for "hutchinson". "auto" begins at 0.2 and sets it
+            by the share of updates within the bound: at every estimate of the whole training it is multiplied by 1.25
+            where less than 0.3 of the updates since the last one were, and divided where more than 0.55 were.
         weight_decay: a step shrinks weights by lr * weight_decay.
         beta1, beta2: of the running means of gradients and of the curvature.
         eps: least divisor.
