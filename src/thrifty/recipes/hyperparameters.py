@@ -61,7 +61,7 @@ def permitted_number(meta: Mapping[str, Any]) -> str:
     >>> permitted_number(number(0.2, 0, words=("auto",)).metadata)
     '[0, inf) or auto'
     """
-    return " or ".join((str(meta["range"]), *meta["words"]))
+    return " or ".join((str(meta["range"]), *meta.get("words", ())))
 
 
 def choice(default: str | int, *options: str | int, search: tuple[str, ...] = ()) -> Any:
@@ -133,7 +133,7 @@ def validate(method: Any, name: str) -> None:
             continue
         if "range" in meta:
             permitted = permitted_number(meta)
-            if isinstance(value, str) and value in meta["words"]:
+            if isinstance(value, str) and value in meta.get("words", ()):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise HyperparameterError(f"{says} must be a number in {permitted}")
