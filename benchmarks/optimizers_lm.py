@@ -1,18 +1,19 @@
-"""Time and steps to a fixed loss of a language model: optimizers tuned alike, then three seeds of the best of each.
+"""Time and steps to a fixed loss of a language model: each optimizer at the best of its grid, then over seeds.
 
-    python benchmarks/optimizers_lm.py --devices cuda:0 --kept optimizers_lm.jsonl
-    python benchmarks/optimizers_lm.py --devices cpu --tiny --steps 20 --kept tiny.jsonl
+    python benchmarks/optimizers_lm.py --device cuda:0 --kept optimizers_lm.jsonl
+    python benchmarks/optimizers_lm.py --steps 4800 --every 50 --grid "adamw(lr=0.002, beta2=0.95)" "sophia(lr=0.0008)"
+    python benchmarks/optimizers_lm.py --device cpu --tiny --steps 20 --seeds 1 --kept tiny.jsonl
 
 The model is `python-lm`'s architecture over bytes (12.9 million parameters in four layers of width 512), the text that
-of the running Python's library and of torch; every tenth file is held out. Each optimizer gets the same number of
-learning rates, one seed, the same steps, all else at its defaults: as in `thrifty tune`, bracketed around its default,
-beyond the edge where the best stands there, then between the best's neighbours. The best of each is trained with seeds
-that nothing was tuned on.
+of the running Python's library and of torch; every tenth file is held out. Steps of 64 x 512 bytes, cosine after a warm-up
+of a tenth, gradients clipped to 1. A grid holds what stands in `train(...)`, a text each; the default is in `GRID`. Each is
+trained with one seed, and the best of each optimizer with seeds that nothing was chosen on; an optimizer with one text
+has nothing to choose.
 
 What is to be attained is the mean final loss of AdamW's best. It counts from the evaluation from which on none is above
-it. Seconds are those of training: evaluations, compilation and the first steps of a process are apart. Trainings share
-the device while learning rates are sought; the final ones run alone on it. Each is kept as soon as it ends, and the
-same command goes on after the last.
+it. Trainings share the device (`--sharing`), so that seconds are not theirs: they are steps times the seconds of a step, which
+blocks of steps with nothing else on the device say, the optimizers in turns. Each training is kept as soon as it ends, and the
+same command goes on after the last; with `--limit` none begins that would not end within so many seconds.
 
 SOAP, Lion and Schedule-Free need pytorch-optimizer, pure Python: unpack its wheel into a folder named in PYTHONPATH.
 """
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ from thrifty.compilers.inprocess import compiled
 from thrifty.errors import TrainingFailed
 from thrifty.measure.statistics import Interval
 from thrifty.recipes.phases import Train
+from thrifty.recipes.recipe import Recipe
 from thrifty.search.attain import Attained, Trained, attained
-from thrifty.search.contender import optimizer_of
-from thrifty.search.line import FAILED, Line, best, inside
+from thrifty.search.contender import training_of
+from thrifty.search.line import FAILED
 from thrifty.training.loop import Evaluation
 from thrifty.training.mixed_precision import Bf16
 from thrifty.workloads.embedded.python_lm import LanguageModel
@@ -57,6 +59,17 @@ from thrifty.workloads.workload import CrossEntropy
 
 WARM = 12
 """Steps by which a process has compiled all it needs: an estimate of Sophia's and two bases of SOAP's are in them."""
+TIMED, ROUNDS = 50, 3
+"""Steps of a block that is timed, and blocks of each optimizer."""
+GRID = (
+    *(f"adamw(lr={lr}, beta2={beta2}, weight_decay=0.1)" for lr, beta2 in (
+        (0.001, 0.95), (0.002, 0.95), (0.004, 0.95), (0.002, 0.999))),
+    "adamw(lr=0.002, beta2=0.95, weight_decay=0.1), warmup=0.25",
+    *(f"sophia(lr={lr}, gamma={gamma}), warmup=0.25" for lr, gamma in (
+        (0.0006, 0.2), (0.0008, 0.2), (0.0012, 0.2), (0.0008, "auto"))),
+    *(f"muon(lr={lr})" for lr in (0.008, 0.016)),
+    *(f"soap(lr={lr}, weight_decay=0.1)" for lr in (0.003, 0.006)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +89,27 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training: tuning has seed 0."""
+    """One training, or a block of steps that is timed.
 
-    optimizer: str
-    exponent: float
-    lr: float
+    Args:
+        text: what stands in ``train(...)``.
+        seed: 0 to choose by; the number of the block.
+        timed: whether it is a block.
+    """
+
+    text: str
     seed: int
+    timed: bool = False
+
+    @property
+    def phase(self) -> Train:
+        return training_of(Recipe.parse(f"train({self.text})"))
+
+    @property
+    def optimizer(self) -> str:
+        """The name of its method."""
+        (method,) = self.phase.methods
+        return method.name
 
 
 # -- data ---------------------------------------------------------------------------------------------------------
@@ -122,47 +150,56 @@ class Bench:
         if not setting.eager:
             torch._dynamo.config.automatic_dynamic_shapes = False
             compiled(self.model, dynamic=False)
-        self.warm: set[str] = set()
 
     def fresh(self) -> LanguageModel:
         at = self.setting
         return LanguageModel(256, at.width, at.layers, max(1, at.width // 64), 4 * at.width, at.context)
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Points of (step, seconds of training, bits a byte on held-out text)."""
-        if job.optimizer not in self.warm:
-            self.warm.add(job.optimizer)
-            self.points(dataclasses.replace(job, lr=1e-5), WARM)
+        """Points of (step, bits a byte on held-out text); of a block, the seconds of a step."""
         began = time.perf_counter()
-        try:
-            points, error = self.points(job, self.setting.steps), ""
-        except TrainingFailed as failed:
-            points, error = [], str(failed)
         name = torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
-        wall = time.perf_counter() - began
-        return {"points": points, "error": error, "wall": wall, "device": name, "torch": torch.__version__}
+        found: dict[str, Any] = {"points": [], "error": "", "device": name, "torch": torch.__version__}
+        try:
+            if job.timed:
+                found["pace"] = self.pace(job)
+            else:
+                found["points"] = self.points(job)
+        except TrainingFailed as failed:
+            found["error"] = str(failed)
+        return {**found, "wall": time.perf_counter() - began}
 
-    def points(self, job: Job, steps: int) -> list[tuple[int, float, float]]:
+    def session(self, job: Job) -> TrainingSession:
         torch.manual_seed(job.seed)
         self.model.load_state_dict(self.fresh().state_dict())
-        method = dataclasses.replace(optimizer_of(job.optimizer), lr=job.lr)  # type: ignore[call-arg]
-        session = TrainingSession(self.model, [method, Bf16()], CrossEntropy(), steps=self.setting.steps, device=self.device,
-                      settings=Train(warmup=0.1))
-        order, points, spent = torch.Generator().manual_seed(job.seed), [], 0.0
+        return TrainingSession(self.model, [*job.phase.methods, Bf16()], CrossEntropy(), steps=self.setting.steps,
+                               device=self.device, settings=job.phase.but(methods=()))
+
+    def starts(self, seed: int) -> Tensor:
+        """Where the windows of every step begin."""
         last = len(self.train) - self.setting.context - 1
-        starts = torch.randint(last, (steps, self.setting.batch), generator=order).to(self.device)
-        self.wait()
-        began = time.perf_counter()
-        for step in range(1, steps + 1):
-            session.step(windows(self.train, starts[step - 1], self.setting.context))
-            if step % self.setting.every == 0 or step == steps:
-                self.wait()
-                spent += time.perf_counter() - began
-                points.append((step, spent, self.bits(session.evaluated())))
+        order = torch.Generator().manual_seed(seed)
+        return torch.randint(last, (self.setting.steps, self.setting.batch), generator=order).to(self.device)
+
+    def points(self, job: Job) -> list[tuple[int, float]]:
+        session, points = self.session(job), []
+        for step, starts in enumerate(self.starts(job.seed), 1):
+            session.step(windows(self.train, starts, self.setting.context))
+            if step % self.setting.every == 0 or step == self.setting.steps:
+                points.append((step, self.bits(session.evaluated())))
                 session.model.train()
+        return points
+
+    def pace(self, job: Job) -> float:
+        """Seconds of a step, after those that compile."""
+        session, starts = self.session(job), self.starts(job.seed)
+        for step in range(WARM + TIMED):
+            if step == WARM:
                 self.wait()
                 began = time.perf_counter()
-        return points
+            session.step(windows(self.train, starts[step % len(starts)], self.setting.context))
+        self.wait()
+        return (time.perf_counter() - began) / TIMED
 
     @torch.no_grad()
     def bits(self, model: torch.nn.Module) -> float:
@@ -237,23 +274,43 @@ class Kept:
         with self.mutex, self.file.open("a") as out:
             print(json.dumps(line), file=out, flush=True)
             self.found[job] = line
-        end = f"{found['points'][-1][2]:.4f} bits a byte" if found["points"] else f"diverged: {found['error'][:60]}"
-        print(f"{job.optimizer} lr {job.lr:g} seed {job.seed}: {end}, {found['wall']:.1f} s", file=sys.stderr)
+        end = f"{found['points'][-1][1]:.4f} bits a byte" if found["points"] else found["error"][:60]
+        print(f"{job.text} seed {job.seed}: {1e3 * found['pace']:.2f} ms a step" if job.timed else
+              f"{job.text} seed {job.seed}: {end}, {found['wall']:.1f} s", file=sys.stderr)
+
+    def walls(self, optimizer: str, timed: bool) -> float:
+        """The longest that one of its trainings (or blocks) took; 0 where none is known."""
+        return max((line["wall"] for job, line in list(self.found.items())
+                    if (job.optimizer, job.timed) == (optimizer, timed)), default=0.0)
 
 
-def work(workers: list[Worker], following: Callable[[], Job | None], kept: Kept) -> None:
-    """Keep every worker busy until there is no job left; ``following`` blocks while there may yet be one."""
+def work(jobs: Iterable[Job], start: Callable[[], Worker], workers: int, kept: Kept, until: float) -> None:
+    """Do what is not kept yet, so many at once; none begins that would not end in time."""
+    waiting, mutex = [job for job in jobs if job not in kept.found], threading.Lock()
     failures: queue.Queue[BaseException] = queue.Queue()
 
-    def feed(worker: Worker) -> None:
+    def following() -> Job | None:
+        with mutex:
+            for job in waiting:
+                if time.monotonic() + 1.1 * kept.walls(job.optimizer, job.timed) < until:
+                    waiting.remove(job)
+                    return job
+        return None
+
+    def feed() -> None:
         try:
-            while (job := following()) is not None:
+            if (job := following()) is None:
+                return
+            worker = start()
+            while job is not None:
                 kept.add(job, worker.run(job))
+                job = following()
+            worker.end()
         except BaseException as error:
             failures.put(error)
             raise
 
-    threads = [threading.Thread(target=feed, args=(worker,), daemon=True) for worker in workers]
+    threads = [threading.Thread(target=feed, daemon=True) for _ in range(min(workers, len(waiting)))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -263,92 +320,84 @@ def work(workers: list[Worker], following: Callable[[], Job | None], kept: Kept)
                 raise failures.get()
 
 
-class Search:
-    """Which learning rate next, of which optimizer: the one with the fewest trials, so that all are done together."""
-
-    def __init__(self, optimizers: list[str], trials: int, kept: Kept) -> None:
-        self.lines = {name: Line("lr", optimizer_of(name).lr) for name in optimizers}  # type: ignore[attr-defined]
-        self.trials, self.kept, self.mutex = trials, kept, threading.Lock()
-        self.begun: dict[str, set[float]] = {name: set(self.known(name)) for name in optimizers}
-
-    def known(self, name: str) -> dict[float, float]:
-        """{exponent: quality} of what was tried."""
-        return {job.exponent: trained(job, self.kept).quality
-                for job in list(self.kept.found) if job.optimizer == name and job.seed == 0}
-
-    def following(self) -> Job | None:
-        while True:
-            with self.mutex:
-                waiting = [name for name in self.lines if len(self.begun[name]) < self.trials]
-                if not waiting:
-                    return None
-                for name in sorted(waiting, key=lambda name: len(self.begun[name])):
-                    exponent = self.next(name)
-                    if exponent is not None:
-                        self.begun[name].add(exponent)
-                        return Job(name, exponent, self.lines[name].value(exponent), 0)
-                if all(set(self.known(name)) == self.begun[name] for name in waiting):
-                    return None  # nothing is left to halve
-            time.sleep(0.05)
-
-    def next(self, name: str) -> float | None:
-        """The three of the bracket at once; after them what the search says, once all that was begun is known."""
-        for exponent in (0.0, -1.0, 1.0):
-            if exponent not in self.begun[name]:
-                return exponent
-        known = self.known(name)
-        return self.lines[name].following(known) if set(known) == self.begun[name] else None
+def of_each(grid: Sequence[str]) -> dict[str, list[str]]:
+    """{optimizer: its texts}, in the grid's order."""
+    found: dict[str, list[str]] = {}
+    for text in grid:
+        found.setdefault(Job(text, 0).optimizer, []).append(text)
+    return found
 
 
-def finals(search: Search, seeds: int) -> Iterator[Job]:
-    """The best of each optimizer with seeds that nothing was tuned on, the seeds in turn."""
-    for seed in range(1, seeds + 1):
-        for name, line in search.lines.items():
-            known = search.known(name)
-            if max(known.values()) > FAILED:
-                yield Job(name, best(known), line.value(best(known)), seed)
+def trials(grid: Sequence[str]) -> list[Job]:
+    """One seed of every text, for optimizers that have more than one."""
+    return [Job(text, 0) for texts in of_each(grid).values() if len(texts) > 1 for text in texts]
+
+
+def chosen(grid: Sequence[str], kept: Kept) -> dict[str, str]:
+    """{optimizer: its best text}; without those of which no training came to its end, or not yet."""
+    found = {}
+    for name, texts in of_each(grid).items():
+        done = {text: trained(Job(text, 0), kept).quality for text in texts if Job(text, 0) in kept.found}
+        if len(texts) == 1:
+            found[name] = texts[0]
+        elif len(done) == len(texts) and max(done.values()) > FAILED:
+            found[name] = max(done, key=done.__getitem__)
+    return found
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
 
-def trained(job: Job, kept: Kept) -> Trained:
+def trained(job: Job, kept: Kept, pace: float = 1.0) -> Trained:
+    """A training, a step of which takes so long alone."""
     line = kept.found[job]
-    return Trained(job.seed, tuple(Evaluation(step, seconds, 0.0, -bits) for step, seconds, bits in line["points"]),
+    return Trained(job.seed, tuple(Evaluation(step, step * pace, 0.0, -bits) for step, bits in line["points"]),
                    line["wall"], error=line["error"])
 
 
-def report(search: Search, seeds: int, kept: Kept, setting: Setting) -> None:
-    jobs = list(finals(search, seeds))
-    runs = {name: [trained(job, kept) for job in jobs if job.optimizer == name] for name in search.lines}
+def report(grid: Sequence[str], seeds: int, kept: Kept, setting: Setting) -> None:
+    first = next(iter(kept.found.values()))
+    print(f"\n{first['device']}, torch {first['torch']}, {setting}\n")
+    best = chosen(grid, kept)
+    if jobs := [job for job in trials(grid) if job in kept.found]:
+        print("| tried, seed 0 | bits a byte |\n| --- | --- |")
+        for job in jobs:
+            bits, mark = -trained(job, kept).quality, "**" if best.get(job.optimizer) == job.text else ""
+            print(f"| `{job.text}` | {mark}{f'{bits:.4f}' if math.isfinite(bits) else 'diverged'}{mark} |")
+    runs = {name: [trained(job, kept, pace(text, kept)) for seed in range(1, seeds + 1)
+                   if (job := Job(text, seed)) in kept.found] for name, text in best.items()}
     baseline = runs.get("adamw", [])
     if not baseline or any(not run.curve for run in baseline):
-        raise SystemExit("AdamW is what the others are compared with: name it among the optimizers")
+        print("\nNo final training of AdamW, which the others are compared with, came to its end")
+        return
     goal = statistics.fmean(run.quality for run in baseline)
-    first = kept.found[jobs[0]]
-    print(f"\n{first['device']}, torch {first['torch']}, {setting}; to {-goal:.4f} bits a byte, looked at every "
-          f"{setting.every} steps\n")
-    print("| optimizer | learning rates tried: bits a byte, seed 0 | optimum |\n| --- | --- | --- |")
-    for name, line in search.lines.items():
-        known = search.known(name)
-        tried = "; ".join(f"{line.value(exponent):g}: {f'{-quality:.4f}' if quality > FAILED else 'diverged'}"
-                          for exponent, quality in sorted(known.items()))
-        where = f"{line.value(best(known)):g}" + ("" if inside(known) else ", at the edge: not tuned")
-        print(f"| `{name}` | {tried} | {where} |")
-    print("\n| optimizer | bits a byte at the end | fewer than AdamW's by | attained by | steps | seconds "
-          "| speed against AdamW | seconds in all |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"\nTo {-goal:.4f} bits a byte, looked at every {setting.every} steps:\n\n| recipe | bits a byte at the end "
+          "| mean | fewer than AdamW's by | attained by | steps | ms a step, alone | seconds | speed against AdamW |\n"
+          "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, found in runs.items():
-        if found:
-            print(row(name, found, attained(found, baseline, goal)))
+        shared = {run.seed for run in found} & {run.seed for run in baseline}
+        mine, theirs = ([run for run in some if run.seed in shared] for some in (found, baseline))
+        if mine:
+            print(row(best[name], mine, attained(mine, theirs, goal), paces(best[name], kept)))
 
 
-def row(name: str, runs: list[Trained], found: Attained) -> str:
+def paces(text: str, kept: Kept) -> list[float]:
+    """Seconds of a step in each block."""
+    return [line["pace"] for job, line in kept.found.items() if job.timed and job.text == text]
+
+
+def pace(text: str, kept: Kept) -> float:
+    """Seconds of a step, alone; NaN where no block was timed yet."""
+    return statistics.median(paces(text, kept) or [math.nan])
+
+
+def row(text: str, runs: list[Trained], found: Attained, blocks: list[float]) -> str:
     bits = ", ".join(f"{-run.quality:.4f}" if run.curve else "diverged" for run in runs)
-    whole = ", ".join(f"{run.curve[-1].seconds:.2f}" for run in runs if run.curve)
+    mean = f"{-statistics.fmean(run.quality for run in runs):.4f}" if all(run.curve for run in runs) else "-"
     speed = f"{interval(found.speedup, '.2f')} {found.verdict}" if found.speedup else "not attained by all"
-    return (f"| `{name}` | {bits} | {interval(found.change, '.4f')} | {found.attained} of {len(found.seeds)} "
-            f"| {interval(found.steps, '.0f')} "
-            f"| {interval(found.seconds, '.2f')} | {speed} | {whole} |")
+    timed = f"{1e3 * statistics.median(blocks):.2f} ({1e3 * min(blocks):.2f} to {1e3 * max(blocks):.2f})" if blocks else "-"
+    return (f"| `{text}` | {bits} | {mean} | {interval(found.change, '.4f')} | {found.attained} of {len(found.seeds)} "
+            f"| {interval(found.steps, '.0f')} | {timed} | {interval(found.seconds, '.2f')} | {speed} |")
 
 
 def interval(found: Interval | None, digits: str) -> str:
@@ -360,13 +409,14 @@ def interval(found: Interval | None, digits: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", "--device", nargs="+", default=["cuda:0"], help="cuda:0 cuda:1, or cpu")
-    parser.add_argument("--optimizers", nargs="+", default=["adamw", "sophia", "muon", "soap"])
+    parser.add_argument("--device", default="cuda:0", help="or cpu")
+    parser.add_argument("--grid", nargs="+", default=GRID, help="what stands in train(...), a text each")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no training may end")
     for name, default, says in (
-        ("trials", 5, "learning rates of each optimizer"), ("seeds", 3, "of the final trainings"),
-        ("sharing", 3, "trainings at once on a device while learning rates are sought"),
-        ("steps", 400, ""), ("batch", 64, ""), ("context", 512, ""), ("layers", 4, ""), ("width", 512, ""),
-        ("every", 10, "steps between two evaluations"), ("windows", 256, "of held-out text"),
+        ("seeds", 3, "of the final trainings; 0 for none"),
+        ("sharing", 3, "trainings at once on the device"),
+        ("steps", 1600, ""), ("batch", 64, ""), ("context", 512, ""), ("layers", 4, ""), ("width", 512, ""),
+        ("every", 20, "steps between two evaluations"), ("windows", 256, "of held-out text"),
         ("megabytes", 24, "of text"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=says)
@@ -381,44 +431,36 @@ def main() -> None:
         return
     if given.tiny:
         vars(given).update(batch=8, context=64, layers=2, width=64, windows=16, megabytes=2, every=min(5, given.steps))
-    on_cpu = given.devices == ["cpu"]
     setting = Setting(given.steps, given.batch, given.context, given.layers, given.width, given.every, given.windows,
                       given.megabytes, given.eager or given.tiny)
-    compare(given, setting, 1 if on_cpu else given.sharing)
+    compare(given, setting, 1 if given.device == "cpu" else given.sharing, time.monotonic() + given.limit)
 
 
-def compare(given: argparse.Namespace, setting: Setting, sharing: int) -> None:
-    for name in given.optimizers:
-        rehearse(name)
+def compare(given: argparse.Namespace, setting: Setting, sharing: int, until: float) -> None:
+    grid = list(dict.fromkeys(map(rehearsed, given.grid)))
     with tempfile.TemporaryDirectory() as folder:
         whole = hashlib.sha256(json.dumps(dataclasses.asdict(setting)).encode())
         for split, ids in texts(setting).items():
             np.save(Path(folder, f"{split}.npy"), ids)
             whole.update(ids.tobytes())
         kept = Kept(given.kept, whole.hexdigest()[:12])
-        search = Search(given.optimizers, given.trials, kept)
-        start = functools.partial(Worker, setting=setting, folder=Path(folder))
-        workers = [start(device) for _ in range(sharing) for device in given.devices]
-        work(workers, search.following, kept)
-        alone, rest = workers[: len(given.devices)], workers[len(given.devices):]
-        for worker in rest:
-            worker.end()
-        waiting, mutex = iter([job for job in finals(search, given.seeds) if job not in kept.found]), threading.Lock()
-
-        def following() -> Job | None:
-            with mutex:
-                return next(waiting, None)
-
-        work(alone, following, kept)
-        for worker in alone:
-            worker.end()
-        report(search, given.seeds, kept, setting)
+        start = functools.partial(Worker, given.device, setting, Path(folder))
+        work(trials(grid), start, sharing, kept, until)
+        seeds = range(1, given.seeds + 1)
+        best = list(chosen(grid, kept).values())
+        blocks = [Job(text, number, timed=True) for number in range(ROUNDS) for text in best if seeds]
+        work(blocks, start, 1, kept, until)
+        work([Job(text, seed) for seed in seeds for text in best], start, sharing, kept, until)
+        if kept.found:
+            report(grid, given.seeds, kept, setting)
 
 
-def rehearse(name: str) -> None:
-    """One step on a small model: what is not installed is told before anything is trained."""
-    session = TrainingSession(LanguageModel(256, 16, 1, 1, 16, 8), [optimizer_of(name)], CrossEntropy(), steps=1)
+def rehearsed(text: str) -> str:
+    """The text, after one step on a small model: what is wrong or not installed is told before anything else."""
+    phase = Job(text, 0).phase
+    session = TrainingSession(LanguageModel(256, 16, 1, 1, 16, 8), [*phase.methods], CrossEntropy(), steps=1)
     session.step(((torch.zeros(2, 8, dtype=torch.int64),), torch.zeros(2, 8, dtype=torch.int64)))
+    return text
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         values = st.sampled_from(spec.metadata["options"])
     elif "range" in spec.metadata:
         values = numbers(spec.metadata["range"], str(spec.type).startswith("int"))
+        if spec.metadata["words"]:
+            values |= st.sampled_from(spec.metadata["words"])
     elif "recipe" in spec.metadata:
         values = st.sampled_from(["", "train(adamw)", "train(adamw(lr=0.01),  epochs=2) | prune(ratio=0.25)"])
     elif "table" in spec.metadata:

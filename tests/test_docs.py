@@ -87,6 +87,7 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
         said = ", ".join(f"`{word}`" for word in spec.metadata["options"])
     elif "range" in spec.metadata:
         said = f"{'whole numbers' if str(spec.type).startswith('int') else 'numbers'} in {spec.metadata['range']}"
+        said += "".join(f", or `{word}`" for word in spec.metadata["words"])
     elif "recipe" in spec.metadata:
         said = "a recipe's text"
     elif "pattern" in spec.metadata:

@@ -403,3 +403,15 @@ def test_a_recipe_with_a_character_changed_is_a_recipe_or_a_recipe_error(recipe:
     except RecipeError:
         return
     assert parse(str(again)) == again
+
+
+@pytest.mark.parametrize("text", ["train(sophia(gamma=auto))", "train(sophia(gamma='auto'))"])
+def test_a_word_may_stand_in_the_place_of_a_number(text: str) -> None:
+    assert str(parse(text)) == "train(sophia(gamma=auto))"
+    assert parse(text).hash() != parse("train(sophia)").hash()
+
+
+@pytest.mark.parametrize("value", ["large", "'large'", "-1", "True"])
+def test_a_word_that_a_number_does_not_permit_is_refused(value: str) -> None:
+    with pytest.raises(RecipeError, match="auto"):
+        parse(f"train(sophia(gamma={value}))")

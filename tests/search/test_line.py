@@ -76,6 +76,15 @@ def test_a_centre_that_has_no_logarithm_is_refused(centre):
         Line("weight_decay", centre)
 
 
+def test_near_one_the_distance_from_one_is_multiplied():
+    beta = Line("beta2", 0.95, Range(0, 1, open_high=True, near_one=True))
+    assert [beta.value(e) for e in (0.0, -1.0, 1.0, -0.5)] == [0.95, 0.9875, 0.8, 0.975]
+    known = searched(beta, lambda e: e, 20)
+    assert all(0 <= beta.value(e) < 1 for e in known) and beta.value(best(known)) < 0.2
+    with pytest.raises(LineError, match="between 0 and 1"):
+        Line("beta2", 1.0, beta.permitted)
+
+
 @given(st.floats(1e-8, 1e2), st.integers(-64, 64))
 def test_values_keep_three_digits_of_the_grid(centre, eighths):
     line, exponent = Line("lr", centre), eighths / 8

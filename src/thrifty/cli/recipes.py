@@ -184,10 +184,11 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
 
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
              metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
-         trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 6 by default.")] = None,
+         trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 9 by default.")] = None,
          budget: Annotated[str | None, typer.Option("--budget", help="Time for everything, in the place of trials: 2h.")]
          = None,
-         also: Annotated[str, typer.Option("--also", help="A second number to tune: weight_decay, warmup, ...")] = "",
+         also: Annotated[str, typer.Option("--also", help="Tune these beside the learning rate, not what each paper says: "
+                                                  "weight_decay,warmup; lr for it alone.")] = "",
          seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          task: TaskOption = None, data: DataOption = None,

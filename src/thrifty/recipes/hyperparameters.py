@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -18,13 +19,16 @@ class HyperparameterError(ThriftyError):
 @final
 @dataclass(frozen=True)
 class Range:
-    """The permitted values of a number; ``log`` says how a search should draw from it."""
+    """The permitted values of a number; ``log`` says how a search should draw from it, and ``near_one`` that what it should
+    draw so is 1 - value: of running means, whose length is 1 / (1 - value).
+    """
 
     low: float
     high: float
     open_low: bool = False
     open_high: bool = False
     log: bool = False
+    near_one: bool = False
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
@@ -40,12 +44,24 @@ class Range:
 
 
 def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
-           open_high: bool = False, log: bool = False, search: tuple[float, ...] = ()) -> Any:
+           open_high: bool = False, log: bool = False, near_one: bool = False, search: tuple[float, ...] = (),
+           words: tuple[str, ...] = ()) -> Any:
     """A numeric hyperparameter (int or float after its annotation) with its permitted range.
 
-    ``search`` are the values of a transform that an exploration tries; where it is empty, the default stays.
+    ``search`` are the values of a transform that an exploration tries; where it is empty, the default stays. ``words``
+    may stand in the place of a number; in a recipe's text they are bare: ``sophia(gamma=auto)``.
     """
-    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log), "search": search})
+    return field(default=default, metadata={"range": Range(low, high, open_low, open_high, log, near_one),
+                                            "search": search, "words": words})
+
+
+def permitted_number(meta: Mapping[str, Any]) -> str:
+    """The range of a numeric hyperparameter, and the words that may stand in the place of a number.
+
+    >>> permitted_number(number(0.2, 0, words=("auto",)).metadata)
+    '[0, inf) or auto'
+    """
+    return " or ".join((str(meta["range"]), *meta.get("words", ())))
 
 
 def choice(default: str | int, *options: str | int, search: tuple[str, ...] = ()) -> Any:
@@ -116,12 +132,15 @@ def validate(method: Any, name: str) -> None:
         if value is None and "None" in str(spec.type):
             continue
         if "range" in meta:
+            permitted = permitted_number(meta)
+            if isinstance(value, str) and value in meta.get("words", ()):
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise HyperparameterError(f"{says} must be a number in {meta['range']}")
+                raise HyperparameterError(f"{says} must be a number in {permitted}")
             if str(spec.type).startswith("int") and not isinstance(value, int):
-                raise HyperparameterError(f"{says} must be a whole number in {meta['range']}")
+                raise HyperparameterError(f"{says} must be a whole number in {permitted}")
             if value not in meta["range"]:
-                raise HyperparameterError(f"{says} must be in {meta['range']}")
+                raise HyperparameterError(f"{says} must be in {permitted}")
         elif "options" in meta and not any(value == option and type(value) is type(option) for option in meta["options"]):
             raise HyperparameterError(f"{says} must be one of {', '.join(map(str, meta['options']))}")
         elif "table" in meta and not (isinstance(value, Table) and all(map(_is_pattern, value))

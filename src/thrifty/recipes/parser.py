@@ -180,7 +180,7 @@ class _Parser:
 
     def value(self, node: ast.expr, spec: dataclasses.Field[Any]) -> Any:
         match node:
-            case ast.Name(id=word) if "options" in spec.metadata:
+            case ast.Name(id=word) if "options" in spec.metadata or word in spec.metadata.get("words", ()):
                 return word
             case ast.Constant(value=bool() | int() | float() | str() | None as value):
                 return value
@@ -193,6 +193,8 @@ class _Parser:
         what = "a number, a text in quotes, True, False or None"
         if "options" in spec.metadata:
             what = "one of " + ", ".join(map(str, spec.metadata["options"]))
+        if spec.metadata.get("words"):
+            what = "a number, " + ", ".join(spec.metadata["words"])
         if "table" in spec.metadata:
             what = f"patterns in quotes, each with a word: {{'head': {spec.metadata['table'][0]}}}"
         self.fail(node, f"{spec.name} must be {what}; code in a recipe is refused and never executed")

@@ -41,7 +41,8 @@ def arguments_text(method: Any, always: Iterable[str] = ()) -> list[str]:
     for position, spec in enumerate(dataclasses.fields(method)):
         value = getattr(method, spec.name)
         if value != spec.default or spec.name in shown:
-            is_word = "options" in spec.metadata
-            text = _word(value) if is_word else value_text(value)
-            parts.append(text if is_word and position == 0 else f"{spec.name}={text}")
+            is_option = "options" in spec.metadata
+            bare = is_option or (isinstance(value, str) and value in spec.metadata.get("words", ()))
+            text = _word(value) if bare else value_text(value)
+            parts.append(text if is_option and position == 0 else f"{spec.name}={text}")
     return parts

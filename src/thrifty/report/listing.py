@@ -13,6 +13,7 @@ from rich.text import Text
 
 from thrifty.recipes.card import FAMILIES, PROPERTIES
 from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.hyperparameters import permitted_number
 from thrifty.recipes.method import Method
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.report.console import cell, pairs, show, table
@@ -83,7 +84,7 @@ def _written(cls: type[Method]) -> str:
 def _hyperparameter(field: dataclasses.Field[Any]) -> dict[str, Any]:
     meta = field.metadata
     if "range" in meta:
-        permitted = str(meta["range"])
+        permitted = permitted_number(meta)
     elif "options" in meta:
         permitted = ", ".join(map(str, meta["options"]))
     else:

@@ -1,4 +1,4 @@
-"""What tuning found: every learning rate that was tried, what the best attain over seeds, which recipe to use."""
+"""What tuning found: all values that were tried, what the best attain over seeds, which recipe to use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from thrifty.search.attain import Attained
     from thrifty.search.tune import Tuned, Tuning
 
-UNTUNED = "optimum at the edge: not tuned"
+UNTUNED = "not bracketed, so not tuned"
 
 
 def print_tuned(found: Tuned, file: TextIO | None = None) -> None:
@@ -27,11 +27,12 @@ def print_tuned(found: Tuned, file: TextIO | None = None) -> None:
 
 def _tried(found: Tuned) -> Table:
     """Every value in order, the best between its neighbours."""
-    rows = [(one.optimizer, *(f"{value:g}" for value in tried.values.values()),
+    numbers = list(dict.fromkeys(name for one in found.optimizers for name in one.tried[0].values))
+    rows = [(one.optimizer, *(f"{tried.values[name]:g}" if name in tried.values else "" for name in numbers),
              "diverged" if tried.quality is None else f"{tried.quality:.4f}",
              _mark(one) if tried.recipe == one.recipe else "")
             for one in found.optimizers for tried in sorted(one.tried, key=lambda tried: tuple(tried.values.values()))]
-    names = [_right(name) for name in (*found.optimizers[0].tried[0].values, found.measure)]
+    names = [_right(name) for name in (*numbers, found.measure)]
     return table("Tried, with one seed, on validation", ["optimizer", *names, ""], rows)
 
 

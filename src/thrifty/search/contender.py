@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from thrifty.errors import ThriftyError
+from thrifty.recipes.hyperparameters import Range
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.registry import method_class, names
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.search import line
 from thrifty.search.line import Line
+from thrifty.training.optimizers.optimizer import Optimizer
 from thrifty.workloads.workload import Workload
 
 FIRST, SECOND = 3, 2
-"""Trials that bracket a learning rate, and those that bracket a second number, whose centre is known by then."""
+"""Trials that bracket a learning rate, and those that bracket any other number, whose centre is known by then."""
 
 Point = tuple[float, ...]
 """An exponent on each of a contender's lines."""
@@ -36,12 +38,12 @@ class Contender:
     Args:
         optimizer: with the values that are searched around.
         reference: a recipe with one ``train`` phase, whose other methods and settings stay.
-        lines: the learning rate's, and that of a second number where one is asked for.
+        lines: the learning rate's, then those of the numbers that are tuned beside it.
 
     >>> from thrifty import load_workload
     >>> contender = Contender.of(load_workload("digits"), "lion(lr=0.001)")
-    >>> str(contender.recipe((-1.0,)))
-    'train(lion(lr=0.00025), epochs=3)'
+    >>> str(contender.recipe((-1.0, 1.0)))
+    'train(lion(lr=0.00025, weight_decay=0.4), epochs=3)'
     """
 
     optimizer: TrainingMethod
@@ -55,17 +57,19 @@ class Contender:
         Args:
             workload: its reference says what is trained, how long, and with what beside the optimizer.
             text: a name, or as in a recipe: "sophia(lr=0.0003)" is searched around that learning rate.
-            also: a second number: "weight_decay", "warmup", or any other of the optimizer's.
+            also: names, with commas between them, of what is tuned beside the learning rate: numbers of the optimizer's or
+                "warmup". "lr" is the learning rate alone; where it is empty, what the optimizer's paper says has to be
+                tuned, but for words and zeros, which no grid stands around.
 
         Raises:
             TuneError: it is no optimizer, it has no such number, or the reference has not one training.
             RecipeError: the text cannot be read, or a value is not permitted.
         """
-        if also == "lr":
-            raise TuneError("the learning rate is tuned in any case: a second number is another, such as weight_decay")
         optimizer, reference = optimizer_of(text), reference_of(workload)
+        named = further(also) if also else [name for name in tuned_of(optimizer) if name != "lr"
+                                            and _positive(getattr(optimizer, name))]
         return Contender(optimizer, reference, tuple(
-            _line(optimizer, training_of(reference), name) for name in ("lr", *([also] if also else []))))
+            _line(optimizer, training_of(reference), name) for name in ("lr", *named)))
 
     def __str__(self) -> str:
         return str(self.optimizer)
@@ -95,46 +99,51 @@ class Contender:
     def following(self, known: Mapping[Point, float], trials: int) -> Point | None:
         """The point to try next, None where ``trials`` are spent or nothing is left to try.
 
-        The learning rate comes first; of two lines the second gets a third of the trials, at the best learning rate.
+        One line after the other, each at the best of those before: the learning rate, then the others, of which each gets a
+        third of the trials where there is one, a fourth of them where there are two. Where the trials do not bracket
+        all, the last lines stay at their centres.
 
         Args:
             known: {point: quality}, higher is better.
             trials: in all.
         """
-        if len(known) >= trials:
-            return None
-        first = self._first(known)
-        if len(first) < trials - (max(SECOND, trials // 3) if len(self.lines) > 1 else 0):
-            exponent = self.lines[0].following(first)
-            if exponent is not None:
-                return (exponent, *(0.0 for _ in self.lines[1:]))
-        if len(self.lines) == 1:
-            return None
-        at = line.best(first)
-        exponent = self.lines[1].following(self._second(known, at))
-        return None if exponent is None else (at, exponent)
+        others = min(len(self.lines) - 1, (trials - FIRST) // SECOND)
+        share, before = max(SECOND, trials // (others + 2)), self.origin[:0]
+        for i in range(others + 1):
+            tried = self._along(known, before)
+            if len(known) < trials - share * (others - i):
+                exponent = self.lines[i].following(tried)
+                if exponent is not None:
+                    return (*before, exponent, *self.origin[i + 1:])
+            before = (*before, line.best(tried))
+        return None
 
     def best(self, known: Mapping[Point, float]) -> Point:
         """The point of the highest quality along the path that `following` took."""
-        at = line.best(self._first(known))
-        return (at, *([line.best(self._second(known, at))] if len(self.lines) > 1 else []))
+        found = self.origin[:0]
+        for _ in self.lines:
+            found = (*found, line.best(self._along(known, found)))
+        return found
 
     def edges(self, known: Mapping[Point, float]) -> tuple[str, ...]:
         """Names of the numbers whose best value has no other on one of its sides: they are not tuned."""
-        at = line.best(self._first(known))
-        lines = [self._first(known), *([self._second(known, at)] if len(self.lines) > 1 else [])]
-        return tuple(each.name for each, tried in zip(self.lines, lines, strict=True) if not line.inside(tried))
+        at = self.best(known)
+        return tuple(each.name for i, each in enumerate(self.lines) if not line.inside(self._along(known, at[:i])))
 
-    def _first(self, known: Mapping[Point, float]) -> dict[float, float]:
-        return {point[0]: quality for point, quality in known.items() if not any(point[1:])}
-
-    def _second(self, known: Mapping[Point, float], at: float) -> dict[float, float]:
-        return {point[1]: quality for point, quality in known.items() if point[0] == at}
+    def _along(self, known: Mapping[Point, float], before: Point) -> dict[float, float]:
+        """{exponent: quality} on the line that comes after some, where these stand so and those after it at their centres."""
+        i = len(before)
+        return {point[i]: quality for point, quality in known.items() if point[:i] == before and not any(point[i + 1:])}
 
 
 def fewest(also: str) -> int:
-    """Trials without which nothing is tuned."""
-    return FIRST + (SECOND if also else 0)
+    """Trials without which nothing is tuned, or not what was asked for."""
+    return FIRST + SECOND * len(further(also))
+
+
+def further(also: str) -> list[str]:
+    """What ``also`` names beside the learning rate."""
+    return [name for name in dict.fromkeys(part.strip() for part in also.split(",")) if name not in ("", "lr")]
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -164,6 +173,11 @@ def optimizers() -> list[str]:
     return [name for name in names() if method_class(name).card.slot == "optimizer"]
 
 
+def tuned_of(optimizer: TrainingMethod) -> tuple[str, ...]:
+    """What its paper says has to be tuned."""
+    return optimizer.tuned if isinstance(optimizer, Optimizer) else ("lr",)
+
+
 def reference_of(workload: Workload) -> Recipe:
     """How the workload is trained today.
 
@@ -190,10 +204,22 @@ def training_of(recipe: Recipe) -> Train:
 def _line(optimizer: TrainingMethod, training: Train, name: str) -> Line:
     """The line of a number of the optimizer's or, where it has none of that name, of the training's."""
     for owner in (optimizer, training):
-        found = {spec.name: spec for spec in dataclasses.fields(owner)  # type: ignore[arg-type]
-                 if "range" in spec.metadata and str(spec.type) == "float"}
-        if name in found:
-            return Line(name, getattr(owner, name), found[name].metadata["range"])
-    own = [spec.name for spec in dataclasses.fields(optimizer)  # type: ignore[arg-type]
-           if "range" in spec.metadata and str(spec.type) == "float"]
+        found = _numbers(owner)
+        if name not in found:
+            continue
+        value = getattr(owner, name)
+        if isinstance(value, str):
+            raise TuneError(f"{name} is {value!r} here, so that there is nothing to tune: give a number to search around")
+        return Line(name, value, found[name])
+    own = _numbers(optimizer)
     raise TuneError(f"{optimizer.name} has no number {name!r} to tune; it has {', '.join(own)}; the training warmup")
+
+
+def _numbers(owner: Any) -> dict[str, Range]:
+    """{name: range} of the hyperparameters that are no whole numbers."""
+    return {spec.name: spec.metadata["range"] for spec in dataclasses.fields(owner)
+            if "range" in spec.metadata and str(spec.type).startswith("float")}
+
+
+def _positive(value: Any) -> bool:
+    return not isinstance(value, str) and value > 0

@@ -29,17 +29,22 @@ class Line:
 
         value(e) = centre * FACTOR^e;  e = 0, -1, 1, beyond an end that is best, halfway to the best's neighbours
 
+    Where the range says `near_one`, 1 - value is what is multiplied.
+
     Args:
         name: of the hyperparameter.
         centre: above 0; it is tried first.
         permitted: range of the values.
 
     Raises:
-        LineError: the centre is not above 0.
+        LineError: the centre is not above 0, or not below 1 where it is near 1.
 
     >>> line = Line("lr", 1e-3)
     >>> line.following({0.0: 0.5, -1.0: 0.4, 1.0: 0.6}), line.value(2.0)
     (2.0, 0.016)
+    >>> line = Line("beta2", 0.999, Range(0, 1, open_high=True, near_one=True))
+    >>> line.value(-1.0), line.value(1.0), line.value(2.0)
+    (0.99975, 0.996, 0.984)
     """
 
     name: str
@@ -47,13 +52,19 @@ class Line:
     permitted: Range = Range(0, math.inf, open_low=True)
 
     def __post_init__(self) -> None:
-        if not 0 < self.centre < math.inf:
-            raise LineError(f"{self.name} must be above 0 to be searched on a logarithmic grid but is {self.centre:g}: "
-                            "give the value to search around")
+        high = 1 if self.permitted.near_one else math.inf
+        if not 0 < self.centre < high:
+            between = "between 0 and 1" if high == 1 else "above 0"
+            raise LineError(f"{self.name} must be {between} to be searched on a logarithmic grid but is "
+                            f"{self.centre:g}: give the value to search around")
 
     def value(self, exponent: float) -> float:
-        """The number at an exponent, to three digits but for the centre itself."""
-        return float(f"{self.centre * FACTOR**exponent:.3g}") if exponent else self.centre
+        """The number at an exponent, to three digits (of 1 - value near 1) but for the centre itself."""
+        if not exponent:
+            return self.centre
+        if self.permitted.near_one:
+            return float(f"{1 - float(f'{(1 - self.centre) * FACTOR**exponent:.3g}'):.12g}")
+        return float(f"{self.centre * FACTOR**exponent:.3g}")
 
     def following(self, known: Mapping[float, float]) -> float | None:
         """The exponent to try next.

@@ -31,7 +31,7 @@ from thrifty.target import Target
 from thrifty.training.loop import Evaluation
 from thrifty.workloads.workload import Workload
 
-TRIALS = 6
+TRIALS = 9
 """For each optimizer where neither trials nor a budget is given."""
 KEPT = "training"
 """What a training's round in the store is called."""
@@ -57,7 +57,7 @@ class Tuning:
         optimizer: as it was asked for.
         tried: in the order in which they ran, each with the same seed.
         recipe: the best, to be used as it is; "" where every training diverged.
-        edges: numbers whose best value stands at the edge of those tried: they are not tuned.
+        edges: numbers whose best value has none that was tried on one of its sides: they are not tuned.
         final: over seeds that were not tuned on; None where every training diverged.
     """
 
@@ -108,8 +108,9 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
          listener: Listener = ignore) -> Tuned:
     """Tune optimizers alike, and say how soon each attains the quality that the reference ends with.
 
-    Each optimizer takes the place of the reference's own; length, schedule and all else stay. Its learning rate is
-    searched on a logarithmic grid around its default: bracketed, beyond the edge where the best stands there, then
+    Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
+    tuned is: the learning rate, then other numbers at the best learning rate (AdamW's beta2 and weight decay, Sophia's
+    gamma), each on a logarithmic grid around its default: bracketed, beyond the edge where the best stands there, then
     between the best's neighbours. Every optimizer gets the same number of trainings. The best of each, and the
     reference, are then trained with seeds that nothing was tuned on. Only validation is looked at.
 
@@ -117,11 +118,11 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
         workload: a workload, or a reference that `load_workload` takes.
         optimizers: names, or texts such as "sophia(lr=0.0003)", whose values are searched around.
         store: the study's directory; asking again resumes, and trains nothing twice.
-        trials: trainings of each optimizer.
+        trials: trainings of each optimizer; 3 bracket the learning rate, 2 more each other number.
         budget: seconds for everything, from which the trials follow once each optimizer has trained once; with
             ``trials`` too, the smaller number counts.
-        also: a second number to tune: "weight_decay", "warmup", or any other of the optimizer's; it gets a third of the
-            trials.
+        also: what is tuned beside the learning rate, in the place of what each optimizer's paper says: "weight_decay,warmup",
+            or any other of the optimizers'; "lr" for the learning rate alone.
         seeds: of the final trainings.
         evaluations: of quality on the way of a final training: the more, the more exactly is known when it is attained.
         target: what is trained on.
@@ -323,7 +324,7 @@ class _Tune:
 
 
 def plan(workload: str | Workload, optimizers: Sequence[str], also: str = "") -> list[str]:
-    """The recipes that bracket each optimizer's learning rate, which is what tuning begins with."""
+    """The recipes that bracket each optimizer's learning rate at its other values, which is what tuning begins with."""
     definition = resolve(workload)
     contenders = [Contender.of(definition, text, also) for text in optimizers]
     return [str(contender.recipe((exponent, *contender.origin[1:])))

@@ -61,3 +61,8 @@ def test_matrices_alone_are_decayed_and_the_state_names_its_method(method: Optim
 
 def test_nothing_is_claimed_of_the_state_where_it_is_not_light() -> None:
     assert session_of(Plain()).claims() == ()
+
+
+@pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
+def test_what_is_to_be_tuned_begins_with_the_learning_rate_and_is_there(method: Optimizer) -> None:
+    assert method.tuned[0] == "lr" and all(hasattr(method, name) for name in method.tuned)

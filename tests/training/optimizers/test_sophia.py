@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, Bf16, CrossEntropy, Sophia
 from thrifty.errors import ThriftyError, TrainingFailed
+from thrifty.kernels.sophia_step import Constants, step_for
 from thrifty.recipes.hyperparameters import HyperparameterError
 from thrifty.recipes.phases import Train
 from thrifty.training.data import Loader
 from thrifty.training.loop import fit
 from thrifty.training.optimizers.optimizer import WrongOptimizer
-from thrifty.training.optimizers.sophia import SophiaOptimizer
+from thrifty.training.optimizers.sophia import START, SophiaOptimizer, adjusted
 from thrifty.training.session import TrainingSession
 from thrifty.workloads.embedded.python_lm import LanguageModel
 
@@ -34,11 +36,12 @@ def net(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
-def test_twenty_steps_are_the_papers_in_float64() -> None:
-    """Written out from algorithm 3, with gradients and estimates of its own making."""
+@pytest.mark.parametrize("correct", [False, True])
+def test_twenty_steps_are_the_papers_in_float64(correct: bool) -> None:
+    """Written out from algorithm 3, with gradients and estimates of its own making; h corrected for its start or not."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
-    optimizer = SophiaOptimizer([weight], lr=0.02, betas=(0.9, 0.8), gamma=0.3, weight_decay=0.1)
+    optimizer = SophiaOptimizer([weight], lr=0.02, betas=(0.9, 0.8), gamma=0.3, weight_decay=0.1, correct=correct)
     p, m, h = weight.detach().clone(), torch.zeros(5, 4).double(), torch.zeros(5, 4).double()
     for t in range(20):
         if t % 3 == 0:
@@ -47,10 +50,52 @@ def test_twenty_steps_are_the_papers_in_float64() -> None:
             h = 0.8 * h + 0.2 * 7.0 * weight.grad**2
         weight.grad = torch.randn(5, 4, dtype=torch.float64)
         m = 0.9 * m + 0.1 * weight.grad
-        p = (1 - 0.02 * 0.1) * p - 0.02 * (m / (0.3 * h).clamp(min=1e-12)).clamp(-1, 1)
+        whole = h / (1 - 0.8 ** (t // 3 + 1)) if correct else h
+        p = (1 - 0.02 * 0.1) * p - 0.02 * (m / (0.3 * whole).clamp(min=1e-12)).clamp(-1, 1)
         optimizer.step()
         torch.testing.assert_close(weight.detach(), p, rtol=1e-5, atol=1e-6)  # m and h are float32, as they should be
     assert 0 < optimizer.unclipped < 1
+
+
+def test_without_correction_a_step_is_the_published_one_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(33, 7)) for _ in range(2)]
+    optimizer = SophiaOptimizer(weights, lr=0.02, betas=(0.96, 0.99), gamma=0.05, weight_decay=0.1, correct=False)
+    for p in weights:
+        p.grad = torch.randn_like(p)
+    optimizer.update_curvature(count=7.0)
+    wanted = [p.detach().clone() for p in weights]
+    m, h = ([optimizer.state[p][name].clone() for p in weights] for name in "mh")
+    constants = Constants(lr=0.02, beta1=0.96, gamma=0.05, eps=1e-12, weight_decay=0.1)
+    step_for(wanted)(wanted, [p.grad for p in weights], m, h, constants)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(weights, wanted, strict=True))
+
+
+def test_the_number_of_estimates_goes_with_torchs_own_state() -> None:
+    """A loop of the user's own saves nothing else; h of a state that does not count is taken as it is."""
+    def made() -> tuple[nn.Parameter, SophiaOptimizer]:
+        weight = nn.Parameter(torch.ones(3))
+        weight.grad = torch.full((3,), 0.1)
+        return weight, SophiaOptimizer([weight], lr=0.1, gamma=20.0, weight_decay=0.0)
+
+    weight, optimizer = made()
+    for _ in range(3):
+        optimizer.update_curvature(count=1.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    other, resumed = made()
+    resumed.load_state_dict(state)
+    for one in (optimizer, resumed):
+        one.update_curvature(count=1.0)
+        one.step()
+    assert torch.equal(weight, other)
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.1 * 0.01 / (20.0 * 0.01)))
+    del state["param_groups"][0]["estimates"]
+    old, uncounted = made()
+    uncounted.load_state_dict(state)
+    uncounted.update_curvature(count=1.0)
+    uncounted.step()
+    torch.testing.assert_close(old.detach(), torch.full((3,), 1 - 0.1 * 0.01 / (20.0 * 0.01 * (1 - 0.95**4))))
 
 
 def test_h_and_m_are_float32_whatever_the_weights() -> None:
@@ -101,7 +146,7 @@ def test_the_estimate_is_of_the_unclipped_gradient_and_counts_valid_targets() ->
     logits, valid = model(x), target != -100
     labels = draw(logits, noise)
     loss = -torch.log_softmax(logits, -1).gather(1, labels[:, None])[valid].mean()
-    wanted = [0.01 * 5 * g**2 for g in torch.autograd.grad(loss, list(model.parameters()))]
+    wanted = [0.05 * 5 * g**2 for g in torch.autograd.grad(loss, list(model.parameters()))]
     found = {p.shape: s["h"] for p, s in session.optimizer.state.items()}
     for h in wanted:
         torch.testing.assert_close(found[h.shape], h, rtol=1e-4, atol=1e-9)
@@ -144,9 +189,10 @@ def test_hutchinson_goes_through_attention() -> None:
     assert any(bool(s["h"].any()) for s in session.optimizer.state.values())
 
 
-def test_resuming_goes_on_as_if_nothing_had_happened() -> None:
+@pytest.mark.parametrize("gamma", [0.2, "auto"])
+def test_resuming_goes_on_as_if_nothing_had_happened(gamma: float | str) -> None:
     batches = [batch for batch, _ in zip(Loader(data(), 8, 0), range(8), strict=False)]
-    method = Sophia(every=2)
+    method = Sophia(gamma=gamma, every=2)
 
     def session() -> TrainingSession:
         return TrainingSession(net(), [method], CrossEntropy(), steps=8, settings=CONSTANT)
@@ -164,6 +210,27 @@ def test_resuming_goes_on_as_if_nothing_had_happened() -> None:
     for batch in batches[4:]:
         second.step(batch)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True))
+    assert [group["gamma"] for group in whole.optimizer.param_groups] == [
+        group["gamma"] for group in second.optimizer.param_groups]
+
+
+def test_gamma_follows_the_share_within_the_bound() -> None:
+    """At every estimate, by what the steps since the last one did."""
+    method = Sophia(gamma="auto", every=2, lr=1e-3)
+    session = TrainingSession(net(), [method], CrossEntropy(), steps=40, settings=CONSTANT)
+    batch, gamma, before = ((torch.randn(8, 6),), torch.arange(8) % 3), START, torch.zeros(2)
+    seen = set()
+    for step in range(40):
+        counts = session.optimizer.counts.clone()  # type: ignore[attr-defined]
+        session.step(batch)
+        if step % 2 == 0:
+            gamma = adjusted(gamma, *map(int, counts - before))
+            before = counts
+        assert {group["gamma"] for group in session.optimizer.param_groups} == {gamma}
+        seen.add(gamma)
+    assert len(seen) > 2
+    (claim,) = (claim for claim in method.claims(session) if claim.what.startswith("gamma"))
+    assert (claim.before, claim.after) == (START, gamma)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
@@ -207,7 +274,7 @@ def test_schedules_and_groups_are_torchs() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.01])
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"gamma": 0.0},
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"gamma": 0.0}, {"gamma": "much"},
                                    {"every": 0}, {"estimator_batch": 1.5}, {"estimator": "fisher"}], ids=str)
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(HyperparameterError, match=next(iter(wrong))):

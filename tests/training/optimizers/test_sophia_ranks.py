@@ -23,7 +23,7 @@ def certain(logits: Tensor, noise: torch.Generator) -> Tensor:
 
 
 def curvatures(ranks: Ranks) -> Tensor:
-    """h after an estimate on this rank's rows, of which the ranks have unequally many valid."""
+    """h after an estimate on this rank's rows, of which the ranks have unequally many valid; gamma after another."""
     curvature.draw = certain
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
@@ -31,10 +31,16 @@ def curvatures(ranks: Ranks) -> Tensor:
     x, target = torch.randn(12, 5, generator=generator), torch.arange(12) % 3
     target[8:] = -100
     mine = slice(ranks.index * 12 // ranks.count, (ranks.index + 1) * 12 // ranks.count)
-    session = TrainingSession(model, [Sophia(estimator_batch=1.0)], CrossEntropy(), steps=1, settings=Train(warmup=0),
-                              ranks=ranks)
+    session = TrainingSession(model, [Sophia(gamma="auto", lr=1e-9, every=1, estimator_batch=1.0)], CrossEntropy(), steps=2,
+                              settings=Train(warmup=0), ranks=ranks)
+    for group in session.optimizer.param_groups:
+        group["gamma"] = 1e-3
     session.step(((x[mine],), target[mine]))
-    return torch.cat([session.optimizer.state[p]["h"].flatten() for p in model.parameters()])
+    found = torch.cat([session.optimizer.state[p]["h"].flatten() for p in model.parameters()])
+    session.step(((x[mine],), target[mine]))
+    gamma = session.optimizer.param_groups[0]["gamma"]
+    assert gamma > 1e-3  # far too little was within the bound
+    return torch.cat([found, torch.tensor([gamma])])
 
 
 def work(rank: int, place: str) -> None:

@@ -37,11 +37,12 @@ class AdamW(Optimizer):
 
     lr: float = number(1e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
-    beta1: float = number(0.9, 0, 1, open_high=True)
-    beta2: float = number(0.999, 0, 1, open_high=True)
+    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
+    beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
     eps: float = number(1e-8, 0, open_low=True, log=True)
 
     name: ClassVar[str] = "adamw"
+    tuned: ClassVar[tuple[str, ...]] = ("lr", "beta2", "weight_decay")
     card: ClassVar[Card] = optimizer_card(
         trade_off="two states for each parameter: 8 bytes each in fp32",
         paper='"Decoupled Weight Decay Regularization", Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2',

@@ -38,11 +38,12 @@ class AdamW8bit(Optimizer):
 
     lr: float = number(1e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
-    beta1: float = number(0.9, 0, 1, open_high=True)
-    beta2: float = number(0.999, 0, 1, open_high=True)
+    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
+    beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
     eps: float = number(1e-8, 0, open_low=True, log=True)
 
     name: ClassVar[str] = "adamw8bit"
+    tuned: ClassVar[tuple[str, ...]] = ("lr", "beta2", "weight_decay")
     light: ClassVar[bool] = True
     card: ClassVar[Card] = optimizer_card(
         trade_off="rounded state; seconds of compilation for each shape of weights; steps are slower on a CPU",

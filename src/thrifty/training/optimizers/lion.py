@@ -37,10 +37,11 @@ class Lion(Optimizer):
 
     lr: float = number(3e-4, 0, open_low=True, log=True)
     weight_decay: float = number(0.1, 0)
-    beta1: float = number(0.9, 0, 1, open_high=True)
-    beta2: float = number(0.99, 0, 1, open_high=True)
+    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
+    beta2: float = number(0.99, 0, 1, open_high=True, near_one=True)
 
     name: ClassVar[str] = "lion"
+    tuned: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     light: ClassVar[bool] = True
     card: ClassVar[Card] = optimizer_card(
         trade_off="one state for each parameter; a learning rate to be found anew; noise at small batches",

@@ -95,11 +95,12 @@ class Muon(Optimizer):
 
     lr: float = number(1e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.1, 0)
-    momentum: float = number(0.95, 0, 1, open_high=True)
-    beta1: float = number(0.9, 0, 1, open_high=True)
-    beta2: float = number(0.999, 0, 1, open_high=True)
+    momentum: float = number(0.95, 0, 1, open_high=True, near_one=True)
+    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
+    beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
 
     name: ClassVar[str] = "muon"
+    tuned: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     card: ClassVar[Card] = optimizer_card(
         trade_off="five rounds of three matrix products for each hidden matrix in every step; convolutions, embeddings "
                   "and the head stay with AdamW",

@@ -38,6 +38,8 @@ class Optimizer(TrainingMethod):
     stage: ClassVar[Stage] = "optimizer"
     light: ClassVar[bool] = False
     """Whether it claims a smaller state than AdamW's two float32 numbers a parameter."""
+    tuned: ClassVar[tuple[str, ...]] = ("lr",)
+    """Hyperparameters that its paper says have to be tuned, the one that matters most first."""
 
     @property
     @abc.abstractmethod

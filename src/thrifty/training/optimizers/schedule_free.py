@@ -43,10 +43,11 @@ class ScheduleFree(Optimizer):
 
     lr: float = number(2.5e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
-    beta1: float = number(0.9, 0, 1, open_low=True, open_high=True)
-    beta2: float = number(0.999, 0, 1, open_high=True)
+    beta1: float = number(0.9, 0, 1, open_low=True, open_high=True, near_one=True)
+    beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
 
     name: ClassVar[str] = "schedule_free"
+    tuned: ClassVar[tuple[str, ...]] = ("lr", "beta1")
     card: ClassVar[Card] = optimizer_card(
         trade_off="two states for each parameter, as AdamW has; a copy of the model while it is evaluated",
         paper='"The Road Less Scheduled", Defazio et al. 2024, arXiv:2405.15682, algorithm 1',

@@ -42,8 +42,8 @@ class Soap(Optimizer):
 
     lr: float = number(3e-3, 0, open_low=True, log=True)
     weight_decay: float = number(0.01, 0)
-    beta1: float = number(0.95, 0, 1, open_high=True)
-    beta2: float = number(0.95, 0, 1, open_high=True)
+    beta1: float = number(0.95, 0, 1, open_high=True, near_one=True)
+    beta2: float = number(0.95, 0, 1, open_high=True, near_one=True)
     every: int = number(10, 1)
     largest: int = number(10_000, 1)
 
