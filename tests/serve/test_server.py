@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import http.client
 import io
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -248,6 +250,20 @@ def test_rows_that_mix_are_never_batched(tmp_path):
     assert max_batch(artifact.read(mixing), Settings()) == 8
     with start(mixing, artifact.read(mixing), Settings()) as (_, most):
         assert most == 1
+
+
+def test_an_engine_that_answers_its_own_example_otherwise_is_not_served(place, tmp_path):
+    """Made on another machine, say, whose arithmetic differs: nobody is answered by it."""
+    shutil.copytree(place, tmp_path / "wrong")
+    inputs, outputs = artifact.example(place)
+    np.savez(tmp_path / "wrong" / artifact.EXAMPLE, input0=inputs[0], output0=-outputs[0])
+    content = (tmp_path / "wrong" / artifact.EXAMPLE).read_bytes()
+    manifest = artifact.read(place)
+    manifest["example"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (tmp_path / "wrong" / "artifact.json").write_text(json.dumps(manifest))
+    with pytest.raises(ServeError, match="is not served: the stored example's answer differs by 2"), \
+         start(tmp_path / "wrong", manifest, Settings()):
+        pass
 
 
 @pytest.mark.parametrize(("settings", "says"), [

@@ -87,7 +87,7 @@ def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool =
 
     steps: dict[str, Callable[[], tuple[Status, str]]] = {
         "manifest": read, "files": files, "processor": processor, "packages": lambda: _packages(manifest), "engine": engine,
-        "parity": lambda: _parity(place, manifest, opened[0]),
+        "parity": lambda: answers_example(place, manifest, opened[0]),
     }
     checks: list[Check] = []
     with contextlib.ExitStack() as stack:
@@ -179,7 +179,8 @@ def _release(version: str) -> tuple[int, ...]:
 # -- parity -------------------------------------------------------------------------------------------------------
 
 
-def _parity(directory: Path, manifest: Mapping[str, Any], engine: Engine) -> tuple[Status, str]:
+def answers_example(directory: Path, manifest: Mapping[str, Any], engine: Engine) -> tuple[Status, str]:
+    """Whether an engine gives the request that is kept with the artifact the answer that its model gave; and what to say."""
     inputs, expected = artifact.example(directory)
     artifact.check_inputs(manifest["inputs"], inputs)
     bound = tolerance(manifest["precision"], manifest.get("device", "cpu"))

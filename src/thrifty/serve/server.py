@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from thrifty.artifacts import artifact
+from thrifty.artifacts.verification import answers_example
 from thrifty.engines import open_engine
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import MissingExtra, ThriftyError
@@ -78,7 +79,8 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
     Raises:
         MissingExtra: starlette, uvicorn or prometheus_client is not installed.
         ArtifactError, EngineError: the artifact cannot be opened here.
-        ServeError: the address cannot be listened at, or the artifact takes what HTTP does not carry.
+        ServeError: the address cannot be listened at, the artifact takes what HTTP does not carry, or its engine answers the
+            stored example with something else here.
     """
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -124,7 +126,9 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> I
         return all(a.shape == b.shape and relative_error(a, b) <= bound for a, b in zip(one, other, strict=True))
 
     with contextlib.closing(engine):
-        run(inputs)
+        status, said = answers_example(directory, manifest, engine)
+        if status == "failed":  # made elsewhere, perhaps: a wrong answer is worse than none
+            raise ServeError(f"{directory} is not served: {said}")
         most = largest(run, inputs, max_batch(manifest, settings), same)
         yield run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
 
