@@ -16,6 +16,7 @@ from thrifty.cli.options import (
     DataOption,
     DeviceOption,
     DryRunOption,
+    ForceOption,
     JsonOption,
     MaxBytesOption,
     MaxDropOption,
@@ -77,8 +78,8 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 
 def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
         store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-        seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, as_json: JsonOption = False,
-        dry_run: DryRunOption = False) -> None:
+        seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
+        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
@@ -98,7 +99,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
-                           listener=shown.hear)
+                           force=force, listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:

@@ -26,6 +26,7 @@ from thrifty.runs.checkpoint import MethodClaim
 from thrifty.runs.context import Tell, calibration, make_context, outputs_of
 from thrifty.runs.job import Job, Outcome, Task, checkpoint_key, engine_key, place, seed_of, teachers_of
 from thrifty.runs.phase import Model, charge, fresh, keep, loaded, take_phase
+from thrifty.runs.precision import require_precision_pays
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
@@ -74,6 +75,8 @@ class Execution:
         if not done or any(isinstance(phase, Train) for phase in self.phases[done:]):
             with Meter(self.job.machine.device) as meter:
                 rehearse(self.workload, self.recipe, self.job.target, self.tell)
+                if not self.job.force:
+                    require_precision_pays(self.workload, Recipe(self.phases[done:]), self.job.target, self.tell)
             charge(self.tell, "rehearsal", str(self.recipe), meter.read())
         return done, loaded(self.workload, self.job, self.keys[done] if done else None)
 

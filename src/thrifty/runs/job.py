@@ -38,6 +38,7 @@ class Job:
         target: what the model will run on.
         machine: what trains it.
         lower: whether to end with an engine; a teacher or a baseline needs none.
+        force: whether to run what is slower here than without it.
     """
 
     workload: str
@@ -47,6 +48,7 @@ class Job:
     target: Target
     machine: Machine = Machine()
     lower: bool = True
+    force: bool = False
 
 
 @final

@@ -77,15 +77,17 @@ class Runner:
         seed: of every random stream.
         price: dollars an hour of this machine; None where money is not asked for.
         launcher: where jobs run; in processes of this machine where None.
+        force: whether to run a precision that is slower here than fp32.
         listener: hears events while things go on.
     """
 
     def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
-                 price: float | None = None, launcher: Launcher | None = None, listener: Listener = ignore) -> None:
+                 price: float | None = None, launcher: Launcher | None = None, force: bool = False,
+                 listener: Listener = ignore) -> None:
         self.workload = resolve(workload)
         self.hash = store.study.workload_hash
         self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
-        self.launcher, self.tell = launcher or LocalLauncher(), listener
+        self.launcher, self.tell, self.force = launcher or LocalLauncher(), listener, force
         self._reference: Reference | None = None
         self._prepared: dict[str, Outcome] = {}
 
@@ -144,7 +146,8 @@ class Runner:
                 and trial.artifact is not None and Path(trial.artifact.path).is_dir())
 
     def job(self, recipe: Recipe, lower: bool = True) -> Job:
-        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, Machine(self.target.device), lower)
+        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, Machine(self.target.device), lower,
+                   self.force)
 
     def spender(self, trial: str | None, tell: Listener | None = None) -> Listener:
         """Every charge is in the store as soon as it is known; ``tell`` hears the events, or else the listener."""
@@ -315,7 +318,8 @@ def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
 
 
 def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
-        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, listener: Listener = ignore) -> Trial:
+        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False,
+        listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
 
     Args:
@@ -326,6 +330,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
         seed: of every random stream.
         pairs: process pairs: 1 screens, 5 or more claim.
         price: dollars an hour of this machine.
+        force: whether to run a precision that is slower here than fp32.
         listener: hears events while things go on.
 
     Returns:
@@ -337,5 +342,5 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     definition, parsed, served = resolve(workload), Recipe.of(recipe), target or Target()
     check_recipe(definition, parsed, served.device)
     with open_study(store, definition, served) as opened:
-        runner = Runner(definition, opened, target=served, seed=seed, price=price, listener=listener)
+        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener)
         return runner.run(parsed, pairs=pairs)

@@ -19,17 +19,20 @@ from typing import Literal, final
 from thrifty.errors import ThriftyError
 from thrifty.measure.statistics import paired_drop
 from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.phases import Train
+from thrifty.recipes.phases import Phase, Train
 from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.training_method import TrainingMethod
+from thrifty.recipes.transform import Transform
+from thrifty.runs.precision import REFUSED, slower
 from thrifty.runs.preflight import resolve
 from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.costs import Costs
 from thrifty.search.estimate import reference_seconds
 from thrifty.search.propose import STARTUP, propose
-from thrifty.search.space import Space
+from thrifty.search.space import Slot, Space
 from thrifty.studies.constraints import Bars, Choice, choose
-from thrifty.studies.events import BudgetSpent, Listener, Promoted, Proposed, ignore
+from thrifty.studies.events import BudgetSpent, Listener, Noted, Promoted, Proposed, ignore
 from thrifty.studies.findings import objectives
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
@@ -144,6 +147,7 @@ class _Search:
     def ready(self) -> None:
         """The reference is there, and the budget and the bars can be met."""
         self.runner.tell(BudgetSpent(self.budget, self.spent))
+        self.space = self.paying()
         self.afford_reference()
         self.runner.reference()
         self.check_bars()
@@ -164,6 +168,24 @@ class _Search:
             self.screen(affordable)
         self.claim()
         return ended
+
+    def paying(self) -> Space:
+        """The space without precisions that are slower here than fp32: they cost time and gain none."""
+        training = next((phase for phase in self.space.reference if isinstance(phase, Train)), None)
+        began, workload, target = time.perf_counter(), self.runner.workload, self.runner.target
+
+        def pays(slot: Slot, part: object) -> bool:
+            phase: Phase | None = part if isinstance(part, Transform) else None
+            if isinstance(part, TrainingMethod) and part.card.slot == "precision" and training is not None:
+                phase = training.but(methods=(*training.methods, part))
+            ratio = 1.0 if phase is None else slower(workload, phase, target)
+            if ratio >= REFUSED:
+                self.runner.tell(Noted(f"{part} is left out: it takes {ratio:.1f} times as long as fp32 on this processor"))
+            return ratio < REFUSED
+
+        found = self.space.only(pays)
+        self.runner.spend(None, "rehearsal", "precisions", began)
+        return found
 
     # -- before anything is spent -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -130,6 +130,15 @@ class Space:
     def recovered(self) -> frozenset[Kind]:
         """Kinds of the transforms that may follow the last training: a short one more recovers from them."""
         return _recovered(self.reference) if self.slot("recovery") is not None else frozenset()
+
+    def only(self, keeps: Callable[[Slot, Part], bool]) -> Space:
+        """The space with those options that are kept; the first of each slot stays."""
+        def kept(slot: Slot) -> Slot:
+            first = slot.options[0]
+            return dataclasses.replace(slot, parts={option: part for option, part in slot.parts.items()
+                                                    if option == first or keeps(slot, part)})
+
+        return dataclasses.replace(self, slots=tuple(map(kept, self.slots)))
 
     def slot(self, kind: Kind) -> Slot | None:
         """The first slot of a kind."""
