@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STORE ?= study
 
-.PHONY: help setup compiler demo test test-all lint bench tables clean
+.PHONY: help setup compiler demo test test-all test-emulated lint bench tables clean
 
 help:
 	@echo "make demo      explore the embedded default for five minutes, print the frontier, write its page"
@@ -54,6 +54,10 @@ test: setup compiler
 
 test-all: setup compiler
 	$(PYTEST)
+
+# int8 on an emulated processor with AVX2 alone; skipped where there is no qemu-x86_64.
+test-emulated: setup compiler
+	$(BIN)/python -m pytest -q tests/test_processors.py -k emulated
 
 lint: setup
 	$(BIN)/ruff check .
