@@ -16,7 +16,7 @@ from thrifty.recipes.context import Context
 from thrifty.recipes.registry import method_class
 from thrifty.runs.context import outputs_of
 from thrifty.runs.execution import Execution
-from thrifty.runs.job import Job
+from thrifty.runs.job import Job, place
 from thrifty.target import Target
 from thrifty.workloads.nested_inputs import Flat, FlattenError, InOrder, flatten
 
@@ -169,8 +169,8 @@ def test_a_workload_by_names_goes_the_whole_way(tmp_path, monkeypatch):
     if method_class("onnxruntime").missing():
         job = dataclasses.replace(job, recipe="train(adamw(lr=1e-1), steps=60)")
     done = Execution(job, told.append).outcome()
-    assert done.artifact is not None
-    engine = artifact.load(done.artifact)
+    assert done.engine is not None
+    engine = artifact.load(place("engines", done.engine))
     rows = workload.validation
     answers = [int(engine(wide=x[None], narrow=y[None])["logits"].argmax()) for (x, y), _ in (rows[i] for i in range(40))]
     assert np.mean([a == rows[i][1] for i, a in enumerate(answers)]) > 0.9

@@ -25,13 +25,15 @@ from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import MethodClaim
 from thrifty.runs.context import Tell, calibration, make_context, outputs_of
 from thrifty.runs.job import Job, Outcome, Task, checkpoint_key, engine_key, place, seed_of, teachers_of
-from thrifty.runs.phase import Model, charge, fresh, keep, loaded, take_phase
+from thrifty.runs.phase import Model, charge, keep, loaded, take_phase
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import Effect
 from thrifty.target import cores
-from thrifty.workloads.loading import check_data, check_example, load_workload
+from thrifty.workloads.checks import check_workload
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.models import apart
 
 
 class Execution:
@@ -44,7 +46,7 @@ class Execution:
 
     def __init__(self, job: Job, tell: Tell) -> None:
         self.job, self.tell = job, tell
-        self.workload = load_workload(job.workload)
+        self.workload = apart(load_workload(job.workload))
         self.recipe = Recipe.parse(job.recipe)
         self.phases = self.recipe.transforms.phases
         self.keys = [checkpoint_key(job, Recipe(self.phases[:i])) for i in range(len(self.phases) + 1)]
@@ -69,8 +71,7 @@ class Execution:
         come."""
         done = next((i for i in range(len(self.phases), 0, -1) if cache.lookup("checkpoints", self.keys[i]) is not None), 0)
         if not done:
-            check_data(self.workload)
-            check_example(self.workload, fresh(self.workload, self.job.seed))
+            check_workload(self.workload)
         if not done or any(isinstance(phase, Train) for phase in self.phases[done:]):
             with Meter(self.job.machine.device) as meter:
                 rehearse(self.workload, self.recipe, self.job.target, self.tell)

@@ -46,7 +46,7 @@ from thrifty.studies.ledger import Charge, Kind, Ledger
 from thrifty.studies.store import Store, Study, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.target import Machine, Target, cores
-from thrifty.workloads.loading import fingerprint
+from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.quality import Scores, Split, length
 from thrifty.workloads.workload import Workload
 
