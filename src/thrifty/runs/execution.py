@@ -31,6 +31,7 @@ from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import Effect
 from thrifty.target import cores
+from thrifty.workloads.blame import part
 from thrifty.workloads.checks import check_workload
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.models import apart
@@ -57,7 +58,8 @@ class Execution:
         for i in range(done, len(self.phases)):
             self.tell(PhaseBegan(str(self.phases[i])))
             task, teachers = self._task(i)
-            model = take_phase(task, self.workload, model, teachers, self.tell)
+            with part(str(self.phases[i])):
+                model = take_phase(task, self.workload, model, teachers, self.tell)
             del teachers
         keep(self.keys[-1], model)
         state = model.state
@@ -110,7 +112,7 @@ class Execution:
         key = engine_key(self.job, Recipe(self.phases), compiler)
         if cache.lookup("engines", key) is None:
             self.tell(PhaseBegan(str(compiler)))
-            with cache.building("engines", key) as directory:
+            with part(str(compiler)), cache.building("engines", key) as directory:
                 paid = self._compile(compiler, model, directory)
                 (directory / "charges.json").write_text(json.dumps([one.to_json() for one in paid]))
         kept = place("engines", key)

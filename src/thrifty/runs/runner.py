@@ -46,6 +46,7 @@ from thrifty.studies.ledger import Charge, Kind, Ledger
 from thrifty.studies.store import Store, Study, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.target import Machine, Target, cores
+from thrifty.workloads.blame import part
 from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.quality import Scores, Split, length
 from thrifty.workloads.workload import Workload
@@ -211,7 +212,8 @@ class Runner:
         self.tell(PhaseBegan(f"scoring on {what}"))
         with Worker(side, threads=cores() if self.target.device == "cpu" else 1, device=self.target.device) as worker:
             worker.load()
-            scores = self.workload.quality(predictor(worker, batch), dataset)
+            with part("quality"):
+                scores = self.workload.quality(predictor(worker, batch), dataset)
         self.spend(name, "scoring", what, began)
         return scores
 
