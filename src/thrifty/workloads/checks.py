@@ -35,6 +35,7 @@ def check_workload(workload: Workload) -> None:
     example = check_example(workload, model)
     check_steady(model, example)
     check_batch_dimension(workload, model, example)
+    check_shapes(workload, example)
     check_quality(workload, model, example, labels)
     if workload.train is not None and workload.loss is not None:
         check_loss(workload, model, example)
@@ -183,6 +184,19 @@ def _shapes(tensors: Sequence[Tensor]) -> str:
     return ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors)
 
 
+def check_shapes(workload: Workload, example: tuple[Tensor, ...]) -> None:
+    """Refuse `shapes` of dimensions that the example does not have.
+
+    Raises:
+        WorkloadError: it names one, or is no {position: {dimension: (low, high)}}.
+    """
+    with part("shapes, which must be {position: {dimension: (low, high)}},"):
+        named = [(i, d) for i, dims in workload.served_shapes.items() for d, (low, high) in dims.items() if low <= high]
+        strange = [(i, d) for i, d in named if not (0 <= i < len(example) and 0 <= d < example[i].ndim)]
+    if strange:
+        raise WorkloadError(f"`shapes` names dimension {strange[0][1]} of input {strange[0][0]}, which the example does not have")
+
+
 # -- quality and loss -------------------------------------------------------------------------------------------
 
 
@@ -223,7 +237,6 @@ def check_quality(workload: Workload, model: nn.Module, example: tuple[Tensor, .
         return outputs[0] if len(outputs) == 1 else outputs
 
     answered = predict(batch[0])
-    _check_labels(workload, answered, labels)
     seen.clear()
     with part("quality"):
         few = workload.quality.sample(workload.validation, EXAMPLES)
@@ -232,6 +245,7 @@ def check_quality(workload: Workload, model: nn.Module, example: tuple[Tensor, .
         raise WorkloadError(f"quality must return thrifty.Scores but returned {type(scores).__name__}")
     if not len(scores.numerator):
         raise WorkloadError("quality gave no scores for the validation set")
+    _check_labels(workload, answered, labels)
 
 
 def _check_inputs(workload: Workload, inputs: Sequence[Any], example: tuple[Tensor, ...], split: str) -> None:
