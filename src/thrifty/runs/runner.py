@@ -41,7 +41,14 @@ from thrifty.studies.events import (
     TrialEnded,
     ignore,
 )
-from thrifty.studies.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
+from thrifty.studies.figures import (
+    break_even,
+    inference_figure,
+    no_better,
+    quality_figure,
+    training_figure,
+    training_speedup,
+)
 from thrifty.studies.ledger import Charge, Kind, Ledger
 from thrifty.studies.store import Store, Study, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
@@ -184,7 +191,21 @@ class Runner:
                 except RunFailed as error:
                     self.tell(Noted(f"no compiled baseline: {error}"))
             self._reference = Reference(outcome, compiled)
+            if recipe.phases:
+                self._doubt()
         return self._reference
+
+    def _doubt(self) -> None:
+        """Say so where the trained reference is no better than an answer that does not look at its input."""
+        quality = self.workload.quality
+        with part("quality.constant"):
+            constant = quality.constant(quality.sample(self.workload.validation, SCREENING_EXAMPLES))
+        if constant is None:
+            return
+        text = no_better(quality, self.reference_scores("validation", SCREENING_EXAMPLES), constant)
+        self.store.note("doubt", text)
+        if text is not None:
+            self.tell(Noted(text))
 
     def quality(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> QualityFigure:
         """An engine's quality against the reference's on the same examples, ``most`` of them; each is scored once."""
