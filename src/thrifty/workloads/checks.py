@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, default_collate
 from thrifty.errors import WorkloadError
 from thrifty.workloads.blame import part
 from thrifty.workloads.fingerprint import LOOKED_AT, SPLITS, item, leaves, spread
-from thrifty.workloads.models import answers, check_steady, made
+from thrifty.workloads.models import answers, check_steady, made, tensors_of
 from thrifty.workloads.quality import Accuracy, Scores, as_inputs, length
 from thrifty.workloads.workload import Batch, CrossEntropy, Workload, call_model
 
@@ -32,7 +32,8 @@ def check_workload(workload: Workload) -> None:
     """
     labels = check_data(workload)
     model = made(workload.model)
-    example = check_example(workload, model)
+    check_example(workload, model)
+    example = _example(workload, 1)
     check_steady(model, example)
     check_batch_dimension(workload, model, example)
     check_shapes(workload, example)
@@ -131,19 +132,20 @@ def _batch(workload: Workload, dataset: Dataset[Any], split: str, n: int) -> Bat
 # -- the example ------------------------------------------------------------------------------------------------
 
 
-def check_example(workload: Workload, model: nn.Module) -> tuple[Tensor, ...]:
+def check_example(workload: Workload, model: nn.Module) -> Any:
     """Run the model on one of the workload's examples.
 
     Returns:
-        the example.
+        its outputs.
 
     Raises:
         WorkloadError: ``example`` gives no tensors, or the model cannot take them or gives none.
     """
     example = _example(workload, 1)
-    with part(f"the model cannot take its own example ({_shapes(example)}): it"):
-        answers(model, example)
-    return example
+    with part(f"the model cannot take its own example ({_shapes(example)}): it"), torch.no_grad():
+        outputs = model.eval()(*example)
+    tensors_of(outputs)
+    return outputs
 
 
 def _example(workload: Workload, n: int) -> tuple[Tensor, ...]:

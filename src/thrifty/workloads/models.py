@@ -92,7 +92,15 @@ def answers(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         WorkloadError: it gives anything else.
     """
     with torch.no_grad():
-        outputs = model.eval()(*inputs)
+        return tensors_of(model.eval()(*inputs))
+
+
+def tensors_of(outputs: Any) -> tuple[Tensor, ...]:
+    """The tensors of a model's outputs.
+
+    Raises:
+        WorkloadError: there is anything else among them.
+    """
     found = pytree.tree_leaves(outputs)
     strange = [x for x in found if not isinstance(x, Tensor)]
     if strange and dataclasses.is_dataclass(strange[0]):
