@@ -41,7 +41,8 @@ from thrifty.runs.launcher import LocalLauncher
 from thrifty.target import Target, cores
 from thrifty.workloads.embedded.digits import SHIFT, shift, split_tensors
 from thrifty.workloads.embedded.digits import workload as digits
-from thrifty.workloads.loading import fingerprint, load_workload
+from thrifty.workloads.fingerprint import fingerprint
+from thrifty.workloads.loading import load_workload
 from thrifty.workloads.workload import Workload
 
 SHARE, BLOCKS = 0.25, 8

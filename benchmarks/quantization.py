@@ -36,7 +36,8 @@ from thrifty.runs.context import CALIBRATION_BATCH, CALIBRATION_EXAMPLES, calibr
 from thrifty.runs.job import Job, place
 from thrifty.runs.launcher import LocalLauncher
 from thrifty.target import Target, cores
-from thrifty.workloads.loading import fingerprint, load_workload
+from thrifty.workloads.fingerprint import fingerprint
+from thrifty.workloads.loading import load_workload
 from thrifty.workloads.quality import Scores
 from thrifty.workloads.workload import Workload
 

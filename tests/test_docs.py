@@ -20,7 +20,8 @@ import pytest
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.method import Method
 from thrifty.recipes.registry import BUILT_IN, method_class
-from thrifty.workloads.loading import check_data, check_example, load_workload
+from thrifty.workloads.checks import check_data, check_example
+from thrifty.workloads.loading import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

@@ -22,7 +22,7 @@ def test_every_part_of_a_study():
     spent = Ledger((Charge("training", "train()", 60.0, 1e12), Charge("timing", "x", 20.0)), price=3.6)
     found = study_json(Findings.of(trials, spent, [Failure("ccc", "prune(ratio=0.9)", "nan", "now")]))
     assert json.loads(json.dumps(found)) == json.loads(json.dumps({
-        "workload": "digits", "source": None, "target": TARGET,
+        "workload": "digits", "source": None, "doubt": None, "target": TARGET,
         "environments": {next(iter(found["environments"])): {"values": MACHINE, "trials": ["aaa", "bbb", "ccc"]}},
         "trials": [each.to_json() for each in trials],
         "frontier": ["aaa"], "objectives": ["quality", "training", "inference"],

@@ -19,8 +19,9 @@ from thrifty.runs.job import Job, checkpoint_key
 from thrifty.runs.saving import SavingError, model_of, save, save_hf
 from thrifty.studies.trial import Trial
 from thrifty.target import Target
+from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.huggingface.models import quiet
-from thrifty.workloads.loading import fingerprint, load_workload
+from thrifty.workloads.loading import load_workload
 from thrifty.workloads.workload import Workload
 
 TRAIN = "train(adamw(lr=0.01), steps=6)"

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.measure.statistics import Interval
-from thrifty.studies.figures import break_even, quality_figure, ratio_figure, training_figure, training_speedup
+from thrifty.studies.figures import (
+    break_even,
+    no_better,
+    quality_figure,
+    ratio_figure,
+    training_figure,
+    training_speedup,
+)
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import Drop, QualityFigure, Ratio
 from thrifty.workloads.quality import Accuracy, BitsPerByte, Scores
@@ -18,6 +25,15 @@ from thrifty.workloads.quality import Accuracy, BitsPerByte, Scores
 ])
 def test_break_even(extra, saving, verdict, expected):
     assert break_even(extra, saving, Ratio(1.0, 0.9, 1.1, verdict, 5)) == expected
+
+
+@pytest.mark.parametrize(("hits", "constant", "told"), [(60, 0.5, False), (55, 0.5, False), (52, 0.5, True), (10, 0.1, True)])
+def test_a_reference_no_better_than_a_constant_is_told(hits, constant, told):
+    scores = Scores(np.repeat([1.0, 0.0], [hits, 100 - hits]), np.ones(100), np.arange(100))
+    text = no_better(Accuracy(), scores, constant)
+    assert (text is not None) == told
+    if told:
+        assert f"({scores.value:.2f} against {constant:.2f}): nothing can be concluded" in text
 
 
 def test_one_pair_gives_an_estimate_of_break_even():

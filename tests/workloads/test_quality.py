@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from thrifty.errors import WorkloadError
 from thrifty.workloads.quality import Accuracy, BitsPerByte, Scores, batches
+from thrifty.workloads.workload import CrossEntropy
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
@@ -47,3 +50,71 @@ def test_scores_must_be_equally_long() -> None:
 def test_batches_keep_the_order_and_the_rest() -> None:
     seen = list(batches(TensorDataset(torch.arange(7), torch.arange(7)), 3))
     assert [tuple(inputs[0].tolist()) for inputs, _ in seen] == [(0, 1, 2), (3, 4, 5), (6,)]
+
+
+def test_classes_in_dimension_1_are_torchs_own_convention() -> None:
+    """Sizes agree on purpose: classes, height and width are 4."""
+    target = torch.randint(0, 4, (6, 4, 4))
+    target[0, :2] = -100
+    outputs = nn.functional.one_hot(target.clamp(min=0), 4).movedim(-1, 1).float()
+    data = TensorDataset(torch.arange(6), target)
+    scores = Accuracy(batch_size=4)(lambda inputs: outputs[inputs[0]], data)
+    assert scores.value == 1 and scores.denominator.tolist() == [8, 16, 16, 16, 16, 16]
+    wrong = Accuracy()(lambda inputs: outputs[inputs[0]].roll(1, 1), data)
+    assert wrong.value == 0
+    logits = torch.randn(6, 4, 4, 4, requires_grad=True)
+    total, weight = CrossEntropy()(logits, ((), target))
+    torch.testing.assert_close(total / weight, nn.functional.cross_entropy(logits, target))
+    rows, valid = CrossEntropy().logits(logits, ((), target))
+    assert rows.shape == (96, 4) and int(valid.sum()) == 88
+    assert torch.equal(rows[16], logits[1, :, 0, 0])
+
+
+@pytest.mark.parametrize("judge", [CrossEntropy, Accuracy])
+def test_an_axis_that_fits_twice_is_asked_for(judge: Any) -> None:
+    outputs, target = torch.randn(3, 5, 5), torch.randint(0, 5, (3, 5))
+
+    def judged(axis: int | None) -> float:
+        if judge is CrossEntropy:
+            return float(CrossEntropy(axis=axis)(outputs, ((), target))[0].detach())
+        return Accuracy(axis=axis)(lambda inputs: outputs[inputs[0]], TensorDataset(torch.arange(3), target)).value
+
+    with pytest.raises(WorkloadError, match=r"say which, \w+\(axis=1\) or \w+\(axis=-1\)"):
+        judged(None)
+    if judge is CrossEntropy:
+        assert judged(1) == pytest.approx(float(nn.functional.cross_entropy(outputs, target, reduction="sum")))
+        assert judged(-1) == pytest.approx(float(nn.functional.cross_entropy(outputs.mT, target, reduction="sum")))
+    else:
+        assert judged(1) == (outputs.argmax(1) == target).float().mean() and judged(-1) == pytest.approx(
+            (outputs.argmax(-1) == target).double().mean().item())
+
+
+@pytest.mark.parametrize(("outputs", "target", "says"), [
+    (torch.zeros(4, 1), torch.zeros(4, dtype=torch.long), "hold one number for each target"),
+    (torch.zeros(4), torch.zeros(4, dtype=torch.long), "hold one number for each target"),
+    (torch.zeros(4, 3), torch.zeros(5, dtype=torch.long), r"outputs \[4, 3\] and targets \[5\] do not fit"),
+    (torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 3, dtype=torch.long), "do not fit"),
+    (torch.zeros(4, 3), torch.zeros(4, 3), "the targets are float32|hold one number"),
+    ((torch.zeros(4, 3),), torch.zeros(4, dtype=torch.long), "the outputs are a tuple"),
+    (torch.zeros(4, 3), ("a", "b"), "the targets are a tuple of str"),
+])
+def test_outputs_and_targets_that_do_not_fit_are_told(outputs: Any, target: Any, says: str) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        CrossEntropy()(outputs, ((), target))
+
+
+def test_the_workloads_collate_joins_what_is_judged() -> None:
+    data = [({"x": float(i)}, i % 2) for i in range(6)]
+
+    def collate(items: Any) -> Any:
+        return torch.tensor([item["x"] for item, _ in items]), torch.tensor([y for _, y in items])
+
+    assert Accuracy().joined(collate)(lambda inputs: nn.functional.one_hot(inputs[0].long() % 2, 2), data).value == 1
+    assert Accuracy(collate=collate).joined(None).collate is collate
+
+
+def test_a_constant_answer() -> None:
+    data = TensorDataset(torch.arange(8), torch.tensor([0, 1, 1, 1, 2, -100, -100, 0]))
+    assert Accuracy().constant(data) == 0.5
+    windows = [(torch.zeros(4), (torch.tensor([0, 1, 2, 3]), 4, 0))] * 3
+    assert BitsPerByte().constant(windows) == pytest.approx(2.0)

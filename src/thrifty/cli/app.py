@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
+from thrifty.workloads.blame import DEBUG, debugging, described
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -28,8 +32,17 @@ for verb in VERBS:
     app.command()(verb)
 
 
+@app.callback()
+def settings(debug: Annotated[bool, typer.Option("--debug", help="Show whole traces of what goes wrong.")] = False) -> None:
+    if debug:
+        os.environ[DEBUG] = "1"  # processes that are started hear of it too
+        warnings.simplefilter("default")
+
+
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 the run failed, 2 usage."""
+    if not debugging():
+        warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
     sys.exit(guarded(app))
 
 
@@ -38,14 +51,14 @@ def guarded(command: Callable[..., Any]) -> int:
     try:
         command()
     except RunFailed as error:
-        print(f"thrifty: {error}", file=sys.stderr)
+        _tell(str(error))
         return FAILED
     except ThriftyError as error:
-        print(f"thrifty: {error}", file=sys.stderr)
+        _tell(str(error))
         return USAGE
     except OSError as error:
         full = "; free some space: thrifty cache --clean frees what the cache holds" if error.errno == errno.ENOSPC else ""
-        print(f"thrifty: {error}{full}. What was measured is kept", file=sys.stderr)
+        _tell(f"{error}{full}. What was measured is kept")
         return FAILED
     except KeyboardInterrupt:
         print("thrifty: interrupted; what was measured is kept, and the same command goes on from there",
@@ -53,4 +66,13 @@ def guarded(command: Callable[..., Any]) -> int:
         return INTERRUPTED
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else FAILED
+    except Exception as error:
+        _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
+        return FAILED
     return DONE
+
+
+def _tell(message: str) -> None:
+    if debugging():
+        traceback.print_exc()
+    print(f"thrifty: {message}", file=sys.stderr)

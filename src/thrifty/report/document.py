@@ -26,6 +26,7 @@ def study_json(found: Findings) -> dict[str, Any]:
         "workload": trials[0].workload if trials else None,
         "target": dict(trials[0].target) if trials else None,
         "source": found.source,
+        "doubt": found.doubt,
         "environments": environments(trials),
         "trials": [trial.to_json() for trial in trials],
         "frontier": [trial.id for trial in standings.front],

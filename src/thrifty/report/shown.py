@@ -47,6 +47,8 @@ def show_store(store: Path, as_json: bool, requests_per_day: float | None = None
         emit(study_json(found))
         return
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
+    if found.doubt is not None:
+        print(f"\n{found.doubt}")
     if found.bars is not None:
         print()
         print_choice(found.choice, found.bars, found.spent, requests_per_day)

@@ -113,9 +113,15 @@ def scored(workload: Workload, model: nn.Module) -> tuple[float, float]:
 
 
 def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The module's outputs as a tuple, on the CPU."""
-    with torch.no_grad():
-        outputs = _to_cpu(model(*inputs))
+    """The module's outputs as a tuple, on the CPU; computed as engines do, without torch's own fast path through transformer
+    layers, which gives zeros where a mask covers a row."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            outputs = _to_cpu(model(*inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

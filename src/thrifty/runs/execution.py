@@ -25,14 +25,17 @@ from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import MethodClaim
 from thrifty.runs.context import Tell, calibration, make_context, outputs_of
 from thrifty.runs.job import Job, Outcome, Task, checkpoint_key, engine_key, place, seed_of, teachers_of
-from thrifty.runs.phase import Model, charge, fresh, keep, loaded, take_phase
+from thrifty.runs.phase import Model, charge, keep, loaded, take_phase
 from thrifty.runs.precision import require_precision_pays
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import Effect
 from thrifty.target import cores
-from thrifty.workloads.loading import check_data, check_example, load_workload
+from thrifty.workloads.blame import part
+from thrifty.workloads.checks import check_workload
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.models import apart
 
 
 class Execution:
@@ -45,7 +48,7 @@ class Execution:
 
     def __init__(self, job: Job, tell: Tell) -> None:
         self.job, self.tell = job, tell
-        self.workload = load_workload(job.workload)
+        self.workload = apart(load_workload(job.workload))
         self.recipe = Recipe.parse(job.recipe)
         self.phases = self.recipe.transforms.phases
         self.keys = [checkpoint_key(job, Recipe(self.phases[:i])) for i in range(len(self.phases) + 1)]
@@ -56,7 +59,8 @@ class Execution:
         for i in range(done, len(self.phases)):
             self.tell(PhaseBegan(str(self.phases[i])))
             task, teachers = self._task(i)
-            model = take_phase(task, self.workload, model, teachers, self.tell)
+            with part(str(self.phases[i])):
+                model = take_phase(task, self.workload, model, teachers, self.tell)
             del teachers
         keep(self.keys[-1], model)
         state = model.state
@@ -70,8 +74,7 @@ class Execution:
         come."""
         done = next((i for i in range(len(self.phases), 0, -1) if cache.lookup("checkpoints", self.keys[i]) is not None), 0)
         if not done:
-            check_data(self.workload)
-            check_example(self.workload, fresh(self.workload, self.job.seed))
+            check_workload(self.workload)
         if not done or any(isinstance(phase, Train) for phase in self.phases[done:]):
             with Meter(self.job.machine.device) as meter:
                 rehearse(self.workload, self.recipe, self.job.target, self.tell)
@@ -112,7 +115,7 @@ class Execution:
         key = engine_key(self.job, Recipe(self.phases), compiler)
         if cache.lookup("engines", key) is None:
             self.tell(PhaseBegan(str(compiler)))
-            with cache.building("engines", key) as directory:
+            with part(str(compiler)), cache.building("engines", key) as directory:
                 paid = self._compile(compiler, model, directory)
                 (directory / "charges.json").write_text(json.dumps([one.to_json() for one in paid]))
         kept = place("engines", key)

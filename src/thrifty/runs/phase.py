@@ -25,6 +25,7 @@ from thrifty.studies.events import Charged, Stepped
 from thrifty.studies.ledger import Charge, Kind
 from thrifty.training.loop import Step, train
 from thrifty.workloads.loading import load_workload
+from thrifty.workloads.models import apart
 from thrifty.workloads.workload import Workload
 
 
@@ -60,7 +61,7 @@ def keep(key: str, model: Model) -> None:
 
 def take(task: Task, tell: Tell) -> None:
     """Take a phase in a process of its own: models come from the cache, and go there."""
-    workload = load_workload(task.job.workload)
+    workload = apart(load_workload(task.job.workload))
     before = loaded(workload, task.job, task.checkpoint)
     teachers = {text: loaded(workload, task.job, key).module for text, key in task.teachers.items()}
     take_phase(task, workload, before, teachers, tell)

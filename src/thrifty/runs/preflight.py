@@ -17,7 +17,9 @@ from thrifty.runs.job import teachers_of
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
 from thrifty.target import Target
-from thrifty.workloads.loading import check_data, check_example, load_workload
+from thrifty.workloads.checks import check_workload
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.models import apart
 from thrifty.workloads.workload import Workload
 
 
@@ -91,8 +93,7 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
     """
     definition, parsed = resolve(workload), Recipe.of(recipe)
     found = check_recipe(definition, parsed, (target or Target()).device)
-    check_data(definition)
-    check_example(definition, definition.model())
+    check_workload(definition)
     rehearse(definition, parsed, target or Target(), ignore)
     return found
 
@@ -100,10 +101,10 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
 def resolve(workload: str | Workload) -> Workload:
     """The workload itself, with a place where a fresh process finds it."""
     if isinstance(workload, str):
-        return load_workload(workload)
+        return apart(load_workload(workload))
     if not workload.source:
         raise WorkloadError(
             f"{workload.name} was not loaded from a file, and a run is a process of its own: write it in a file that "
             'defines `workload` and give "file.py", or thrifty.load_workload("file.py")'
         )
-    return workload
+    return apart(workload)

@@ -24,6 +24,7 @@ from thrifty.studies.events import Charged, Event, to_json
 from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
 from thrifty.target import cores
+from thrifty.workloads.blame import debugging, described
 
 
 def main() -> int:
@@ -49,11 +50,14 @@ def main() -> int:
             write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
         return 0
     except ThriftyError as error:
-        write({"error": str(error)})
+        write({"error": f"{error}{_trace()}"})
     except Exception as error:
-        traceback.print_exc()
-        write({"error": f"{type(error).__name__}: {error}"})
+        write({"error": f"{described(error)}{_trace()}"})
     return 1
+
+
+def _trace() -> str:
+    return f"\n{traceback.format_exc()}" if debugging() else ""
 
 
 def _end_with_parent() -> None:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import Subset
 
 from thrifty.compilers.capture import capture
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, WorkloadError
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
-from thrifty.recipes.transform import Transform
-from thrifty.runs.context import Tell, rehearsal_context, training_setup
+from thrifty.recipes.transform import Plan, Transform
+from thrifty.runs import checkpoint
+from thrifty.runs.checkpoint import Checkpoint
+from thrifty.runs.context import Tell, calibration, rehearsal_context, training_setup
 from thrifty.runs.job import seed_of
 from thrifty.studies.events import Noted
 from thrifty.target import Target
+from thrifty.workloads.blame import part
+from thrifty.workloads.models import answers, differ, unsaved
 from thrifty.workloads.quality import length
 from thrifty.workloads.workload import Workload
 
+Plans = tuple[tuple[str, Plan], ...]
+"""(the transform's text, its plan), in order."""
 EXAMPLES = 8
 """That a phase is rehearsed on."""
 
@@ -34,23 +42,36 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
     """
     tell(Noted("rehearsal: one step of each phase"))
     model = workload.model()
+    plans: Plans = ()
     for i, phase in enumerate(recipe):
-        seed = seed_of(0, i, "rehearsal")
-        if isinstance(phase, Train):
-            model = rehearse_training(phase, workload, model, target)
-        elif isinstance(phase, Transform):
-            before = copy.deepcopy(model)
-            context = rehearsal_context(workload, target, seed, EXAMPLES)
-            with torch.no_grad():
-                after = phase.build(model, phase.plan(model, context)).eval()
-            for claim in phase.claims(before, after):
-                claim.checked(phase.name)
-            model = after
-        else:
-            rehearse_compiler(phase, workload, model)
+        with part(f"{phase}, rehearsed,"):
+            if isinstance(phase, Train):
+                model, made = rehearse_training(phase, workload, model, target)
+            elif isinstance(phase, Transform):
+                model, made = rehearse_transform(phase, workload, model, target, seed_of(0, i, "rehearsal"))
+            else:
+                continue
+        plans = (*plans, *made)
+    check_reload(workload, recipe, model, plans)
+    for phase in recipe:
+        if isinstance(phase, Compiler):
+            with part(f"{phase}, rehearsed,"):
+                rehearse_compiler(phase, workload, model)
 
 
-def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> nn.Module:
+def rehearse_transform(phase: Transform, workload: Workload, model: nn.Module, target: Target,
+                       seed: int) -> tuple[nn.Module, Plans]:
+    """Decided on a few examples, built, and its claims probed."""
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        plan = phase.plan(model, rehearsal_context(workload, target, seed, EXAMPLES))
+        after = phase.build(model, plan).eval()
+    for claim in phase.claims(before, after):
+        claim.checked(phase.name)
+    return after, ((str(phase), plan),)
+
+
+def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> tuple[nn.Module, Plans]:
     """One optimizer step on a few examples, with every method's hooks."""
     settings = phase.but(batch_size=phase.batch_size or workload.batch_size)  # for methods that look ahead
     setup = training_setup(workload, settings, 0, target.device, lambda text: workload.model().eval())
@@ -61,7 +82,27 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
     session.step(next(setup.loader.batches()))
     for name, claim in session.claims():
         claim.checked(name)
-    return session.finish()
+    return session.finish(), tuple((str(transform), plan) for transform, plan in session.plans)
+
+
+def check_reload(workload: Workload, recipe: Recipe, model: nn.Module, plans: Plans) -> None:
+    """Save the model, load it into a fresh one, and compare their answers.
+
+    Raises:
+        WorkloadError: they differ: the model has what no state_dict holds, which is named where it is found.
+    """
+    state = Checkpoint(workload.source, str(recipe), plans)
+    with part("saving the model and loading it again"), tempfile.TemporaryDirectory(prefix="thrifty-reload-") as place:
+        checkpoint.save(state, model, Path(place))
+        with torch.no_grad():
+            other = checkpoint.load(Path(place), workload.model())[1]
+        for inputs in (workload.example(1), *calibration(workload, 0, EXAMPLES)):
+            if differ(answers(model, inputs), answers(other, inputs)):
+                names = unsaved(model, other)
+                what = (f"{', '.join(names[:3])} is in no state_dict and another one in each model: make it a buffer, "
+                        "self.register_buffer(name, tensor)" if names else
+                        "it holds what is in no state_dict: make tensors parameters or buffers")
+                raise WorkloadError(f"a checkpoint of the model, saved and loaded, answers otherwise than the model did; {what}")
 
 
 def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:

@@ -41,12 +41,20 @@ from thrifty.studies.events import (
     TrialEnded,
     ignore,
 )
-from thrifty.studies.figures import break_even, inference_figure, quality_figure, training_figure, training_speedup
+from thrifty.studies.figures import (
+    break_even,
+    inference_figure,
+    no_better,
+    quality_figure,
+    training_figure,
+    training_speedup,
+)
 from thrifty.studies.ledger import Charge, Kind, Ledger
 from thrifty.studies.store import Store, Study, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.target import Machine, Target, cores
-from thrifty.workloads.loading import fingerprint
+from thrifty.workloads.blame import part
+from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.quality import Scores, Split, length
 from thrifty.workloads.workload import Workload
 
@@ -186,7 +194,21 @@ class Runner:
                 except RunFailed as error:
                     self.tell(Noted(f"no compiled baseline: {error}"))
             self._reference = Reference(outcome, compiled)
+            if recipe.phases:
+                self._doubt()
         return self._reference
+
+    def _doubt(self) -> None:
+        """Say so where the trained reference is no better than an answer that does not look at its input."""
+        quality = self.workload.quality
+        with part("quality.constant"):
+            constant = quality.constant(quality.sample(self.workload.validation, SCREENING_EXAMPLES))
+        if constant is None:
+            return
+        text = no_better(quality, self.reference_scores("validation", SCREENING_EXAMPLES), constant)
+        self.store.note("doubt", text)
+        if text is not None:
+            self.tell(Noted(text))
 
     def quality(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> QualityFigure:
         """An engine's quality against the reference's on the same examples, ``most`` of them; each is scored once."""
@@ -214,7 +236,8 @@ class Runner:
         self.tell(PhaseBegan(f"scoring on {what}"))
         with Worker(side, threads=cores() if self.target.device == "cpu" else 1, device=self.target.device) as worker:
             worker.load()
-            scores = self.workload.quality(predictor(worker, batch), dataset)
+            with part("quality"):
+                scores = self.workload.quality(predictor(worker, batch), dataset)
         self.spend(name, "scoring", what, began)
         return scores
 

@@ -28,9 +28,10 @@ from thrifty.studies.events import Listener, ignore
 from thrifty.studies.trial import Trial
 from thrifty.target import Machine, Target
 from thrifty.workloads import huggingface
+from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.huggingface.directory import BESIDE, written
 from thrifty.workloads.huggingface.models import is_transposed, quiet, transformers_model
-from thrifty.workloads.loading import fingerprint, load_workload
+from thrifty.workloads.loading import load_workload
 from thrifty.workloads.quality import batches, length
 from thrifty.workloads.workload import Workload
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from thrifty.measure.comparison import Comparison
 from thrifty.measure.statistics import Interval, paired_drop, verdict
 from thrifty.studies.ledger import Charge, Ledger
@@ -98,3 +100,19 @@ def break_even(extra: float, saving: float, speedup: Ratio) -> float | Literal["
 
 def _known(value: float | None) -> float:
     return float("nan") if value is None else float(value)
+
+
+def no_better(quality: Quality, scores: Scores, constant: float) -> str | None:
+    """What to say where a model is no better, by more than a standard error, than an answer that does not look at its input.
+
+    Args:
+        quality: that judged.
+        scores: of the model.
+        constant: value of that answer, by the same quality on the same examples.
+    """
+    gain = (scores.value - constant) * (1 if quality.higher_is_better else -1)
+    off = scores.numerator - scores.value * scores.denominator
+    if gain > float(np.linalg.norm(off) / scores.denominator.sum()):
+        return None
+    return (f"the reference is no better than answering the same always ({scores.value:.2f} against {constant:.2f}): nothing can "
+            "be concluded from it")

@@ -27,6 +27,7 @@ class Findings:
         spent: all that really ran.
         failures: every run that failed.
         source: where the workload was found, as `load_workload` takes it; None where that was not noted.
+        doubt: why nothing can be concluded from it; None where there is no such reason.
     """
 
     trials: tuple[Trial, ...]
@@ -36,6 +37,7 @@ class Findings:
     spent: Ledger
     failures: tuple[Failure, ...]
     source: str | None = None
+    doubt: str | None = None
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Findings:
@@ -46,11 +48,12 @@ class Findings:
         """
         with Store.open(path) as store:
             return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"),
-                               store.noted("source"))
+                               store.noted("source"), store.noted("doubt"))
 
     @staticmethod
     def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
-           asked: Mapping[str, Any] | None = None, source: str | None = None) -> Findings:
+           asked: Mapping[str, Any] | None = None, source: str | None = None,
+           doubt: str | None = None) -> Findings:
         """The findings of trials, judged by the bars that were asked for.
 
         >>> Findings.of([]).choice.trial is None
@@ -58,7 +61,7 @@ class Findings:
         """
         bars = Bars.of(asked)
         return Findings(tuple(trials), frontier(trials, objectives(bars)), None if asked is None else bars,
-                        choose(trials, bars), spent, tuple(failures), source)
+                        choose(trials, bars), spent, tuple(failures), source, doubt)
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:

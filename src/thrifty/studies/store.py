@@ -139,12 +139,13 @@ class Store:
 
     # -- what whoever reads the study should know -----------------------------------------------------------------
 
-    def note(self, key: Literal["bars", "source"], value: Any) -> None:
-        """Keep what the last search was asked for, or where the workload was found; replaces what was noted."""
+    def note(self, key: Literal["bars", "source", "doubt"], value: Any) -> None:
+        """Keep what the last search was asked for, where the workload was found, or why nothing follows from the study; replaces
+        what was noted."""
         with self._writing() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
 
-    def noted(self, key: Literal["bars", "source"]) -> Any:
+    def noted(self, key: Literal["bars", "source", "doubt"]) -> Any:
         """What was noted, None where nothing was."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
         return json.loads(rows[0][0]) if rows else None

@@ -1,25 +1,21 @@
-"""Finding a workload, and checking that it can be used before anything is spent on it."""
+"""Finding a workload by its name or place."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from thrifty.errors import ThriftyError, WorkloadError
+from thrifty.workloads.blame import described
+from thrifty.workloads.fingerprint import seeded
 from thrifty.workloads.nested_inputs import flattened
-from thrifty.workloads.quality import length
 from thrifty.workloads.workload import Workload
 
 
@@ -95,7 +91,8 @@ def _module(place: str, reference: str) -> ModuleType:
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))  # the file's own helpers import as when it is run
         try:
-            spec.loader.exec_module(module)
+            with seeded(0):  # what the file draws is the same in every process
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise
@@ -103,149 +100,12 @@ def _module(place: str, reference: str) -> ModuleType:
     except ThriftyError:
         raise
     except (Exception, SystemExit) as error:
-        raise WorkloadError(f"loading {reference} raised {type(error).__name__}: {error}{_where(error, place)}") from error
+        raise WorkloadError(f"loading {reference} raised {described(error)}{_needed(error)}") from error
 
 
-def _where(error: BaseException, place: str) -> str:
-    if isinstance(error, TypeError) and "required" in str(error):
-        names = ", ".join(f.name for f in dataclasses.fields(Workload) if f.default is dataclasses.MISSING
-                          and f.default_factory is dataclasses.MISSING)
-        return f" (a Workload needs: {names})"
-    frame = error.__traceback__
-    line = None
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == place:
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return f" (line {line})" if line else ""
-
-
-def check_example(workload: Workload, model: nn.Module) -> Any:
-    """Run the model on one of the workload's examples; return its outputs.
-
-    Raises:
-        WorkloadError: ``example`` gives no tensors, or the model cannot take them.
-    """
-    try:
-        example = workload.example(1)
-    except Exception as error:
-        raise WorkloadError(f"example(1) raised {type(error).__name__}: {error}") from error
-    if not isinstance(example, tuple) or not all(isinstance(x, Tensor) for x in example) or not example:
-        raise WorkloadError(f"example(n) must return a tuple of tensors, or a dictionary of them, but returned "
-                            f"{type(example).__name__}")
-    try:
-        with torch.no_grad():
-            return model.eval()(*example)
-    except Exception as error:
-        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in example)
-        raise WorkloadError(
-            f"the model cannot take its own example ({shapes}): {type(error).__name__}: {error}"
-        ) from error
-
-
-def check_data(workload: Workload) -> None:
-    """Refuse empty and one-class data sets before anything is spent on them.
-
-    Raises:
-        WorkloadError: a split is empty, an item cannot be read, or every label of a classification set is the same.
-    """
-    for split in ("train", "validation", "test"):
-        dataset = getattr(workload, split)
-        if dataset is None:
-            continue
-        n = length(dataset)
-        if n == 0:
-            raise WorkloadError(f"the {split} set of {workload.name} is empty")
-        labels = [_label(_item(workload, split, i)) for i in _spread(n, 512)]
-        if n > 1 and all(isinstance(x, int) for x in labels) and len(set(labels)) == 1:
-            whole = {_label(_item(workload, split, i)) for i in range(n)}
-            if len(whole) == 1:
-                raise WorkloadError(
-                    f"every label of the {split} set of {workload.name} is {labels[0]}: nothing can be learnt or "
-                    "judged from one class"
-                )
-
-
-def _item(workload: Workload, split: str, i: int) -> Any:
-    try:
-        return getattr(workload, split)[i]
-    except ThriftyError:
-        raise
-    except Exception as error:
-        raise WorkloadError(
-            f"item {i} of the {split} set of {workload.name} raised {type(error).__name__}: {error}"
-        ) from error
-
-
-def _label(item: Any) -> int | None:
-    target = item[1] if isinstance(item, Sequence) and len(item) == 2 else None
-    if isinstance(target, Tensor) and target.ndim == 0 and not target.is_floating_point():
-        return int(target)
-    return target if isinstance(target, int) else None
-
-
-def _spread(n: int, most: int) -> list[int]:
-    """At most ``most`` indices spread evenly over range(n)."""
-    return list(range(n)) if n <= most else [i * (n - 1) // (most - 1) for i in range(most)]
-
-
-def fingerprint(workload: Workload) -> str:
-    """Hash of the workload's source and data: its file, those beside it that it imports, up to 512 items a split.
-
-    Of a Hugging Face directory: its configuration, tokenizer, weights and data file in place of the workload's file.
-    """
-    from thrifty.workloads import huggingface
-
-    digest = hashlib.sha256()
-    if workload.source.startswith(huggingface.SCHEME):
-        digest.update(huggingface.fingerprint(workload.source))
-    else:
-        for path in _sources(workload):
-            digest.update(path.read_bytes())
-    for split in ("train", "validation", "test"):
-        dataset = getattr(workload, split)
-        if dataset is None:
-            continue
-        n = length(dataset)
-        digest.update(f"{split}{n}".encode())
-        for i in _spread(n, 512):
-            _update(digest, dataset[i])
-    return digest.hexdigest()
-
-
-def _sources(workload: Workload) -> list[Path]:
-    """The workload's file and, transitively, the files beside it that it imports."""
-    place = workload.source.rpartition(":")[0]
-    if not place:
-        return []
-    waiting = [Path(place if place.endswith(".py") else sys.modules[place].__file__ or "")]
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in getattr(node, "names", ())] + [getattr(node, "module", None) or ""]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                waiting += [path.parent / f"{name.rpartition('.')[2]}.py" for name in names if name]
-    return sorted(found)
-
-
-def _update(digest: Any, item: Any) -> None:
-    match item:
-        case Tensor():
-            digest.update(str((item.dtype, tuple(item.shape))).encode())
-            digest.update(item.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes() if item.ndim
-                          else repr(item.item()).encode())
-        case np.ndarray():
-            digest.update(str((item.dtype, item.shape)).encode() + np.ascontiguousarray(item).tobytes())
-        case dict():
-            for key in item:
-                digest.update(str(key).encode())
-                _update(digest, item[key])
-        case list() | tuple():
-            for part in item:
-                _update(digest, part)
-        case _:
-            digest.update(repr(item).encode())
+def _needed(error: BaseException) -> str:
+    """What a Workload must have, where the error says that something is missing."""
+    if not (isinstance(error, TypeError) and "required" in str(error) and "Workload" in str(error)):
+        return ""
+    return " (a Workload needs: " + ", ".join(spec.name for spec in dataclasses.fields(Workload)
+                                              if spec.default is spec.default_factory is dataclasses.MISSING) + ")"

@@ -131,7 +131,7 @@ def flattened(workload: Workload) -> Workload:
     """A workload whose ``example`` gives mappings of tensors, as one of tensors in order; any other as it is."""
     try:
         example = workload.example(1)
-    except Exception:  # of the user's code: `check_example` tells of it, where that is asked
+    except (Exception, SystemExit):  # of the user's code: `check_example` tells of it, where that is asked
         return workload
     if not isinstance(example, Mapping) or not all(isinstance(x, Tensor) for x in example.values()):
         return workload

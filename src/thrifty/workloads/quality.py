@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
 from thrifty.errors import WorkloadError
+from thrifty.workloads.classes import paired
 
 Predict = Callable[[tuple[Tensor, ...]], Any]
 """Runs any engine on a tuple of input tensors of n examples and returns its outputs for the n examples."""
+
+Collate = Callable[[list[Any]], Any]
+"""Joins items of a data set to a batch."""
 
 Split = Literal["validation", "test"]
 
@@ -60,15 +65,21 @@ class Quality(abc.ABC):
     @abc.abstractmethod
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores: ...
 
+    def joined(self, collate: Collate | None) -> Quality:
+        """This quality with a workload's way to join items, where it has none of its own."""
+        return self
+
+    def constant(self, dataset: Dataset[Any]) -> float | None:
+        """The value of the best answer that does not look at its input; None where there is none to compare with."""
+        return None
+
     def sample(self, dataset: Dataset[Any], most: int) -> Dataset[Any]:
         """At most ``most`` examples, evenly spread, to screen on; the whole set where examples judge one another."""
         n = length(dataset)
         return dataset if n <= most else Subset(dataset, [i * n // most for i in range(most)])
 
 
-def batches(
-    dataset: Dataset[Any], batch_size: int, collate: Callable[[list[Any]], Any] | None = None
-) -> Any:
+def batches(dataset: Dataset[Any], batch_size: int, collate: Collate | None = None) -> Any:
     """Yield collated (inputs tuple, target) batches of a map-style dataset, in order."""
     n = length(dataset)
     join = collate or default_collate
@@ -94,19 +105,43 @@ def length(dataset: Dataset[Any]) -> int:
 @final
 @dataclass(frozen=True)
 class Accuracy(Quality):
-    """Share of examples whose highest logit is the target's; numerator: hit, denominator: 1."""
+    """Share of targets whose logit is the highest; numerator: an example's hits, denominator: its targets.
+
+    Outputs and targets are those that `CrossEntropy` takes: a class for each example, or for each token or pixel.
+
+    Args:
+        batch_size: of scoring.
+        ignore_index: targets that do not count.
+        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        collate: joins items; the workload's where None.
+    """
 
     batch_size: int = 256
+    ignore_index: int = -100
+    axis: int | None = None
+    collate: Collate | None = None
     name = "accuracy"
     higher_is_better = True
 
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
-        hits = [
-            (predict(inputs).argmax(-1) == target).double().numpy()
-            for inputs, target in batches(dataset, self.batch_size)
-        ]
+        hits, counts = [], []
+        for inputs, target in batches(dataset, self.batch_size, self.collate):
+            logits, classes = paired("Accuracy", predict(inputs), target, self.axis)
+            judged = (classes != self.ignore_index).reshape(len(classes), -1)
+            hit = (logits.argmax(-1) == classes).reshape(judged.shape) & judged
+            hits.append(hit.sum(1).double().numpy())
+            counts.append(judged.sum(1).double().numpy())
         numerator = np.concatenate(hits)
-        return Scores(numerator, np.ones_like(numerator), np.arange(len(numerator)))
+        return Scores(numerator, np.concatenate(counts), np.arange(len(numerator)))
+
+    def joined(self, collate: Collate | None) -> Accuracy:
+        return self if self.collate is not None else dataclasses.replace(self, collate=collate)
+
+    def constant(self, dataset: Dataset[Any]) -> float | None:
+        """Of the most frequent class always."""
+        found = torch.cat([target.flatten() for _, target in batches(dataset, self.batch_size, self.collate)])
+        counts = np.unique(found[found != self.ignore_index].numpy(), return_counts=True)[1]
+        return float(counts.max() / counts.sum()) if len(counts) else None
 
 
 @final
@@ -115,15 +150,20 @@ class BitsPerByte(Quality):
     """Bits a language model needs per byte of text: sum of -log2 p(token) / bytes, clustered by file.
 
     Dataset items are (ids [tokens], (target [tokens], bytes, file)); targets of -100 are not scored.
+
+    Args:
+        batch_size: of scoring.
+        collate: joins items; the workload's where None.
     """
 
     batch_size: int = 16
+    collate: Collate | None = None
     name = "bits_per_byte"
     higher_is_better = False
 
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
         bits, sizes, files = [], [], []
-        for inputs, (target, size, file) in batches(dataset, self.batch_size):
+        for inputs, (target, size, file) in batches(dataset, self.batch_size, self.collate):
             logits = predict(inputs).float()
             nats = nn.functional.cross_entropy(
                 logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
@@ -132,3 +172,15 @@ class BitsPerByte(Quality):
             sizes.append(torch.as_tensor(size).double().numpy())
             files.append(torch.as_tensor(file).long().numpy())
         return Scores(np.concatenate(bits), np.concatenate(sizes), np.concatenate(files))
+
+    def joined(self, collate: Collate | None) -> BitsPerByte:
+        return self if self.collate is not None else dataclasses.replace(self, collate=collate)
+
+    def constant(self, dataset: Dataset[Any]) -> float | None:
+        """Of the frequencies of the tokens always."""
+        targets, total = [], 0.0
+        for _, (target, size, _) in batches(dataset, self.batch_size, self.collate):
+            targets.append(target[target != -100])
+            total += float(torch.as_tensor(size).double().sum())
+        counts = np.unique(torch.cat(targets).numpy(), return_counts=True)[1]
+        return float(-(counts * np.log2(counts / counts.sum())).sum() / total) if len(counts) else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from thrifty.errors import WorkloadError
+from thrifty.workloads.classes import paired
 from thrifty.workloads.quality import Quality
 
 Batch = tuple[tuple[Tensor, ...], Any]
@@ -38,7 +39,12 @@ class Loss(abc.ABC):
 class CrossEntropy(Loss):
     """Sum of -log softmax(outputs)[target] over targets other than ``ignore_index``.
 
-    ``outputs``: [batch, classes] with targets [batch], or [batch, tokens, classes] with targets [batch, tokens].
+    ``outputs``: [batch, classes] with targets [batch], [batch, tokens, classes] with targets [batch, tokens], or, as torch's
+    own, [batch, classes, height, width] with targets [batch, height, width].
+
+    Args:
+        ignore_index: targets that do not count.
+        axis: of the classes, 1 or -1; where None, the one that fits the targets.
 
     >>> import torch
     >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))
@@ -47,18 +53,22 @@ class CrossEntropy(Loss):
     """
 
     ignore_index: int = -100
+    axis: int | None = None
 
     def __call__(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        target = batch[1].reshape(-1)
-        logits = outputs.reshape(-1, outputs.shape[-1])
+        logits, target = self._flat(outputs, batch)
         total = nn.functional.cross_entropy(
             logits.float(), target, ignore_index=self.ignore_index, reduction="sum"
         )
         return total, (target != self.ignore_index).sum()
 
     def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        target = batch[1].reshape(-1)
-        return outputs.reshape(-1, outputs.shape[-1]), target != self.ignore_index
+        logits, target = self._flat(outputs, batch)
+        return logits, target != self.ignore_index
+
+    def _flat(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, target = paired("CrossEntropy", outputs, batch[1], self.axis)
+        return logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
 
 
 # -- how it is served -------------------------------------------------------------------------------------------
@@ -175,6 +185,7 @@ class Workload:
                 raise WorkloadError(f"{attribute} must be callable but is {getattr(self, attribute)!r}")
         if not isinstance(self.quality, Quality):
             raise WorkloadError(f"quality must be a thrifty.Quality such as Accuracy() but is {self.quality!r}")
+        object.__setattr__(self, "quality", self.quality.joined(self.collate))
         if not isinstance(self.scenario, Scenario):
             raise WorkloadError(
                 f"scenario must be SingleStream(), Offline() or Server(...) but is {self.scenario!r}"

@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import default_collate
 
 from thrifty.errors import MissingExtra
+from thrifty.workloads.checks import check_data, check_example
 from thrifty.workloads.embedded import digits, sources
-from thrifty.workloads.loading import check_data, check_example
 
 SPLITS = ("train", "validation", "test")
 

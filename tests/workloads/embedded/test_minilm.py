@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from thrifty.errors import MissingExtra
+from thrifty.workloads.checks import check_example
 from thrifty.workloads.embedded import functions, minilm, sources
 from thrifty.workloads.embedded.functions import PAIRS, first_sentence, pairs
-from thrifty.workloads.loading import check_example
 
 SPLITS = ("validation", "test")
 

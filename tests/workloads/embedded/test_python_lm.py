@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from thrifty.errors import MissingExtra
+from thrifty.workloads.checks import check_example
 from thrifty.workloads.embedded import python_lm, python_text, sources
 from thrifty.workloads.embedded.python_lm import CONTEXT, LanguageModel, Windows, window
-from thrifty.workloads.loading import check_example
 from thrifty.workloads.quality import BitsPerByte
 
 EVALUATED = ("validation", "test")

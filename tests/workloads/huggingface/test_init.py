@@ -22,8 +22,10 @@ from thrifty.cli.recipes import workload_reference
 from thrifty.compilers.onnxruntime import OnnxRuntime
 from thrifty.errors import WorkloadError
 from thrifty.workloads import huggingface
+from thrifty.workloads.checks import check_data, check_example
+from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.huggingface.models import quiet
-from thrifty.workloads.loading import check_data, check_example, fingerprint, load_workload
+from thrifty.workloads.loading import load_workload
 from thrifty.workloads.workload import Workload
 
 LABELS = {"label2id": {"negative": 0, "positive": 1}, "id2label": {0: "negative", 1: "positive"}}
@@ -155,7 +157,8 @@ def test_an_embedder_without_a_pooler_has_none(tmp_path: Path, folders: dict[str
 def test_a_fresh_process_finds_the_same(folders: dict[str, Path]) -> None:
     found = load_workload(str(folders["bert"]))
     assert "tokens=16" in found.source and load_workload(found.source).source == found.source
-    code = f"from thrifty.workloads.loading import *; print(fingerprint(load_workload({found.source!r})))"
+    code = ("from thrifty.workloads.fingerprint import fingerprint; from thrifty.workloads.loading import load_workload; "
+            f"print(fingerprint(load_workload({found.source!r})))")
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == fingerprint(found)
 
