@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -140,17 +141,24 @@ def test_calibration_data_that_say_nothing(spoil, says):
         Quantize()(small(), [spoil(images())])
 
 
-def test_a_layer_that_is_never_reached_is_named():
+def test_a_layer_that_is_never_reached_stays_float_and_is_named():
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.used, self.idle = nn.Linear(16, 16), nn.Linear(16, 16)
 
         def forward(self, x):
-            return self.used(x)
+            return self.used(x) + self.idle(x) if self.training else self.used(x)
 
-    with pytest.raises(CalibrationError, match="'idle' saw no calibration data"):
-        Quantize()(Idle(), [torch.randn(8, 4)])
+    net, told = Idle().eval(), list[str]()
+    method, context = Quantize(), dataclasses.replace(Context.of([torch.randn(8, 16)]), progress=told.append)
+    plan = method.plan(net, context)
+    quantized = method.build(copy.deepcopy(net), plan)
+    assert isinstance(quantized.used, QuantLinear) and isinstance(quantized.idle, nn.Linear)
+    assert plan.values["left"] == {"idle": "calibration does not reach it"}
+    assert any("idle (calibration does not reach it)" in line for line in told)
+    assert {row["layer"]: row.get("reason") for row in method.list_layers(quantized, plan)} == {
+        "used": None, "idle": "calibration does not reach it"}
 
 
 def test_bfloat16():

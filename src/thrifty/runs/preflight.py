@@ -14,6 +14,7 @@ from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.job import teachers_of
+from thrifty.runs.making import made
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
 from thrifty.target import Target
@@ -92,7 +93,7 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
     definition, parsed = resolve(workload), Recipe.of(recipe)
     found = check_recipe(definition, parsed, (target or Target()).device)
     check_data(definition)
-    check_example(definition, definition.model())
+    check_example(definition, made(definition))
     rehearse(definition, parsed, target or Target(), ignore)
     return found
 

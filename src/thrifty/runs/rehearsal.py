@@ -17,6 +17,7 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
 from thrifty.runs.context import Tell, rehearsal_context, training_setup
 from thrifty.runs.job import seed_of
+from thrifty.runs.making import made
 from thrifty.studies.events import Noted
 from thrifty.target import Target
 from thrifty.workloads.quality import length
@@ -33,7 +34,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
         ThriftyError: what would go wrong later.
     """
     tell(Noted("rehearsal: one step of each phase"))
-    model = workload.model()
+    model = made(workload)
     for i, phase in enumerate(recipe):
         seed = seed_of(0, i, "rehearsal")
         if isinstance(phase, Train):
@@ -53,7 +54,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
 def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> nn.Module:
     """One optimizer step on a few examples, with every method's hooks."""
     settings = phase.but(batch_size=phase.batch_size or workload.batch_size)  # for methods that look ahead
-    setup = training_setup(workload, settings, 0, target.device, lambda text: workload.model().eval())
+    setup = training_setup(workload, settings, 0, target.device, lambda text: made(workload).eval())
     setup = dataclasses.replace(setup, most=min(settings.batch_size or 1, EXAMPLES, length(setup.data)))
     if not settings.packing:  # which examples fit with which, all of them say
         setup = dataclasses.replace(setup, data=Subset(setup.data, range(setup.size)))
