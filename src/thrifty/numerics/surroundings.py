@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from thrifty.numerics import graph as graphs
 from thrifty.numerics.plain import WEIGHED, why_kept
 
 READ = "other code reads its weight"
@@ -64,6 +65,8 @@ def look(model: nn.Module, batches: Iterable[tuple[Tensor, ...]], wanted: Iterab
     layers = {name: module for name, module in twin.named_modules() if isinstance(module, WEIGHED)}
     found, running, handles = Surroundings(), list[str](), list[Any]()
     for name, module in layers.items():
+        if not isinstance(module, graphs.CONVOLUTIONS):  # what stands for a convolution has a weight to look at
+            _watch(module, name, running, found.read)
         handles.append(module.register_forward_pre_hook(_entering(name, running, found.reached)))
         handles.append(module.register_forward_hook(_leaving(running), always_call=True))
     for name, module in twin.named_modules():
@@ -111,6 +114,19 @@ class _Reads(TorchFunctionMode):
                 if not names.intersection(self.running):
                     self.read |= names
         return func(*args, **(kwargs or {}))
+
+
+def _watch(module: nn.Module, name: str, running: list[str], read: set[str]) -> None:
+    """Have a layer notice who asks for its matrices, be it for their type alone, while it does not run."""
+    matrices = {key for key, p in module._parameters.items() if p is not None and p.dim() > 1}
+
+    class Watched(type(module)):  # type: ignore[misc]
+        def __getattr__(self, key: str) -> Any:
+            if key in matrices and name not in running:
+                read.add(name)
+            return super().__getattr__(key)
+
+    module.__class__ = Watched
 
 
 def _inside(value: Any) -> Iterator[Tensor]:

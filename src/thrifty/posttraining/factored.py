@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thrifty.numerics.graph import replace
 from thrifty.numerics.plain import is_one_of, why_kept
-from thrifty.numerics.surroundings import FUSED, READ, slow
+from thrifty.numerics.surroundings import FUSED, READ, look, slow
 
 FACTORED = (nn.Linear, nn.Conv2d)
 
@@ -126,9 +126,9 @@ def unread(model: nn.Module, layers: Mapping[str, nn.Module], left: dict[str, st
         return True
 
     model(*example)  # what it raises by itself is no layer's fault
-    if works(layers):
-        return dict(layers)
-    found = {name: layer for name, layer in layers.items() if works([name])}
+    seen = look(model, [example]).read
+    free = {name: layer for name, layer in layers.items() if not seen.intersection((name, f"{name}.0", f"{name}.1", f"{name}.2"))}
+    found = free if works(free) else {name: layer for name, layer in free.items() if works([name])}
     left.update({name: READ for name in layers if name not in found})
     return found
 

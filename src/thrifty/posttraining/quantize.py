@@ -147,6 +147,7 @@ class Quantize(Transform):
         if self.scheme == "bf16":
             if not any(p.dtype == torch.float32 for p in model.parameters()):
                 raise NoEffect("quantize(bf16) changed nothing: the model has no float32 parameters")
+            self._check_runs(model, context)
             return Plan({"bf16": True})
         if self.scheme == MIXED:
             if context.score is None:
@@ -190,6 +191,15 @@ class Quantize(Transform):
         batches = list(integers.rows(context, convolutions)) if seeing else []
         reached = look(model, batches, seeing).reached if batches else seeing
         return dict.fromkeys(sorted(seeing - reached), UNREACHED)
+
+    def _check_runs(self, model: nn.Module, context: Context) -> None:
+        """Whether torch has the model's operators in bfloat16."""
+        try:
+            if context.example:
+                self.build(copy.deepcopy(model), Plan({"bf16": True}))(*context.example)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ThriftyError(f"quantize(bf16): torch cannot run this model in bfloat16: {reason}") from error
 
     def _check_real(self, model: nn.Module) -> None:
         name = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_complex()), None)
