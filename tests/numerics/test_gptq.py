@@ -50,7 +50,8 @@ def test_it_is_optimal_brain_quantization_column_by_column(out, inputs, group, b
     found = gptq(weight, (x.T @ x).double(), bits, group, reordered=reordered, block=10)
     expected = naive(weight, x, bits, group, reordered)
     assert torch.equal(found.q.double(), expected)
-    assert not found.dequantized()[:, 3].any()
+    off = (found.dequantized()[:, 3] - weight[:, 3]).abs()  # other data may bring the input to life: rounded to nearest
+    assert bool((off <= 0.51 * found.scale[:, 3 // group]).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

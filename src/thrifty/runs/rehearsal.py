@@ -70,4 +70,5 @@ def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) 
     missing = type(compiler).missing()
     if missing is not None:
         raise ThriftyError(missing)
+    compiler.admit(model)
     capture(model.eval(), workload.example(1), {} if compiler.pads else workload.served_shapes)
