@@ -46,8 +46,9 @@ class LowRank(Transform):
     A budget of parameters is spent where it keeps the largest share of a layer's output energy. Ranks are multiples
     of ``round_to``, and only such as need fewer parameters and fewer multiply-adds than the layer has: k < mn / (m + n)
     for a matrix. Where none pays, the layer stays. Layers whose weight is tied to another's stay too, as do grouped
-    convolutions, subclasses, layers with hooks, layers that calibration does not reach, and those whose surroundings
-    read their weight directly. A factored model can be factored again: the product is what is factored.
+    convolutions, subclasses that compute in their own way, layers with hooks, layers that calibration does not reach, and
+    those whose surroundings read their weight directly; they are told, with the reason. A factored model can be factored
+    again: the product is what is factored.
 
     Args:
         ratio: share of the model's parameters to remove, embeddings counted.

@@ -64,7 +64,9 @@ class Quantize(Transform):
     Float8 products, ``fp8``: weights of linear layers in e4m3, a scale for each output channel; activations in e4m3, a scale for
     each token, found as they come. Rounded to the nearest, without data. Convolutions and embeddings stay float.
 
-    Embeddings that weigh (but in ``fp8``): int8, a scale for each row. Layers that would grow stay float.
+    Embeddings that weigh (but in ``fp8``): int8, a scale for each row. What stays float is told, with its reason, and listed
+    by ``thrifty show --layers``: subclasses that compute in their own way, layers with hooks, complex weights, weights that
+    other code reads, layers that calibration does not reach, layers that would grow. Parametrized weights are baked in first.
 
     Args:
         scheme: bits of weights (w) and activations (a); ``fp8``, ``bf16``: both are float8 or bfloat16 (no calibration is
@@ -99,7 +101,7 @@ class Quantize(Transform):
     max_drop: float = number(MAX_DROP, 0)
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     card: ClassVar[Card] = Card(
         family="ptq",
         benefit="inference time",

@@ -14,8 +14,8 @@ STANDING_IN = (WithEdge, PackedConv)
 def bytes_a_weight(model: nn.Module) -> float:
     """Mean bytes of what multiplies: the weights of linear, recurrent and other layers and of embeddings, scales of groups
     counted."""
-    tensors: list[Tensor] = [m.weight for m in model.modules() if not isinstance(m, STANDING_IN)
-                             and isinstance(getattr(m, "weight", None), Tensor) and m.weight.dim() > 1]
+    tensors: list[Tensor] = [weight for m in model.modules() if not isinstance(m, STANDING_IN)
+                             and isinstance(weight := getattr(m, "weight", None), Tensor) and weight.dim() > 1]
     tensors += [p for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.dim() > 1]
     grouped = [m for m in model.modules() if isinstance(m, GroupedLinear)]
     rounded = [m for m in model.modules() if isinstance(m, PackedWeight)]
