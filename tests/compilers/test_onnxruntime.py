@@ -114,3 +114,11 @@ def test_convolutions_of_a_net_that_cannot_be_traced(tmp_path):
     assert record.facts == {"integer_layers": 2.0, "float_layers": 0.0, "few_bit_layers": 0.0}
     assert error(called(engine, x[:5]), integer(x[:5])) < 0.01
     assert error(called(engine, x[:5]), net(x[:5])) < 0.05
+
+
+def test_recurrent_layers_with_projections_are_refused_before_anything_runs(tmp_path):
+    net = nn.LSTM(4, 8, proj_size=4, batch_first=True)
+    for refused in (lambda: OnnxRuntime().admit(net), lambda: lowered(OnnxRuntime(), net, (torch.zeros(1, 3, 4),), tmp_path)):
+        with pytest.raises(LoweringError, match="cannot express this model: '' is a recurrent layer with proj_size=4"):
+            refused()
+    OnnxRuntime().admit(nn.LSTM(4, 8))

@@ -26,7 +26,7 @@ def naive(weight, x, bits, group, reordered, damping=0.01):
     w, h = weight.double().clone(), 2 * x.double().T @ x.double()
     dead = [j for j in range(len(h)) if h[j, j] == 0]
     for j in dead:
-        h[j, j], w[:, j] = 1, 0
+        h[j, j] = 1  # other data may bring the input to life: the weight stays
     order = sorted(range(len(h)), key=lambda j: -float(h[j, j])) if reordered else list(range(len(h)))
     scale, zero = per_group(w.float(), bits, group)
     inverse = torch.linalg.inv(h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype))
@@ -50,7 +50,8 @@ def test_it_is_optimal_brain_quantization_column_by_column(out, inputs, group, b
     found = gptq(weight, (x.T @ x).double(), bits, group, reordered=reordered, block=10)
     expected = naive(weight, x, bits, group, reordered)
     assert torch.equal(found.q.double(), expected)
-    assert not found.dequantized()[:, 3].any()
+    off = (found.dequantized()[:, 3] - weight[:, 3]).abs()  # other data may bring the input to life: rounded to nearest
+    assert bool((off <= 0.51 * found.scale[:, 3 // group]).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

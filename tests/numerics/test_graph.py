@@ -59,3 +59,63 @@ def test_modules_of_a_kind_are_exchanged_wherever_they_stand():
     assert found is net and [type(m) for m in found.modules() if not list(m.children())] == [nn.Tanh, nn.Linear, nn.Tanh]
     assert isinstance(graphs.exchange(nn.ReLU(), {nn.ReLU: lambda _: nn.Tanh()}), nn.Tanh)
     assert isinstance(graphs.exchange(nn.LeakyReLU(), {nn.ReLU: lambda _: nn.Tanh()}), nn.LeakyReLU)
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x, gate=None, *rest, scale: float = 2.0):
+        h = torch.relu(self.a(x))
+        if gate is not None:
+            h = h * gate
+        return scale * self.b(h)
+
+
+def test_arguments_that_are_not_given_have_their_defaults_in_a_trace():
+    net, x, gate = Gated().eval(), torch.randn(2, 1, 6, 6), torch.rand(2, 8, 1, 1)
+    alone, both = graphs.trace(net, 1), graphs.trace(net, 2)
+    assert graphs.reproduces(alone, net, (x,)) == 0 and graphs.reproduces(both, net, (x, gate)) == 0
+    assert graphs.reproduces(both, net, (x,)) == float("inf")
+
+
+class Flagged(nn.Module):
+    """A trace follows the way of proxies, which are no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x) if isinstance(x, torch.Tensor) else -self.conv(x)
+
+
+def test_a_trace_that_took_another_branch_is_told_from_the_model():
+    net, x = Flagged().eval(), torch.randn(2, 1, 6, 6)
+    graph = graphs.trace(net, 1)
+    assert graph is not None and graphs.reproduces(graph, net, (x,)) > 1
+
+
+def test_hooks_subclasses_and_weights_that_are_read_are_not_folded():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    def net(hook: bool, norm: type[nn.Module]) -> nn.Module:
+        found = nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.ReLU()).eval()
+        if hook:
+            found[0].register_forward_hook(lambda module, inputs, output: output + 1)
+        return found
+
+    for hook, norm, folded in ((False, nn.BatchNorm2d, 1), (True, nn.BatchNorm2d, 0), (False, Doubled, 0)):
+        graph, x = graphs.trace(model := net(hook, norm), 1), torch.randn(2, 1, 6, 6)
+        assert len(graphs.fold(graph)) == folded
+        assert graphs.reproduces(graph, model, (x,)) < 1e-5
+
+
+def test_a_module_of_two_names_is_replaced_under_both():
+    layer = nn.Linear(2, 2)
+    net = nn.ModuleDict({"a": layer, "b": nn.Sequential(layer)})
+    graphs.replace(net, "a", other := nn.Linear(2, 2))
+    assert net["a"] is other and net["b"][0] is other

@@ -163,11 +163,14 @@ def test_tied_and_grouped_layers_stay_and_a_shared_one_stays_one() -> None:
 
 
 class Subclass(nn.Linear):
-    """May do more than multiply."""
+    """Does more than multiply."""
+
+    def forward(self, x):
+        return super().forward(x) + x
 
 
 @pytest.mark.parametrize("layer", [
-    Subclass(64, 64), nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)), nn.Linear(64, 12), nn.Linear(8, 64),
+    Subclass(64, 64), nn.Linear(64, 12), nn.Linear(8, 64),
 ])
 def test_layers_that_cannot_or_need_not_be_factored_stay(layer: nn.Module) -> None:
     width: Any = layer.in_features
@@ -190,16 +193,31 @@ def test_a_layer_with_hooks_and_one_that_is_never_reached_stay() -> None:
     assert isinstance(thin[0], Factored)
 
 
+def test_a_parametrized_weight_is_baked_in_first() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)), nn.ReLU(), nn.Linear(64, 8)).eval()
+    plan = LowRank(ratio=0.3).plan(model, Context.of([x := torch.randn(64, 64)]))
+    thin = LowRank(ratio=0.3).build(copy.deepcopy(model), plan)
+    assert isinstance(thin[0], Factored) and nn.utils.parametrize.is_parametrized(model[0])
+    weight = model[0].weight.detach()
+    assert float((product(thin[0]) - weight).norm() / weight.norm()) < 1 and thin(x).shape == (64, 8)
+
+
 def test_layers_whose_weight_is_read_by_others_stay() -> None:
-    """The fused path of torch's own transformer layer takes the weights of its linear layers."""
+    """The attention of torch's own transformer layer takes the weight of its output projection by itself."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
     model = nn.Sequential(layer, nn.Linear(32, 32)).eval()
     x = torch.randn(4, 6, 32)
-    thin = LowRank(ratio=0.02)(model, [x])
-    assert type(thin[0].linear1) is nn.Linear and isinstance(thin[1], Factored)
+    plan = LowRank(ratio=0.2).plan(model, Context.of([x]))
+    thin = LowRank(ratio=0.2).build(copy.deepcopy(model), plan)
+    assert isinstance(thin[0].linear1, Factored) and "0.self_attn.out_proj" in plan.values["left"]
+    whole = copy.deepcopy(model)
     with torch.no_grad():
-        assert thin(x).shape == x.shape
+        for place in ("linear1", "linear2"):  # the same product in one piece, by the fused path
+            if isinstance(part := getattr(thin[0], place), Factored):
+                getattr(whole[0], place).weight.copy_(product(part))
+        torch.testing.assert_close(thin[0](x), whole[0](x), rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_weights_stay_frozen_and_dtypes_stay() -> None:

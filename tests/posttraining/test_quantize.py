@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from thrifty.errors import NoEffect
+from thrifty.errors import NoEffect, ThriftyError
 from thrifty.numerics.modules import QuantConv, QuantEdge, QuantEmbedding, QuantLinear
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.quantize import Quantize, bytes_a_weight, integer_layers
@@ -140,17 +141,24 @@ def test_calibration_data_that_say_nothing(spoil, says):
         Quantize()(small(), [spoil(images())])
 
 
-def test_a_layer_that_is_never_reached_is_named():
+def test_a_layer_that_is_never_reached_stays_float_and_is_named():
     class Idle(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.used, self.idle = nn.Linear(16, 16), nn.Linear(16, 16)
 
         def forward(self, x):
-            return self.used(x)
+            return self.used(x) + self.idle(x) if self.training else self.used(x)
 
-    with pytest.raises(CalibrationError, match="'idle' saw no calibration data"):
-        Quantize()(Idle(), [torch.randn(8, 4)])
+    net, told = Idle().eval(), list[str]()
+    method, context = Quantize(), dataclasses.replace(Context.of([torch.randn(8, 16)]), progress=told.append)
+    plan = method.plan(net, context)
+    quantized = method.build(copy.deepcopy(net), plan)
+    assert isinstance(quantized.used, QuantLinear) and isinstance(quantized.idle, nn.Linear)
+    assert plan.values["left"] == {"idle": "calibration does not reach it"}
+    assert any("idle (calibration does not reach it)" in line for line in told)
+    assert {row["layer"]: row.get("reason") for row in method.list_layers(quantized, plan)} == {
+        "used": None, "idle": "calibration does not reach it"}
 
 
 def test_bfloat16():
@@ -173,3 +181,98 @@ def test_the_rest_in_bfloat16():
 def test_static_grids_and_a_bfloat16_rest_are_refused():
     with pytest.raises(HyperparameterError, match="without convolutions"):
         Quantize(rest="bf16")(small(), [images()])
+
+
+# -- what is left float, and named ------------------------------------------------------------------------------
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(3 * x)
+
+
+class Odd(nn.Module):
+    """One layer of each kind that cannot be exchanged, among those that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.conv = Scaled(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+        self.norm, self.up = nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2)
+        self.hooked, self.head, self.aux = nn.Linear(8, 32), nn.Linear(32, 16), nn.Linear(32, 16)
+        self.wave = nn.Linear(8, 32, dtype=torch.cfloat)
+        self.hooked.register_forward_hook(lambda module, inputs, output: output * 0.02)
+
+    def forward(self, x, gate=None):
+        h = torch.relu(self.conv(torch.relu(self.own(x))))
+        if gate is not None:
+            h = h * gate
+        h = self.up(torch.relu(self.norm(self.normed(h)))).mean((2, 3))
+        h = self.hooked(h) + self.wave(h.cfloat()).real
+        return self.head(h) + self.aux(h) if self.training else self.head(h)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "fp8"])
+def test_what_cannot_be_exchanged_is_left_float_and_named(scheme):
+    torch.manual_seed(0)
+    net, x, told = Odd().eval(), images(), list[str]()
+    method, context = Quantize(scheme), dataclasses.replace(Context.of(x.split(32)), progress=told.append)
+    with torch.no_grad():
+        plan = method.plan(net, context)
+        quantized = method.build(copy.deepcopy(net), plan)
+        assert error(quantized(x), net(x)) < (0.05 if scheme == "fp8" else 0.02)
+    left = plan.values["left"]
+    assert left["own"] == "a subclass that computes in its own way" and left["hooked"] == "has hooks, which see its numbers"
+    assert left["wave"] == "complex weights" and left["up"] == "no layer of few bits stands for ConvTranspose2d"
+    assert ("aux" in left) == (scheme != "fp8") and "normed" not in left.keys() - ({"normed"} if scheme == "fp8" else set())
+    assert any(line.startswith("left float: ") and "own (a subclass" in line for line in told)
+    rows = {row["layer"]: row for row in method.list_layers(quantized, plan)}
+    assert rows["own"]["scheme"] == "fp32" and rows["own"]["reason"] == left["own"] and "reason" not in rows["head"]
+
+
+def test_a_pattern_for_what_must_stay_float_is_refused_with_the_reason():
+    with pytest.raises(HyperparameterError, match="'hooked', which stays float: has hooks"):
+        Quantize(layers={"hooked": "w8a8"})(Odd(), [images()])
+    assert isinstance(Quantize(layers={"hooked": "fp32"})(Odd(), [images()]), nn.Module)
+
+
+@pytest.mark.parametrize("scheme", ["bf16", "w8a8"])
+def test_bfloat16_refuses_complex_weights(scheme):
+    net = nn.Sequential(nn.Linear(16, 16, dtype=torch.cfloat))
+    with pytest.raises(ThriftyError, match="'0.weight' is complex, and bfloat16 has no imaginary parts"):
+        Quantize(scheme, rest="bf16")(net, [torch.randn(8, 16, dtype=torch.cfloat)])
+
+
+def test_bfloat16_refuses_what_torch_cannot_run_in_it():
+    net = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AvgPool3d(2))
+    with pytest.raises(ThriftyError, match="cannot run this model in bfloat16: .*avg_pool3d"):
+        Quantize("bf16").plan(net.eval(), Context.of([torch.randn(4, 1, 6, 6, 6)]))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16", "fp8"])
+def test_a_transformer_layer_of_torch_runs_quantized(scheme):
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(32, 4, 128, batch_first=True).eval()
+    x = torch.randn(16, 5, 32)
+    quantized = Quantize(scheme, group=32 if scheme == "w4a16" else 128)(net, x.split(8))
+    assert not isinstance(quantized.linear1, nn.Linear) and not isinstance(quantized.linear2, nn.Linear)
+    with torch.no_grad():
+        assert error(quantized(x), net(x)) < 0.1
+
+
+def test_a_model_that_traces_into_something_else_is_quantized_without_a_graph():
+    class Typed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.b(h if isinstance(h, torch.Tensor) else 1 - h)
+
+    torch.manual_seed(0)
+    net, told = Typed().eval(), list[str]()
+    plan = Quantize().plan(net, dataclasses.replace(Context.of([images()]), progress=told.append))
+    assert not plan.values["traced"] and any("without a graph" in line for line in told)
+    with torch.no_grad():
+        assert error(Quantize().build(copy.deepcopy(net), plan)(images()), net(images())) < 0.03

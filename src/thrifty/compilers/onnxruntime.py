@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from thrifty.artifacts.lowered import Lowered, TensorSpec
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.placement.onnxruntime import Attention, placed
-from thrifty.compilers.refusal import cannot_express
+from thrifty.compilers.refusal import cannot_express, refuse_projections
 from thrifty.compilers.requirements import require, to_install
 from thrifty.numerics.ranges import full_range
 from thrifty.recipes.card import Card
@@ -68,6 +68,7 @@ class OnnxRuntime(Compiler):
             LoweringError: the model cannot be captured or translated, holds bfloat16, or is over 2 GB.
         """
         require("onnxruntime", *PACKAGES)
+        self.admit(model)
         if any(x.dtype == torch.bfloat16 for x in (*model.parameters(), *model.buffers())):
             raise LoweringError(
                 "ONNX Runtime has no bfloat16 kernels on CPU: use compile(inductor), or quantize(w8a8) with rest=fp32"
@@ -96,6 +97,9 @@ class OnnxRuntime(Compiler):
             needs=("onnxruntime",), precision=precision_of(model), needs_vnni=full_range(model),
             facts=kernels(directory / FILE, [x.numpy() for x in example]),
         )
+
+    def admit(self, model: nn.Module) -> None:
+        refuse_projections(model, "ONNX Runtime", "openvino", "inductor")
 
     @classmethod
     def missing(cls) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from torch import nn
+
 from thrifty.compilers.capture import LoweringError
 
 LACKING = re.compile(
@@ -13,6 +15,18 @@ LACKING = re.compile(
 """How ONNX's exporter, OpenVINO's frontend and, a line of its own, torchax name an operator that they lack."""
 AT = re.compile(r"target=torch\.ops\.([\w.]+)")
 NOISE = ("Check ", "FrontEnd API", "Model wasn't", "Summary", "--", "While executing", "Error when", "Failed to")
+
+
+def refuse_projections(model: nn.Module, backend: str, *others: str) -> None:
+    """Raise where a recurrent layer has projections, for a backend whose operator has none.
+
+    Raises:
+        LoweringError: names the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and module.proj_size:
+            raise LoweringError(f"{backend} cannot express this model: {name!r} is a recurrent layer with proj_size="
+                                f"{module.proj_size}; try {' or '.join(f'compile({x})' for x in others)}")
 
 
 def cannot_express(backend: str, error: BaseException, *others: str) -> LoweringError:

@@ -26,7 +26,8 @@ def gptq(weight: Tensor, moment: Tensor, bits: int, group: int, *, ratio: float 
 
         e = (w_j - Q(w_j)) / U_jj,   W_:k -= e U_jk   for every k > j
 
-    A column that nothing reads (H_jj = 0) gets H_jj = 1 and a weight of 0. Grids are those of the weights as they come.
+    A column whose input was always 0 (H_jj = 0) gets H_jj = 1 and is rounded to nearest: other data may bring it to life.
+    Grids are those of the weights as they come.
     ``reordered`` takes the columns by falling H_jj, each on the grid of its own group, so that groups stay contiguous.
 
     Args:
@@ -55,7 +56,6 @@ def gptq(weight: Tensor, moment: Tensor, bits: int, group: int, *, ratio: float 
         w, h = w * smooth, h / torch.outer(smooth, smooth)
     dead = h.diagonal() == 0
     h = h + torch.diag(dead.double())
-    w = w.masked_fill(dead, 0)
     scale, zero = per_group(w.float(), bits, group, ratio)
     order = torch.argsort(h.diagonal(), descending=True, stable=True) if reordered else torch.arange(w.shape[1])
     upper = _upper(h[order][:, order], damping)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse_conv_bn_eval  # type: ignore[attr-defined]
+
+from thrifty.numerics.flat import distance
+from thrifty.numerics.plain import WEIGHED, is_one_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -26,18 +32,68 @@ _SCALES_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, *_POOL_MODULES)
 
 def is_convolution(module: nn.Module) -> bool:
     """Whether `QuantConv` can stand for it."""
-    return isinstance(module, CONVOLUTIONS) and module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+    conv: Any = module
+    return is_one_of(module, CONVOLUTIONS) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
 
 
-def trace(model: nn.Module) -> fx.GraphModule | None:
+class _Tracer(fx.Tracer):
+    """Traces a forward that is given so many inputs: its other arguments have their defaults.
+
+    Args:
+        given: how many; None for all that the forward names.
+    """
+
+    def __init__(self, given: int | None) -> None:
+        super().__init__()
+        self.given = given
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*WEIGHED, *_NORMS)) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        if self.given is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)  # type: ignore[no-untyped-call, no-any-return]
+        names: list[str] = []
+        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names += [f"{parameter.name}_{i}" for i in range(self.given - len(names))]
+            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.append(parameter.name)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names[:self.given])]
+
+
+def trace(model: nn.Module, given: int | None = None) -> fx.GraphModule | None:
     """The model as a graph over its own modules, or None where its Python cannot be traced.
 
     Parameters keep their names, and batch sizes stay free.
+
+    Args:
+        model: put into eval mode.
+        given: inputs that it gets; arguments behind them are bound to their defaults. None for all that it names.
     """
+    if "forward" in vars(model):  # of this object alone, and its class is what is traced
+        return None
     try:
-        return fx.symbolic_trace(model.eval())
+        tracer = _Tracer(given)
+        graph = tracer.trace(model.eval())
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception:  # whatever the model's own code raises when it meets a proxy
         return None
+
+
+def reproduces(graph: nn.Module, model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    """How far a graph's answers are from the model's, relative to these; infinite where it cannot run.
+
+    Both are run on copies, with the same random numbers.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        want = copy.deepcopy(model)(*inputs)
+        torch.manual_seed(0)
+        try:
+            return distance(copy.deepcopy(graph)(*inputs), want)
+        except Exception:  # whatever a wrong branch leads to
+            return float("inf")
 
 
 def fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
@@ -46,15 +102,17 @@ def fold(graph: fx.GraphModule) -> list[tuple[str, str]]:
     w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta. Only where nothing else reads the convolution.
     """
     _drop_idle(graph)
-    modules, calls = dict(graph.named_modules()), _calls(graph)
+    modules, calls, read = dict(graph.named_modules()), _calls(graph), _read(graph)
     folded = []
     for node in list(graph.graph.nodes):
-        norm = _module(node, modules)
-        before = node.args[0] if isinstance(norm, _NORMS) and node.args else None
-        conv = _module(before, modules) if isinstance(before, fx.Node) else None
-        if not (isinstance(before, fx.Node) and isinstance(conv, CONVOLUTIONS) and isinstance(norm, _NORMS)):
+        norm: Any = _module(node, modules)
+        before = node.args[0] if is_one_of(norm, _NORMS) and node.args else None
+        conv: Any = _module(before, modules) if isinstance(before, fx.Node) else None
+        if not (isinstance(before, fx.Node) and is_one_of(conv, CONVOLUTIONS)):
             continue
         if len(before.users) > 1 or calls[before.target] > 1 or calls[node.target] > 1 or norm.running_mean is None:
+            continue
+        if {str(before.target), str(node.target)} & read or conv.weight.is_complex():
             continue
         replace(graph, str(before.target), fuse_conv_bn_eval(conv, norm))
         replace(graph, str(node.target), nn.Identity())
@@ -144,11 +202,13 @@ def pairs(graph: fx.GraphModule) -> list[tuple[str, str]]:
 
     ReLU, leaky ReLU and pools scale like that; what is called twice is left out, as its two surroundings may differ.
     """
-    modules, calls = dict(graph.named_modules()), _calls(graph)
+    modules, calls, read = dict(graph.named_modules()), _calls(graph), _read(graph)
+    owners = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
 
     def once(node: fx.Node) -> bool:
-        module = _module(node, modules)
-        return module is not None and is_convolution(module) and calls[node.target] == 1
+        module: Any = _module(node, modules)
+        return (module is not None and is_convolution(module) and calls[node.target] == 1
+                and str(node.target) not in read and owners[id(module.weight)] == 1)
 
     found: list[tuple[str, str]] = []
     for node in graph.graph.nodes:
@@ -189,7 +249,7 @@ def _drop_idle(graph: fx.GraphModule) -> None:
     """Take modules that do nothing in inference out of the graph: they would hide what they stand between."""
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
-        if isinstance(_module(node, modules), nn.Identity | nn.Dropout) and isinstance(node.args[0], fx.Node):
+        if is_one_of(_module(node, modules), (nn.Identity, nn.Dropout)) and node.args and isinstance(node.args[0], fx.Node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 
@@ -201,6 +261,11 @@ def _calls(graph: fx.GraphModule) -> dict[Any, int]:
     return counted
 
 
+def _read(graph: fx.GraphModule) -> set[str]:
+    """Modules whose tensors the graph itself reads."""
+    return {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
+
+
 def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     return modules.get(str(node.target)) if node.op == "call_module" else None
 
@@ -208,7 +273,8 @@ def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
 def _is(node: fx.Node, modules: dict[str, nn.Module], functions: frozenset[Any],
         classes: tuple[type[nn.Module], ...]) -> bool:
     if node.op == "call_module":
-        return isinstance(modules.get(str(node.target)), classes)
+        module = modules.get(str(node.target))
+        return is_one_of(module, classes) and not getattr(module, "return_indices", False)
     return node.op in ("call_function", "call_method") and node.target in functions
 
 
@@ -221,6 +287,9 @@ def exchange(model: nn.Module, kinds: Mapping[type[nn.Module], Callable[[Any], n
 
 
 def replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Set the submodule of that dotted name."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
+    """Set the submodule of that dotted name, and of every other name that the same module has."""
+    old = root.get_submodule(name)
+    for parent in list(root.modules()):
+        for leaf, child in parent._modules.items():
+            if child is old:
+                parent._modules[leaf] = module

@@ -7,9 +7,16 @@ from typing import Any
 from torch import nn
 
 from thrifty.numerics import graph as graphs
+from thrifty.numerics.plain import bake
 
 TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
 """GPT-2's linear layer: y = x W + b, W [in, out]."""
+
+
+def ready(model: nn.Module) -> nn.Module:
+    """The model with layers that can be exchanged, in place: parametrized weights as they come out, linear layers by name."""
+    bake(model)
+    return as_linears(model)
 
 
 def as_linears(model: nn.Module) -> nn.Module:

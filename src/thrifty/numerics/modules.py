@@ -13,6 +13,11 @@ from thrifty.numerics.grid import Affine, affine, from_group, on_grid, per_row, 
 from thrifty.numerics.packing import pack, unpack
 
 
+def stand_in(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A float32 tensor of that shape without numbers of its own, where ``like`` is."""
+    return torch.zeros((), device=like.device).expand(shape)
+
+
 def _tensor(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
@@ -80,7 +85,7 @@ class QuantConv(nn.Module):
 class WithEdge(nn.Sequential):
     """A convolution and the edge behind it, where no graph says what reads it.
 
-    ``weight`` has the float weight's shape and type and no numbers: models look at its type before they call the layer.
+    ``weight`` has the float weight's shape, type and device and no numbers: models look at them before they call the layer.
     """
 
     def __init__(self, conv: nn.Module, edge: nn.Module, shape: tuple[int, ...]) -> None:
@@ -89,7 +94,7 @@ class WithEdge(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        return torch.empty(self._shape, device="meta")
+        return stand_in(self._shape, next(self.buffers(), next(self.parameters(), torch.empty(0))))
 
 
 @final

@@ -6,11 +6,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from thrifty.numerics.grid import from_group
 from thrifty.numerics.grouped import Grouped
+from thrifty.numerics.modules import stand_in
 from thrifty.numerics.packing import pack, unpack
 
 CONVOLVE: Mapping[int, Any] = {3: nn.functional.conv1d, 4: nn.functional.conv2d}
@@ -45,7 +45,7 @@ class PackedWeight(nn.Module):
 class PackedConv(nn.Module):
     """y = conv(x, s (q - z)) + b: rows of the weight are its output channels.
 
-    ``weight`` has the float weight's shape and type and no numbers: models look at its type before they call the layer.
+    ``weight`` has the float weight's shape, type and device and no numbers: models look at them before they call the layer.
 
     Args:
         conv: Conv1d or Conv2d, padded with zeros.
@@ -63,7 +63,7 @@ class PackedConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return torch.empty(self.shape, device="meta")
+        return stand_in(self.shape, self.held.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.held().reshape(self.shape).to(x.dtype), self.bias

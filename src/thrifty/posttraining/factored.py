@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.numerics.graph import replace
+from thrifty.numerics.plain import is_one_of, why_kept
+from thrifty.numerics.surroundings import FUSED, READ, look, slow
+
+FACTORED = (nn.Linear, nn.Conv2d)
 
 
 @final
@@ -65,41 +69,56 @@ def _settings(place: Any) -> dict[str, Any]:
 def fits(layer: nn.Module, factors: Sequence[Tensor]) -> bool:
     """Whether factors multiply to the shape of the layer's weight."""
     found = parts(layer)
-    if type(found[0]) not in (nn.Linear, nn.Conv2d) or found[0].weight.ndim != factors[0].ndim:
+    if not is_one_of(found[0], FACTORED) or found[0].weight.ndim != factors[0].ndim:
         return False
     kernel = factors[(len(factors) - 1) // 2].shape[2:]
     return (found[0].weight.shape[1] == factors[0].shape[1] and found[-1].weight.shape[0] == factors[-1].shape[0]
             and geometry(layer).weight.shape[2:] == kernel)
 
 
-def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module wherever another stands: one that stands in two places stays one."""
-    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
-        replace(model, name, new)
+def candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Layers that could be factored, by name: plain ones, ungrouped, without hooks, their weight their own.
 
-
-def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that could be factored, by name: of exact types, ungrouped, without hooks, their weight their own."""
+    Returns:
+        them, and {layer: why not} of other linear layers and convolutions.
+    """
     owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     inner = {id(part) for module in model.modules() if isinstance(module, Factored) for part in module}
-    return {name: module for name, module in model.named_modules()
-            if name and id(module) not in inner and all(_plain(part, owners) for part in parts(module))}
+    found, left = {}, {}
+    for name, module in model.named_modules():
+        if id(module) in inner or not isinstance(parts(module)[0] if len(parts(module)) else None, FACTORED):
+            continue
+        reasons = [reason for part in parts(module) if (reason := _kept(part, owners))]
+        if reasons:
+            left[name] = reasons[0]
+        elif name:
+            found[name] = module
+    return found, left
 
 
-def _plain(part: nn.Module, owners: Mapping[int, int]) -> bool:
+def _kept(part: nn.Module, owners: Mapping[int, int]) -> str | None:
+    """Why a layer, or a part of one, stays as it is."""
     weight = part._parameters.get("weight")
-    return (type(part) in (nn.Linear, nn.Conv2d) and getattr(part, "groups", 1) == 1 and weight is not None
-            and weight.is_floating_point() and owners[id(weight)] == 1
-            and not part._forward_hooks and not part._forward_pre_hooks)
+    if reason := why_kept(part):
+        return reason
+    if weight is None or not weight.is_floating_point():
+        return "it has no float weight"
+    if owners[id(weight)] > 1:
+        return "its weight is another layer's too"
+    if type(part).__name__ == "NonDynamicallyQuantizableLinear":
+        return FUSED
+    return "its channels are grouped" if getattr(part, "groups", 1) > 1 else None
 
 
-def unread(model: nn.Module, layers: Mapping[str, nn.Module], example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
-    """The layers that can be replaced: whose weight no other code asks for (a fused transformer layer does)."""
+def unread(model: nn.Module, layers: Mapping[str, nn.Module], left: dict[str, str],
+           example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
+    """The layers that can be replaced: whose weight no other code asks for. The others go to ``left``."""
     def works(names: Iterable[str]) -> bool:
         trial = copy.deepcopy(model)
         for name in names:
             layer = trial.get_submodule(name)
-            swap(trial, layer, factored(layer, _nothing(layer)))
+            replace(trial, name, factored(layer, _nothing(layer)))
+        slow(trial)
         try:
             trial(*example)
         except (AttributeError, TypeError, RuntimeError):
@@ -107,7 +126,11 @@ def unread(model: nn.Module, layers: Mapping[str, nn.Module], example: tuple[Ten
         return True
 
     model(*example)  # what it raises by itself is no layer's fault
-    return dict(layers) if works(layers) else {name: layer for name, layer in layers.items() if works([name])}
+    seen = look(model, [example]).read
+    free = {name: layer for name, layer in layers.items() if not seen.intersection((name, f"{name}.0", f"{name}.1", f"{name}.2"))}
+    found = free if works(free) else {name: layer for name, layer in free.items() if works([name])}
+    left.update({name: READ for name in layers if name not in found})
+    return found
 
 
 def _nothing(layer: nn.Module) -> list[Tensor]:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
+from thrifty.numerics.graph import replace
 from thrifty.numerics.observers import CalibrationError
-from thrifty.posttraining.factored import candidates, factored, fits, geometry, parts, product, swap, unread
+from thrifty.numerics.plain import bake, told
+from thrifty.numerics.surroundings import UNREACHED, slow
+from thrifty.posttraining.factored import candidates, factored, fits, geometry, parts, product, unread
 from thrifty.posttraining.factors import Ranks, Shape, Tucker, shape_of, square_root
 from thrifty.posttraining.prune import parameters, weight_elements
 from thrifty.posttraining.ranks import Choices, allocate
@@ -43,8 +46,9 @@ class LowRank(Transform):
     A budget of parameters is spent where it keeps the largest share of a layer's output energy. Ranks are multiples
     of ``round_to``, and only such as need fewer parameters and fewer multiply-adds than the layer has: k < mn / (m + n)
     for a matrix. Where none pays, the layer stays. Layers whose weight is tied to another's stay too, as do grouped
-    convolutions, subclasses, layers with hooks, layers that calibration does not reach, and those whose surroundings
-    read their weight directly. A factored model can be factored again: the product is what is factored.
+    convolutions, subclasses that compute in their own way, layers with hooks, layers that calibration does not reach, and
+    those whose surroundings read their weight directly; they are told, with the reason. A factored model can be factored
+    again: the product is what is factored.
 
     Args:
         ratio: share of the model's parameters to remove, embeddings counted.
@@ -82,12 +86,17 @@ class LowRank(Transform):
             ThriftyError: the ratio is above what can be removed.
         """
         model = copy.deepcopy(model).eval()
+        bake(model)
         with torch.no_grad():
-            layers = unread(model, candidates(model), context.example)
+            layers, left = candidates(model)
+            layers = unread(model, layers, left, context.example)
             context.progress("calibrating")
             # Without whitening the example serves to count how often each layer multiplies.
             batches = context.calibration() if self.whiten else [context.example]
             seen = observe(model, layers, batches, self.whiten, context.seed)
+            left |= {name: UNREACHED for name in layers if name not in seen}
+            if left:
+                context.progress(f"left as they are: {told(left)}")
             shapes = {name: shape_of(product(layers[name]), one.root()) for name, one in seen.items()}
             ranks = self.ranks(model, layers, seen, shapes)
             tensors = {}
@@ -95,7 +104,7 @@ class LowRank(Transform):
                 dtype = parts(layers[name])[0].weight.dtype
                 for i, factor in enumerate(_factors(shapes[name], chosen, seen[name], geometry(layers[name]))):
                     tensors[f"{name}.{i}"] = factor.to(dtype).contiguous()
-        return Plan({"layers": {name: list(chosen) for name, chosen in ranks.items()}}, tensors)
+        return Plan({"layers": {name: list(chosen) for name, chosen in ranks.items()}, "left": left}, tensors)
 
     def ranks(self, model: nn.Module, layers: Mapping[str, nn.Module], seen: Mapping[str, Seen],
               shapes: Mapping[str, Shape]) -> dict[str, Ranks]:
@@ -127,13 +136,15 @@ class LowRank(Transform):
         return {name: options[name][i - 1] for name, i in zip(names, chosen, strict=True) if i > 0}
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
+        bake(model)
         found = dict(model.named_modules())
         for name, ranks in plan.values["layers"].items():
             factors = [plan.tensors[f"{name}.{i}"] for i in range(len(ranks) + 1)]
             if name not in found or not fits(found[name], factors):
                 raise ThriftyError(f"the plan factors {name}, which this model does not have in that shape: it was "
                                    "made for another model")
-            swap(model, found[name], factored(found[name], factors))
+            replace(model, name, factored(found[name], factors))
+        slow(model)
         return model
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:

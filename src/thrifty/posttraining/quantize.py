@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from thrifty.engines.instructions import saturates
-from thrifty.errors import NoEffect
+from thrifty.errors import NoEffect, ThriftyError
 from thrifty.numerics import graph as graphs
-from thrifty.numerics.linears import as_linears
+from thrifty.numerics.linears import ready
 from thrifty.numerics.modules import Float8Linear, InBfloat16
+from thrifty.numerics.plain import told
 from thrifty.numerics.ranges import REDUCED_BITS
 from thrifty.numerics.schemes import SCHEMES
+from thrifty.numerics.surroundings import UNREACHED, kept, look, slow
 from thrifty.posttraining.quantization import integers, listing, mixed, rounding, weights
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS, Assigned, assign
 from thrifty.posttraining.quantization.probes import (
@@ -64,7 +66,9 @@ class Quantize(Transform):
     Float8 products, ``fp8``: weights of linear layers in e4m3, a scale for each output channel; activations in e4m3, a scale for
     each token, found as they come. Rounded to the nearest, without data. Convolutions and embeddings stay float.
 
-    Embeddings that weigh (but in ``fp8``): int8, a scale for each row. Layers that would grow stay float.
+    Embeddings that weigh (but in ``fp8``): int8, a scale for each row. What stays float is told, with its reason, and listed
+    by ``thrifty show --layers``: subclasses that compute in their own way, layers with hooks, complex weights, weights that
+    other code reads, layers that calibration does not reach, layers that would grow. Parametrized weights are baked in first.
 
     Args:
         scheme: bits of weights (w) and activations (a); ``fp8``, ``bf16``: both are float8 or bfloat16 (no calibration is
@@ -154,32 +158,38 @@ class Quantize(Transform):
             ThriftyError: a group does not divide a layer's inputs; names the groups that would.
         """
         self._check()
+        if "bf16" in (self.scheme, self.rest):
+            self._check_real(model)
         if self.scheme == "bf16":
             if not any(p.dtype == torch.float32 for p in model.parameters()):
                 raise NoEffect("quantize(bf16) changed nothing: the model has no float32 parameters")
+            self._check_runs(model, context)
             return Plan({"bf16": True})
         if self.scheme == MIXED:
             if context.score is None:
                 raise HyperparameterError("quantize(mixed) is judged by the quality of a workload, and none is at hand here: "
                                           "run it as a phase of a recipe, or give schemes by layers={...}")
             return mixed.decide(model, self, self.max_drop, context)
-        model = as_linears(copy.deepcopy(model).eval())
+        model = ready(copy.deepcopy(model).eval())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        work, marked = integers.traced(model, self._assigned(model))
-        assigned = self._assigned(work)
-        self._check_found(assigned)
-        if assigned.grown:
-            context.progress(f"left float, since scales would outweigh what is saved: {', '.join(assigned.grown)}")
-        if assigned.projected:
-            context.progress(f"left float, since they have projections: {', '.join(assigned.projected)}")
+        blind = self._of_weights in weights.BLIND
+        barred = kept(model, context.example)
+        barred |= self._unreached(model, self._assigned(model, barred).seeing(blind), context)
+        work, marked = integers.traced(model, self._assigned(model, barred), context)
+        assigned = self._assigned(work, barred)
+        left = {**self._assigned(model, barred).left, **assigned.left}
+        self._check_found(assigned, left)
+        if left:
+            context.progress(f"left float: {told(left)}")
         context.progress("calibrating")
         decided = weights.planned(weights.decide(model, assigned, self._of_weights, context), assigned)
         wanted = Refinement(self.equalize, self.algorithm == "adaround", self.correct)
         way = integers.Way(smooth=self.algorithm != "rtn", static=self.activations == "static")
         plan = refined(model, work, marked, assigned, way, wanted, context)
         alone = rounding.planned(assigned.rounded)
-        return Plan({**plan.values, **decided.values, **alone.values, "float8": list(assigned.float8)},
+        return Plan({**plan.values, **decided.values, **alone.values, "float8": list(assigned.float8),
+                     "left": left},
                     {**plan.tensors, **decided.tensors})
 
     def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
@@ -188,9 +198,31 @@ class Quantize(Transform):
         group = self.group if grouped else GROUPS[-1]
         return dataclasses.replace(self, scheme=scheme, layers=Table(layers), group=group, max_drop=MAX_DROP, **changes)
 
-    def _assigned(self, model: nn.Module) -> Assigned:
-        found = assign(model, self.scheme, self.layers, self.group)
+    def _assigned(self, model: nn.Module, barred: Mapping[str, str]) -> Assigned:
+        found = assign(model, self.scheme, self.layers, self.group, barred)
         return found.reduced(REDUCED_BITS) if self._reduces else found
+
+    def _unreached(self, model: nn.Module, seeing: set[str], context: Context) -> dict[str, str]:
+        """{layer: that calibration does not reach it} of those that want to see data, where there is any."""
+        convolutions = any(graphs.is_convolution(model.get_submodule(name)) for name in seeing)
+        batches = list(integers.rows(context, convolutions)) if seeing else []
+        reached = look(model, batches, seeing).reached if batches else seeing
+        return dict.fromkeys(sorted(seeing - reached), UNREACHED)
+
+    def _check_runs(self, model: nn.Module, context: Context) -> None:
+        """Whether torch has the model's operators in bfloat16."""
+        try:
+            if context.example:
+                self.build(copy.deepcopy(model), Plan({"bf16": True}))(*context.example)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ThriftyError(f"quantize(bf16): torch cannot run this model in bfloat16: {reason}") from error
+
+    def _check_real(self, model: nn.Module) -> None:
+        name = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_complex()), None)
+        if name is not None:
+            raise ThriftyError(f"quantize({self.scheme}{', rest=bf16' if self.rest == 'bf16' else ''}): {name!r} is complex, and "
+                               "bfloat16 has no imaginary parts; quantize with a scheme of integers and rest=fp32")
 
     def _check(self) -> None:
         if self.scheme == MIXED:
@@ -217,16 +249,13 @@ class Quantize(Transform):
             raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are of w4a16 and w3a16; leave "
                                       "group out")
 
-    def _check_found(self, assigned: Assigned) -> None:
-        if assigned.empty and assigned.grown:
-            raise NoEffect(f"quantize({self.scheme}) left {', '.join(assigned.grown)} float, since scales would outweigh what "
-                           "is saved, and there is nothing else to quantize")
+    def _check_found(self, assigned: Assigned, left: Mapping[str, str]) -> None:
+        if assigned.empty and left:
+            raise NoEffect(f"quantize({self.scheme}) found nothing to quantize beside what it leaves float: {told(left)}")
         if assigned.empty:
             raise NoEffect(
                 f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d, nn.Conv2d, "
-                "nn.LSTM or nn.GRU that it is for (convolutions with a padding mode or words for padding stay float, recurrent "
-                "layers with projections, and all recurrent layers where activations are quantized too; fp8 is for linear layers "
-                "alone)")
+                "nn.LSTM or nn.GRU")
         if assigned.convolutions and self.rest == "bf16":
             raise HyperparameterError(
                 f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 "
@@ -236,11 +265,12 @@ class Quantize(Transform):
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         model = model.eval()
         if plan.values.get("bf16"):
-            return InBfloat16(model.to(torch.bfloat16))
-        model = rounding.build(weights.build(integers.build(as_linears(model), plan), plan), plan)
+            return InBfloat16(ready(model).to(torch.bfloat16))
+        model = rounding.build(weights.build(integers.build(ready(model), plan), plan), plan)
         for name in plan.values.get("float8", ()):
             linear: Any = model.get_submodule(name)
             graphs.replace(model, name, Float8Linear(linear))
+        slow(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return in_bf16(model) if self.rest == "bf16" else model

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from thrifty.numerics.plain import refuse_old_norms
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.context import Context, required_inputs
 from thrifty.recipes.method import Method
@@ -83,6 +84,7 @@ class Transform(Method):
         Raises:
             NoEffect: nothing changed.
         """
+        refuse_old_norms(model)
         original = copy.deepcopy(model).eval()
         context = (Context.of(data, seed, required_inputs(model) or None) if self.calibrated
                    else Context((), lambda: iter(()), seed))

@@ -25,10 +25,10 @@ def print_verification(found: Verification, file: TextIO | None = None) -> None:
 
 
 def print_layers(directory: str, layers: Iterable[Mapping[str, Any]], file: TextIO | None = None) -> None:
-    """A row a layer: its scheme, its bytes, and the outputs' error when it alone is so."""
+    """A row a layer: its scheme, its bytes, the outputs' error when it alone is so, and why it stays float where it does."""
     rows = [(each["layer"], each["scheme"], scaled(each["bytes"], "B"),
-             "not measured" if each["error"] is None else f"{each['error']:.2e}") for each in layers]
-    show(table(directory, ["layer", "scheme", "bytes", "error of the outputs, alone"], rows), file=file)
+             "not measured" if each["error"] is None else f"{each['error']:.2e}", each.get("reason", "")) for each in layers]
+    show(table(directory, ["layer", "scheme", "bytes", "error of the outputs, alone", "left float, since"], rows), file=file)
 
 
 def print_compilers(found: Iterable[Available], file: TextIO | None = None) -> None:

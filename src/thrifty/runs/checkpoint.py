@@ -21,6 +21,7 @@ from thrifty.errors import ThriftyError
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Plan, Transform
+from thrifty.runs.making import made
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.workloads.loading import load_workload
 
@@ -159,7 +160,7 @@ def load_module(workload: str, directory: str | None) -> nn.Module:
     """
     definition = load_workload(workload)
     with torch.no_grad():
-        fresh = definition.model()
+        fresh = made(definition)
         if directory is None:
             return fresh.eval()
         return load(Path(directory), fresh)[1]

@@ -21,6 +21,7 @@ from thrifty.runs.checkpoint import Checkpoint, MethodClaim
 from thrifty.runs.context import Measurements, Recall, Tell, make_context, score, training_setup
 from thrifty.runs.job import Job, Task, place, seed_of
 from thrifty.runs.journal import Journal
+from thrifty.runs.making import made
 from thrifty.studies.events import Charged, Stepped
 from thrifty.studies.ledger import Charge, Kind
 from thrifty.training.loop import Step, train
@@ -41,7 +42,7 @@ class Model:
 def fresh(workload: Workload, seed: int) -> nn.Module:
     """The workload's model as it comes; the same weights for the same seed."""
     torch.manual_seed(seed_of(seed, 0, "weights"))
-    return workload.model()
+    return made(workload)
 
 
 def loaded(workload: Workload, job: Job, key: str | None) -> Model:

@@ -13,6 +13,7 @@ from thrifty.errors import ThriftyError
 from thrifty.recipes.phases import Phase, Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import Tell, training_setup
+from thrifty.runs.making import made
 from thrifty.studies.events import Noted
 from thrifty.target import Target
 from thrifty.workloads.workload import Workload
@@ -68,9 +69,9 @@ def slower(workload: Workload, phase: Phase, target: Target) -> float:
 def training_ratio(workload: Workload, phase: Train, target: Target) -> float:
     """Seconds of a step by the phase over those without its precision."""
     plain = phase.but(methods=tuple(method for method in phase.methods if method.card.slot != "precision"))
-    model, steps = workload.model(), []
+    model, steps = made(workload), []
     for each in (phase, plain):
-        setup = training_setup(workload, each, 0, target.device, lambda text: workload.model().eval())
+        setup = training_setup(workload, each, 0, target.device, lambda text: made(workload).eval())
         session, batch = setup.session(copy.deepcopy(model), steps=2 * TRIES + 2), next(setup.loader.batches())
         steps.append(lambda session=session, batch=batch: session.step(batch))
     return _ratio(*steps)
@@ -78,7 +79,7 @@ def training_ratio(workload: Workload, phase: Train, target: Target) -> float:
 
 def serving_ratio(workload: Workload) -> float:
     """Seconds of a request through the eager module in bfloat16 over those in fp32."""
-    exact, example = workload.model().eval(), workload.example(1)
+    exact, example = made(workload).eval(), workload.example(1)
     halves = copy.deepcopy(exact).to(torch.bfloat16)
     given = tuple(x.to(torch.bfloat16) if x.is_floating_point() else x for x in example)
 

@@ -21,6 +21,7 @@ from thrifty.runs import checkpoint
 from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import Tell, calibration, rehearsal_context, training_setup
 from thrifty.runs.job import seed_of
+from thrifty.runs.making import made
 from thrifty.studies.events import Noted
 from thrifty.target import Target
 from thrifty.workloads.blame import part
@@ -41,17 +42,17 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
         ThriftyError: what would go wrong later.
     """
     tell(Noted("rehearsal: one step of each phase"))
-    model = workload.model()
+    model = made(workload)
     plans: Plans = ()
     for i, phase in enumerate(recipe):
         with part(f"{phase}, rehearsed,"):
             if isinstance(phase, Train):
-                model, made = rehearse_training(phase, workload, model, target)
+                model, decided = rehearse_training(phase, workload, model, target)
             elif isinstance(phase, Transform):
-                model, made = rehearse_transform(phase, workload, model, target, seed_of(0, i, "rehearsal"))
+                model, decided = rehearse_transform(phase, workload, model, target, seed_of(0, i, "rehearsal"))
             else:
                 continue
-        plans = (*plans, *made)
+        plans = (*plans, *decided)
     check_reload(workload, recipe, model, plans)
     for phase in recipe:
         if isinstance(phase, Compiler):
@@ -74,7 +75,7 @@ def rehearse_transform(phase: Transform, workload: Workload, model: nn.Module, t
 def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> tuple[nn.Module, Plans]:
     """One optimizer step on a few examples, with every method's hooks."""
     settings = phase.but(batch_size=phase.batch_size or workload.batch_size)  # for methods that look ahead
-    setup = training_setup(workload, settings, 0, target.device, lambda text: workload.model().eval())
+    setup = training_setup(workload, settings, 0, target.device, lambda text: made(workload).eval())
     setup = dataclasses.replace(setup, most=min(settings.batch_size or 1, EXAMPLES, length(setup.data)))
     if not settings.packing:  # which examples fit with which, all of them say
         setup = dataclasses.replace(setup, data=Subset(setup.data, range(setup.size)))
@@ -95,7 +96,7 @@ def check_reload(workload: Workload, recipe: Recipe, model: nn.Module, plans: Pl
     with part("saving the model and loading it again"), tempfile.TemporaryDirectory(prefix="thrifty-reload-") as place:
         checkpoint.save(state, model, Path(place))
         with torch.no_grad():
-            other = checkpoint.load(Path(place), workload.model())[1]
+            other = checkpoint.load(Path(place), made(workload))[1]
         for inputs in (workload.example(1), *calibration(workload, 0, EXAMPLES)):
             if differ(answers(model, inputs), answers(other, inputs)):
                 names = unsaved(model, other)
@@ -110,4 +111,5 @@ def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) 
     missing = type(compiler).missing()
     if missing is not None:
         raise ThriftyError(missing)
+    compiler.admit(model)
     capture(model.eval(), workload.example(1), {} if compiler.pads else workload.served_shapes)

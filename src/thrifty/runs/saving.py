@@ -23,6 +23,7 @@ from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import outputs_of
 from thrifty.runs.job import Job, checkpoint_key, seed_of
 from thrifty.runs.launcher import LocalLauncher
+from thrifty.runs.making import made
 from thrifty.studies.card import figure_lines
 from thrifty.studies.events import Listener, ignore
 from thrifty.studies.trial import Trial
@@ -97,7 +98,7 @@ def _fresh(workload: Workload, seed: int) -> nn.Module:
     """As the run's process made it."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed_of(seed, 0, "weights"))
-        return workload.model()
+        return made(workload)
 
 
 # -- as a directory of transformers -----------------------------------------------------------------------------

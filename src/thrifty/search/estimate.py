@@ -10,6 +10,7 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache
 from thrifty.runs.context import training_setup
 from thrifty.runs.job import checkpoint_key
+from thrifty.runs.making import made
 from thrifty.runs.runner import Runner
 
 STEPS = 10
@@ -29,11 +30,11 @@ def training_seconds(runner: Runner, recipe: Recipe) -> float:
     workload = runner.workload
     if workload.train is None or workload.loss is None:
         return 0.0
-    began, model, total = time.perf_counter(), workload.model(), 0.0
+    began, model, total = time.perf_counter(), made(workload), 0.0
     for phase in recipe:
         if not isinstance(phase, Train):
             continue
-        setup = training_setup(workload, phase, 0, runner.target.device, lambda text: workload.model().eval())
+        setup = training_setup(workload, phase, 0, runner.target.device, lambda text: made(workload).eval())
         session, seconds = setup.session(model, steps=STEPS), []
         for batch in itertools.islice(setup.loader.batches(), STEPS):
             at = time.perf_counter()

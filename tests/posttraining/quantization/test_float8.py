@@ -78,7 +78,7 @@ def test_it_is_built_again_from_files_a_byte_a_weight(tmp_path) -> None:
     again.load_state_dict(state)
     assert torch.equal(again(x), first(x))
     assert bytes_a_weight(nn.Sequential(first[3], first[5])) == 1.0
-    assert {row["layer"]: row["scheme"] for row in layers(first, plan)} == {"3": "fp8", "5": "fp8"}
+    assert {row["layer"]: row["scheme"] for row in layers(first, plan)} == {"0": "fp32", "3": "fp8", "5": "fp8"}
 
 
 def test_an_exported_artifact_answers_the_same(tmp_path) -> None:

@@ -32,7 +32,7 @@ def made() -> tuple[nn.Module, dict[str, dict[str, nn.Module]], torch.Tensor]:
 
 def test_a_layer_at_a_time_equals_a_model_with_that_layer_alone():
     net, schemes, x = made()
-    exact = folded(net)
+    exact = folded(net, Context.of([x]))
     with torch.no_grad():
         table = sensitivity(exact, schemes, (x,))
         assert set(table) == {"stem.0", "inner.0", "inner.3", "head.0", "head.2"}
@@ -40,7 +40,7 @@ def test_a_layer_at_a_time_equals_a_model_with_that_layer_alone():
         assert [option.scheme for option in table["head.0"]] == ["fp32", "w8a8", "w4a16"]
         y = net(x)
         for name in ("inner.3", "head.0"):
-            alone = folded(net)  # by hand
+            alone = folded(net, Context.of([x]))  # by hand
             parent, _, leaf = name.rpartition(".")
             setattr(alone.get_submodule(parent), leaf, schemes["w8a8"][name])
             want = float((alone(x) - y).square().sum() / (y - y.mean(0)).square().sum())
@@ -57,10 +57,10 @@ def test_alternatives_round_their_own_inputs_and_leave_the_model_as_it_is():
     net, schemes, x = made()
     assert all(module.rounds for module in schemes["w8a8"].values() if isinstance(module, QuantConv))
     assert isinstance(schemes["w4a16"]["head.2"], GroupedLinear)
-    exact = folded(net)
+    exact = folded(net, Context.of([x]))
     with torch.no_grad(), exchanged(exact, schemes["w8a8"]) as model:
         assert 0 < Outputs(net, (x,)).error(model) < 0.01
-    assert held(exact) == held(folded(net))
+    assert held(exact) == held(folded(net, Context.of([x])))
 
 
 def test_calibration_is_split_once():

@@ -258,6 +258,8 @@ def test_inputs_that_never_vary(algorithm):
 def test_layers_that_data_do_not_reach_are_named():
     model = net()
     model.idle = nn.Linear(64, 64)
-    with pytest.raises(CalibrationError, match=r"layer 'idle' saw no calibration data.*algorithm=hqq"):
-        Quantize("w4a16", group=32)(model, [ids()])
+    assert isinstance(Quantize("w4a16", group=32)(model, [ids()]).idle, nn.Linear)
+    assert Quantize("w4a16", group=32).plan(model, Context.of([ids()])).values["left"]["idle"] == (
+        "calibration does not reach it")
     assert isinstance(Quantize("w4a16", group=32, layers={"idle": "fp32"})(model, [ids()]).idle, nn.Linear)
+    assert isinstance(Quantize("w4a16", group=32, algorithm="hqq")(model, [ids()]).idle, GroupedLinear)  # it needs no data

@@ -49,3 +49,25 @@ def test_every_parameter_is_in_one_group() -> None:
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(HyperparameterError, match=next(iter(wrong))):
         AdamW(**wrong)
+
+
+class Waves(nn.Module):
+    """Complex weights over frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(4, dtype=torch.cfloat)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=6))
+
+
+def test_complex_parameters_are_trained_by_the_unfused_form() -> None:
+    torch.manual_seed(0)
+    model, data = Waves(), batch()
+    before = model.weight.detach().clone()
+    session = TrainingSession(model, [AdamW(lr=0.01)], CrossEntropy(), steps=5, settings=CONSTANT)
+    losses = [float(session.step(data)) for _ in range(5)]
+    moved = model.weight.detach() - before
+    assert losses[-1] < losses[0] and bool(moved.real.any()) and bool(moved.imag.any())
+    assert not session.optimizer.defaults["fused"]

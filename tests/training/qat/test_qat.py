@@ -329,3 +329,47 @@ def test_layers_of_another_scheme(scheme):
 def test_calibration_is_charged():
     fitted = session(made("transformer"), texts(), Qat("w8a8"))
     assert fitted.prepared_seconds > 0 and fitted.prepared_flops > 0
+
+
+class Odd(nn.Module):
+    """A subclass, a hook, a parametrization, a layer of two names, an argument that is not given, torch's own transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.normed = Tripled(1, 16, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
+        self.norm, self.twice = nn.BatchNorm2d(16), nn.Linear(16, 16)
+        self.again, self.hooked = self.twice, nn.Linear(16, 32)
+        self.mix, self.head = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), nn.Linear(32, 4)
+        self.hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+
+    def forward(self, x, gate=None):
+        h = torch.relu(self.norm(self.normed(self.own(x))))
+        if gate is not None:
+            h = h * gate
+        h = self.hooked(self.again(torch.relu(self.twice(h.mean(3).transpose(1, 2)))))
+        return self.head(self.mix(h).mean(1))
+
+
+class Tripled(nn.Conv2d):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])
+def test_odd_modules_leave_as_they_were_evaluated(scheme, tmp_path):
+    torch.manual_seed(0)
+    net, data = Odd(), images()
+    found = session(net, data, AdamW(lr=1e-3), Qat(scheme), steps=3)
+    for batch in itertools.islice(Loader(data, 16, 0).batches(), 3):
+        found.step(batch)
+    x = data.tensors[0][:24]
+    with torch.no_grad():
+        evaluated = found.evaluated().eval()(x)
+        left = found.finish().eval()
+        torch.testing.assert_close(left(x), evaluated, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, Rounded) for module in left.modules())
+    kept = found.plans[0][1].values["left"]
+    assert kept.keys() >= {"own", "hooked"} and type(left.get_submodule("hooked")) is nn.Linear
+    checkpoint.save(checkpoint.Checkpoint("", "", ((str(found.plans[0][0]), found.plans[0][1]),)), left, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load(tmp_path, Odd())[1].eval()(x), left(x), rtol=1e-5, atol=1e-5)

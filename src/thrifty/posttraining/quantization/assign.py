@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from thrifty.errors import ThriftyError
@@ -22,6 +23,7 @@ from thrifty.numerics.modules import (
     QuantLinear,
 )
 from thrifty.numerics.packed import PackedConv, PackedRecurrent
+from thrifty.numerics.plain import is_one_of
 from thrifty.numerics.schemes import SCHEMES, Scheme
 from thrifty.posttraining.quantization import rounding
 from thrifty.recipes.hyperparameters import HyperparameterError, matches
@@ -54,9 +56,8 @@ class Assigned:
         float8: linear layers of float8 products.
         embeddings: held in int8 rows.
         tied: {embedding: the linear layer of ``grouped`` whose integers it looks up}.
-        grown: layers that stay float because their scales would outweigh what their weights save.
         rounded: convolutions and recurrent layers whose weights alone become integers.
-        projected: recurrent layers that stay float because of their projections.
+        left: {layer: why it stays float} of the others that have weights, but those that were asked to.
     """
 
     convolutions: Mapping[str, int]
@@ -65,9 +66,8 @@ class Assigned:
     float8: tuple[str, ...]
     embeddings: tuple[str, ...]
     tied: Mapping[str, str]
-    grown: tuple[str, ...]
     rounded: Mapping[str, rounding.Grids]
-    projected: tuple[str, ...]
+    left: Mapping[str, str]
 
     def reduced(self, bits: int) -> Assigned:
         """The same with at most so many bits in the weights of integer products."""
@@ -78,13 +78,38 @@ class Assigned:
     def empty(self) -> bool:
         return not (self.convolutions or self.linears or self.grouped or self.float8 or self.rounded)
 
+    def seeing(self, blind: bool) -> set[str]:
+        """Layers that are quantized by what calibration shows of them.
 
-def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int) -> Assigned:
+        Args:
+            blind: whether weights beside float activations are rounded by themselves alone.
+        """
+        return {*self.convolutions, *self.linears, *(() if blind else self.grouped.keys() - self.tied.values())}
+
+
+GROWN = "scales would outweigh what is saved"
+PROJECTED = "it has projections"
+PADDED = "its padding is no row of numbers of zeros"
+WIDE = "integer convolutions are of float32"
+FLOAT8 = "float8 is for linear layers"
+LIGHT = "a small table"
+RENORMED = "its rows are scaled as they are looked up"
+RECURRENT = "of recurrent layers weights alone are quantized"
+SHARED = "an embedding shares its weight, and float8 would be a second table"
+
+
+def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
+           kept: Mapping[str, str] = {}) -> Assigned:
     """Give every layer its scheme: that of the first pattern which matches it, or else the common one.
 
     Weights that an embedding and a linear layer share stay shared, in eight bits, a scale a row. Without a pattern of
     their own, embeddings become int8 where they weigh, and recurrent layers stay float where activations are quantized too.
     Beside float8, convolutions, embeddings and what shares an embedding's weight stay float.
+
+    Args:
+        model: float.
+        scheme, layers, group: as `quantize` has them.
+        kept: {layer: why it cannot but stay float}.
 
     Raises:
         HyperparameterError: a pattern matches nothing, or gives a layer what its kind cannot be.
@@ -95,12 +120,12 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
     already = next((name for name, module in found.items() if isinstance(module, QUANTIZED)), None)
     if already is not None:
         raise ThriftyError(f"layer {already!r} is quantized already: quantize once, from the float model")
-    # Subclasses may do more than multiply, so exact types only.
-    kinds = {"convolution": [name for name, m in found.items() if graphs.is_convolution(m)],
-             "recurrent": [name for name, m in found.items() if rounding.is_recurrent(m)],
-             "linear": [name for name, m in found.items() if type(m) is nn.Linear],
-             "embedding": [name for name, m in found.items() if type(m) is nn.Embedding and m.max_norm is None]}
-    own = _matched([name for names in kinds.values() for name in names], layers)
+    free = {name: module for name, module in found.items() if name not in kept}
+    kinds = {"convolution": [name for name, m in free.items() if graphs.is_convolution(m)],
+             "recurrent": [name for name, m in free.items() if rounding.is_recurrent(m)],
+             "linear": [name for name, m in free.items() if is_one_of(m, (nn.Linear,))],
+             "embedding": [name for name, m in free.items() if is_one_of(m, (nn.Embedding,)) and m.max_norm is None]}
+    own = _matched([name for names in kinds.values() for name in names], layers, kept)
     total = max(1, sum(p.numel() for p in model.parameters()))
     heavy = [name for name in kinds["embedding"]
              if name in own or found[name].weight.numel() >= EMBEDDING_SHARE * total]
@@ -109,34 +134,40 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
     tables = {id(found[name].weight): name for name in embeddings}
     looked_up = {id(found[name].weight) for name in kinds["embedding"]}
     convolutions, linears, grouped, float8, tied, rounded = {}, {}, {}, [], {}, {}
-    grown: list[str] = []
-    projected: list[str] = []
+    left = {name: reason for name, reason in kept.items() if name in found}
+    left |= {name: PADDED for name, m in free.items() if is_one_of(m, graphs.CONVOLUTIONS) and not graphs.is_convolution(m)}
+    left |= {name: RENORMED for name, m in free.items() if is_one_of(m, (nn.Embedding,)) and m.max_norm is not None}
+    left |= {name: LIGHT for name in kinds["embedding"] if name not in heavy}
 
     def round_alone(name: str, chosen: Scheme) -> None:
         if rounding.grow(found[name], grids := rounding.grids(found[name], chosen, group)):
-            grown.append(name)
+            left[name] = GROWN
         else:
             rounded[name] = grids
 
     for name in kinds["convolution"]:
         chosen = SCHEMES.get(own.get(name, scheme))
-        if chosen is not None and chosen.activations == "int8":
+        if chosen is not None and chosen.activations == "int8" and found[name].weight.dtype != torch.float32:
+            left[name] = WIDE
+        elif chosen is not None and chosen.activations == "int8":
             convolutions[name] = chosen.bits
         elif chosen is not None and chosen.activations == "float8" and name in own:
             raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, and float8 is "
                                       f"for linear layers: give it w8a8, w8a16 or {FLOAT}")
         elif chosen is not None and chosen.activations == "float":
             round_alone(name, chosen)
+        elif chosen is not None:
+            left[name] = FLOAT8
     for name in kinds["recurrent"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and name in own and (chosen.activations != "float" or found[name].proj_size):
             raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a recurrent layer, of which "
                                       f"weights alone are quantized, and none with proj_size: give it {FLOAT}"
                                       + ("" if found[name].proj_size else ", w8a16, w4a16 or w3a16"))
-        if chosen is None or chosen.activations != "float":
+        if chosen is None:
             continue
-        if found[name].proj_size:
-            projected.append(name)
+        if found[name].proj_size or chosen.activations != "float":
+            left[name] = PROJECTED if found[name].proj_size else RECURRENT
         else:
             round_alone(name, chosen)
     for name in kinds["linear"]:
@@ -149,8 +180,9 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
             if name in own:
                 raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, whose weight an embedding "
                                           f"shares: beside it, float8 would be a second table; give it w8a16 or {FLOAT}")
+            left[name] = SHARED
         elif _grows(found[name], chosen, bits, group):
-            grown.append(name)
+            left[name] = GROWN
         elif chosen.activations == "int8":
             linears[name] = bits
         elif chosen.activations == "float8":
@@ -160,13 +192,19 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int)
             if table is not None:
                 tied[table] = name
     return Assigned(convolutions, linears, grouped, tuple(float8), tuple(name for name in embeddings if name not in tied), tied,
-                    tuple(grown), rounded, tuple(projected))
+                    rounded, left)
 
 
-def _matched(names: list[str], layers: Mapping[str, str]) -> dict[str, str]:
+def _matched(names: list[str], layers: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
     """{layer: scheme} of those that a pattern matches."""
-    for pattern in layers:
+    for pattern, scheme in layers.items():
         if not any(matches(pattern, name) for name in names):
+            name = next((name for name in kept if matches(pattern, name)), None)
+            if name is not None and scheme == FLOAT:
+                continue
+            if name is not None:
+                raise HyperparameterError(f"quantize(layers={{{pattern!r}: {scheme}}}) matches {name!r}, which stays float: "
+                                          f"{kept[name]}; give it {FLOAT}, or leave it out")
             ends = {name.rpartition(".")[2]: name for name in reversed(names)}
             near = [ends[end] for word in re.findall(r"\w+", pattern) for end in difflib.get_close_matches(word, ends, n=2)]
             near = near or difflib.get_close_matches(pattern, names, n=3, cutoff=0) or names[:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,6 +24,8 @@ from thrifty.recipes.transform import Plan
 CALIBRATION_ROWS = {True: 512, False: 64}
 """Examples to calibrate on, with and without convolutions: static grids want more than the peaks that smoothing
 needs, and what has no convolutions mostly reads a hundred tokens an example."""
+FAITHFUL = 1e-3
+"""How far, relative to the model's answers, those of its graph may be: folding moves them by rounding errors alone."""
 ADJUSTED = ("weight", "bias")
 """Buffers of integer layers that a plan may hold, as ``weight.NAME``, where they do not follow from the float ones."""
 
@@ -41,15 +44,32 @@ class Way:
     static: bool
 
 
-def traced(model: nn.Module, assigned: Assigned) -> tuple[Any, list[str]]:
-    """The model to calibrate and its marked edges; without integer convolutions, or untraceable, itself and none."""
+def traced(model: nn.Module, assigned: Assigned, context: Context) -> tuple[Any, list[str]]:
+    """The model to calibrate and its marked edges; without integer convolutions, or without a faithful graph, itself and none.
+
+    A graph counts only where it gives what the model gives on data: a trace follows one way through the model's Python.
+    """
     if not assigned.convolutions:
         return model, []
-    graph = graphs.trace(copy.deepcopy(model))
+    graph = folded(model, context)
     if graph is None:
         return model, []
-    graphs.fold(graph)
     return (graph, marked) if (marked := graphs.edges(graph, _floats(graph, assigned.convolutions))) else (model, [])
+
+
+def folded(model: nn.Module, context: Context) -> Any:
+    """The graph of a copy, batch norms folded; None where there is none that gives what the model gives."""
+    inputs = next(iter(context.calibration()), context.example)
+    graph = graphs.trace(copy.deepcopy(model), len(inputs))
+    if graph is None:
+        return None
+    graphs.fold(graph)
+    off = graphs.reproduces(graph, model, inputs)
+    if off > FAITHFUL:
+        context.progress("taken as it is, without a graph: the traced one gives something else "
+                         + (f"(off by {off:.2g})" if off < math.inf else "or cannot run"))
+        return None
+    return graph
 
 
 def _floats(graph: nn.Module, integer: Mapping[str, int]) -> set[str]:
@@ -87,7 +107,7 @@ def decide(work: Any, marked: list[str], assigned: Assigned, way: Way, context: 
     if marked:
         graphs.insert(work, marked, lambda name: at_edges.setdefault(name, Observer(_told(work, name))))
     with torch.no_grad():
-        for batch in _rows(context, CALIBRATION_ROWS[bool(assigned.convolutions)]):
+        for batch in rows(context, bool(assigned.convolutions)):
             work(*batch)
             tokens.forget_groups()
     for handle in handles:
@@ -107,6 +127,7 @@ def decide(work: Any, marked: list[str], assigned: Assigned, way: Way, context: 
     return Plan(
         {
             "traced": bool(marked),
+            "inputs": len(context.example),
             "edges": {name: _pair(grid) for name, grid in grids.items()},
             "convolutions": {name: [bits, *(_pair(grids[fed[name]]) if name in fed else own[name])]
                              for name, bits in assigned.convolutions.items()},
@@ -121,7 +142,7 @@ def decide(work: Any, marked: list[str], assigned: Assigned, way: Way, context: 
 def build(model: nn.Module, plan: Plan) -> nn.Module:
     """Put integer layers where the plan says."""
     if plan.values["traced"]:
-        graph = graphs.trace(model)
+        graph = graphs.trace(model, plan.values.get("inputs"))
         if graph is None:
             raise ValueError("the plan was made for a model that could be traced; this one cannot")
         graphs.fold(graph)
@@ -160,12 +181,13 @@ def place(model: nn.Module, name: str) -> str:
     return f"{name}.0" if isinstance(model.get_submodule(name), WithEdge) else name
 
 
-def _rows(context: Context, most: int) -> Iterator[tuple[Tensor, ...]]:
+def rows(context: Context, convolutions: bool) -> Iterator[tuple[Tensor, ...]]:
+    """The batches that grids are found on."""
     seen = 0
     for batch in context.calibration():
         yield batch
         seen += len(batch[0])
-        if seen >= most:
+        if seen >= CALIBRATION_ROWS[convolutions]:
             return
 
 

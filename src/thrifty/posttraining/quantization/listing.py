@@ -18,7 +18,7 @@ def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
 
     Returns:
         [{"layer", "scheme", "bytes", "error"}]; error is that of the model's outputs when this layer alone is so, None where
-        it was not measured.
+        it was not measured. What stays float has a "reason" too.
     """
     values = plan.values
     schemes = {name: f"w{bits}a8" for kind in ("convolutions", "linears") for name, bits in _bits(values.get(kind, {})).items()}
@@ -26,12 +26,16 @@ def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
     schemes |= dict.fromkeys(values.get("float8", ()), "fp8")
     schemes |= {name: f"w{'+'.join(str(bits) for bits in sorted({bits for bits, _ in grids.values()}))}a16"
                 for name, grids in values.get("rounded", {}).items()}
-    schemes |= {name: "fp32" for name, module in _inner(model).named_modules() if is_recurrent(module)}
+    inner = _inner(model)
+    left = {name: reason for name, reason in values.get("left", {}).items() if name in dict(inner.named_modules())}
+    schemes |= dict.fromkeys(left, "fp32")
+    schemes |= {name: "fp32" for name, module in inner.named_modules() if is_recurrent(module)}
     schemes = {**values.get("mixed", {}), **schemes}
     errors = {(name, scheme): error for name, options in values.get("sensitivity", {}).items()
               for scheme, _, error in options}
-    return [{"layer": name, "scheme": scheme, "bytes": held(_inner(model).get_submodule(place(_inner(model), name))),
-             "error": errors.get((name, scheme))} for name, scheme in schemes.items()]
+    return [{"layer": name, "scheme": scheme, "bytes": held(inner.get_submodule(place(inner, name))),
+             "error": errors.get((name, scheme)), **({"reason": left[name]} if name in left else {})}
+            for name, scheme in schemes.items()]
 
 
 def _bits(entries: dict[str, Any]) -> dict[str, int]:

@@ -12,8 +12,9 @@ from torch import nn
 
 from thrifty.errors import NoEffect
 from thrifty.numerics import graph as graphs
-from thrifty.numerics.linears import as_linears
+from thrifty.numerics.linears import ready
 from thrifty.numerics.schemes import SCHEMES
+from thrifty.posttraining.quantization import integers
 from thrifty.posttraining.quantization.assign import FLOAT
 from thrifty.posttraining.quantization.outputs import split
 from thrifty.posttraining.quantization.sensitivity import (
@@ -101,7 +102,7 @@ def decide(model: nn.Module, quantize: Uniform, max_drop: float, context: Contex
         NoEffect: quality bears no layer's quantization, or there is no layer to choose for.
     """
     assert context.score is not None
-    exact = folded(model)
+    exact = folded(model, context)
     schemes = _alternatives(model, quantize, context)
     if not any(schemes.values()):
         raise NoEffect("quantize(mixed) found nothing to choose a scheme for: the model has no float nn.Linear, nn.Conv1d or "
@@ -130,14 +131,11 @@ def decide(model: nn.Module, quantize: Uniform, max_drop: float, context: Contex
                    "more, or leave quantize out")
 
 
-def folded(model: nn.Module) -> nn.Module:
+def folded(model: nn.Module, context: Context) -> nn.Module:
     """A copy to exchange layers of: its graph with batch norms folded where it has convolutions and can be traced."""
-    model = as_linears(copy.deepcopy(model).eval())
-    graph = graphs.trace(model) if any(graphs.is_convolution(module) for module in model.modules()) else None
-    if graph is None:
-        return model
-    graphs.fold(graph)
-    return graph
+    model = ready(copy.deepcopy(model).eval())
+    graph = integers.folded(model, context) if any(graphs.is_convolution(module) for module in model.modules()) else None
+    return model if graph is None else graph
 
 
 def patterns(mixture: Mapping[str, str]) -> dict[str, str]:
@@ -147,8 +145,8 @@ def patterns(mixture: Mapping[str, str]) -> dict[str, str]:
 
 def _alternatives(model: nn.Module, quantize: Uniform, context: Context) -> dict[str, dict[str, nn.Module]]:
     """{scheme: {layer: its module}} of what may be chosen, rounded in the plainest way."""
-    odd = {name: FLOAT for name, module in as_linears(copy.deepcopy(model)).named_modules()
-           if type(module) is nn.Linear and module.in_features % quantize.group}
+    odd = {name: FLOAT for name, module in ready(copy.deepcopy(model)).named_modules()
+           if isinstance(module, nn.Linear) and module.in_features % quantize.group}
     tied = _tied(model)
     found: dict[str, dict[str, nn.Module]] = {}
     for scheme in CANDIDATES:

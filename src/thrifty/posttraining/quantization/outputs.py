@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from thrifty.numerics.flat import tensors_of
 from thrifty.recipes.context import Context
 
 HELD_OUT = 0.25
@@ -52,8 +52,5 @@ def split(context: Context) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 
 def _flat(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs.float()] if outputs.is_floating_point() else []
-    parts: Sequence[Any] = (list(outputs.values()) if isinstance(outputs, Mapping)
-                            else outputs if isinstance(outputs, list | tuple) else [])
-    return [tensor for part in parts for tensor in _flat(part)]
+    found = [torch.view_as_real(x) if x.is_complex() else x for x in tensors_of(outputs)]
+    return [x.float() for x in found if x.is_floating_point()]

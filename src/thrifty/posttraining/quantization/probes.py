@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from thrifty.numerics.modules import Float8Linear, GroupedLinear, QuantConv, QuantLinear
+from thrifty.numerics.modules import Float8Linear, GroupedLinear, QuantConv, QuantLinear, WithEdge
 from thrifty.numerics.packed import PackedConv, PackedRecurrent, PackedWeight
+
+STANDING_IN = (WithEdge, PackedConv)
+"""Layers whose weight is there to be looked at."""
 
 
 def bytes_a_weight(model: nn.Module) -> float:
     """Mean bytes of what multiplies: the weights of linear, recurrent and other layers and of embeddings, scales of groups
     counted."""
-    tensors: list[Tensor] = [m.weight for m in model.modules() if hasattr(m, "weight") and isinstance(m.weight, Tensor)
-                             and m.weight.dim() > 1 and not m.weight.is_meta]
+    tensors: list[Tensor] = [weight for m in model.modules() if not isinstance(m, STANDING_IN)
+                             and isinstance(weight := getattr(m, "weight", None), Tensor) and weight.dim() > 1]
     tensors += [p for m in model.modules() if isinstance(m, nn.RNNBase) for p in m.parameters() if p.dim() > 1]
     grouped = [m for m in model.modules() if isinstance(m, GroupedLinear)]
     rounded = [m for m in model.modules() if isinstance(m, PackedWeight)]

@@ -10,6 +10,7 @@ from torch import nn
 from thrifty.numerics import graph as graphs
 from thrifty.numerics.grouped import rtn
 from thrifty.numerics.packed import PackedConv, PackedRecurrent
+from thrifty.numerics.plain import is_one_of
 from thrifty.numerics.schemes import Scheme
 from thrifty.recipes.transform import Plan
 
@@ -19,7 +20,7 @@ Grids = Mapping[str, tuple[int, int]]
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    return type(module) in RECURRENT
+    return is_one_of(module, RECURRENT)
 
 
 def grids(module: nn.Module, scheme: Scheme, group: int) -> Grids:

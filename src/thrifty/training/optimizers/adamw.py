@@ -9,7 +9,7 @@ import torch
 
 from thrifty.recipes.card import Card
 from thrifty.recipes.hyperparameters import number
-from thrifty.training.optimizers.optimizer import Optimizer, optimizer_card
+from thrifty.training.optimizers.optimizer import Optimizer, fusable, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -23,7 +23,7 @@ class AdamW(Optimizer):
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
         p <- (1 - lr wd) p - lr m_hat / (sqrt(v_hat) + eps),  m_hat = m / (1 - b1^t),  v_hat = v / (1 - b2^t)
 
-    Parameters of one dimension (biases, the scales of norms) are not decayed.
+    Parameters of one dimension (biases, the scales of norms) are not decayed. With complex ones the kernel is not fused.
 
     Args:
         lr: learning rate after warm-up.
@@ -50,4 +50,5 @@ class AdamW(Optimizer):
 
     def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
-                                 weight_decay=self.weight_decay, fused=True)
+                                 weight_decay=self.weight_decay, fused=fusable(groups))
+

@@ -13,7 +13,7 @@ from thrifty.errors import NoEffect, ThriftyError
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
-from thrifty.training.optimizers.optimizer import Optimizer, optimizer_card
+from thrifty.training.optimizers.optimizer import Optimizer, fusable, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -129,7 +129,7 @@ class Muon(Optimizer):
         if not rest:
             return muon
         adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,
-                                  fused=True)
+                                  fused=fusable(rest))
         return Pair(muon, adamw)
 
     def claims(self, session: Session) -> tuple[Claim, ...]:

@@ -144,3 +144,7 @@ def _bytes(value: Any) -> int:
         parts: Iterable[Any] = [value] if inner is None else [getattr(value, name) for name in inner()[0]]
         return sum(part.nbytes for part in parts if part.numel() > 1)
     return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
+def fusable(groups: list[dict[str, Any]]) -> bool:
+    """Whether torch's fused kernel takes all parameters: it takes no complex ones."""
+    return not any(p.is_complex() for group in groups for p in group["params"])

@@ -20,6 +20,7 @@ from thrifty.numerics.modules import (
     QuantLinear,
     WithEdge,
 )
+from thrifty.numerics.surroundings import slow
 from thrifty.training.qat.layers import (
     Rounded,
     RoundedConv,
@@ -43,6 +44,7 @@ def rounding(model: nn.Module, twin: nn.Module, learned: bool) -> nn.Module:
     norms: dict[str, str] = {}
     fed: dict[str, str] = {}
     if marked:
+        assert isinstance(twin, fx.GraphModule)
         model, norms, fed = _with_edges(model, twin, marked, edges, learned)
     integers = dict(twin.named_modules())
     for name, integer in integers.items():
@@ -58,16 +60,18 @@ def rounding(model: nn.Module, twin: nn.Module, learned: bool) -> nn.Module:
         tied = next((m for m in products if m.twin.scale is integer.scale), None)
         embedding: Any = model.get_submodule(name)
         graphs.replace(model, name, RoundedEmbedding(embedding, integer, tied, learned))
+    slow(model)
     return model
 
 
 _LINEAR: dict[type[nn.Module], Callable[..., nn.Module]] = {QuantLinear: RoundedLinear, GroupedLinear: RoundedGroups}
 
 
-def _with_edges(model: nn.Module, twin: nn.Module, marked: list[str], edges: dict[str, RoundedEdge],
+def _with_edges(model: nn.Module, twin: fx.GraphModule, marked: list[str], edges: dict[str, RoundedEdge],
                 learned: bool) -> tuple[fx.GraphModule, dict[str, str], dict[str, str]]:
     """The model as a graph with rounding edges; {convolution: its norm}; {convolution: the edge that feeds it}."""
-    folded, graph = graphs.trace(model), graphs.trace(model)
+    given = sum(node.op == "placeholder" for node in twin.graph.nodes)
+    folded, graph = graphs.trace(model, given), graphs.trace(model, given)
     if folded is None or graph is None:
         raise ThriftyError("the model was traced for its ranges and cannot be traced again: its Python depends on more "
                            "than its inputs")
@@ -88,6 +92,8 @@ def _exchange_convolution(model: nn.Module, name: str, twin: QuantConv, integers
     place = name.rpartition(".")[0] if twin.rounds else name  # one off the edges stands in a row with its output's edge
     conv: Any = model.get_submodule(place)
     make = functools.partial(RoundedConv, conv, model.get_submodule(norm) if norm else None, twin)
+    if norm:
+        graphs.replace(model, norm, nn.Identity())
     if not twin.rounds:
         assert edge is not None
         graphs.replace(model, place, make(edge, learned))
@@ -95,8 +101,6 @@ def _exchange_convolution(model: nn.Module, name: str, twin: QuantConv, integers
         entry = RoundedEdge(QuantEdge(Affine(float(twin.x_scale), int(twin.x_zero))), learned)
         output: Any = integers[f"{place}.1"]
         graphs.replace(model, place, WithEdge(make(entry, learned), RoundedEdge(output, learned), twin.weight.shape))
-    if norm:
-        graphs.replace(model, norm, nn.Identity())
 
 
 def integers(model: nn.Module) -> nn.Module:
@@ -114,8 +118,8 @@ def _marked(model: nn.Module) -> list[str]:
 
 
 def _settle(module: nn.Module) -> None:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # a layer of two names too
         if isinstance(child, Rounded):
-            setattr(module, name, child.integer())
-        else:
+            module._modules[name] = child.integer()
+        elif child is not None:
             _settle(child)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.numerics.linears import as_linears
+from thrifty.numerics.linears import ready
 from thrifty.numerics.schemes import INTEGERS
 from thrifty.posttraining.quantization.assign import FLOAT, GROUPS
 from thrifty.posttraining.quantize import Quantize
@@ -89,7 +89,7 @@ class Qat(TrainingMethod):
 
     def prepare(self, session: Session) -> None:
         transform = self._quantize()
-        model = as_linears(session.model)
+        model = ready(session.model)
         plan, twin = session.charged(lambda: _planned(transform, model, _inputs(session, CALIBRATION_EXAMPLES)))
         claims = transform.claims(model, twin)
         session.model = rounding(model, twin, self.estimator == "lsq").train()

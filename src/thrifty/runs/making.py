@@ -1,0 +1,40 @@
+"""A workload's model, made anew: the one place where every phase gets it from."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from thrifty.errors import WorkloadError
+from thrifty.numerics.plain import refuse_old_norms
+from thrifty.workloads.workload import Workload
+
+
+def made(workload: Workload) -> nn.Module:
+    """The model as it comes, its lazy layers initialised from the example; random numbers are torch's own.
+
+    Raises:
+        WorkloadError: the example does not reach a lazy layer.
+        ThriftyError: a layer has its norm of weights as a hook.
+    """
+    model = workload.model()
+    refuse_old_norms(model)
+    if lazy(model):
+        _initialise(model, workload)
+    return model
+
+
+def lazy(model: nn.Module) -> list[str]:
+    """Names of parameters and buffers that have no size yet."""
+    return [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+
+
+def _initialise(model: nn.Module, workload: Workload) -> None:
+    training = model.training
+    with torch.no_grad():
+        model.eval()(*workload.example(1))
+    model.train(training)
+    if left := lazy(model):
+        raise WorkloadError(f"model: {left[0]!r} is lazy, and the example does not reach its layer in eval mode, so that its "
+                            "size is not known: give the layer its size")
