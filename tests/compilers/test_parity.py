@@ -109,3 +109,17 @@ def test_where_the_model_itself_has_no_finite_answer_nothing_is_compared():
 
 def test_dictionaries_are_compared_in_order():
     check_parity(lambda x: module(x), lambda x: {"a": x * 2, "b": (x + 1,)}, REQUESTS, "fp32")
+
+
+def test_rows_that_the_model_answers_with_nan_do_not_count():
+    x = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+
+    def module(x):
+        return (x / x,)
+
+    check_parity(module, lambda x: torch.ones(2, 2), [(x,)], "fp32")
+    for wrong in (torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.full((2, 2), torch.nan)):
+        with pytest.raises(ParityError):
+            check_parity(module, lambda x, wrong=wrong: wrong, [(x,)], "fp32")
+    with pytest.raises(ParityError):
+        check_parity(module, lambda x: torch.ones(2, 2), [(torch.zeros(2, 2),)], "fp32")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -90,7 +91,7 @@ def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., 
         for inputs in requests:
             got = engine(*inputs)
             for i, (expected, output) in enumerate(zip(module(*inputs), as_tuple(got), strict=True)):
-                error = relative_error(expected.float().cpu().numpy(), output.float().numpy())
+                error = relative_error(*counted(expected.float().cpu(), output.float()))
                 if not error <= bound and not (precision != "fp32" and error <= ROUNDINGS * _moved(module, inputs, i)):
                     differ = ParityError(
                         f"the engine's outputs differ from the model's by {error:.3g} (relative Frobenius error; "
@@ -105,8 +106,17 @@ def _moved(module: Callable[..., Sequence[Tensor]], inputs: tuple[Tensor, ...], 
     generator = torch.Generator().manual_seed(0)
     off = tuple(x + (x * STEP * torch.randn(x.shape, generator=generator)).to(x.dtype) if x.is_floating_point() else x
                 for x in inputs)
-    before, after = (module(*x)[output].float().cpu().numpy() for x in (inputs, off))
-    return relative_error(before, after)
+    before, after = (module(*x)[output].float().cpu() for x in (inputs, off))
+    return relative_error(*counted(before, after))
+
+
+def counted(expected: Tensor, found: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both with zeros where the model itself has no finite answer, as rows that are wholly masked have none; all as it is where
+    it has none anywhere."""
+    finite = torch.isfinite(expected)
+    if not bool(finite.any()):
+        return expected.numpy(), found.numpy()
+    return expected.where(finite, 0.0).numpy(), found.where(finite, 0.0).numpy()
 
 
 def as_tuple(outputs: Any) -> tuple[Any, ...]:
