@@ -45,3 +45,8 @@ def test_the_names_for_type_checkers_are_the_public_ones():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = thrifty.nothing_like_it
+
+
+def test_workloads_that_import_the_old_place_of_quality_go_on():
+    code = "import thrifty.quality; from thrifty.quality import batches; import thrifty; print(batches is thrifty.batches)"
+    assert run(code) == "True"

@@ -7,6 +7,8 @@ and an engine's process never imports what it does not need.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -213,3 +215,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PLACES})
+
+
+class _Moved(types.ModuleType):
+    """Workloads in the wild import ``thrifty.quality``, which is ``thrifty.workloads.quality`` now."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("thrifty.workloads.quality"), name)
+
+
+sys.modules["thrifty.quality"] = _Moved("thrifty.quality")
