@@ -221,6 +221,8 @@ class _Moved(types.ModuleType):
     """Workloads in the wild import ``thrifty.quality``, which is ``thrifty.workloads.quality`` now."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what looks through all modules asks for these
+            raise AttributeError(name)
         return getattr(importlib.import_module("thrifty.workloads.quality"), name)
 
 

@@ -102,7 +102,7 @@ def test_what_was_found_reads_well_and_is_json(study):
     assert told["spent"]["seconds"] > 0 and told["use"] == REFERENCE
     into = io.StringIO()
     print_tuned(found, into)
-    text = into.getvalue()
+    text = " ".join(into.getvalue().split())
     assert "Tried, with one seed, on validation" in text and "seeds 1" in text and REFERENCE in text
     assert ("not tuned" in text) == bool(found.optimizers[0].edges)
     assert "known to 4 steps" in text
