@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 
 from thrifty.recipes.card import Card
-from thrifty.recipes.hyperparameters import number
-from thrifty.training.optimizers.optimizer import Optimizer, fusable, optimizer_card
+from thrifty.training.optimizers.adam import Adam
+from thrifty.training.optimizers.optimizer import fusable, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class AdamW(Optimizer):
+class AdamW(Adam):
     """Adam with decoupled weight decay, torch's fused kernel: one pass over parameters, gradients and state.
 
         m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
@@ -35,14 +35,7 @@ class AdamW(Optimizer):
     AdamW(lr=0.003, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-08)
     """
 
-    lr: float = number(1e-3, 0, open_low=True, log=True)
-    weight_decay: float = number(0.01, 0)
-    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
-    beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
-    eps: float = number(1e-8, 0, open_low=True, log=True)
-
     name: ClassVar[str] = "adamw"
-    tuned: ClassVar[tuple[str, ...]] = ("lr", "beta2", "weight_decay")
     card: ClassVar[Card] = optimizer_card(
         trade_off="two states for each parameter: 8 bytes each in fp32",
         paper='"Decoupled Weight Decay Regularization", Loshchilov and Hutter 2017, arXiv:1711.05101, algorithm 2',

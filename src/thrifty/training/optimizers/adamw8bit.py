@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from thrifty.recipes.card import Card
-from thrifty.recipes.hyperparameters import number
-from thrifty.training.optimizers.optimizer import Optimizer, library, optimizer_card
+from thrifty.training.optimizers.adam import Adam
+from thrifty.training.optimizers.optimizer import library, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @final
 @dataclass(frozen=True)
-class AdamW8bit(Optimizer):
+class AdamW8bit(Adam):
     """AdamW whose two running means are kept in eight bits, with a float32 scale for each 256 of them.
 
     The update is `AdamW`'s, computed in float32 from what was stored. torchao's implementation: it is compiled for each
@@ -36,14 +36,7 @@ class AdamW8bit(Optimizer):
     AdamW8bit(lr=0.003, weight_decay=0.01, beta1=0.9, beta2=0.999, eps=1e-08)
     """
 
-    lr: float = number(1e-3, 0, open_low=True, log=True)
-    weight_decay: float = number(0.01, 0)
-    beta1: float = number(0.9, 0, 1, open_high=True, near_one=True)
-    beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
-    eps: float = number(1e-8, 0, open_low=True, log=True)
-
     name: ClassVar[str] = "adamw8bit"
-    tuned: ClassVar[tuple[str, ...]] = ("lr", "beta2", "weight_decay")
     light: ClassVar[bool] = True
     card: ClassVar[Card] = optimizer_card(
         trade_off="rounded state; seconds of compilation for each shape of weights; steps are slower on a CPU",
