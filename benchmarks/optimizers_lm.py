@@ -64,9 +64,9 @@ TIMED, ROUNDS = 50, 3
 GRID = (
     *(f"adamw(lr={lr}, beta2={beta2}, weight_decay=0.1)" for lr, beta2 in (
         (0.001, 0.95), (0.002, 0.95), (0.004, 0.95), (0.002, 0.999))),
-    "adamw(lr=0.002, beta2=0.95, weight_decay=0.1), warmup=0.25",
+    *(f"adamw(lr={lr}, beta2=0.95, weight_decay=0.1), warmup=0.25" for lr in (0.001, 0.002)),
     *(f"sophia(lr={lr}, gamma={gamma}), warmup=0.25" for lr, gamma in (
-        (0.0006, 0.2), (0.0008, 0.2), (0.0012, 0.2), (0.0008, "auto"))),
+        (0.0004, 0.2), (0.0006, 0.2), (0.0008, 0.2), (0.0012, 0.2), (0.0008, "auto"))),
     *(f"muon(lr={lr})" for lr in (0.008, 0.016)),
     *(f"soap(lr={lr}, weight_decay=0.1)" for lr in (0.003, 0.006)),
 )
