@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.export import write_program
-from thrifty.compilers.packing import packed_for_any_batch
 from thrifty.compilers.placement.inductor import placed
 from thrifty.compilers.requirements import NoCompiler, cpp_compiler_to_install
 from thrifty.engines.instructions import instruction_set
@@ -68,8 +67,7 @@ class Inductor(Compiler):
             program = capture(ready, example, context.shapes)
             package = Path(scratch) / FILE
             try:
-                with packed_for_any_batch():
-                    aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(OPTIONS))
+                aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(OPTIONS))
             except Exception as error:
                 raise LoweringError(f"Inductor cannot compile this model: {str(error).strip()[:500]}") from error
             source = _pack(package, directory / FILE)
