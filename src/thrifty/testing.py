@@ -283,7 +283,7 @@ def _planned(method: Transform, journal: Journal) -> tuple[Plan, tuple[float, ..
     measured = Measurements(workload, Target(), "cpu", 0, journal)
     context = make_context(workload, Target(), 0, _hear, measurements=measured, examples=64)
     with torch.no_grad():
-        plan = method.plan(trained(), dataclasses.replace(context, score=lambda model: score(workload, model)))
+        plan = method.plan(trained(), dataclasses.replace(context, score=lambda model, *, key="": score(workload, model)))
     return plan, measured.timings
 
 

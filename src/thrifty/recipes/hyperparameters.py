@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -120,6 +120,22 @@ def recipe_text(default: str = "") -> Any:
     return field(default=default, metadata={"recipe": True})
 
 
+def recipe_texts(*default: str) -> Any:
+    """A hyperparameter that is a tuple of recipes' texts, such as the alternatives of a search."""
+    return field(default=default, metadata={"recipes": True})
+
+
+def read_text(default: str, read: Callable[[str], Any], permitted: str) -> Any:
+    """A hyperparameter that is a text with a meaning of its own.
+
+    Args:
+        default: the text.
+        read: text -> its meaning; raises a `ThriftyError` that says what is wrong with it.
+        permitted: what it may be, in a few words.
+    """
+    return field(default=default, metadata={"read": read, "permitted": permitted})
+
+
 def validate(method: Any, name: str) -> None:
     """Check every field of a frozen dataclass against its metadata.
 
@@ -148,8 +164,15 @@ def validate(method: Any, name: str) -> None:
             raise HyperparameterError(f"{says} must give each regular expression one of {', '.join(meta['table'])}")
         elif "sizes" in meta and not (isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)):
             raise HyperparameterError(f"{says} must be sizes, whole numbers of 1 or more, as (1, 4, 16)")
-        elif "recipe" in meta and not isinstance(value, str):
-            raise HyperparameterError(f"{says} must be a recipe's text")
+        elif ("recipe" in meta or "read" in meta) and not isinstance(value, str):
+            raise HyperparameterError(f"{says} must be a text{', a recipe' * ('recipe' in meta)}")
+        elif "recipes" in meta and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
+            raise HyperparameterError(f"{says} must be recipes' texts, as ('quantize(w8a8)', 'prune(ratio=0.5)')")
+        elif "read" in meta:
+            try:
+                meta["read"](value)
+            except ThriftyError as error:
+                raise HyperparameterError(f"{says}: {error}") from error
         elif "pattern" in meta and not _is_pattern(value):
             raise HyperparameterError(f"{says} must be a regular expression")
         elif str(spec.type) == "bool" and not isinstance(value, bool):

@@ -31,6 +31,7 @@ BUILT_IN = {
     "vera": "thrifty.training.peft.vera:Vera",
     "low_rank": "thrifty.posttraining.low_rank:LowRank",
     "prune": "thrifty.posttraining.prune:Prune",
+    "nas": "thrifty.posttraining.nas.nas:Nas",
     "quantize": "thrifty.posttraining.quantize:Quantize",
     "export": "thrifty.compilers.export:Export",
     "inductor": "thrifty.compilers.inductor:Inductor",

@@ -200,14 +200,14 @@ class Measurements:
         """Seconds that are left of the budget."""
         return self._budget - sum(metered.seconds for metered in self.made) - sum(self.recalled)
 
-    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
+    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
         """As `thrifty.recipes.context.Clock` says."""
         given = self._workload.example(1) if inputs is None else inputs
-        return self._measured("time", lambda: (seconds_a_call(module, given, self._target, engine), None))
+        return self._measured("time", lambda: (seconds_a_call(module, given, self._target, engine), None), key)
 
-    def score(self, model: nn.Module) -> float:
+    def score(self, model: nn.Module, *, key: str = "") -> float:
         """Quality on validation, higher is better."""
-        return self._measured("score", lambda: scored(self._workload, model))
+        return self._measured("score", lambda: scored(self._workload, model), key)
 
     def fit(self, model: nn.Module, methods: Sequence[Method], steps: int) -> nn.Module:
         """As `thrifty.recipes.context.Trainer` says."""
@@ -230,8 +230,8 @@ class Measurements:
         self._journal.add(Entry("fit", None, metered.seconds, done.flops), weights)
         return done.model
 
-    def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]]) -> float:
-        if (kept := self._journal.next(kind)) is not None:
+    def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]], key: str) -> float:
+        if (kept := self._journal.next(kind, key)) is not None:
             self.recalled.append(kept.seconds)
             assert kept.value is not None
             return kept.value
@@ -239,7 +239,7 @@ class Measurements:
         with Meter(self._device) as meter:
             value, meter.flops = measure()
         self.made.append(meter.read())
-        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops))
+        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops, key))
         return value
 
     def _require_time(self) -> None:
@@ -313,9 +313,9 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
 
 def rehearsal_context(workload: Workload, target: Target, seed: int, examples: int) -> Context:
     """A context in which nothing is timed, judged or trained: a module takes as long as its parameters are many."""
-    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
+    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
         return 1e-6 + 1e-9 * sum(p.numel() for p in module.parameters())
 
     return dataclasses.replace(
         make_context(workload, target, seed, lambda event: None, examples=examples), rehearsal=True, time=supposed,
-        score=lambda model: 0.0, fit=lambda model, methods, steps: model)
+        score=lambda model, *, key="": 0.0, fit=lambda model, methods, steps: model)
