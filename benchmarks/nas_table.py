@@ -1,0 +1,187 @@
+"""Trains every architecture of `nas_cells` and writes the table that searches are judged by.
+
+    python benchmarks/nas_table.py --device cuda --seeds 3 --out benchmarks/nas_table.csv
+
+All architectures of a seed train at once: their weights are stacked, each edge's convolutions run for those architectures alone
+that have one there, and Adam works element by element, so that each trains as it would alone. The same seed draws the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import time
+from pathlib import Path
+
+import nas_cells as cells
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BATCH, RATE, EPOCHS = 128, 3e-3, 10
+MOMENTUM = 0.1
+
+
+class Norm(nn.Module):
+    """Batch norm of [images, models, channels, ...], each model's channels apart."""
+
+    def __init__(self, models: int, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(models, width)), nn.Parameter(torch.zeros(models, width))
+        self.register_buffer("mean", torch.zeros(models, width))
+        self.register_buffer("variance", torch.ones(models, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        models, width = self.weight.shape
+        flat = x.reshape(len(x), models * width, *x.shape[3:])
+        found = F.batch_norm(flat, self.mean.view(-1), self.variance.view(-1), self.weight.reshape(-1), self.bias.reshape(-1),
+                             self.training, MOMENTUM)
+        return found.view(x.shape)
+
+
+class Conv(nn.Module):
+    """3x3 convolutions of [images, models, channels, height, width], each model's weight its own."""
+
+    def __init__(self, models: int, inputs: int, outputs: int, stride: int, draw: torch.Generator) -> None:
+        super().__init__()
+        self.stride = stride
+        bound = 1 / math.sqrt(inputs * 9)  # as nn.Conv2d draws
+        self.weight = nn.Parameter((torch.rand(models, outputs, inputs, 3, 3, generator=draw) * 2 - 1) * bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.bfloat16)
+        count, models, inputs, height, width = x.shape
+        outputs, s = self.weight.shape[1], self.stride
+        high, wide = (height - 1) // s + 1, (width - 1) // s + 1
+        windows = F.pad(x, (1, 1, 1, 1)).unfold(3, 3, s).unfold(4, 3, s)
+        columns = windows.permute(1, 0, 3, 4, 2, 5, 6).reshape(models, count * high * wide, inputs * 9)  # one product a model
+        found = torch.bmm(columns, self.weight.reshape(models, outputs, inputs * 9).to(columns.dtype).transpose(1, 2))
+        return found.view(models, count, high, wide, outputs).permute(1, 0, 4, 2, 3)
+
+
+class Edge(nn.Module):
+    """One edge of all models: skip, pool or convolution, each for the models that have it."""
+
+    def __init__(self, kinds: Tensor, width: int, draw: torch.Generator) -> None:
+        super().__init__()
+        for name, kind in (("pools", 1), ("convolutions", 2)):
+            self.register_buffer(name, (kinds == kind).nonzero()[:, 0])
+        self.conv, self.norm = (Conv(len(self.convolutions), width, width, 1, draw), Norm(len(self.convolutions), width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = x
+        if len(self.pools):
+            some = x.index_select(1, self.pools)
+            pooled = F.avg_pool2d(some.flatten(0, 2)[:, None], 3, 1, 1, count_include_pad=False).view(some.shape)
+            found = found.index_copy(1, self.pools, pooled)
+        if len(self.convolutions):
+            some = x.index_select(1, self.convolutions)
+            found = found.index_copy(1, self.convolutions, self.norm(self.conv(F.relu(some))).to(found.dtype))
+        return found
+
+
+class Nets(nn.Module):
+    """Every architecture of a list, trained at once."""
+
+    def __init__(self, genotypes: list[cells.Genotype], seed: int) -> None:
+        super().__init__()
+        draw, kinds, n = torch.Generator().manual_seed(seed), torch.tensor(genotypes), len(genotypes)
+        self.models = n
+        self.stem, self.stem_norm = Conv(n, 1, cells.WIDTH, 1, draw), Norm(n, cells.WIDTH)
+        self.first = nn.ModuleList(Edge(kinds[:, i], cells.WIDTH, draw) for i in range(len(cells.EDGES)))
+        self.reduce, self.reduce_norm = Conv(n, cells.WIDTH, 2 * cells.WIDTH, 2, draw), Norm(n, 2 * cells.WIDTH)
+        self.second = nn.ModuleList(Edge(kinds[:, i], 2 * cells.WIDTH, draw) for i in range(len(cells.EDGES)))
+        bound = 1 / math.sqrt(2 * cells.WIDTH)
+        self.head = nn.Parameter((torch.rand(n, 2 * cells.WIDTH, cells.CLASSES, generator=draw) * 2 - 1) * bound)
+        self.bias = nn.Parameter(torch.zeros(n, 1, cells.CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[images, 1, 14, 14] -> [models, images, classes]."""
+        x = images[:, None].expand(-1, self.models, -1, -1, -1)
+        x = self.cell(self.first, self.stem_norm(self.stem(x)))
+        x = self.cell(self.second, self.reduce_norm(self.reduce(F.relu(x))))
+        return torch.baddbmm(self.bias, F.relu(x).float().mean((3, 4)).transpose(0, 1), self.head)
+
+    @staticmethod
+    def cell(edges: nn.ModuleList, x: Tensor) -> Tensor:
+        nodes = [x]
+        for node in range(1, 4):
+            into = [edges[i](nodes[start]) for i, (start, end) in enumerate(cells.EDGES) if end == node]
+            nodes.append(sum(into[1:], into[0]))
+        return nodes[-1]
+
+
+def train(nets: Nets, data: dict[str, tuple[Tensor, Tensor]], seed: int, steps: int, report: bool = True) -> None:
+    x, y = data["train"]
+    optimizer = torch.optim.Adam(nets.parameters(), lr=RATE, fused=x.is_cuda)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    draw, order, began = torch.Generator().manual_seed(1000 + seed), torch.empty(0, dtype=torch.int64), time.perf_counter()
+    for step in range(steps):
+        if len(order) < BATCH:
+            order = torch.randperm(len(x), generator=draw)
+        rows, order = order[:BATCH].to(x.device), order[BATCH:]
+        logits = nets(x[rows])
+        loss = F.cross_entropy(logits.flatten(0, 1), y[rows].repeat(nets.models), reduction="sum") / BATCH  # a sum over models
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if report and step % 50 == 0:
+            print(f"seed {seed} step {step} of {steps}: loss {float(loss) / nets.models:.3f}, {time.perf_counter() - began:.1f} s",
+                  flush=True)
+
+
+@torch.no_grad()
+def accuracies(nets: Nets, data: tuple[Tensor, Tensor], batch: int = 250) -> Tensor:
+    """[models] share of the images that are told right."""
+    nets.eval()
+    hits = sum((nets(x).argmax(-1) == y).sum(1) for x, y in zip(data[0].split(batch), data[1].split(batch), strict=True))
+    nets.train()
+    return hits / len(data[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=EPOCHS * (cells.TRAIN // BATCH))
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds for all seeds; fewer steps where they do not fit")
+    parser.add_argument("--first", type=int, default=cells.ARCHITECTURES, help="train the first so many alone")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    began = time.perf_counter()
+    data = {name: (x.to(arguments.device), y.to(arguments.device)) for name, (x, y) in cells.images().items()}
+    genotypes = [cells.genotype(i) for i in range(min(arguments.first, cells.ARCHITECTURES))]
+    columns: dict[str, list[float]] = {}
+    steps = arguments.steps
+    if arguments.budget < math.inf:
+        trial = Nets(genotypes, 0).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+            train(trial, data, 0, 5, report=False)
+            float(next(trial.parameters()).sum())  # waits for the device
+            first = time.perf_counter()
+            train(trial, data, 0, 10, report=False)
+            float(next(trial.parameters()).sum())
+        each = (time.perf_counter() - first) / 10
+        steps = min(steps, int((0.9 * arguments.budget - (time.perf_counter() - began)) / arguments.seeds / each))
+        print(f"{1e3 * each:.1f} ms a step: {steps} steps", flush=True)
+        del trial
+    for seed in range(arguments.seeds):
+        nets = Nets(genotypes, seed).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+            train(nets, data, seed, steps)
+        for split in ("validation", "test"):
+            columns[f"{split}{seed}"] = [round(float(value), 4) for value in accuracies(nets, data[split])]
+        print(f"seed {seed}: best {max(columns[f'validation{seed}']):.4f}, least {min(columns[f'validation{seed}']):.4f}, "
+              f"{time.perf_counter() - began:.0f} s", flush=True)
+        with arguments.out.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["architecture", *columns])
+            writer.writerows(["".join(map(str, found)), *values] for found, *values in zip(genotypes, *columns.values(), strict=True))
+
+
+if __name__ == "__main__":
+    main()
