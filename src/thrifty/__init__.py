@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from thrifty.studies.store import Store as Store
     from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
-    from thrifty.training.distillation import Distill as Distill
+    from thrifty.training.distillation.distill import Distill as Distill
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
@@ -151,7 +151,7 @@ _NAMES = {
     "training.optimizers.adamw8bit": "AdamW8bit",
     "training.optimizers.ema": "Ema",
     "training.mixed_precision": "Bf16 Fp16 Fp8 Tf32",
-    "training.distillation": "Distill",
+    "training.distillation.distill": "Distill",
     "training.qat.qat": "Qat",
     "training.peft.lora": "Lora",
     "training.peft.ia3": "Ia3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -24,7 +25,7 @@ from thrifty.compilers.parity import as_tuple
 from thrifty.errors import ThriftyError
 from thrifty.measure.meter import Meter, Metered
 from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.context import Context, SearchBudgetSpent
+from thrifty.recipes.context import Context, DistilledBlock, SearchBudgetSpent
 from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
@@ -34,6 +35,7 @@ from thrifty.runs import cache
 from thrifty.runs.journal import Entry, Journal
 from thrifty.studies.events import Event, Noted
 from thrifty.target import Target
+from thrifty.training.distillation.blockwise import Example, distil_block, record
 from thrifty.training.flops import count_flops
 from thrifty.training.loop import train
 from thrifty.training.setup import Setup
@@ -226,9 +228,28 @@ class Measurements:
             meter.flops = done.flops
         metered = meter.read()
         self.made.append(metered)
-        weights = {name: x.detach().clone().contiguous() for name, x in done.model.state_dict().items()}
-        self._journal.add(Entry("fit", None, metered.seconds, done.flops), weights)
+        self._journal.add(Entry("fit", None, metered.seconds, done.flops), _weights(done.model))
         return done.model
+
+    def distil(self, student: nn.Module, examples: Sequence[Example], *, steps: int = 100,
+               seconds: float = math.inf, key: str = "") -> DistilledBlock:
+        """As `thrifty.recipes.context.Distiller` says."""
+        if (kept := self._journal.next("distil", key)) is not None:
+            self.recalled.append(kept.seconds)
+            student = copy.deepcopy(student).eval()
+            student.load_state_dict(self._journal.weights())
+            assert kept.value is not None and kept.flops is not None
+            return DistilledBlock(student, kept.details["error_before"], kept.value, int(kept.details["steps"]), kept.seconds,
+                                  kept.flops)
+        self._require_time()
+        with Meter(self._device) as meter:
+            done = distil_block(student, examples, steps=steps, seconds=min(seconds, self.remaining()), seed=self._seed)
+            meter.flops = done.flops
+        metered = meter.read()
+        self.made.append(metered)
+        self._journal.add(Entry("distil", done.error, metered.seconds, done.flops,
+                                {"error_before": done.error_before, "steps": done.steps}, key), _weights(done.student))
+        return done
 
     def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]], key: str) -> float:
         if (kept := self._journal.next(kind, key)) is not None:
@@ -239,12 +260,16 @@ class Measurements:
         with Meter(self._device) as meter:
             value, meter.flops = measure()
         self.made.append(meter.read())
-        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops, key))
+        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops, key=key))
         return value
 
     def _require_time(self) -> None:
         if self.remaining() <= 0:
             raise SearchBudgetSpent(f"the {self._budget:g} s that this search may measure are spent")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: x.detach().clone().contiguous() for name, x in model.state_dict().items()}
 
 
 def _no_teacher(text: str) -> nn.Module:
@@ -307,6 +332,7 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
     )
     if measurements is not None:
         found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,
+                                    record=record, distil=measurements.distil,
                                     fit=None if workload.loss is None or workload.train is None else measurements.fit)
     return found if recall is None else dataclasses.replace(found, recall=recall)
 
@@ -316,6 +342,10 @@ def rehearsal_context(workload: Workload, target: Target, seed: int, examples: i
     def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
         return 1e-6 + 1e-9 * sum(p.numel() for p in module.parameters())
 
+    def untrained(student: nn.Module, examples: Sequence[Example], *, steps: int = 100,
+                  seconds: float = math.inf, key: str = "") -> DistilledBlock:
+        return distil_block(student, examples, steps=0)
+
     return dataclasses.replace(
         make_context(workload, target, seed, lambda event: None, examples=examples), rehearsal=True, time=supposed,
-        score=lambda model, *, key="": 0.0, fit=lambda model, methods, steps: model)
+        score=lambda model, *, key="": 0.0, fit=lambda model, methods, steps: model, record=record, distil=untrained)

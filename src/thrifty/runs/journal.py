@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -21,10 +21,11 @@ class Entry:
     """One thing that was measured.
 
     Args:
-        kind: "time", "score" or "fit".
+        kind: "time", "score", "fit" or "distil".
         value: the figure; None of a training, whose weights lie beside the journal.
         seconds: that it took when it was measured.
         flops: likewise; None where they were not counted.
+        details: further figures by name.
         key: of the question, where it names one: the entry then answers that question alone, whenever it is asked.
     """
 
@@ -32,6 +33,7 @@ class Entry:
     value: float | None
     seconds: float
     flops: float | None = None
+    details: dict[str, float] = field(default_factory=dict)
     key: str = ""
 
 
@@ -46,11 +48,11 @@ class Journal:
 
     >>> journal = Journal(entries=[Entry("time", 0.25, 1.0)])
     >>> journal.next("time"), journal.next("time")
-    (Entry(kind='time', value=0.25, seconds=1.0, flops=None, key=''), None)
+    (Entry(kind='time', value=0.25, seconds=1.0, flops=None, details={}, key=''), None)
     """
 
     def __init__(self, directory: Path | None = None, entries: list[Entry] | None = None) -> None:
-        self._directory, self._at, self._on_disk = directory, 0, 0
+        self._directory, self._at, self._on_disk, self._given = directory, 0, 0, -1
         self.entries = list(entries or ()) if directory is None else _read(directory / FILE)
 
     def next(self, kind: str, key: str = "") -> Entry | None:
@@ -60,8 +62,9 @@ class Journal:
             kind: of the entry.
             key: of the question; an entry of that key comes before the next one in order.
         """
-        for entry in self.entries:
+        for i, entry in enumerate(self.entries):
             if key and (entry.kind, entry.key) == (kind, key):
+                self._given = i
                 return entry
         while self._at < len(self.entries) and self.entries[self._at].key:
             self._at += 1
@@ -73,7 +76,7 @@ class Journal:
                 del self.entries[self._at:]
                 self._on_disk = 0
             return None
-        self._at += 1
+        self._given, self._at = self._at, self._at + 1
         return found
 
     def add(self, entry: Entry, weights: dict[str, Tensor] | None = None) -> None:
@@ -102,7 +105,7 @@ class Journal:
 
     def weights(self) -> dict[str, Tensor]:
         """Of the entry that `next` gave last."""
-        return safetensors.torch.load_file(self._weights(self._at - 1))
+        return safetensors.torch.load_file(self._weights(self._given))
 
     def _weights(self, index: int) -> Path:
         assert self._directory is not None

@@ -14,8 +14,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.posttraining.nas.blocks import Block, Flow, LeftOut, apart, in_place
-from thrifty.posttraining.nas.matching import matched
+from thrifty.posttraining.nas.blocks import Block, Call, LeftOut, apart, in_place
 from thrifty.recipes.context import Context
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Plan, Transform
@@ -69,7 +68,7 @@ def transforms(text: str) -> list[Transform]:
     return [phase for phase in phases if isinstance(phase, Transform)]
 
 
-def make(block: nn.Module, one: Block, text: str, given: Flow, held: Flow, context: Context, steps: int) -> Made:
+def make(block: nn.Module, one: Block, text: str, seen: Sequence[Call], context: Context, steps: int, key: str = "") -> Made:
     """Decide an alternative of a block.
 
     Float weights that transforms changed are distilled once, before those transforms that leave none.
@@ -78,9 +77,10 @@ def make(block: nn.Module, one: Block, text: str, given: Flow, held: Flow, conte
         block: the module; not changed.
         one: what is known of it.
         text: a recipe of transforms, or "left out".
-        given, held: what the block reads and gives, to learn from and to judge by.
-        context: of the search, for its seed and target.
+        seen: what the block reads and gives.
+        context: of the search; where it distils nothing, the alternative stays as its transforms leave it.
         steps: of the distillation.
+        key: of what is distilled.
 
     Raises:
         ThriftyError: a transform cannot be applied to this block; says why.
@@ -88,16 +88,18 @@ def make(block: nn.Module, one: Block, text: str, given: Flow, held: Flow, conte
     if text == LEFT_OUT:
         return Made(LEFT_OUT)
     module = apart(copy.deepcopy(block), one.form).eval()
-    inner = Context(example=one.example, calibration=lambda: iter(given.inputs), seed=context.seed, target=context.target,
-                    rehearsal=context.rehearsal)
+    inner = Context(example=one.example, calibration=lambda: (call.args for call in seen), seed=context.seed,
+                    target=context.target, rehearsal=context.rehearsal)
     parts: list[Part] = []
     pending = False
 
     def learn(module: nn.Module) -> nn.Module:
-        learned = matched(module, given, held, steps)
-        if learned is not module:
-            parts.append((WEIGHTS, {}, {name: x.detach().clone().contiguous() for name, x in learned.state_dict().items()}))
-        return learned
+        if context.distil is None or not steps:
+            return module
+        done = context.distil(module, seen, steps=steps, key=f"{key}/{len(parts)}")
+        if done.error < done.error_before:
+            parts.append((WEIGHTS, {}, {name: x.detach().clone().contiguous() for name, x in done.student.state_dict().items()}))
+        return done.student
 
     for phase in transforms(text):
         if "float-weights" in phase.removes and pending:

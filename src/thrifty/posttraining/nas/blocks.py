@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -260,34 +260,48 @@ def _shared(model: nn.Module) -> Counter[int]:
 
 @final
 @dataclass(frozen=True)
-class Flow:
-    """What a block read and gave on calibration data.
+class Call:
+    """One call of a block `apart` on calibration data, as `Context.distil` takes it.
 
     Args:
-        inputs: its tensors, a tuple a batch.
-        outputs: the tensors that it gave, a tuple a batch.
+        args: the tensors that it read.
+        output: what it gave.
     """
 
-    inputs: tuple[tuple[Tensor, ...], ...]
-    outputs: tuple[tuple[Tensor, ...], ...]
+    args: tuple[Tensor, ...]
+    output: Any
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    valid: None = None
 
 
-def flow(model: nn.Module, name: str, batches: Iterable[tuple[Tensor, ...]]) -> Flow:
-    """Run the model up to a block, batch by batch."""
-    inputs: list[tuple[Tensor, ...]] = []
-    outputs: list[tuple[Tensor, ...]] = []
+def calls(model: nn.Module, name: str, batches: Iterable[tuple[Tensor, ...]], most: int) -> list[Call]:
+    """Run the model up to a block, batch by batch, and keep what the block read and gave.
 
-    def heard(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        inputs.append(tuple(x.detach().clone() for x in Form.tensors(args, kwargs)))
-        outputs.append(tuple(x.detach().clone() for x in tensors_of(output)))
+    Args:
+        model: in eval mode.
+        name: of the block.
+        batches: of the model's inputs.
+        most: numbers in its inputs at which it is enough.
+    """
+    found: list[Call] = []
+
+    def read(_: nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(Call(tuple(x.detach().clone() for x in Form.tensors(args, kwargs)), None))  # before it writes over them
+
+    def gave(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        found[-1] = Call(found[-1].args, pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, output))
         raise _Enough
 
-    handle = model.get_submodule(name).register_forward_hook(heard, with_kwargs=True)
+    module = model.get_submodule(name)
+    handles = [module.register_forward_pre_hook(read, with_kwargs=True), module.register_forward_hook(gave, with_kwargs=True)]
     try:
         with torch.no_grad():
             for batch in batches:
                 with contextlib.suppress(_Enough):
                     model(*batch)
+                if sum(x.numel() for call in found for x in call.args) >= most:
+                    break
     finally:
-        handle.remove()
-    return Flow(tuple(inputs), tuple(outputs))
+        for handle in handles:
+            handle.remove()
+    return found

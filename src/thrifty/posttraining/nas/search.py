@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -17,22 +18,20 @@ from thrifty.errors import ThriftyError
 from thrifty.measure.environment import processor
 from thrifty.numerics.flat import tensors_of
 from thrifty.posttraining.nas.alternatives import AS_IT_IS, LEFT_OUT, Made, OutOfTime, build, make, reason, within
-from thrifty.posttraining.nas.blocks import Block, Flow, apart, blocks, flow, names
+from thrifty.posttraining.nas.blocks import Block, Call, apart, blocks, calls, names
 from thrifty.posttraining.nas.table import BATCH, Names, Row, Table, Whole
 from thrifty.posttraining.quantization.outputs import Outputs, split
 from thrifty.posttraining.quantization.sensitivity import exchanged, held
 from thrifty.recipes.context import Context, SearchBudgetSpent
 from thrifty.recipes.recipe import Recipe
 
-LEARNED = 0.75
-"""Share of a block's batches that it learns from; the others judge."""
 VALUES = 2**24
 """Numbers in a block's inputs that are held at once, at most."""
 REHEARSED = 2
 """Blocks, and alternatives of each, in a rehearsal."""
 
-Data = Callable[[], tuple[Flow, Flow]]
-"""What a block reads and gives, to learn from and to judge by; made when it is first asked for."""
+Data = Callable[[], list[Call]]
+"""What a block reads and gives; made when it is first asked for."""
 
 
 @final
@@ -99,7 +98,7 @@ class Search:
             self.context.progress(f"block {i + 1} of {len(self.blocks)}: {one.name}")
             first = self._timed(one, Made(AS_IT_IS), Row(AS_IT_IS, 0.0, *self._sizes(one, Made(AS_IT_IS))))
             found, refused[one.name] = [first], {}
-            data = functools.cache(functools.partial(self._flows, one.name))
+            data = functools.cache(functools.partial(self._calls, one.name))
             for text in self._texts(one):
                 try:
                     with within(self.settings.seconds):
@@ -130,8 +129,7 @@ class Search:
     def _decided(self, one: Block, text: str, data: Data, key: str) -> dict[str, Any]:
         """An alternative and its scores; or why there is none, which holds as long as the model does."""
         try:
-            given, other = data()
-            made = make(self.model.get_submodule(one.name), one, text, given, other, self.context, self.settings.steps)
+            made = make(self.model.get_submodule(one.name), one, text, data(), self.context, self.settings.steps, key)
             size, peak = self._sizes(one, made)
             error, drop = self._scored({one.name: made}, key)
         except (SearchBudgetSpent, OutOfTime):
@@ -141,22 +139,10 @@ class Search:
         values, tensors = made.to_values()
         return {"parts": values, "bytes": size, "peak": peak, "error": error, "drop": drop, **tensors}
 
-    def _flows(self, name: str) -> tuple[Flow, Flow]:
-        """What a block reads and gives, to learn from and to judge by."""
-        batches, numbers = [], 0
-        for batch in self.context.calibration():
-            batches.append(batch)
-            if self.context.rehearsal:
-                break
-        found = flow(self.model, name, batches)
-        for kept, inputs in enumerate(found.inputs, 1):
-            numbers += sum(x.numel() for x in inputs)
-            if numbers >= VALUES:
-                found = Flow(found.inputs[:kept], found.outputs[:kept])
-                break
-        cut = max(1, round(LEARNED * len(found.inputs)))
-        other = Flow(found.inputs[cut:] or found.inputs, found.outputs[cut:] or found.outputs)
-        return Flow(found.inputs[:cut], found.outputs[:cut]), other
+    def _calls(self, name: str) -> list[Call]:
+        """What a block reads and gives on calibration data."""
+        batches = self.context.calibration()
+        return calls(self.model, name, itertools.islice(batches, 1) if self.context.rehearsal else batches, VALUES)
 
     # -- measures -------------------------------------------------------------------------------------------------
 

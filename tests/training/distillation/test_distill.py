@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from thrifty import AdamW, Bf16, CrossEntropy, Distill
 from thrifty.errors import ThriftyError
 from thrifty.recipes.phases import Train
-from thrifty.training.distillation import divergence
+from thrifty.training.distillation.distill import divergence
 from thrifty.training.loop import fit
 from thrifty.training.session import TrainingSession
 
