@@ -24,41 +24,65 @@ MOMENTUM = 0.1
 
 
 class Norm(nn.Module):
-    """Batch norm of [images, models, channels, ...], each model's channels apart."""
+    """Batch norm of [models, images, height, width, channels], each model's channels apart."""
 
     def __init__(self, models: int, width: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(models, width)), nn.Parameter(torch.zeros(models, width))
-        self.register_buffer("mean", torch.zeros(models, width))
-        self.register_buffer("variance", torch.ones(models, width))
+        self.weight, self.bias = nn.Parameter(torch.ones(models, 1, width)), nn.Parameter(torch.zeros(models, 1, width))
+        self.register_buffer("mean", torch.zeros(models, 1, width))
+        self.register_buffer("variance", torch.ones(models, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        models, width = self.weight.shape
-        flat = x.reshape(len(x), models * width, *x.shape[3:])
-        found = F.batch_norm(flat, self.mean.view(-1), self.variance.view(-1), self.weight.reshape(-1), self.bias.reshape(-1),
-                             self.training, MOMENTUM)
-        return found.view(x.shape)
+        flat = x.reshape(len(x), -1, x.shape[-1])
+        mean, variance = self.mean, self.variance
+        if self.training:
+            variance, mean = torch.var_mean(flat.float(), 1, correction=0, keepdim=True)
+            with torch.no_grad():
+                self.mean.lerp_(mean, MOMENTUM)
+                self.variance.lerp_(variance * flat.shape[1] / (flat.shape[1] - 1), MOMENTUM)
+        scale = self.weight * (variance + 1e-5).rsqrt()
+        return torch.addcmul((self.bias - mean * scale).to(flat.dtype), flat, scale.to(flat.dtype)).view(x.shape)
+
+
+class Windows(torch.autograd.Function):
+    """[models, images, height, width, channels] -> [models, images, height, width, 9, channels]: what a 3x3 kernel reads."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, stride: int) -> Tensor:
+        ctx.shape, ctx.stride = x.shape, stride
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        return torch.stack([padded[where] for where in _places(x.shape, stride)], 4)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        models, images, height, width, channels = ctx.shape
+        found = gradient.new_zeros(models, images, height + 2, width + 2, channels)
+        for k, where in enumerate(_places(ctx.shape, ctx.stride)):
+            found[where] += gradient[..., k, :]
+        return found[:, :, 1:-1, 1:-1], None
+
+
+def _places(shape: torch.Size, s: int) -> list[tuple[slice, ...]]:
+    high, wide = (shape[2] - 1) // s + 1, (shape[3] - 1) // s + 1
+    every = slice(None)
+    return [(every, every, slice(i, i + s * (high - 1) + 1, s), slice(j, j + s * (wide - 1) + 1, s))
+            for i in range(3) for j in range(3)]
 
 
 class Conv(nn.Module):
-    """3x3 convolutions of [images, models, channels, height, width], each model's weight its own."""
+    """3x3 convolutions of [models, images, height, width, channels], each model's weight [9, inputs, outputs] its own."""
 
     def __init__(self, models: int, inputs: int, outputs: int, stride: int, draw: torch.Generator) -> None:
         super().__init__()
         self.stride = stride
         bound = 1 / math.sqrt(inputs * 9)  # as nn.Conv2d draws
-        self.weight = nn.Parameter((torch.rand(models, outputs, inputs, 3, 3, generator=draw) * 2 - 1) * bound)
+        self.weight = nn.Parameter((torch.rand(models, 9, inputs, outputs, generator=draw) * 2 - 1) * bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.bfloat16)
-        count, models, inputs, height, width = x.shape
-        outputs, s = self.weight.shape[1], self.stride
-        high, wide = (height - 1) // s + 1, (width - 1) // s + 1
-        windows = F.pad(x, (1, 1, 1, 1)).unfold(3, 3, s).unfold(4, 3, s)
-        columns = windows.permute(1, 0, 3, 4, 2, 5, 6).reshape(models, count * high * wide, inputs * 9)  # one product a model
-        found = torch.bmm(columns, self.weight.reshape(models, outputs, inputs * 9).to(columns.dtype).transpose(1, 2))
-        return found.view(models, count, high, wide, outputs).permute(1, 0, 4, 2, 3)
+        columns = Windows.apply(x, self.stride)
+        models, images, high, wide = columns.shape[:4]
+        weight = self.weight.to(columns.dtype).flatten(1, 2)
+        return torch.bmm(columns.flatten(4).flatten(1, 3), weight).view(models, images, high, wide, -1)
 
 
 class Edge(nn.Module):
@@ -73,22 +97,28 @@ class Edge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found = x
         if len(self.pools):
-            some = x.index_select(1, self.pools)
-            pooled = F.avg_pool2d(some.flatten(0, 2)[:, None], 3, 1, 1, count_include_pad=False).view(some.shape)
-            found = found.index_copy(1, self.pools, pooled)
+            some = x.index_select(0, self.pools)
+            pooled = F.avg_pool2d(some.flatten(0, 1).permute(0, 3, 1, 2), 3, 1, 1, count_include_pad=False)
+            found = found.index_copy(0, self.pools, pooled.permute(0, 2, 3, 1).reshape(some.shape))
         if len(self.convolutions):
-            some = x.index_select(1, self.convolutions)
-            found = found.index_copy(1, self.convolutions, self.norm(self.conv(F.relu(some))).to(found.dtype))
+            some = x.index_select(0, self.convolutions)
+            found = found.index_copy(0, self.convolutions, self.norm(self.conv(F.relu(some))))
         return found
 
 
 class Nets(nn.Module):
-    """Every architecture of a list, trained at once."""
+    """Every architecture of a list, trained at once.
 
-    def __init__(self, genotypes: list[cells.Genotype], seed: int) -> None:
+    Args:
+        genotypes: of the architectures.
+        seed: of their weights.
+        dtype: that activations are in; weights, statistics and sums of squares are float32.
+    """
+
+    def __init__(self, genotypes: list[cells.Genotype], seed: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         draw, kinds, n = torch.Generator().manual_seed(seed), torch.tensor(genotypes), len(genotypes)
-        self.models = n
+        self.models, self.dtype = n, dtype
         self.stem, self.stem_norm = Conv(n, 1, cells.WIDTH, 1, draw), Norm(n, cells.WIDTH)
         self.first = nn.ModuleList(Edge(kinds[:, i], cells.WIDTH, draw) for i in range(len(cells.EDGES)))
         self.reduce, self.reduce_norm = Conv(n, cells.WIDTH, 2 * cells.WIDTH, 2, draw), Norm(n, 2 * cells.WIDTH)
@@ -99,10 +129,10 @@ class Nets(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[images, 1, 14, 14] -> [models, images, classes]."""
-        x = images[:, None].expand(-1, self.models, -1, -1, -1)
+        x = images[:, 0, :, :, None].to(self.dtype).expand(self.models, *images.shape[:1], *images.shape[2:], 1)
         x = self.cell(self.first, self.stem_norm(self.stem(x)))
         x = self.cell(self.second, self.reduce_norm(self.reduce(F.relu(x))))
-        return torch.baddbmm(self.bias, F.relu(x).float().mean((3, 4)).transpose(0, 1), self.head)
+        return torch.baddbmm(self.bias, F.relu(x).float().mean((2, 3)), self.head)
 
     @staticmethod
     def cell(edges: nn.ModuleList, x: Tensor) -> Tensor:
@@ -129,7 +159,7 @@ def train(nets: Nets, data: dict[str, tuple[Tensor, Tensor]], seed: int, steps: 
         optimizer.step()
         schedule.step()
         if report and step % 50 == 0:
-            print(f"seed {seed} step {step} of {steps}: loss {float(loss) / nets.models:.3f}, {time.perf_counter() - began:.1f} s",
+            print(f"seed {seed} step {step} of {steps}: loss {loss.item() / nets.models:.3f}, {time.perf_counter() - began:.1f} s",
                   flush=True)
 
 
@@ -151,28 +181,26 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=cells.ARCHITECTURES, help="train the first so many alone")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = True
+    dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     began = time.perf_counter()
     data = {name: (x.to(arguments.device), y.to(arguments.device)) for name, (x, y) in cells.images().items()}
     genotypes = [cells.genotype(i) for i in range(min(arguments.first, cells.ARCHITECTURES))]
     columns: dict[str, list[float]] = {}
     steps = arguments.steps
     if arguments.budget < math.inf:
-        trial = Nets(genotypes, 0).to(arguments.device)
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
-            train(trial, data, 0, 5, report=False)
-            float(next(trial.parameters()).sum())  # waits for the device
-            first = time.perf_counter()
-            train(trial, data, 0, 10, report=False)
-            float(next(trial.parameters()).sum())
+        trial = Nets(genotypes, 0, dtype).to(arguments.device)
+        train(trial, data, 0, 5, report=False)
+        trial.bias.sum().item()  # waits for the device
+        first = time.perf_counter()
+        train(trial, data, 0, 10, report=False)
+        trial.bias.sum().item()
         each = (time.perf_counter() - first) / 10
         steps = min(steps, int((0.9 * arguments.budget - (time.perf_counter() - began)) / arguments.seeds / each))
         print(f"{1e3 * each:.1f} ms a step: {steps} steps", flush=True)
         del trial
     for seed in range(arguments.seeds):
-        nets = Nets(genotypes, seed).to(arguments.device)
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
-            train(nets, data, seed, steps)
+        nets = Nets(genotypes, seed, dtype).to(arguments.device)
+        train(nets, data, seed, steps)
         for split in ("validation", "test"):
             columns[f"{split}{seed}"] = [round(float(value), 4) for value in accuracies(nets, data[split])]
         print(f"seed {seed}: best {max(columns[f'validation{seed}']):.4f}, least {min(columns[f'validation{seed}']):.4f}, "

@@ -26,6 +26,8 @@ BUILT_IN = {
     "tf32": "thrifty.training.mixed_precision:Tf32",
     "distill": "thrifty.training.distillation.distill:Distill",
     "qat": "thrifty.training.qat.qat:Qat",
+    "darts": "thrifty.training.nas.darts:Darts",
+    "choices": "thrifty.training.nas.choices:Choices",
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",
     "vera": "thrifty.training.peft.vera:Vera",

@@ -170,6 +170,8 @@ class TrainingSession(Session):
         """
         batch = moved(batch, self.device)
         for method in self.methods:
+            batch = method.part(self, batch)
+        for method in self.methods:
             method.before(self, batch)
         self.step_number += 1
         self.optimizer.zero_grad(set_to_none=True)
