@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
     from thrifty.posttraining.low_rank import LowRank as LowRank
+    from thrifty.posttraining.nas.nas import Nas as Nas
     from thrifty.posttraining.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.recipes.card import Card as Card
@@ -85,6 +86,10 @@ if TYPE_CHECKING:
     from thrifty.training.mixed_precision import Fp16 as Fp16
     from thrifty.training.mixed_precision import Tf32 as Tf32
     from thrifty.training.mixed_precision.scaled import fp8_linear as fp8_linear
+    from thrifty.training.nas.choice import Choice as Choice
+    from thrifty.training.nas.choices import Choices as Choices
+    from thrifty.training.nas.choices import choices as choices
+    from thrifty.training.nas.darts import Darts as Darts
     from thrifty.training.optimizers import AdamW as AdamW
     from thrifty.training.optimizers.adafactor import Adafactor as Adafactor
     from thrifty.training.optimizers.adamw8bit import AdamW8bit as AdamW8bit
@@ -158,7 +163,11 @@ _NAMES = {
     "training.peft.vera": "Vera",
     "training.peft.prompt": "PromptTuning",
     "training.peft.save": "save_adapter",
+    "training.nas.choice": "Choice",
+    "training.nas.choices": "Choices choices",
+    "training.nas.darts": "Darts",
     "posttraining.low_rank": "LowRank",
+    "posttraining.nas.nas": "Nas",
     "posttraining.prune": "Prune",
     "posttraining.quantize": "Quantize",
     "compilers.export": "Export",

@@ -23,7 +23,7 @@ class Scale(nn.Module):
 class Two(nn.Module):
     """Two choices, one after the other, and a head."""
 
-    def __init__(self, width: int = 8, group: str = "", node: str = "") -> None:
+    def __init__(self, width: int = 4, group: str = "", node: str = "") -> None:
         super().__init__()
         self.first = Choice({"skip": nn.Identity(), "linear": layer(width), "zero": Scale(0.0)}, group, node)
         self.second = Choice({"skip": nn.Identity(), "linear": layer(width), "zero": Scale(0.0)}, group, node)
@@ -37,7 +37,7 @@ def layer(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 2 * width), nn.BatchNorm1d(2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
 
-def parity(n: int = 256, width: int = 8, seed: int = 0) -> TensorDataset:
+def parity(n: int = 512, width: int = 4, seed: int = 0) -> TensorDataset:
     """Whether the signs of the first two numbers agree: a linear model tells nothing of it."""
     x = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
     return TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long())

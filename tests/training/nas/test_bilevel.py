@@ -75,7 +75,7 @@ def test_the_search_takes_them_on_a_net():
     torch.manual_seed(0)
     model = Two().double()
     method = Darts("softmax", order=2)
-    batch = ((torch.randn(40, 8, dtype=torch.float64),), torch.randint(0, 2, (40,)))
+    batch = ((torch.randn(40, 4, dtype=torch.float64),), torch.randint(0, 2, (40,)))
     session = TrainingSession(model, [method], in_float64, steps=10, settings=Train(warmup=0.0, schedule="constant"))
     memory = session.memory(method)
     memory["logits"] = {name: a.detach().double().requires_grad_() for name, a in memory["logits"].items()}

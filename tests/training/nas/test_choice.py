@@ -15,7 +15,7 @@ from thrifty.training.nas.choices import Choices, choices
 def test_a_choice_is_the_weighed_sum_of_its_options():
     place = Choice({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "skip": nn.Identity()})
     x = torch.randn(5, 3)
-    each = [option(x) for option in place.options.values()]
+    each = [option(x) for option in place.options]
     torch.testing.assert_close(place(x), sum(each) / 3)
     place.mixture = torch.tensor([0.5, 0.2, 0.3])
     torch.testing.assert_close(place(x), 0.5 * each[0] + 0.2 * each[1] + 0.3 * each[2])
@@ -40,7 +40,7 @@ def test_partial_channels_pass_what_is_not_chosen_among_and_shuffle():
     x = torch.arange(8.0)[None, :, None, None]
     found = place(x).flatten().tolist()
     assert sorted(found) == [0.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0] and found != sorted(found)
-    assert place.options["double"].width == 2 and place.decided("double").width == 8
+    assert place.options[0].width == 2 and place.decided("double").width == 8
 
 
 class Doubled(nn.Module):

@@ -63,8 +63,9 @@ class Choice(nn.Module):
                                f"of its channels, and channels= that {partial} divides")
         self.group, self.node, self.channels, self.partial = group, node, channels, partial
         width = (channels or 0) // partial
-        self.options = nn.ModuleDict({name: option if isinstance(option, nn.Module) else option(width)
-                                      for name, option in options.items()})
+        self.names = tuple(options)
+        # Not a ModuleDict, which refuses names that modules have methods of.
+        self.options = nn.ModuleList(option if isinstance(option, nn.Module) else option(width) for option in options.values())
         self.seconds: dict[str, float] = {}
         """What each option takes on the target, where it was measured."""
         self.mixture: Tensor | None = None
@@ -74,10 +75,6 @@ class Choice(nn.Module):
         self.auxiliary = 0.0
         """Weight of a skip connection beside the mixture, which searches let decay."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.options)
-
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
         if self.partial > 1:
             width = x.shape[1] // self.partial
@@ -86,7 +83,7 @@ class Choice(nn.Module):
         return self._mixed(x, *rest)
 
     def _mixed(self, x: Tensor, *rest: Any) -> Tensor:
-        options = list(self.options.values())
+        options = list(self.options)
         if self.chosen is not None:
             found = options[self.chosen](x, *rest)
             found = found if self.mixture is None else found * self.mixture[self.chosen]
@@ -106,7 +103,7 @@ class Choice(nn.Module):
         if self.partial > 1:
             assert self.channels is not None
             return self.makers[name](self.channels)
-        return self.options[name]
+        return self.options[self.names.index(name)]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in (("group", self.group), ("node", self.node)) if value)
