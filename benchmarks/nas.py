@@ -2,11 +2,11 @@
 
     python benchmarks/nas.py --seeds 10 > table
 
-Every search names an architecture; the table (`nas_table.csv`, made by `nas_table.py`) says what it is worth: its rank by mean accuracy
-on validation over the table's seeds. Architectures within one standard error of the 36th best count with the top 5%, and how many
-they are is said. A gradient search is trained here, on the same 6,000 images, and costs what its seconds are in trainings of single
-architectures on the same processor; random search and Optuna's samplers get that many draws of the table's first seed, and are judged
-by its mean like the others.
+Every search names an architecture; the table (`nas_table.csv`, made by `nas_table.py`) says what it is worth: its rank by mean
+accuracy on validation over the table's seeds. Architectures within one standard error of the 36th best count with the top 5%,
+and how many they are is said. A gradient search is trained here, on the same 6,000 images, and costs what its seconds are in
+trainings of single architectures on the same processor. Random search and Optuna's samplers see the table's value of one seed
+for each draw, and are judged by the mean like the others.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def searched(method: Darts, seed: int, data: TensorDataset, epochs: float) -> tu
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that skips took over is counted below
-        done = fit(space(), [method, AdamW(lr=3e-3)], data, CrossEntropy(), seed=seed, batch_size=BATCH, settings=Train(epochs=epochs))
+        done = fit(space(), [method, AdamW(lr=3e-3)], data, CrossEntropy(), seed=seed, batch_size=BATCH,
+                   settings=Train(epochs=epochs))
     genotype = done.plans[-1][1].values["decided"]
     found = tuple(cells.OPERATIONS.index(genotype[f"edge{i}"]) for i in range(len(cells.EDGES)))
     return cells.number(found), time.perf_counter() - began
@@ -88,7 +89,8 @@ def alone(data: TensorDataset, steps: int) -> float:
     """Seconds of training one architecture, the mean over three."""
     def one(number: int) -> float:
         began = time.perf_counter()
-        fit(cells.net(cells.genotype(number)), [AdamW(lr=3e-3)], data, CrossEntropy(), batch_size=BATCH, settings=Train(steps=steps))
+        fit(cells.net(cells.genotype(number)), [AdamW(lr=3e-3)], data, CrossEntropy(), batch_size=BATCH,
+            settings=Train(steps=steps))
         return time.perf_counter() - began
 
     return statistics.mean(one(number) for number in (121, 364, 607))
@@ -103,7 +105,8 @@ def drawn(table: Table, kind: str, draws: int, seed: int) -> int:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    samplers = {"TPE": optuna.samplers.TPESampler(seed=seed), "NSGA-II": optuna.samplers.NSGAIISampler(seed=seed, population_size=10)}
+    samplers = {"TPE": optuna.samplers.TPESampler(seed=seed),
+                "NSGA-II": optuna.samplers.NSGAIISampler(seed=seed, population_size=10)}
 
     def objective(trial: optuna.Trial) -> float:
         found = tuple(cells.OPERATIONS.index(trial.suggest_categorical(f"edge{i}", list(cells.OPERATIONS)))
@@ -121,9 +124,9 @@ def told(name: str, table: Table, numbers: list[int], cost: str) -> None:
     strict = sum(table.means[number] >= table.cut for number in numbers)
     common = Counter(cells.text(cells.genotype(number)) for number in numbers).most_common(1)[0]
     kinds = Counter(operation for number in numbers for operation in cells.genotype(number))
-    skip = kinds[0] / kinds.total()
-    print(f"| {name} | {cost} | {inside} of {len(numbers)} ({strict} without ties) | {statistics.median(ranks):g} ({min(ranks)} to "
-          f"{max(ranks)}) | {100 * statistics.mean(table.means[number] for number in numbers):.2f}% | {100 * skip:.0f}% | "
+    skip, mean = kinds[0] / kinds.total(), statistics.mean(table.means[number] for number in numbers)
+    print(f"| {name} | {cost} | {inside} of {len(numbers)} ({strict} without ties) | {statistics.median(ranks):g} "
+          f"({min(ranks)} to {max(ranks)}) | {100 * mean:.2f}% | {100 * skip:.0f}% | "
           f"{common[0]} ({common[1]}) |", flush=True)
 
 
@@ -139,14 +142,16 @@ def main() -> None:
     torch.set_num_threads(1)
     table = Table(arguments.table)
     print(f"{now()}, {environment()['cpu']}, one thread, torch {torch.__version__}\n")
-    print(f"{len(table.means)} architectures, standard error of a mean {100 * table.error:.2f} points; the best {100 * table.means.max():.2f}%, "
-          f"the median {100 * np.median(table.means):.2f}%; the 36th {100 * table.cut:.2f}%, {int(table.top.sum())} count as the top 5%\n")
+    print(f"{len(table.means)} architectures, standard error of a mean {100 * table.error:.2f} points; the best "
+          f"{100 * table.means.max():.2f}%, the median {100 * np.median(table.means):.2f}%; the 36th {100 * table.cut:.2f}%, "
+          f"{int(table.top.sum())} count as the top 5%\n")
     print("| search | cost in trainings | in the top 5% | rank: median (range) | mean accuracy | skips | most common |\n"
           "| --- | --- | --- | --- | --- | --- | --- |")
     for kind in ("random", "TPE", "NSGA-II"):
         for draws in arguments.draws:
             if kind == "random" or draws >= 5:
-                told(f"{kind}, {draws} draws", table, [drawn(table, kind, draws, seed) for seed in range(arguments.seeds)], f"{draws}")
+                told(f"{kind}, {draws} draws", table, [drawn(table, kind, draws, seed) for seed in range(arguments.seeds)],
+                     f"{draws}")
     data = TensorDataset(*cells.images()["train"])
     one = alone(data, arguments.steps)
     for name, method in SEARCHES.items():

@@ -86,7 +86,7 @@ class Pool(nn.AvgPool2d):
 
 
 def operation(kind: int, width: int) -> nn.Module:
-    return (nn.Identity(), Pool(), Convolution(width))[kind] if kind < 2 else Convolution(width)
+    return (nn.Identity, Pool, lambda: Convolution(width))[kind]()
 
 
 class Cell(nn.Module):
@@ -119,7 +119,8 @@ class CellNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH))
         self.first = Cell([make(i, WIDTH) for i in range(len(EDGES))])
-        self.reduce = nn.Sequential(nn.ReLU(), nn.Conv2d(WIDTH, 2 * WIDTH, 3, 2, padding=1, bias=False), nn.BatchNorm2d(2 * WIDTH))
+        self.reduce = nn.Sequential(nn.ReLU(), nn.Conv2d(WIDTH, 2 * WIDTH, 3, 2, padding=1, bias=False),
+                                    nn.BatchNorm2d(2 * WIDTH))
         self.second = Cell([make(i, 2 * WIDTH) for i in range(len(EDGES))])
         self.head = nn.Linear(2 * WIDTH, CLASSES)
 

@@ -3,7 +3,8 @@
     python benchmarks/nas_table.py --device cuda --seeds 3 --out benchmarks/nas_table.csv
 
 All architectures of a seed train at once: their weights are stacked, each edge's convolutions run for those architectures alone
-that have one there, and Adam works element by element, so that each trains as it would alone. The same seed draws the same batches.
+that have one there, and Adam works element by element, so that each trains as it would alone. The same seed draws the same
+batches for all.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ def train(nets: Nets, data: dict[str, tuple[Tensor, Tensor]], seed: int, steps: 
         optimizer.step()
         schedule.step()
         if report and step % 50 == 0:
-            print(f"seed {seed} step {step} of {steps}: loss {loss.item() / nets.models:.3f}, {time.perf_counter() - began:.1f} s",
-                  flush=True)
+            print(f"seed {seed} step {step} of {steps}: loss {loss.item() / nets.models:.3f}, "
+                  f"{time.perf_counter() - began:.1f} s", flush=True)
 
 
 @torch.no_grad()
@@ -208,7 +209,8 @@ def main() -> None:
         with arguments.out.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["architecture", *columns])
-            writer.writerows(["".join(map(str, found)), *values] for found, *values in zip(genotypes, *columns.values(), strict=True))
+            writer.writerows(["".join(map(str, found)), *values]
+                             for found, *values in zip(genotypes, *columns.values(), strict=True))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def searched(speed: float = 2.0, **fields):
     ledger = Ledger((Charge("training", "train(adamw)", 60.0), Charge("calibration", NAS, 5.0), Charge("search", NAS, 20.0),
                      Charge("search", f"{NAS}: recalled", 10.0), Charge("compilation", "compile(onnxruntime)", 2.0)))
     saving = BASELINE_SECONDS * (1 - 1 / speed)
-    return trial("a", f"train(adamw) | {NAS} | compile(onnxruntime)", speed, ledger=ledger, saved_seconds_per_request=saving, **fields)
+    return trial("a", f"train(adamw) | {NAS} | compile(onnxruntime)", speed, ledger=ledger, saved_seconds_per_request=saving,
+                 **fields)
 
 
 def test_a_search_is_all_that_its_phase_cost_recalled_parts_included():

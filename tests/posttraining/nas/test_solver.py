@@ -35,7 +35,7 @@ def enumerated(problem: Problem) -> tuple[float, float]:
 
 
 def genetic(problem: Problem, seconds: float, seed: int) -> float:
-    """The least loss within the bounds that a genetic search finds: tournaments, uniform crossover, mutation, repair by penalty."""
+    """The least loss within the bounds that a genetic search finds: tournaments, uniform crossover, mutation, a penalty."""
     draw, sizes = np.random.default_rng(seed), np.array([len(values) for values in problem.loss])
     width, layers = int(sizes.max()), np.arange(len(sizes))
 

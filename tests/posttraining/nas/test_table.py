@@ -66,7 +66,8 @@ def test_the_best_of_all_models_within_the_limits_is_found(factors, text):
     found, limits = table(), read(text)
     machine = Machine(found, factors, interaction=0.1)
     chosen = choose(found, limits, "loss", 6, machine, uniform(found))
-    every = [machine(tuple(names)).row for names in itertools.product(*[[row.name for row in each] for each in found.blocks.values()])]
+    options = [[row.name for row in each] for each in found.blocks.values()]
+    every = [machine(tuple(names)).row for names in itertools.product(*options)]
     within = [row for row in every if all(limit.met(row.shown(limit.what), found.own.shown(limit.what)) for limit in limits)]
     assert chosen.whole.row in within
     assert chosen.whole.row.error == pytest.approx(min(row.error for row in within))
@@ -84,7 +85,7 @@ def test_the_least_latency_within_a_drop():
 
 
 def test_a_limit_out_of_reach_names_the_nearest():
-    with pytest.raises(OutOfReach, match=r"nearest has latency 4 ms \(asked: 1 ms, as it is: 13 ms\): b0 pruned, b1 pruned, b2 pruned"):
+    with pytest.raises(OutOfReach, match=r"nearest has latency 4 ms \(asked: 1 ms, as it is: 13 ms\): b0 pruned, b1 pruned"):
         choose(table(), read("latency<=1ms"), "loss", 4, Machine(table(), {}), uniform(table()))
 
 
@@ -93,7 +94,8 @@ def test_no_gain_anywhere_leaves_the_model_unchanged_and_says_so():
     chosen = choose(slow, read("latency<=50%"), "loss", 4, Machine(slow, {}))
     assert chosen.names == ("as it is",) and "no measured gain" in note(chosen) and note(chosen).startswith("unchanged")
     alone = Table({"b": rows(("as it is", 1, 100, 0.0))}, slow.own, (), {"b": {"int8": "it has no float weight"}})
-    assert "no block has an alternative; b: int8: it has no float weight" in note(choose(alone, read("latency<=50%"), "loss", 4, print))
+    none = choose(alone, read("latency<=50%"), "loss", 4, print)
+    assert "no block has an alternative; b: int8: it has no float weight" in note(none)
     kept = choose(table(), read("latency<=100%"), "loss", 4, Machine(table(), {}))
     assert kept.unchanged and kept.names == ("as it is",) * 3
 

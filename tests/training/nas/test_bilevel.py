@@ -90,7 +90,7 @@ def test_the_search_takes_them_on_a_net():
         for one, a in zip(decisions(model), logits, strict=True):
             for name in one.places:
                 places(model)[name].mixture = mixtures.drawn("softmax", a, 0.0).detach()
-        weights = {name: p for name, p in model.named_parameters()}
+        weights = dict(model.named_parameters())
 
         def mean(now, on):
             total, count = session.loss(With(model, now)(*on[0]), on)

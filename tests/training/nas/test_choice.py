@@ -72,7 +72,7 @@ def test_what_cannot_be_chosen_among_is_told():
         Choice({"a": lambda width: nn.Identity(), "b": lambda width: nn.Identity()}, channels=8, partial=3)
     with pytest.raises(ThriftyError, match="the genotype names 'conv'"):
         decide(Two(), {"first": "conv", "second": "skip"})
-    model = nn.Sequential(Choice({"a": nn.Identity(), "b": nn.Identity()}, "g"), Choice({"a": nn.Identity(), "c": nn.Identity()}, "g"))
+    model = nn.Sequential(*[Choice({"a": nn.Identity(), other: nn.Identity()}, "g") for other in "bc"])
     with pytest.raises(ThriftyError, match="group 'g' have different options"):
         decisions(model)
 
@@ -81,7 +81,8 @@ def test_what_cannot_be_chosen_among_is_told():
 
 
 def test_a_plain_model_gets_choices_that_keep_what_it_was():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(),
+                        nn.Linear(8 * 16, 10))
     x = torch.randn(2, 3, 4, 4)
     space = choices(net)
     assert [place.names for place in places(space).values()] == [

@@ -37,7 +37,8 @@ def test_it_finds_what_the_data_needs_and_the_same_seed_finds_it_again(method):
     assert genotype == same and "linear" in genotype.values()  # of skips and zeros alone nothing can be learnt
     assert genotype["first"] != "zero" and genotype["second"] != "zero"
     assert not places(done.model)
-    assert all(torch.equal(a, b) for a, b in zip(done.model.state_dict().values(), again.model.state_dict().values(), strict=True))
+    weights, repeated = done.model.state_dict().values(), again.model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(weights, repeated, strict=True))
 
 
 @pytest.mark.parametrize("method", [Darts("softmax", beta=1.0), Darts(anchor=0.1), Darts(auxiliary=1.0), Darts(weights="norms"),

@@ -68,9 +68,13 @@ def _walked(module: nn.Module, prefix: str) -> Iterator[str]:
 
 def _holds_blocks(module: nn.Module) -> bool:
     """Whether a container of more than plain layers stands in it, or it is one."""
-    return any(isinstance(inner, CONTAINERS) and any(
-        any(True for _ in child.parameters()) and (isinstance(child, CONTAINERS) or not type(child).__module__.startswith("torch.nn"))
-        for child in inner.children()) for inner in module.modules())
+    return any(isinstance(inner, CONTAINERS) and any(map(_weighs, inner.children())) for inner in module.modules())
+
+
+def _weighs(child: nn.Module) -> bool:
+    """Whether it has weights, and is more than one of torch's own layers."""
+    own = isinstance(child, CONTAINERS) or not type(child).__module__.startswith("torch.nn")
+    return own and any(True for _ in child.parameters())
 
 
 # -- how it is called ---------------------------------------------------------------------------------------------
@@ -100,8 +104,8 @@ class Form:
         strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))]
         if strange:
             raise ThriftyError(f"it is called with a {strange[0]}, which is neither a tensor nor a plain value")
-        return Form(pytree.treespec_dumps(structure), {str(i): leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)},
-                    len(leaves))
+        constants = {str(i): leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        return Form(pytree.treespec_dumps(structure), constants, len(leaves))
 
     @functools.cached_property
     def _spec(self) -> Any:

@@ -112,9 +112,9 @@ def _best(table: Table, limits: Sequence[Limit], minimize: str, own: Whole) -> C
     says = ", ".join(f"{limit.what} {_shown(limit.what, nearest.row.shown(limit.what))} (asked: "
                      f"{_shown(limit.what, limit.absolute(table.own.shown(limit.what)))}, as it is: "
                      f"{_shown(limit.what, table.own.shown(limit.what))})" for limit in limits)
-    raise OutOfReach(f"no choice among the alternatives keeps to the limits; the nearest has {says}: "
-                     f"{', '.join(f'{b} {n}' for b, n in zip(table.blocks, nearest.names, strict=True))}; ask for less, or give more "
-                     "alternatives")
+    what = ", ".join(f"{block} {name}" for block, name in zip(table.blocks, nearest.names, strict=True))
+    raise OutOfReach(f"no choice among the alternatives keeps to the limits; the nearest has {says}: {what}; ask for less, or "
+                     "give more alternatives")
 
 
 def keeps(row: Row, limits: Sequence[Limit], own: Row, tolerance: float = 0.0) -> bool:

@@ -15,7 +15,7 @@ from thrifty.numerics.linears import ready
 from thrifty.posttraining.nas import limits as limiting
 from thrifty.posttraining.nas.alternatives import AS_IT_IS, LEFT_OUT, Made, build, transforms
 from thrifty.posttraining.nas.blocks import Block, Form
-from thrifty.posttraining.nas.choosing import Chosen, OutOfReach, choose, note, uniform
+from thrifty.posttraining.nas.choosing import Chosen, choose, note, uniform
 from thrifty.posttraining.nas.limits import LEAST
 from thrifty.posttraining.nas.search import Search, Settings
 from thrifty.posttraining.nas.table import Table
@@ -48,8 +48,8 @@ class Nas(Transform):
     4. What it picked is built and measured whole, beside each alternative in all blocks alike. The table is corrected by what it
        missed, and solved again. The best measured model within the limits is taken.
 
-    Tables, scores and timings are kept: another limit costs no new scoring, a search that was killed goes on where it was. Without
-    a measurable gain the model stays as it is, and the search says so.
+    Tables, scores and timings are kept: another limit costs no new scoring, a search that was killed goes on where it was.
+    Without a measurable gain the model stays as it is, and the search says so.
 
     Args:
         limits: what the model may use, separated by commas: ``latency<=2ms``, ``bytes<=40%`` (of the model as it is in the same
@@ -95,12 +95,13 @@ class Nas(Transform):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in self._limits):
-            raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop the least {self.minimize} is a model "
-                                      "that answers nothing; add drop<=1pt to limits")
+            raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop the least {self.minimize} is a "
+                                      "model that answers nothing; add drop<=1pt to limits")
         if self.judge == "outputs" and any(limit.what == "drop" for limit in self._limits):
             raise HyperparameterError("nas(judge=outputs): drop is a drop of quality; judge by both, or leave the limit out")
         if not self.alternatives and not self.leave_out:
-            raise HyperparameterError("nas(alternatives=()): a space of one has nothing to choose; give alternatives, or leave_out=True")
+            raise HyperparameterError("nas(alternatives=()): a space of one has nothing to choose; give alternatives, or "
+                                      "leave_out=True")
 
     @property
     def _limits(self) -> tuple[limiting.Limit, ...]:
@@ -131,8 +132,8 @@ class Nas(Transform):
         """
         limited = {limit.what for limit in self._limits}
         if "drop" in limited and context.score is None:
-            raise ThriftyError(f"nas(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is at hand "
-                               "here: run it as a phase of a recipe, or limit something else")
+            raise ThriftyError(f"nas(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is at "
+                               "hand here: run it as a phase of a recipe, or limit something else")
         texts = (*self.alternatives, *((LEFT_OUT,) if self.leave_out else ()))
         settings = Settings(texts, self.blocks, self.engine, self.judge, self.steps if not context.rehearsal else 1, self.seconds,
                             bool(limited.intersection(LEAST)))
@@ -157,13 +158,14 @@ class Nas(Transform):
         for i, (one, name) in enumerate(zip(search.blocks, chosen.names, strict=True)):
             if name != AS_IT_IS:
                 values, own = search.made[one.name][name].to_values()
-                parts[one.name] = {"alternative": name, "form": dataclasses.asdict(one.form), "wrapped": one.wrapped, "parts": values,
-                                   "place": str(i)}
+                parts[one.name] = {"alternative": name, "form": dataclasses.asdict(one.form), "wrapped": one.wrapped,
+                                   "parts": values, "place": str(i)}
                 tensors |= {f"{i}#{key}": tensor for key, tensor in own.items()}
-        errors = chosen.table.errors()
-        return Plan({"blocks": parts, "unchanged": chosen.unchanged, "table": chosen.table.to_json(), "left": search.left,
-                     "chosen": list(chosen.names), "predictor": {"errors": errors, "table": chosen.table.predicted(chosen.names, "latency"),
-                                                                 "measured": chosen.whole.row.seconds}}, tensors)
+        table = chosen.table
+        predictor = {"errors": table.errors(), "table": table.predicted(chosen.names, "latency"),
+                     "measured": chosen.whole.row.seconds}
+        return Plan({"blocks": parts, "unchanged": chosen.unchanged, "table": table.to_json(), "left": search.left,
+                     "chosen": list(chosen.names), "predictor": predictor}, tensors)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         model = ready(model)

@@ -181,7 +181,7 @@ class Table:
         values = self.corrected(minimize)
         # Of choices that are equal otherwise the quicker one; of those that are quick, the better.
         second = self.additive("latency" if minimize != "latency" else "loss")
-        size = 1e-6 * max(1e-30, *(float(np.abs(v).max()) for v in values)) / max(1e-30, *(float(np.abs(v).max()) for v in second))
+        size = 1e-6 * _largest(values) / _largest(second)
         return Problem(tuple(v + size * s for v, s in zip(values, second, strict=True)), tuple(bounds))
 
     # -- JSON -----------------------------------------------------------------------------------------------------
@@ -197,6 +197,10 @@ class Table:
                        for one in values["wholes"])
         return Table({name: tuple(Row(**row) for row in rows) for name, rows in values["blocks"].items()}, Row(**values["own"]),
                      wholes, values["refused"])
+
+
+def _largest(columns: Sequence[np.ndarray]) -> float:
+    return max(1e-30, *(float(np.abs(column).max()) for column in columns))
 
 
 def _most(limit: Limit, own: Row) -> float:

@@ -59,8 +59,8 @@ class Choice(nn.Module):
         if self.makers and channels is None:
             raise ThriftyError(f"{min(self.makers)} is a function of its channels: give channels=")
         if partial > 1 and (len(self.makers) < len(options) or channels is None or channels % partial):
-            raise ThriftyError(f"partial={partial} sends channels / {partial} through the options: give every option as a function "
-                               f"of its channels, and channels= that {partial} divides")
+            raise ThriftyError(f"partial={partial} sends channels / {partial} through the options: give every option as a "
+                               f"function of its channels, and channels= that {partial} divides")
         self.group, self.node, self.channels, self.partial = group, node, channels, partial
         width = (channels or 0) // partial
         self.names = tuple(options)
@@ -168,8 +168,8 @@ def decide(model: nn.Module, genotype: Mapping[str, str]) -> nn.Module:
     for decision in decisions(model):
         option = genotype.get(decision.name)
         if option not in decision.options:
-            raise ThriftyError(f"the choice {decision.name!r} has the options {', '.join(decision.options)}, and the genotype names "
-                               f"{option!r}: it was found for another model")
+            raise ThriftyError(f"the choice {decision.name!r} has the options {', '.join(decision.options)}, and the genotype "
+                               f"names {option!r}: it was found for another model")
         for name in decision.places:
             choice = model.get_submodule(name)
             assert isinstance(choice, Choice)

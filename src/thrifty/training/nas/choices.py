@@ -52,8 +52,8 @@ class Choices(Transform):
         family="gradient-nas",
         benefit="inference time",
         trade_off="a model of many options, to be decided by darts",
-        paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "ProxylessNAS", Cai, Zhu '
-              'and Han 2019, arXiv:1812.00332 (measured latency)',
+        paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "ProxylessNAS", Cai, '
+              'Zhu and Han 2019, arXiv:1812.00332 (measured latency)',
         requires=frozenset({"module", "float-weights"}),
     )
 
@@ -198,8 +198,9 @@ def options(layer: Any) -> Mapping[str, Any]:
         settings = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         rank = min(layer.in_features, layer.out_features) // 4
         if rank and rank * (layer.in_features + layer.out_features) < layer.in_features * layer.out_features:
+            biased = layer.bias is not None
             found["low rank"] = lambda: nn.Sequential(nn.Linear(layer.in_features, rank, bias=False, **settings),
-                                                      nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **settings))
+                                                      nn.Linear(rank, layer.out_features, bias=biased, **settings))
         if layer.in_features == layer.out_features:
             found[SKIP] = nn.Identity
     return found

@@ -46,12 +46,12 @@ class Darts(TrainingMethod):
 
         min_a L_held(w*(a), a)   with   w*(a) = argmin_w L_train(w, a)
 
-    Each step trains the weights on the examples of the first half in its batch and the mixture on the others; an example is on one
-    side for the whole search. At the end each choice becomes its strongest option, and the next phase trains what is left.
+    Each step trains the weights on the examples of the first half in its batch and the mixture on the others; an example is on
+    one side for the whole search. At the end each choice becomes its strongest option, and the next phase trains what is left.
     A model without `Choice` modules is given some first, as ``choices()`` makes them.
 
-    Plain DARTS (``darts(softmax)``) drifts to skips, which need no training to be of use. Against it: Dirichlet mixtures, which are
-    the default, beta regularisation, a decaying skip beside each choice, partial channels (`Choice`) with normalised edges,
+    Plain DARTS (``darts(softmax)``) drifts to skips, which need no training to be of use. Against it: Dirichlet mixtures, which
+    are the default, beta regularisation, a decaying skip beside each choice, partial channels (`Choice`) with normalised edges,
     training of batch norms alone.
 
     Args:
@@ -66,8 +66,8 @@ class Darts(TrainingMethod):
         auxiliary: weight of a skip beside each choice at the first step, falling to 0 at the last.
         weights: ``all`` are trained, or those of batch norms alone (``norms``): an option is then judged by what it is, not by
             how fast it learns.
-        latency: weight in their loss of the expected seconds over the most there can be; ``choices(engine=...)`` before the training
-            measures them.
+        latency: weight in their loss of the expected seconds over the most there can be; ``choices(engine=...)`` before
+            the training measures them.
         warmup: share of the steps before the logits move.
         most_skips: share of the decisions that may become skips; beyond it those turn to their second best that lose least.
 
@@ -95,8 +95,8 @@ class Darts(TrainingMethod):
         benefit="inference time",
         trade_off="the search: every option of every choice is trained, and what is found is trained again",
         paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "DrNAS", Chen et al. '
-              '2021, arXiv:2006.10355; "PC-DARTS", Xu et al. 2019, arXiv:1907.05737; "beta-DARTS", Ye et al. 2022, arXiv:2203.01665; '
-              '"DARTS-", Chu et al. 2021, arXiv:2009.01027; "Single-path search", Dong and Yang 2019, arXiv:1910.04465',
+              '2021, arXiv:2006.10355; "PC-DARTS", Xu et al. 2019, arXiv:1907.05737; "beta-DARTS", Ye et al. 2022, '
+              'arXiv:2203.01665; "DARTS-", Chu et al. 2021, arXiv:2009.01027; "Single-path search", Dong and Yang 2019, arXiv:1910.04465',
         needs=frozenset({"labels", "training"}),
         requires=frozenset({"module", "float-weights"}),
     )
@@ -104,11 +104,11 @@ class Darts(TrainingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order == 2 and self.weights == "norms":
-            raise HyperparameterError("darts(order=2, weights=norms): a second-order step goes through all weights; keep one of the "
-                                      "two")
+            raise HyperparameterError("darts(order=2, weights=norms): a second-order step goes through all weights; keep one of "
+                                      "the two")
         if self.anchor and self.mixture != "dirichlet":
-            raise HyperparameterError(f"darts({self.mixture}, anchor={self.anchor:g}): the anchor is of Dirichlet mixtures; leave it "
-                                      "out, or use beta")
+            raise HyperparameterError(f"darts({self.mixture}, anchor={self.anchor:g}): the anchor is of Dirichlet mixtures; "
+                                      "leave it out, or use beta")
 
     # -- before the first step ------------------------------------------------------------------------------------
 
@@ -128,7 +128,8 @@ class Darts(TrainingMethod):
         logits = {one.name: self._fresh(len(one.options), session.device) for one in found}
         edges = {node: self._fresh(sum(choice.node == node for choice in choices.values()), session.device)
                  for node in (nodes if self.edges else ())}
-        optimizer = torch.optim.Adam([*logits.values(), *edges.values()], lr=self.rate, betas=(0.5, 0.999), weight_decay=self.decay)
+        optimizer = torch.optim.Adam([*logits.values(), *edges.values()], lr=self.rate, betas=(0.5, 0.999),
+                                     weight_decay=self.decay)
         frozen = []
         if self.weights == "norms":
             inside = {id(p) for module in session.model.modules() if isinstance(module, NORMS) for p in module.parameters()}
@@ -160,8 +161,8 @@ class Darts(TrainingMethod):
         if progress >= self.warmup:
             self._decide(session, batch, memory, progress)
         self._mix(session, memory, progress, attached=False)
-        for choice in places(session.model).values():
-            choice.auxiliary = self.auxiliary * (1 - progress)
+        for place in places(session.model).values():
+            place.auxiliary = self.auxiliary * (1 - progress)
 
     def _decide(self, session: Session, batch: Batch, memory: dict[str, Any], progress: float) -> None:
         mixed = self._mix(session, memory, progress, attached=True)
