@@ -3,8 +3,8 @@
     python benchmarks/nas_post.py digits --targets 80 60 45 35 25 --keep /tmp/nas_digits
 
 Two passes: the first, with --make, makes and scores what there is and times nothing (kept under --keep and THRIFTY_CACHE); the
-second times, on a machine that does nothing else. Uniform recipes are of two kinds: transforms of the whole model, and every block's own
-alternative of one kind, distilled like the search's.
+second times, on a machine that does nothing else. Uniform recipes are of two kinds: transforms of the whole model, and every
+block's own alternative of one kind, distilled like the search's.
 """
 
 from __future__ import annotations

@@ -182,6 +182,18 @@ def test_what_is_quantized_cannot_be_trained_after_and_what_is_not_can():
     assert str(Recipe.parse(text)) == text
 
 
+def test_bits_by_sensitivity_are_one_case_of_it():
+    torch.manual_seed(0)
+    model = Body().eval()
+    method = Nas("bytes<=45%", alternatives=("quantize(w8a8)", "quantize(w8a16)"), leave_out=False, blocks="up|down|embed",
+                 engine="eager")
+    small = method(model, [torch.randn(32, 6) for _ in range(4)])
+    kinds = {type(small.get_submodule(f"layers.{i}.{name}")).__name__ for i in range(3) for name in ("up", "down")}
+    assert kinds <= {"Linear", "QuantLinear", "GroupedLinear"} and kinds != {"Linear"}
+    held = [sum(x.numel() * x.element_size() for x in net.state_dict().values()) for net in (model, small)]
+    assert held[1] <= 0.45 * held[0]
+
+
 # -- blocks -------------------------------------------------------------------------------------------------------
 
 

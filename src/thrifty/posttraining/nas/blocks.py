@@ -173,15 +173,16 @@ class LeftOut(nn.Module):
 
 
 def apart(block: nn.Module, form: Form) -> nn.Module:
-    """The block as a module of tensors alone: itself where it is called so."""
-    return block if form.simple else Apart(block, form)
+    """The block as a module of tensors alone: itself where it is called so. A layer gets a name within: methods exchange what has
+    one."""
+    return block if form.simple and any(True for _ in block.children()) else Apart(block, form)
 
 
 def in_place(module: nn.Module, form: Form) -> nn.Module:
     """The reverse of `apart`, after methods changed the module."""
-    if form.simple:
-        return module
-    return module.block if isinstance(module, Apart) else InPlace(module)
+    if isinstance(module, Apart):
+        return module.block
+    return module if form.simple else InPlace(module)
 
 
 # -- what it reads and gives --------------------------------------------------------------------------------------

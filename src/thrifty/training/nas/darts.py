@@ -96,7 +96,8 @@ class Darts(TrainingMethod):
         trade_off="the search: every option of every choice is trained, and what is found is trained again",
         paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "DrNAS", Chen et al. '
               '2021, arXiv:2006.10355; "PC-DARTS", Xu et al. 2019, arXiv:1907.05737; "beta-DARTS", Ye et al. 2022, '
-              'arXiv:2203.01665; "DARTS-", Chu et al. 2021, arXiv:2009.01027; "Single-path search", Dong and Yang 2019, arXiv:1910.04465',
+              'arXiv:2203.01665; "DARTS-", Chu et al. 2021, arXiv:2009.01027; "Searching for a robust neural architecture in '
+              'four GPU hours", Dong and Yang 2019, arXiv:1910.04465',
         needs=frozenset({"labels", "training"}),
         requires=frozenset({"module", "float-weights"}),
     )
