@@ -79,6 +79,14 @@ def test_each_model_is_measured_once():
     assert len(machine.asked) == len(set(machine.asked))
 
 
+def test_a_choice_that_the_engine_refuses_whole_gives_way_to_another():
+    machine = Machine(table(), {})
+    limits = read("latency<=62%")
+    best = choose(table(), limits, "loss", 6, machine).names
+    chosen = choose(table(), limits, "loss", 6, lambda names: None if names == best else machine(names), uniform(table()))
+    assert chosen.names != best and chosen.whole.row.seconds <= 0.62 * 13e-3
+
+
 def test_the_least_latency_within_a_drop():
     chosen = choose(table(), read("drop<=6.1pt"), "latency", 6, Machine(table(), {}), uniform(table()))
     assert chosen.whole.row.drop == pytest.approx(0.06) and sorted(chosen.names) == ["int8", "int8", "pruned"]

@@ -49,7 +49,7 @@ def uniform(table: Table) -> list[Names]:
     return [names for names in dict.fromkeys(found) if any(name != AS_IT_IS for name in names)]
 
 
-def choose(table: Table, limits: Sequence[Limit], minimize: str, rounds: int, measure: Callable[[Names], Whole],
+def choose(table: Table, limits: Sequence[Limit], minimize: str, rounds: int, measure: Callable[[Names], Whole | None],
            start: Sequence[Names] = ()) -> Chosen:
     """The best measured model within the limits.
 
@@ -61,7 +61,7 @@ def choose(table: Table, limits: Sequence[Limit], minimize: str, rounds: int, me
         limits: to keep to.
         minimize: "loss", "latency" or "bytes".
         rounds: at most.
-        measure: builds and measures a choice.
+        measure: builds and measures a choice; None where that cannot be served.
         start: choices to measure first.
 
     Raises:
@@ -74,19 +74,20 @@ def choose(table: Table, limits: Sequence[Limit], minimize: str, rounds: int, me
         return Chosen(table, own.names, own, "no block has an alternative" + (f"; {why}" if why else ""))
     if why := _no_gain(table, limits, minimize):
         return Chosen(table, own.names, own, why)
-    for names in start:
-        table = dataclasses.replace(table, wholes=(*table.wholes, measure(names)))
+    wholes = {names: whole for names in start if (whole := measure(names)) is not None}
+    table = dataclasses.replace(table, wholes=tuple(wholes.values()))
     factors: dict[str, float] = {}
     for _ in range(max(1, rounds)):
-        found = solve(table.problem(limits, minimize, factors))
-        names = table.names(found.choice)
-        if names == own.names or any(whole.names == names for whole in table.wholes):
-            if factors or names == own.names:
-                break
-        else:
-            table = dataclasses.replace(table, wholes=(*table.wholes, measure(names)))
-        last = next(whole for whole in table.wholes if whole.names == names)
-        before, factors = factors, {limit.what: _factor(table, last, limit.what) for limit in limits}
+        names = table.names(solve(table.problem(limits, minimize, factors)).choice)
+        if names == own.names or (names in wholes and factors):
+            break
+        whole = wholes.get(names) or measure(names)
+        if whole is None:  # a backend that takes the blocks one by one may refuse them together: the next choice is another
+            factors = {limit.what: factors.get(limit.what, 1.0) * (1 - TOLERANCE) for limit in limits}
+            continue
+        wholes[names] = whole
+        table = dataclasses.replace(table, wholes=tuple(wholes.values()))
+        before, factors = factors, {limit.what: _factor(table, whole, limit.what) for limit in limits}
         if factors == before:
             break
     return _best(table, limits, minimize, own)

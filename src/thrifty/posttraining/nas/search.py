@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import ThriftyError
-from thrifty.measure.environment import processor
+from thrifty.measure.environment import processor, runtime_versions
 from thrifty.numerics.flat import tensors_of
 from thrifty.posttraining.nas.alternatives import AS_IT_IS, LEFT_OUT, Made, OutOfTime, build, make, reason, within
 from thrifty.posttraining.nas.blocks import Block, Call, apart, blocks, calls, names
@@ -73,7 +73,7 @@ class Search:
         self.blocks = found[:REHEARSED] if context.rehearsal else found
         self.made: dict[str, dict[str, Made]] = {one.name: {AS_IT_IS: Made(AS_IT_IS)} for one in self.blocks}
         self._seconds: dict[str, float] = {}
-        self._where = f"{settings.engine}/{context.target}/{processor()}/{instruction_set()}"
+        self._where = repr((settings.engine, context.target, processor(), instruction_set(), runtime_versions()))
         with torch.no_grad():
             self._outputs = Outputs(model, split(context)[1])
         self._quality = 0.0
@@ -199,8 +199,16 @@ class Search:
 
     # -- whole models ---------------------------------------------------------------------------------------------
 
-    def whole(self, chosen: Names) -> Whole:
-        """A chosen model, built and measured."""
+    def whole(self, chosen: Names) -> Whole | None:
+        """A chosen model, built and measured; None where the engine does not take it, or it takes too long."""
+        try:
+            with within(self.settings.seconds):
+                return self._whole(chosen)
+        except (_Refused, OutOfTime) as error:
+            self.context.progress(f"{', '.join(chosen)}: {error}")
+            return None
+
+    def _whole(self, chosen: Names) -> Whole:
         made = {one.name: self.made[one.name][name] for one, name in zip(self.blocks, chosen, strict=True)}
         with exchanged(self.model, self._modules(made)):
             row = self._whole_row(", ".join(chosen), self.model)
