@@ -73,6 +73,14 @@ def test_the_best_of_all_models_within_the_limits_is_found(factors, text):
     assert chosen.whole.row.error == pytest.approx(min(row.error for row in within))
 
 
+def test_the_frontier_falls_from_the_model_as_it_is_to_the_quickest():
+    points = table().frontier()
+    used, lost = [point.used for point in points], [point.loss for point in points]
+    assert used == sorted(used, reverse=True) and lost == sorted(lost)
+    assert points[0].names == ("as it is",) * 3 and points[-1].names == ("pruned",) * 3
+    assert used[-1] == pytest.approx(4e-3)
+
+
 def test_each_model_is_measured_once():
     machine = Machine(table(), {"int8": 0.7})
     choose(table(), read("latency<=60%"), "loss", 6, machine, uniform(table()))

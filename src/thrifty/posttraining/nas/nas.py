@@ -174,8 +174,11 @@ class Nas(Transform):
         table = chosen.table
         predictor = {"errors": table.errors(), "table": table.predicted(chosen.names, "latency"),
                      "measured": chosen.whole.row.seconds}
-        return Plan({"blocks": parts, "unchanged": chosen.unchanged, "table": table.to_json(), "left": search.left,
-                     "chosen": list(chosen.names), "predictor": predictor}, tensors)
+        points = [] if chosen.unchanged else table.frontier()
+        values = {"blocks": parts, "unchanged": chosen.unchanged, "chosen": list(chosen.names), "table": table.to_json(),
+                  "left": search.left, "predictor": predictor,
+                  "frontier": [[list(point.names), point.used, point.loss] for point in points]}
+        return Plan(values, tensors)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         model = ready(model)

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from thrifty.posttraining.nas.limits import LEAST, Limit
-from thrifty.posttraining.nas.solver import Bound, Problem
+from thrifty.posttraining.nas.solver import Bound, Problem, frontier
 
 RIDGE = 1e-3
 """Of the correction: a kind of alternative on which few models depend is corrected little."""
@@ -72,6 +72,16 @@ class Whole:
 
     names: Names
     row: Row
+
+
+@final
+@dataclass(frozen=True)
+class Point:
+    """A choice on a frontier: the alternative of each block, what it uses and what it loses, as predicted."""
+
+    names: Names
+    used: float
+    loss: float
 
 
 @final
@@ -183,6 +193,18 @@ class Table:
         second = self.additive("latency" if minimize != "latency" else "loss")
         size = 1e-6 * _largest(values) / _largest(second)
         return Problem(tuple(v + size * s for v, s in zip(values, second, strict=True)), tuple(bounds))
+
+    def frontier(self, what: str = "latency", points: int = 12, seconds: float = 0.3) -> list[Point]:
+        """The choices of least loss under ever tighter limits on one thing, as the corrected table has them, the loosest first.
+
+        Args:
+            what: "latency", "bytes", "memory" or "throughput" (seconds of a batch).
+            points: limits that are tried.
+            seconds: for each.
+        """
+        found = frontier(self.problem((Limit(what, 1.0, relative=True),), "loss", {}), what, points, seconds)
+        return [Point(names, self.predicted(names, what, corrected=True), self.predicted(names, "loss", corrected=True))
+                for names in (self.names(one.choice) for one in found)]
 
     # -- JSON -----------------------------------------------------------------------------------------------------
 
