@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,15 +52,23 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
           max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
           max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",
+          timeout: Annotated[str, typer.Option("--timeout", help="To answer a request in; 504 after it.")] = "30s",
+          grace: Annotated[str, typer.Option("--grace", help="To answer what runs in, after SIGTERM.")] = "30s",
+          allow_host: Annotated[list[str] | None, typer.Option(
+              "--allow-host", help="Name that requests may call this server by, beside localhost; * for any; repeatable.")] = None,
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 
     Example: thrifty serve study/artifacts/6f3ad6fd8ef4 --port 8000
     """
-    from thrifty.serve.server import Settings
+    from thrifty.serve.server import EngineStuck, Settings
     from thrifty.serve.server import serve as serve_artifact
     from thrifty.units import seconds, size
 
     settings = Settings(host, port, threads, max_batch, 0.0 if max_wait == "0" else seconds(max_wait), max_queue,
-                        size(max_body), trust_native_code)
-    serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))
+                        size(max_body), seconds(timeout), seconds(grace), tuple(allow_host or ()), trust_native_code)
+    try:
+        serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))
+    except EngineStuck as error:
+        print(f"thrifty: {error}", file=sys.stderr, flush=True)
+        os._exit(FAILED)  # what Python does at its end would wait for the engine
