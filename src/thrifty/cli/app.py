@@ -15,6 +15,7 @@ import typer
 from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
+from thrifty.report.words import shortened
 from thrifty.workloads.blame import DEBUG, debugging, described
 
 app = typer.Typer(
@@ -75,4 +76,4 @@ def guarded(command: Callable[..., Any]) -> int:
 def _tell(message: str) -> None:
     if debugging():
         traceback.print_exc()
-    print(f"thrifty: {message}", file=sys.stderr)
+    print(f"thrifty: {shortened(message)}", file=sys.stderr)

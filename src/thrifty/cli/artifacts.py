@@ -35,10 +35,10 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
 
     Example: thrifty verify study/artifacts/6f3ad6fd8ef4
     """
-    from thrifty.artifacts.verification import verify as verify_artifact
+    from thrifty.artifacts.apart import verify_apart
     from thrifty.report.artifacts import print_verification
 
-    found = verify_artifact(artifact, threads=threads, trust_native_code=trust_native_code)
+    found = verify_apart(artifact, threads=threads, trust_native_code=trust_native_code)
     emit(found.to_json()) if as_json else print_verification(found)
     raise typer.Exit(DONE if found.sound else FAILED)
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thrifty.engines import EngineError
 from thrifty.serve import codec, hosts
-from thrifty.serve.batching import Arrays, Batcher, Closed, Died, QueueFull, Stuck
+from thrifty.serve.batching import Arrays, Batcher, Closed, QueueFull, Stuck
 from thrifty.serve.codec import BodyError
 from thrifty.serve.metrics import MEDIA, Metrics
 

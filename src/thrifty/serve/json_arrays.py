@@ -75,7 +75,7 @@ class _Reader:
         return found
 
     def listed(self, specs: Sequence[Spec]) -> list[np.ndarray]:
-        found = []
+        found: list[np.ndarray] = []
         for _ in self.parts(b"]"):
             if len(found) == len(specs):
                 raise Unfit(f"inputs must be a list of {len(specs)} arrays but has {len(found) + 1} elements or more")
@@ -85,7 +85,8 @@ class _Reader:
         return found
 
     def named(self, specs: Sequence[Spec]) -> list[np.ndarray]:
-        known, found = {spec["name"]: spec for spec in specs}, {}
+        known = {spec["name"]: spec for spec in specs}
+        found: dict[str, np.ndarray] = {}
         wanted = f"the inputs are {', '.join(known)}"
         for _ in self.parts(b"}"):
             name = self.text()
