@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,6 +63,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
     from thrifty.serve.server import EngineStuck, Settings
     from thrifty.serve.server import serve as serve_artifact
     from thrifty.units import seconds, size
+    from thrifty.workloads.blame import leave
 
     settings = Settings(host, port, threads, max_batch, 0.0 if max_wait == "0" else seconds(max_wait), max_queue,
                         size(max_body), seconds(timeout), seconds(grace), tuple(allow_host or ()), trust_native_code)
@@ -71,4 +71,4 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
         serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))
     except EngineStuck as error:
         print(f"thrifty: {error}", file=sys.stderr, flush=True)
-        os._exit(FAILED)  # what Python does at its end would wait for the engine
+        leave(FAILED)  # what Python does at its end would wait for the engine
