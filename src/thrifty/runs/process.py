@@ -18,6 +18,7 @@ import torch
 
 from thrifty.errors import ThriftyError
 from thrifty.measure.parent import end_with_parent
+from thrifty.runs import cache
 from thrifty.runs.execution import Execution
 from thrifty.runs.job import Job, Task
 from thrifty.runs.phase import take
@@ -45,11 +46,12 @@ def main() -> int:
     torch.set_num_threads(cores())
     try:
         tell(Charged(Charge("start", "process", max(0.0, time.time() - message["spawned"]))))
-        if "task" in message:
-            take(typed(Task, message["task"]), tell)
-            write({"answer": None})
-        else:
-            write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
+        with cache.session():
+            if "task" in message:
+                take(typed(Task, message["task"]), tell)
+                write({"answer": None})
+            else:
+                write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
         return 0
     except ThriftyError as error:
         write({"error": f"{error}{_trace()}"})
