@@ -173,6 +173,35 @@ def accuracies(nets: Nets, data: tuple[Tensor, Tensor], batch: int = 250) -> Ten
     return hits / len(data[1])
 
 
+def check() -> float:
+    """The largest difference of outputs and gradients between stacked nets and plain ones with the same weights."""
+    torch.manual_seed(0)
+    genotypes = [cells.genotype(number) for number in (0, 37, 364, 500, 728)]
+    nets, x, y, worst = Nets(genotypes, 0), torch.randn(6, 1, cells.SIDE, cells.SIDE), torch.randint(0, cells.CLASSES, (6,)), 0.0
+    outputs = nets(x)
+    (F.cross_entropy(outputs.flatten(0, 1), y.repeat(len(genotypes)), reduction="sum") / len(y)).backward()
+
+    def kernel(weight: Tensor) -> Tensor:
+        return weight.permute(2, 1, 0).reshape(weight.shape[2], weight.shape[1], 3, 3)
+
+    for k, found in enumerate(genotypes):
+        plain = cells.net(found)
+        pairs = [(plain.stem[0].weight, nets.stem.weight, k), (plain.reduce[1].weight, nets.reduce.weight, k)]
+        for cell, edges in ((plain.first, nets.first), (plain.second, nets.second)):
+            pairs += [(module[1].weight, edge.conv.weight, int((edge.convolutions == k).nonzero()[0, 0]))
+                      for edge, module in zip(edges, cell.edges, strict=True) if isinstance(module, cells.Convolution)]
+        with torch.no_grad():
+            for own, stacked, i in pairs:
+                own.copy_(kernel(stacked[i]))
+            plain.head.weight.copy_(nets.head[k].T)
+            plain.head.bias.copy_(nets.bias[k, 0])
+        output = plain(x)
+        F.cross_entropy(output, y).backward()
+        differences = [output - outputs[k], *(own.grad - kernel(stacked.grad[i]) for own, stacked, i in pairs)]
+        worst = max(worst, *(float(difference.detach().abs().max()) for difference in differences))
+    return worst
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -180,8 +209,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=EPOCHS * (cells.TRAIN // BATCH))
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds for all seeds; fewer steps where they do not fit")
     parser.add_argument("--first", type=int, default=cells.ARCHITECTURES, help="train the first so many alone")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--check", action="store_true", help="compare stacked nets with plain ones, and train nothing")
+    parser.add_argument("--out", type=Path, default=Path("nas_table.csv"))
     arguments = parser.parse_args()
+    if arguments.check:
+        print(f"outputs and gradients of stacked and plain nets differ by at most {check():.1e}")
+        return
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     began = time.perf_counter()
     data = {name: (x.to(arguments.device), y.to(arguments.device)) for name, (x, y) in cells.images().items()}

@@ -240,7 +240,7 @@ class Darts(TrainingMethod):
     def finish(self, session: Session, model: nn.Module) -> nn.Module:
         memory = session.memory(self)
         genotype = self.genotype(session)
-        if len(genotype) > 1 and skips(genotype) > TAKEN_OVER:
+        if session.steps > 1 and len(genotype) > 1 and skips(genotype) > TAKEN_OVER:  # a rehearsal's one step decides nothing
             warnings.warn(SkipsTookOver(f"darts decided for skips in {100 * skips(genotype):.0f}% of its decisions "
                                         f"({', '.join(f'{k}: {v}' for k, v in genotype.items())}): skips help before anything is "
                                         "trained, and take over; try darts(dirichlet), beta=, auxiliary=, or most_skips="),
