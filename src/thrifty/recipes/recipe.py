@@ -107,5 +107,6 @@ class Recipe:
 
 def _inner(method: Method, spec: dataclasses.Field[Any]) -> tuple[str, ...]:
     """Texts of the recipes that one hyperparameter names."""
-    value = getattr(method, spec.name)
-    return (value,) if "recipe" in spec.metadata else value if "recipes" in spec.metadata else ()
+    if "recipe" in spec.metadata:
+        return (str(getattr(method, spec.name)),)
+    return tuple(getattr(method, spec.name)) if "recipes" in spec.metadata else ()
