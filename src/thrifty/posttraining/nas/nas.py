@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
 from thrifty.numerics import graph as graphs
@@ -164,12 +164,13 @@ class Nas(Transform):
         return Chosen(table, names, search.whole(names) or Whole(names, table.own))
 
     def _planned(self, search: Search, chosen: Chosen) -> Plan:
-        parts, tensors = {}, {}
+        parts: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
         for i, (one, name) in enumerate(zip(search.blocks, chosen.names, strict=True)):
             if name != AS_IT_IS:
-                values, own = search.made[one.name][name].to_values()
+                made, own = search.made[one.name][name].to_values()
                 parts[one.name] = {"alternative": name, "form": dataclasses.asdict(one.form), "wrapped": one.wrapped,
-                                   "parts": values, "place": str(i)}
+                                   "parts": made, "place": str(i)}
                 tensors |= {f"{i}#{key}": tensor for key, tensor in own.items()}
         table = chosen.table
         predictor = {"errors": table.errors(), "table": table.predicted(chosen.names, "latency"),
