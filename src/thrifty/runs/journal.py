@@ -92,7 +92,8 @@ class Journal:
                 os.fsync(file.fileno())
             self._on_disk = len(self.entries) + 1
         self.entries.append(entry)
-        self._at = len(self.entries)
+        if not entry.key:  # what has a key is passed over when the next in order is looked for
+            self._at = len(self.entries)
 
     def recorded(self, kind: str, compute: Callable[[], Entry]) -> tuple[Entry, bool]:
         """The next entry, or what is computed in its place; and whether it was there."""
