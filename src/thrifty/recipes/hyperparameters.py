@@ -164,8 +164,10 @@ def validate(method: Any, name: str) -> None:
             raise HyperparameterError(f"{says} must give each regular expression one of {', '.join(meta['table'])}")
         elif "sizes" in meta and not (isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)):
             raise HyperparameterError(f"{says} must be sizes, whole numbers of 1 or more, as (1, 4, 16)")
-        elif ("recipe" in meta or "read" in meta) and not isinstance(value, str):
-            raise HyperparameterError(f"{says} must be a text{', a recipe' * ('recipe' in meta)}")
+        elif "recipe" in meta and not isinstance(value, str):
+            raise HyperparameterError(f"{says} must be a recipe's text")
+        elif "read" in meta and not isinstance(value, str):
+            raise HyperparameterError(f"{says} must be a text: {meta['permitted']}")
         elif "recipes" in meta and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
             raise HyperparameterError(f"{says} must be recipes' texts, as ('quantize(w8a8)', 'prune(ratio=0.5)')")
         elif "read" in meta:
