@@ -282,8 +282,9 @@ def _planned(method: Transform, journal: Journal) -> tuple[Plan, tuple[float, ..
     """A plan, and the timings by which it was decided; scores are taken anew."""
     measured = Measurements(workload, Target(), "cpu", 0, journal)
     context = make_context(workload, Target(), 0, _hear, measurements=measured, examples=64)
+    model = trained()  # which trains, the first time
     with torch.no_grad():
-        plan = method.plan(trained(), dataclasses.replace(context, score=lambda model, *, key="": score(workload, model)))
+        plan = method.plan(model, dataclasses.replace(context, score=lambda model, *, key="": score(workload, model)))
     return plan, measured.timings
 
 

@@ -124,6 +124,7 @@ def test_what_cannot_be_is_listed_with_its_reason():
     assert "finds nothing to remove" in plan.values["table"]["refused"]["stem"]["prune(ratio=0.5)"]
     rows = nas().list_layers(testing.trained(), plan)
     assert [row["layer"] for row in rows] == ["stem", "inner", "head"]
+    assert all(type(row["bytes"]) is int and type(row["error"]) is float for row in rows)  # as an artifact's manifest has them
 
 
 def test_alternatives_that_take_too_long_are_left_out():

@@ -16,6 +16,7 @@ from thrifty.recipes.hyperparameters import HyperparameterError
 from thrifty.recipes.phases import Train
 from thrifty.training.nas import mixtures
 from thrifty.training.nas.choice import Choice, places
+from thrifty.training.nas.choices import Choices
 from thrifty.training.nas.darts import Darts, SkipsTookOver, expected_latency, sides
 from thrifty.training.session import TrainingSession
 
@@ -183,3 +184,6 @@ def test_a_plain_model_is_given_choices():
     done = fit(testing.trained(), [Darts()], testing.workload.train, CrossEntropy(), settings=Train(steps=3))
     opened, decided = (plan.values for _, plan in done.plans)
     assert set(opened["opened"]) == set(decided["decided"]) == {"stem.0", "inner.0", "inner.3", "head.0", "head.2"}
+    rows = Choices().list_layers(done.model, done.plans[-1][1])
+    assert {row["layer"]: row["scheme"] for row in rows} == decided["decided"]
+    assert all(type(row["bytes"]) is int and row["error"] is None for row in rows)

@@ -199,7 +199,7 @@ class Nas(Transform):
 
     def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
         table = Table.from_json(plan.values["table"])
-        return [{"layer": name, "scheme": row.name, "bytes": row.bytes, "error": row.error}
+        return [{"layer": name, "scheme": row.name, "bytes": int(row.bytes), "error": row.error}
                 for (name, rows), chosen in zip(table.blocks.items(), plan.values["chosen"], strict=True)
                 for row in rows if row.name == chosen]
 

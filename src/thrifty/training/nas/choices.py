@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from thrifty.errors import NoEffect
 from thrifty.numerics.graph import replace
 from thrifty.numerics.plain import is_one_of
+from thrifty.posttraining.quantization.sensitivity import held
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.context import Context
@@ -126,8 +127,10 @@ class Choices(Transform):
         return model
 
     def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-        return [{"layer": name, "scheme": option, "bytes": None, "error": None}
-                for name, option in plan.values.get("decided", {}).items()]
+        known = dict(model.named_modules())  # a later transform may have made other modules of them
+        return [{"layer": name, "scheme": option, "bytes": held(known[name]), "error": None}
+                for decision, option in plan.values.get("decided", {}).items() for name in plan.values["places"][decision]
+                if name in known]
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
         had, has = open_decisions(before), open_decisions(after)

@@ -247,7 +247,8 @@ class Darts(TrainingMethod):
                           stacklevel=2)
         for p in memory["frozen"]:
             p.requires_grad_(True)
-        opening, plan = Choices(), Plan({"decided": genotype})
+        stand = {one.name: list(one.places) for one in memory["decisions"]}
+        opening, plan = Choices(), Plan({"decided": genotype, "places": stand})
         session.plans.append((opening, plan))
         return opening.build(model, plan)
 
