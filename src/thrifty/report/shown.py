@@ -13,7 +13,9 @@ def emit(value: Any) -> None:
     """The one JSON object of a command, on stdout; what was not measured, and what is not finite, is null."""
     from thrifty.report.document import finite
 
-    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
+    # Letters stay readable; what could steer a terminal is escaped as JSON has it, which changes nothing for who parses.
+    print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def show_layers(place: Path, as_json: bool) -> None:
