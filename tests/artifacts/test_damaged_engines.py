@@ -137,7 +137,6 @@ def test_an_engine_that_ends_its_process(tmp_path, monkeypatch):
 
 def external(directory, location, where="initializer"):
     """An ONNX file whose weight is in another file; returns the manifest's entry."""
-    import onnx
     from onnx import TensorProto, helper
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [0.0] * 4)

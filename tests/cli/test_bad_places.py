@@ -22,7 +22,8 @@ ESCAPES = "\x1b[2J\x9b31m\u202e\u2066\x07é"
 def study(tmp_path):
     with Store.open(tmp_path / f"study {ESCAPES}", "write", Study(f"digits{ESCAPES}", "ab12", {"device": "cpu"})) as store:
         store.put_trial(trial(1, workload=f"digits{ESCAPES}", recipe=f"train(){ESCAPES}"))
-        store.put_trial(trial(2, workload=f"digits{ESCAPES}", status="failed", error=ESCAPES, environment={f"cpu{ESCAPES}": ESCAPES}))
+        store.put_trial(trial(2, workload=f"digits{ESCAPES}", status="failed", error=ESCAPES,
+            environment={f"cpu{ESCAPES}": ESCAPES}))
         store.put_failure(None, ESCAPES, f"line{ESCAPES}\nline")
         store.note("doubt", f"doubt{ESCAPES}")
     return store.path
@@ -45,12 +46,14 @@ def test_a_reader_that_left(study):
 def test_a_current_directory_that_is_gone(tmp_path):
     script = "cd \"$1\" && rmdir \"$1\" && shift && exec \"$@\""
     (tmp_path / "gone").mkdir()
-    done = subprocess.run(["sh", "-c", script, "sh", str(tmp_path / "gone"), *COMMAND, "show", "study"], capture_output=True, text=True,
+    done = subprocess.run(["sh", "-c", script, "sh", str(tmp_path / "gone"), *COMMAND, "show", "study"],
+        capture_output=True, text=True,
                           check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "directory was deleted" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("options", [["show"], ["show", "--json"], ["best"], ["best", "--json"], ["report"], ["report", "--json"]])
+@pytest.mark.parametrize("options", [["show"], ["show", "--json"], ["best"], ["best", "--json"], ["report"], ["report",
+    "--json"]])
 def test_nothing_steers_the_terminal(study, options):
     """Names, recipes and reasons of a study, and its own path."""
     verb, *rest = options

@@ -55,7 +55,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           timeout: Annotated[str, typer.Option("--timeout", help="To answer a request in; 504 after it.")] = "30s",
           grace: Annotated[str, typer.Option("--grace", help="To answer what runs in, after SIGTERM.")] = "30s",
           allow_host: Annotated[list[str] | None, typer.Option(
-              "--allow-host", help="Name that requests may call this server by, beside localhost; * for any; repeatable.")] = None,
+              "--allow-host", help="A name that requests may call this server by, beside localhost; * for any.")] = None,
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 

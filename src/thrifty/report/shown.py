@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.errors import ThriftyError
+from thrifty.report.words import shortened
 
 
 def emit(value: Any) -> None:
@@ -50,7 +51,7 @@ def show_store(store: Path, as_json: bool, requests_per_day: float | None = None
         return
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
     if found.doubt is not None:
-        print(f"\n{found.doubt}")
+        print(f"\n{shortened(found.doubt)}")
     if found.bars is not None:
         print()
         print_choice(found.choice, found.bars, found.spent, requests_per_day)
