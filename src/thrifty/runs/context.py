@@ -30,6 +30,7 @@ from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.registry import method_class
+from thrifty.recipes.session import Teachers
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.runs import cache
 from thrifty.runs.journal import Entry, Journal
@@ -66,7 +67,7 @@ def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMP
     return (inputs for inputs, _ in labelled(workload, seed, examples))
 
 
-def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Callable[[str], nn.Module],
+def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Teachers,
                    ranks: Ranks = Alone()) -> Setup:
     """One ``train`` phase of a workload, put together.
 

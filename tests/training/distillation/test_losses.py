@@ -165,7 +165,8 @@ def test_relations_of_attention_are_the_formulas() -> None:
     rows = []
     for n in range(2):
         places = [i for i in range(4) if valid[n, i]]
-        rows += [kl(relation(t[n], i, head, places), relation(s[n].detach(), i, head, places)) for i in places for head in range(2)]
+        rows += [kl(relation(t[n], i, head, places), relation(s[n].detach(), i, head, places))
+                 for i in places for head in range(2)]
     got = losses.attention_relation_distance(s, t, valid, 2)
     assert float(got.detach()) == pytest.approx(sum(rows) / len(rows), abs=1e-12)
     assert torch.autograd.gradcheck(lambda x: losses.attention_relation_distance(x, t, valid, 2), (s,))
