@@ -74,9 +74,9 @@ def training_setup(workload: Workload, phase: Train, seed: int, device: str, tea
     Raises:
         ThriftyError: the workload has no training set or no loss.
     """
-    if workload.train is None or workload.loss is None:
+    if workload.lessons is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    return Setup(phase, workload.train, workload.loss, workload.batch_size, seed, workload.forward, workload.collate, device,
+    return Setup(phase, *workload.lessons, workload.batch_size, seed, workload.forward, workload.collate, device,
                  teacher, ranks)
 
 
@@ -334,7 +334,7 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
     if measurements is not None:
         found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,
                                     record=record, distil=measurements.distil,
-                                    fit=None if workload.loss is None or workload.train is None else measurements.fit)
+                                    fit=None if workload.train is None or workload.loss is None else measurements.fit)
     return found if recall is None else dataclasses.replace(found, recall=recall)
 
 

@@ -226,7 +226,7 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[typ
 
 
 def _can_train(workload: Workload) -> bool:
-    return workload.train is not None and workload.loss is not None
+    return workload.lessons is not None
 
 
 def _slots(reference: Recipe, recovery: Train | None, classes: Sequence[type[Method]]) -> tuple[Slot, ...]:
