@@ -58,7 +58,7 @@ def liger_kl() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
     loss = LigerFusedLinearJSD(jsd_beta=0.0)
-    return lambda x, w, t, head: loss(x, w, t, head)
+    return lambda x, w, t, head: loss(x, w, t, head, None)
 
 
 def one(name: str, call: Callable[[], Tensor], leaves: tuple[Tensor, Tensor]) -> None:
