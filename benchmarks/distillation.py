@@ -157,8 +157,9 @@ def main() -> None:
     parser.add_argument("--splits", default="validation,test")
     parser.add_argument("--whole", action="store_true", help="judge the whole encoder too")
     parser.add_argument("--out", default="minilm-student.pt")
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     {"digits": digits, "text": text, "minilm": minilm}[given.what](given)
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from thrifty.errors import TrainingFailed as TrainingFailed
     from thrifty.interchange.compressed_tensors import export_compressed_tensors as export_compressed_tensors
     from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
+    from thrifty.kernels.linear_divergence import linear_divergence as linear_divergence
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
     from thrifty.posttraining.low_rank import LowRank as LowRank
     from thrifty.posttraining.prune import Prune as Prune
@@ -176,6 +177,7 @@ _NAMES = {
     "training.mixed_precision.scaled": "fp8_linear",
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
+    "kernels.linear_divergence": "linear_divergence",
     # running, searching, choosing
     "runs.preflight": "check",
     "runs.runner": "run",

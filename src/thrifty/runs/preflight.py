@@ -58,7 +58,7 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
             f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in its Workload, "
             "or inputs alone as `unlabelled` to distil on, or leave train(...) out of the recipe"
         )
-    for phase in trainings if workload.train is None else ():
+    for phase in () if workload.labelled else trainings:
         if not any("teacher" in method.card.needs for method in phase.methods):
             raise WorkloadError(f"{workload.name} has unlabelled inputs alone, so {phase} has nothing to learn from: put distill "
                                 "into it, train(distill(embedding), ...) where the model gives embeddings")

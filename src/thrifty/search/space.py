@@ -316,7 +316,7 @@ def _recovery(workload: Workload, reference: Recipe, classes: Sequence[type[Meth
     if not _can_train(workload):
         return None
     plain = Train(dataclasses.replace(default, lr=RECOVERY_RATE), steps=RECOVERY_STEPS)
-    if workload.train is not None:
+    if workload.labelled:
         return plain
     teaching = next((cls for cls in classes if "teacher" in cls.card.needs), None)
     if teaching is None:

@@ -105,6 +105,20 @@ class Inputs(Dataset[tuple[Any, int]]):
         return self.dataset[index], 0
 
 
+@final
+class Alone(Dataset[Any]):
+    """The inputs of a data set of (input, target)."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index][0]
+
+
 # -- how it is served -------------------------------------------------------------------------------------------
 
 
@@ -186,8 +200,8 @@ class Workload:
         reference: the recipe by which it is trained today; "" where the model comes trained.
         forward: (model, batch) -> outputs, where it is more than the model on the inputs.
         collate: joins dataset items; torch's default_collate otherwise.
-        unlabelled: map-style Dataset of inputs alone, where there is no ``train``: a model that comes trained is distilled on
-            them. Where ``collate`` is given, it gets items (input, 0).
+        unlabelled: map-style Dataset of inputs alone, for where there is no ``train`` or no ``loss``: a model that comes trained
+            is distilled on them. Where ``collate`` is given, it gets items (input, 0).
         batch_size: of training, examples.
         shapes: {input position: {dimension: (low, high)}}: which dimensions vary when served.
         source: where a fresh process finds it, "file.py:workload" or "package.module:workload"; set by
@@ -247,11 +261,16 @@ class Workload:
 
     @property
     def lessons(self) -> tuple[Dataset[Any], Loss] | None:
-        """What a training takes: ``train`` and ``loss``; or where there is none, the unlabelled inputs and the loss of no labels;
-        None where there are neither."""
-        if self.train is not None:
-            return None if self.loss is None else (self.train, self.loss)
+        """What a training takes: ``train`` and ``loss``; or where one is missing, the unlabelled inputs and the loss of no
+        labels; None where there are neither."""
+        if self.train is not None and self.loss is not None:
+            return self.train, self.loss
         return None if self.unlabelled is None else (Inputs(self.unlabelled), Unlabelled())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a training has labels to learn from."""
+        return self.train is not None and self.loss is not None
 
     @property
     def training_set(self) -> Dataset[Any]:

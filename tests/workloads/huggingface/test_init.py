@@ -75,7 +75,7 @@ def test_a_directory_is_a_workload(workload: Workload) -> None:
 
 
 def test_recipes_are_rehearsed_on_it(workload: Workload) -> None:
-    train = "train(adamw) | " if workload.loss is not None else ""
+    train = "train(adamw) | " if workload.loss is not None else "train(adamw, distill(embedding)) | "
     assert "quantized" in check(workload, f"{train}prune(ratio=0.1) | quantize(w8a8)")
 
 

@@ -40,7 +40,7 @@ from thrifty.workloads.huggingface.text import (
     words_of,
 )
 from thrifty.workloads.quality import Accuracy, BitsPerByte, as_inputs, length
-from thrifty.workloads.workload import CrossEntropy, SingleStream, Workload
+from thrifty.workloads.workload import Alone, CrossEntropy, SingleStream, Workload
 
 SCHEME = "hf:"
 DATA = "data.jsonl"
@@ -313,7 +313,7 @@ def _feature_extraction(directory: Directory, lines: Lines, asked: int | None) -
         sets[split] = Texts(words, texts, targets, tokens)
     return {
         "model": lambda: Embedder(load_body(directory.path, TASKS["feature-extraction"].auto), pooling).eval(),
-        "quality": Recall(k=RECALL), **_present(sets),
+        "quality": Recall(k=RECALL), **_present(sets), **({"unlabelled": Alone(sets["train"])} if len(sets["train"]) else {}),
     }, tokens
 
 
