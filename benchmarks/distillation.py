@@ -11,7 +11,6 @@ differences on the same test examples; its interval is over examples (of text, o
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +58,7 @@ def compared(workload: Workload, student: Callable[[], nn.Module], teacher: nn.M
             torch.manual_seed(seed)
             model = student()
             done = fit(model, methods, workload.train, workload.loss, settings=settings, seed=seed,
-                       batch_size=workload.batch_size, teachers=lambda text: copy.deepcopy(teacher))
+                       batch_size=workload.batch_size, teachers=lambda text: teacher)
             scores[name].append(judged(workload, done.model))
             print(f"  seed {seed}, {name}: {scores[name][-1].value:.4f} ({done.seconds:.0f} s)", flush=True)
     first = next(iter(arms))
@@ -97,12 +96,11 @@ def digits(given: argparse.Namespace) -> None:
     rate = AdamW(lr=3e-3)
     print("a student of its teacher's kind, a tenth as wide")
     compared(workload, lambda: DigitsNet(stem=4, width=6), teacher, {
-        "alone": (rate,), "logits, T 4": (rate, Distill(temperature=4)),
-        "logits and attention": (rate, Distill(temperature=4, attention={"blocks.1": "blocks.1"})),
+        "alone": (rate,), "logits, T 4": (rate, Distill(temperature=4, remember="outputs")),
     }, Train(epochs=2, evaluations=0), given.seeds)
     print("a student of another architecture")
     compared(workload, Plain, teacher, {
-        "alone": (rate,), "logits, T 4": (rate, Distill(temperature=4)),
+        "alone": (rate,), "logits, T 4": (rate, Distill(temperature=4, remember="outputs")),
         "logits and hidden states, weight 10": (rate, Distill(temperature=4, hidden={"second": "blocks.1"}, feature_weight=10.0)),
     }, Train(epochs=2, evaluations=0), given.seeds)
 

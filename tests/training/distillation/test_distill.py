@@ -16,7 +16,7 @@ from thrifty.errors import RecipeError, ThriftyError, TrainingFailed
 from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
-from thrifty.training.distillation import losses, on_policy
+from thrifty.training.distillation import losses, on_policy, remembered
 from thrifty.training.loop import fit
 from thrifty.training.session import TrainingSession
 from thrifty.training.setup import Setup
@@ -245,6 +245,47 @@ def test_a_distillation_that_goes_on_ends_as_one_that_was_not_interrupted() -> N
     assert next(c.after for name, c in second.claims() if name == "distill") == 3
 
 
+# -- what is remembered ---------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_whose_outputs_are_remembered_is_asked_once_for_each_example_and_teaches_the_same() -> None:
+    teacher, start, found = nn.Linear(4, 3), nn.Linear(4, 3), []
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda module, inputs, output: asked.append(1))
+    for remember, calls in (("nothing", 12), ("outputs", 12), ("outputs", 0)):  # the last: another training of the process
+        asked.clear()
+        done = fit(copy.deepcopy(start), [Distill(remember=remember)], DATA, CrossEntropy(), settings=Train(epochs=3),
+                   batch_size=16, teachers=lambda text: teacher)
+        found.append(done.model.state_dict())
+        assert next(c.after for name, c in done.claims if name == "distill") == 12
+        assert len(asked) == (calls if remember == "nothing" else calls and 4)
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
+
+
+def test_draws_from_a_teacher_stand_for_the_whole_of_it() -> None:
+    torch.manual_seed(0)
+    teacher, x = nn.Linear(4, 50), torch.randn(256, 4)
+    data = TensorDataset(x, torch.zeros(256, dtype=torch.int64))
+    distances = {}
+    for name, method in (("whole", Distill(weight=1.0, temperature=1.0)),
+                         ("draws", Distill(weight=1.0, temperature=1.0, remember="draws", draws=64))):
+        torch.manual_seed(1)
+        student = nn.Linear(4, 50)
+        fit(student, [method, AdamW(lr=0.1)], data, CrossEntropy(), settings=Train(epochs=10), batch_size=64,
+            teachers=lambda text: teacher)
+        with torch.no_grad():
+            distances[name] = float(losses.forward_kl(student(x), teacher(x))) / 256
+    torch.manual_seed(1)
+    with torch.no_grad():
+        before = float(losses.forward_kl(nn.Linear(4, 50)(x), teacher(x))) / 256
+    assert distances["draws"] < 0.1 * before and distances["whole"] < 0.1 * before
+    keys = remembered.keys_of((x[:3],))
+    logits = teacher(x[:3]).detach()
+    assert len(set(keys)) == 3 and keys == remembered.keys_of((x[:3].clone(),)) != remembered.keys_of((x[1:4],))
+    same = [remembered.drawn_by_key(logits, keys, 20, 1.0) for _ in range(2)]
+    assert torch.equal(*same) and same[0].shape == (3, 20)
+
+
 # -- on the student's own samples -----------------------------------------------------------------------------------
 
 
@@ -298,6 +339,8 @@ def test_a_student_continues_texts_and_learns_what_the_teacher_thinks_of_that() 
 
 @pytest.mark.parametrize("method, model, says", [
     (Distill("none"), lambda: nn.Linear(4, 3), "nothing to distil"),
+    (Distill("jsd", remember="draws"), lambda: nn.Linear(4, 3), "forward divergence alone"),
+    (Distill(remember="outputs", hidden={"0": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), "outputs alone"),
     (Distill("embedding", on_policy=0.5), lambda: nn.Linear(4, 3), "divergence of logits"),
     (Distill(on_policy=1.0), lambda: nn.Linear(4, 3), "token numbers"),
     (Distill(hidden={"missing": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), "the student has no layer 'missing'"),

@@ -16,7 +16,15 @@ from thrifty.recipes.hyperparameters import Table, choice, number, recipe_text, 
 from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.distillation import features, on_policy
 from thrifty.training.distillation.balance import Balance
-from thrifty.training.distillation.losses import embedding_distance, forward_kl, jsd, reverse_kl, similarity_distance
+from thrifty.training.distillation.losses import (
+    embedding_distance,
+    forward_kl,
+    jsd,
+    reverse_kl,
+    sampled_kl,
+    similarity_distance,
+)
+from thrifty.training.distillation.remembered import drawn_by_key, keys_of, memory_of
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -62,10 +70,14 @@ class Distill(TrainingMethod):
         on_policy: share of the steps in which a language model continues the batch's texts itself and learns the teacher's
             opinion of that (GKD), without labels.
         sampled: tokens of such a continuation.
+        remember: what of the teacher's answers is kept on disk, so that it is asked once for each example: its "outputs", or,
+            of large vocabularies, "draws" of classes from them, which are unbiased. For data that are the same each epoch.
+        draws: classes a distribution.
 
     >>> Distill(temperature=4)
     Distill(objective='forward_kl', temperature=4, weight=0.9, teacher='', teacher_workload='', beta=0.5, squared=True,
-            padded=False, hidden={}, attention={}, feature_weight=1.0, balance=False, mask=None, on_policy=0.0, sampled=32)
+            padded=False, hidden={}, attention={}, feature_weight=1.0, balance=False, mask=None, on_policy=0.0, sampled=32,
+            remember='nothing', draws=64)
     """
 
     objective: str = choice("forward_kl", "forward_kl", "reverse_kl", "jsd", "embedding", "similarity", "none")
@@ -83,6 +95,8 @@ class Distill(TrainingMethod):
     mask: int | None = number(None, 0)
     on_policy: float = number(0.0, 0, 1)
     sampled: int = number(32, 1)
+    remember: str = choice("nothing", "nothing", "outputs", "draws")
+    draws: int = number(64, 1)
 
     name: ClassVar[str] = "distill"
     stage: ClassVar[Stage] = "structure"
@@ -107,9 +121,11 @@ class Distill(TrainingMethod):
     def prepare(self, session: Session) -> None:
         self._require_terms(session)
         teacher = session.teacher(self.teacher, self.teacher_workload)
-        session.memory(self).update(teacher=teacher, calls=0, sampled=0, balance=Balance(), project=nn.ModuleDict())
+        memory = session.memory(self)
+        memory.update(teacher=teacher, calls=0, answers=0, sampled=0, balance=Balance(), project=nn.ModuleDict())
         if self.hidden:
-            session.memory(self)["project"] = self._projections(session, teacher)
+            memory["project"] = self._projections(session, teacher)
+            memory["calls"] = 0  # one example, to see widths
 
     def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         project = session.memory(self)["project"].to(session.device)
@@ -138,8 +154,8 @@ class Distill(TrainingMethod):
         own: on_policy.Continued | None = memory["own"]
         given = batch if own is None else own.batch
         with features.tapped(memory["teacher"], self._layers("teacher"), "teacher") as taught_inside:
-            taught = self._taught(session, given)
-        memory["calls"] += 1
+            taught = self._taught(session, given) if own is not None else self._remembered(session, given)
+        memory["answers"] += 1
         if own is not None:
             student, teacher = (own.logits(x) for x in (outputs, taught))
             return self._divergence(student, teacher), torch.as_tensor(len(student), device=weight.device)
@@ -153,19 +169,22 @@ class Distill(TrainingMethod):
 
     def state_dict(self, session: Session) -> dict[str, Any]:
         memory = session.memory(self)
-        return {"calls": memory["calls"], "sampled": memory["sampled"], "balance": memory["balance"].means,
+        counts = {name: memory[name] for name in ("calls", "answers", "sampled")}
+        return {**counts, "balance": memory["balance"].means,
                 "project": memory["project"].state_dict()}
 
     def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
         memory = session.memory(self)
-        memory.update(calls=state["calls"], sampled=state["sampled"], balance=Balance(dict(state["balance"])))
+        memory.update({name: state[name] for name in ("calls", "answers", "sampled")}, balance=Balance(dict(state["balance"])))
         memory["project"].load_state_dict(state["project"])
 
     def claims(self, session: Session) -> tuple[Claim, ...]:
         memory = session.memory(self)
         sampled = (Claim("steps on the student's own samples", 0.0, float(memory["sampled"]), minimum=1.0),)
         due = self._on_policy_steps(session.steps) > 0
-        return (Claim("teacher's forward passes", 0.0, float(memory["calls"]), minimum=1.0), *(sampled if due else ()))
+        what, count = (("teacher's forward passes", memory["calls"]) if self.remember == "nothing" else
+                       ("batches that the teacher or its memory answered", memory["answers"]))
+        return (Claim(what, 0.0, float(count), minimum=1.0), *(sampled if due else ()))
 
     def _require_terms(self, session: Session) -> None:
         inside = bool(self.hidden or self.attention)
@@ -175,6 +194,12 @@ class Distill(TrainingMethod):
         if self.objective == "none" and not inside:
             raise ThriftyError("distill(none): there is nothing to distil; name layers by hidden= or attention=, or another "
                                "objective")
+        if self.remember != "nothing" and inside:
+            raise ThriftyError(f"distill(remember={self.remember}) keeps the teacher's outputs alone: leave hidden= and "
+                               "attention= out, or remember")
+        if self.remember == "draws" and self.objective != "forward_kl":
+            raise ThriftyError(f"distill({self.objective}, remember=draws): draws from the teacher stand for the forward "
+                               "divergence alone; remember outputs")
         if self.on_policy and (self.objective not in DIVERGENCES or inside):
             raise ThriftyError(f"distill(on_policy={self.on_policy:g}): a model's own samples are judged by a divergence of "
                                f"logits alone, {', '.join(DIVERGENCES)}, without hidden= and attention=")
@@ -182,6 +207,7 @@ class Distill(TrainingMethod):
     # -- the teacher ------------------------------------------------------------------------------------------------
 
     def _taught(self, session: Session, batch: Batch) -> Any:
+        session.memory(self)["calls"] += 1
         try:
             with torch.no_grad(), torch.autocast(session.device, enabled=False):
                 return session.call(session.memory(self)["teacher"], batch)
@@ -190,6 +216,21 @@ class Distill(TrainingMethod):
                 raise
             raise ThriftyError(f"the teacher cannot take the student's inputs ({error}): both must read the same inputs, token "
                                "numbers of one tokenizer where they are texts") from error
+
+    def _remembered(self, session: Session, batch: Batch) -> Any:
+        """What the teacher says now, or said when it saw these examples first."""
+        if self.remember == "nothing":
+            return self._taught(session, batch)
+        kind = (self.remember, self.draws, self.temperature) if self.remember == "draws" else self.remember
+        memory, keys = memory_of(session.memory(self)["teacher"], kind), keys_of(batch[0])
+        if (found := memory.recalled(keys)) is None:
+            outputs = self._taught(session, batch)
+            if not isinstance(outputs, Tensor) or len(outputs) != len(keys):
+                raise ThriftyError(f"distill(remember={self.remember}) keeps one tensor [batch, ...], and the teacher gives a "
+                                   f"{type(outputs).__name__}: leave remember out")
+            found = drawn_by_key(outputs, keys, self.draws, self.temperature) if self.remember == "draws" else outputs
+            memory.keep(keys, found)
+        return found.to(batch[0][0].device)
 
     def _projections(self, session: Session, teacher: nn.Module) -> nn.ModuleDict:
         """What brings the student's features to the teacher's width, found on one example."""
@@ -218,6 +259,13 @@ class Distill(TrainingMethod):
 
     def _outputs(self, session: Session, outputs: Any, taught: Any, batch: Batch, weight: Tensor) -> Tensor:
         """The term of the outputs: a sum, as the loss is."""
+        if self.remember == "draws":
+            student, valid = session.loss.logits(outputs, batch)
+            drawn = taught.flatten(0, -2)
+            if len(drawn) != len(student) or int(drawn.max()) >= student.shape[-1]:
+                raise ThriftyError(f"the teacher drew {tuple(taught.shape)} classes for logits {tuple(student.shape)} of the "
+                                   "student: draws are of classes that stand last, of one vocabulary")
+            return self._scale * sampled_kl(student[valid].float(), drawn[valid], self.temperature)
         if self.objective in DIVERGENCES:
             student, valid = session.loss.logits(outputs, batch)
             teacher, _ = session.loss.logits(taught, batch)
@@ -229,6 +277,10 @@ class Distill(TrainingMethod):
                                f"{tuple(student.shape)}: distill(similarity) compares vectors of other widths")
         compare = embedding_distance if self.objective == "embedding" else similarity_distance
         return weight * compare(student.float(), teacher.float())
+
+    @property
+    def _scale(self) -> float:
+        return self.temperature**2 if self.squared else 1.0
 
     def _fitting(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the same shape."""
@@ -244,8 +296,7 @@ class Distill(TrainingMethod):
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = self._fitting(student, teacher)
-        scale = self.temperature**2 if self.squared else 1.0
-        return scale * DIVERGENCES[self.objective](self, student.float(), teacher.float())
+        return self._scale * DIVERGENCES[self.objective](self, student.float(), teacher.float())
 
     def _inside(self, session: Session, batch: Batch, mine: features.Features,
                 theirs: features.Features) -> dict[str, Tensor]:
