@@ -126,6 +126,7 @@ class Context:
         remaining: () -> seconds that may still be spent on measuring.
         record: what blocks of a model read and give, to distil from; None where nothing can be trained.
         distil: trains one block to stand in another's place, charged and kept; None likewise.
+        batch: requests that are served at once, at most: what an engine is made for where the batch is free.
     """
 
     example: tuple[Tensor, ...]
@@ -143,6 +144,7 @@ class Context:
     remaining: Callable[[], float] = lambda: math.inf
     record: Recorder | None = None
     distil: Distiller | None = None
+    batch: int = 1
 
     @staticmethod
     def of(data: Iterable[Any], seed: int = 0, inputs: int | None = None) -> Context:
