@@ -353,6 +353,17 @@ def test_what_cannot_be_distilled_is_told(method, model, says) -> None:
         fit(model(), [method], DATA, CrossEntropy(), teachers=lambda text: model())
 
 
+def test_a_layer_that_no_forward_pass_calls_is_told() -> None:
+    class Idle(Tokens):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.idle = nn.Linear(1, 1)
+
+    for method in (Distill(hidden={"idle": "inner"}), Distill(attention={"inner": "idle"})):
+        with pytest.raises(ThriftyError, match="idle of the .* is not called"):
+            sessions(Idle(), Idle(), method).step(first_batch())
+
+
 def test_a_teacher_that_cannot_read_the_students_tokens_is_told() -> None:
     with pytest.raises(ThriftyError, match="one tokenizer"):
         sessions(Tokens(4), Tokens(4, vocabulary=3), Distill()).step(first_batch())

@@ -170,8 +170,7 @@ class Distill(TrainingMethod):
     def state_dict(self, session: Session) -> dict[str, Any]:
         memory = session.memory(self)
         counts = {name: memory[name] for name in ("calls", "answers", "sampled")}
-        return {**counts, "balance": memory["balance"].means,
-                "project": memory["project"].state_dict()}
+        return {**counts, "balance": memory["balance"].means, "project": memory["project"].state_dict()}
 
     def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
         memory = session.memory(self)
@@ -243,17 +242,12 @@ class Distill(TrainingMethod):
                 place = next((p.device for p in teacher.parameters()), torch.device("cpu"))
                 self._taught(session, (tuple(x.to(place) for x in batch[0]), batch[1]))
         session.model.train(was_training)
-        return features.projections(self.hidden, self._called(mine, "student"), self._called(theirs, "teacher"))
+        return features.projections(self.hidden, features.called(mine, list(self.hidden), "student"),
+                                    features.called(theirs, list(self.hidden.values()), "teacher"))
 
     def _layers(self, whose: str) -> list[str]:
         both = (self.hidden, self.attention)
         return list(dict.fromkeys(name for names in both for name in (names if whose == "student" else names.values())))
-
-    def _called(self, found: features.Features, whose: str) -> features.Features:
-        names = list(self.hidden) if whose == "student" else list(self.hidden.values())
-        if missing := [name for name in names if name not in found]:
-            raise ThriftyError(f"layer {missing[0]} of the {whose} is not called in a forward pass: name one that is")
-        return found
 
     # -- what is compared -------------------------------------------------------------------------------------------
 
@@ -301,6 +295,8 @@ class Distill(TrainingMethod):
     def _inside(self, session: Session, batch: Batch, mine: features.Features,
                 theirs: features.Features) -> dict[str, Tensor]:
         """The terms of layers inside: means."""
+        features.called(mine, self._layers("student"), "student")
+        features.called(theirs, self._layers("teacher"), "teacher")
         valid = None if self.mask is None else self._valid(batch)
         found = {}
         if self.hidden:

@@ -21,7 +21,7 @@ Features = dict[str, Tensor]
 
 
 @contextlib.contextmanager
-def tapped(model: nn.Module, names: Mapping[str, Any] | Iterator[str] | list[str], whose: str) -> Iterator[Features]:
+def tapped(model: nn.Module, names: list[str], whose: str) -> Iterator[Features]:
     """What some layers give while the context lasts.
 
     Args:
@@ -52,6 +52,17 @@ def tapped(model: nn.Module, names: Mapping[str, Any] | Iterator[str] | list[str
     finally:
         for handle in handles:
             handle.remove()
+
+
+def called(found: Features, names: list[str], whose: str) -> Features:
+    """What was found, where every layer was called.
+
+    Raises:
+        ThriftyError: one was not.
+    """
+    if missing := [name for name in names if name not in found]:
+        raise ThriftyError(f"layer {missing[0]} of the {whose} is not called in a forward pass: name one that is")
+    return found
 
 
 def rows_of(x: Tensor, valid: Tensor | None) -> Tensor:
