@@ -115,6 +115,8 @@ class Space:
         if unused := [name for name in methods if name not in used]:
             why = dict.fromkeys(_unused(method_class(name), reference) for name in unused)
             raise SpaceError(f"{', '.join(unused)} cannot be explored on {workload.name}: {'; '.join(why)}")
+        if not any(len(slot.parts) > 1 for slot in slots):
+            raise SpaceError("there is nothing to explore: no method that is installed applies")
         return Space(initial_properties(workload), reference, slots)
 
     @property
@@ -259,8 +261,6 @@ def _slots(reference: Recipe, recovery: Train | None, classes: Sequence[type[Met
     compilers: dict[str, Part] = {cls.name: cls() for cls in classes if issubclass(cls, Compiler) and cls.name not in APART}
     if compilers:
         slots.append(Slot("compile", "compiler", {"export": None} | compilers))
-    if not any(len(slot.parts) > 1 for slot in slots):
-        raise SpaceError("there is nothing to explore: no method that is installed applies")
     return tuple(slots)
 
 
