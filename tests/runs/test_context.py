@@ -127,6 +127,21 @@ def test_a_short_training_is_kept_with_its_weights(tmp_path):
         second.fit(testing.trained(), [Prune(ratio=0.5)], 1)
 
 
+def test_a_distilled_block_is_kept_with_its_errors(tmp_path):
+    torch.manual_seed(0)
+    net, student = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)), torch.nn.Linear(8, 8)
+    context = make_context(testing.workload, Target(), 0, print, measurements=measurements(Journal(tmp_path)))
+    examples = context.record(net, ["1"], [(torch.randn(16, 4),) for _ in range(8)])["1"]
+    found = context.distil(student, examples, steps=20)
+    assert found.error < found.error_before and found.steps == 20
+    second = measurements(Journal(tmp_path))
+    kept = second.distil(student, examples, steps=20)
+    assert testing.fingerprint(kept.student) == testing.fingerprint(found.student) and not second.made
+    assert (kept.error, kept.error_before, kept.steps) == (found.error, found.error_before, 20)
+    rehearsed = rehearsal_context(testing.workload, Target(), 0, 8).distil(student, examples)
+    assert rehearsed.steps == 0 and testing.fingerprint(rehearsed.student) == testing.fingerprint(student)
+
+
 def test_a_spent_budget_ends_the_search():
     search = measurements(Journal(), budget=0.05)
     search.time(Slow())

@@ -24,7 +24,7 @@ BUILT_IN = {
     "fp16": "thrifty.training.mixed_precision:Fp16",
     "fp8": "thrifty.training.mixed_precision:Fp8",
     "tf32": "thrifty.training.mixed_precision:Tf32",
-    "distill": "thrifty.training.distillation:Distill",
+    "distill": "thrifty.training.distillation.distill:Distill",
     "qat": "thrifty.training.qat.qat:Qat",
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",

@@ -10,7 +10,7 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache
 from thrifty.runs.context import training_setup
 from thrifty.runs.job import checkpoint_key
-from thrifty.runs.making import made
+from thrifty.runs.making import made, untrained_teachers
 from thrifty.runs.runner import Runner
 
 STEPS = 10
@@ -28,13 +28,13 @@ def reference_seconds(runner: Runner) -> float:
 def training_seconds(runner: Runner, recipe: Recipe) -> float:
     """Seconds that a recipe's training will take, by the quickest of a few steps; these are charged as a rehearsal."""
     workload = runner.workload
-    if workload.train is None or workload.loss is None:
+    if workload.lessons is None:
         return 0.0
     began, model, total = time.perf_counter(), made(workload), 0.0
     for phase in recipe:
         if not isinstance(phase, Train):
             continue
-        setup = training_setup(workload, phase, 0, runner.target.device, lambda text: made(workload).eval())
+        setup = training_setup(workload, phase, 0, runner.target.device, untrained_teachers(workload))
         session, seconds = setup.session(model, steps=STEPS), []
         for batch in itertools.islice(setup.loader.batches(), STEPS):
             at = time.perf_counter()

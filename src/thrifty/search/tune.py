@@ -16,6 +16,7 @@ from thrifty.errors import RunFailed
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import training_setup
 from thrifty.runs.job import Outcome
+from thrifty.runs.making import untrained_teachers
 from thrifty.runs.preflight import check_recipe, resolve
 from thrifty.runs.rehearsal import rehearse
 from thrifty.runs.runner import Runner, open_study
@@ -203,7 +204,7 @@ class _Tune:
     def steps(self) -> int:
         """Of the reference's training."""
         phase = training_of(self.reference)
-        return training_setup(self.workload, phase, 0, self.runner.target.device, lambda text: self.workload.model()).steps
+        return training_setup(self.workload, phase, 0, self.runner.target.device, untrained_teachers(self.workload)).steps
 
     def rehearse(self) -> None:
         """One step of each optimizer, so that one that is not installed is told before anything is trained."""

@@ -20,7 +20,7 @@ from thrifty.recipes.method import Method, require_device
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.registry import DEFAULT_OPTIMIZER, method_class
-from thrifty.recipes.session import Session
+from thrifty.recipes.session import Session, Teachers
 from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
@@ -51,7 +51,7 @@ class TrainingSession(Session):
         settings: schedule, warm-up, clipping, accumulation, checkpointing, compilation; those of ``Train()`` where None.
         forward: (model, batch) -> outputs.
         device: that the model is trained on.
-        teachers: recipe's text -> its model, for methods that distil.
+        teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         aside: (number of examples, batches to pass over) -> endless batches of so many, drawn apart from those that are
             trained on.
         ranks: that train together; each takes its own part of every batch, and all end with the same weights.
@@ -62,7 +62,7 @@ class TrainingSession(Session):
 
     def __init__(self, model: nn.Module, methods: Sequence[TrainingMethod], loss: Loss, *, steps: int,
                  settings: Train | None = None, forward: Forward = call_model, device: str = "cpu",
-                 teachers: Callable[[str], nn.Module] | None = None,
+                 teachers: Teachers | None = None,
                  aside: Callable[[int, int], Iterator[Batch]] | None = None, ranks: Ranks = Alone()) -> None:
         if isinstance(model, DistributedDataParallel):
             raise ThriftyError("the model is wrapped in DistributedDataParallel, and a session adds the gradients of its ranks "
@@ -108,10 +108,11 @@ class TrainingSession(Session):
     def memory(self, method: Method) -> dict[str, Any]:
         return self._memory.setdefault(method.name, {})
 
-    def teacher(self, recipe: str) -> nn.Module:
+    def teacher(self, recipe: str, workload: str = "") -> nn.Module:
         if self._teachers is None:
             raise ThriftyError("a teacher is needed: fit(..., teachers=lambda recipe: my_teacher)")
-        return self._teachers(recipe).to(self.device).eval().requires_grad_(False)
+        found = self._teachers(recipe, workload) if workload else self._teachers(recipe)
+        return found.to(self.device).eval().requires_grad_(False)
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         return self.forward(model, batch)
