@@ -40,7 +40,7 @@ def settings(debug: Annotated[bool, typer.Option("--debug", help="Show whole tra
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 done, 1 the run failed, 2 usage."""
+    """Run the command line: 0 done, 1 the run failed, 2 usage, 3 keep the model as it is."""
     if not debugging():
         warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
     sys.exit(guarded(app))

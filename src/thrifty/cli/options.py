@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+if TYPE_CHECKING:
+    from thrifty.studies.constraints import Choice
+
+DONE, FAILED, USAGE, KEEP, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. `KEEP`: all went well, and nothing is better than the model as it is."""
+
+
+def answered(choice: Choice) -> int:
+    """The exit code of a verb that chooses a trial."""
+    if choice.trial is not None:
+        return DONE
+    return KEEP if choice.keep is not None else FAILED
+
 
 
 class SavedAs(enum.Enum):

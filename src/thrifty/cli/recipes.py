@@ -31,6 +31,7 @@ from thrifty.cli.options import (
     ThreadsOption,
     TrafficOption,
     WorkloadArgument,
+    answered,
 )
 from thrifty.report.shown import emit, show_store
 
@@ -149,7 +150,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
 
-    Ctrl-C ends it with the frontier so far; the same command goes on from there.
+    Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
+    than the model as it is, so keep that.
 
     Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
     """
@@ -180,7 +182,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     if found.error:
         print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(FAILED)
-    raise typer.Exit(DONE if found.choice.trial is not None else FAILED)
+    raise typer.Exit(answered(found.choice))
 
 
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(

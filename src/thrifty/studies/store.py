@@ -30,6 +30,10 @@ from thrifty.workloads.quality import Scores
 FORMAT = 1
 """Raised whenever a store written by an older Thrifty could not be read as it is."""
 
+Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended"]
+"""What the last search was asked for, where the workload was found, why nothing follows from the study, what is known of the model
+as it is, which compiler made the compiled baseline, how well costs were estimated, how the last exploration ended."""
+
 _LOCK = "study.lock"
 _APPLICATION = 0x54485254  # "THRT", in the file's header: tells a study from any other SQLite file
 _SCHEMA = """
@@ -139,13 +143,12 @@ class Store:
 
     # -- what whoever reads the study should know -----------------------------------------------------------------
 
-    def note(self, key: Literal["bars", "source", "doubt"], value: Any) -> None:
-        """Keep what the last search was asked for, where the workload was found, or why nothing follows from the study; replaces
-        what was noted."""
+    def note(self, key: Note, value: Any) -> None:
+        """Keep what a reader should know; replaces what was noted under that key."""
         with self._writing() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
 
-    def noted(self, key: Literal["bars", "source", "doubt"]) -> Any:
+    def noted(self, key: Note) -> Any:
         """What was noted, None where nothing was."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
         return json.loads(rows[0][0]) if rows else None
