@@ -15,6 +15,7 @@ import typer
 from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
+from thrifty.measure import command
 from thrifty.workloads.blame import DEBUG, debugging, described
 
 app = typer.Typer(
@@ -41,15 +42,17 @@ def settings(debug: Annotated[bool, typer.Option("--debug", help="Show whole tra
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 the run failed, 2 usage, 3 keep the model as it is."""
+    command.begin()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: threads that spin take the time of what else runs
     if not debugging():
         warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
     sys.exit(guarded(app))
 
 
-def guarded(command: Callable[..., Any]) -> int:
+def guarded(verb: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
-        command()
+        verb()
     except RunFailed as error:
         _tell(str(error))
         return FAILED

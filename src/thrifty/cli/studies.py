@@ -31,7 +31,8 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Choose the best trial of a study that keeps to the bars, and save its artifact.
 
-    Exit code 3: nothing is significantly better than the model as it is, so keep that; 1: no trial meets the bars, nor does it.
+    Exit code 3: nothing is significantly better than the model as it is, so keep that; 1: no trial meets the bars,
+    and the model as it is is not known to.
 
     Example: thrifty best study/ --max-drop 0.5pt --save model/
     """
@@ -49,7 +50,8 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
     if saved is not None and choice.trial is not None:
         save(saved, choice.trial, format.value, found.source)
     if as_json:
-        emit({"keep": choice.keep, "trial": choice.trial and choice.trial.to_json(), "nearest": choice.nearest and choice.nearest.id,
+        emit({"keep": choice.keep, "trial": choice.trial and choice.trial.to_json(),
+              "nearest": choice.nearest and choice.nearest.id,
               "misses": [vars(miss) for miss in choice.misses], "bars": bars.to_json(),
               "saved": None if saved is None else str(saved)})
     else:

@@ -52,6 +52,8 @@ def show_store(store: Path, as_json: bool, requests_per_day: float | None = None
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
     if found.doubt is not None:
         print(f"\n{found.doubt}")
+    if found.ended is not None:
+        print(f"\nThe exploration {literal(found.ended['says'])}")
     if found.bars is not None:
         print()
         print_choice(found.choice, found.bars, found.spent, requests_per_day)

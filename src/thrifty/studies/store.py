@@ -30,9 +30,10 @@ from thrifty.workloads.quality import Scores
 FORMAT = 1
 """Raised whenever a store written by an older Thrifty could not be read as it is."""
 
-Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended"]
-"""What the last search was asked for, where the workload was found, why nothing follows from the study, what is known of the model
-as it is, which compiler made the compiled baseline, how well costs were estimated, how the last exploration ended."""
+Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended", "session"]
+"""What the last search was asked for, where the workload was found, why nothing follows from the study, what is known of the
+model as it is, which compiler made the compiled baseline, how well costs were estimated, how the last exploration ended, who
+writes now."""
 
 _LOCK = "study.lock"
 _APPLICATION = 0x54485254  # "THRT", in the file's header: tells a study from any other SQLite file
@@ -102,11 +103,15 @@ class Store:
         self.path, self.mode = Path(path), mode
         self._mutex = threading.RLock()
         self._lock: int | None = None
+        self.last_alive: float | None = None
+        """Seconds since 1970 at which the last writer was known to live; None where there was none."""
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a study is a directory that holds {FILE}")
         if mode == "write":
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    self.last_alive = (self.path / _LOCK).stat().st_mtime
                 self._lock = acquire(self.path / _LOCK)
         elif not (self.path / FILE).is_file():
             raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run --store makes one")
@@ -133,6 +138,12 @@ class Store:
         with self._mutex:
             self._db.close()
             self._release()
+
+    def beat(self) -> None:
+        """Say that this writer lives: the time of the lock file is now."""
+        with contextlib.suppress(OSError), self._mutex:
+            if self._lock is not None:
+                os.utime(self._lock)
 
     def __enter__(self) -> Store:
         return self
