@@ -52,7 +52,8 @@ def test_killed_in_hand_is_charged_and_the_result_is_the_same(tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("arguments", "points"), [
     (EXPLORE, ((r"reference: ", 0.3), (r"  train\(", 0.2), (r"scoring on", 0.3), (r"  compile\(onnxruntime\)", 0.2),
-               (r"timing, 1", 0.5), (r"timing, 1", 2.5), (r"  compile\(", 0.6), (r"timing, 5 rounds", 0.5), (r"timing, 5 rounds", 6.0))),
+               (r"timing, 1", 0.5), (r"timing, 1", 2.5), (r"  compile\(", 0.6), (r"timing, 5 rounds", 0.5),
+               (r"timing, 5 rounds", 6.0))),
     (SWEEP, ((r"  train\(adamw, epochs=2\)", 0.1), (r"prune\(ratio=0.5\)$", 0.05), (r"  compile\(", 0.3), (r"timing, 1", 1.0),
              (r"timing, 5 rounds", 1.0), (r"timing, 5 rounds", 7.0))),
     (TUNE, ((r"reference|train\(", 0.5), (r"train\(.*seed 1", 0.6), (r"train\(.*seed 2", 0.6), (r"trials for each", 0.3),
