@@ -312,6 +312,8 @@ def test_the_model_as_it_is_is_kept_where_nothing_beats_it(quiet):
     quiet.open([slow], keep=best([slow], "1pt").keep, bars={"max_drop": "0.01", "minimize": "latency"}, nearest="aaa")
     assert answer(quiet) == ("", "aaa") and quiet.one("#answer").text.startswith("Keep the model as it is:")
     assert "says to keep the model as it is; nearest is" in quiet.one("#answer").text
+    quiet.open([trial("aaa", speed=3.0)], ended={"says": "stopped after 58 of 60 s: no recipe fits into 2.0 s"})
+    assert "The exploration stopped after 58 of 60 s: no recipe fits into 2.0 s." in quiet.one("#spent").text
     quiet.open([trial("aaa", speed=3.0)], doubt="the reference guesses")
     assert quiet.one("#answer").text.startswith("Keep the model as it is: the reference guesses.")
 
