@@ -45,7 +45,6 @@ class Launcher(abc.ABC):
             RunFailed: it failed, or was killed.
         """
 
-
     @abc.abstractmethod
     def pace(self, job: Job) -> tuple[float, float]:
         """Seconds that the job's trainings will take at the very least, and about, by a few steps where they would run.

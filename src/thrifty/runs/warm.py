@@ -13,7 +13,6 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
-import ctypes
 import gc
 import os
 import signal
@@ -28,7 +27,6 @@ from thrifty.target import cores
 
 _AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS", "NUMEXPR", "TORCH", "LD_", "ATEN_", "DNNL_", "ONEDNN_")
 """Variables that count when a process starts, by how they begin: with others, another process is needed."""
-_PR_SET_PDEATHSIG = 1
 _PIPES = 4
 
 
@@ -114,8 +112,9 @@ class Warm:
         return Child(int(pid), stdin, stdout, stderr, status)
 
     def close(self) -> None:
-        """End it; jobs that run end by themselves."""
+        """End it, even while it still imports; jobs that run end by themselves."""
         self._socket.close()
+        self.process.kill()
         self.process.wait()
 
 
@@ -154,9 +153,7 @@ def _started_with() -> dict[str, str]:
 
 
 def main() -> None:
-    """Import what every job needs, then fork one for each byte that comes."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux only; elsewhere the socket's end says it
+    """Import what every job needs, then fork one for each byte that comes, until the parent's end of the socket closes."""
     control = socket.socket(fileno=int(sys.argv[1]))
     from thrifty.runs import process
 
