@@ -40,7 +40,7 @@ BATCH = 3
 """Proposals asked for at once; those whose beginnings are kept run first."""
 CHEAP = 12
 """Proposals looked through for one that still fits."""
-GRACE, LEAVING = 0.04, 2.0
+GRACE, LEAVING = 0.04, 2.5
 """Of the budget, that what is under way at its end may still take, and seconds of it that telling the result takes."""
 PATIENCE = 15.0
 """Times as long as Gaussian processes take to propose that must be left for them."""
@@ -90,7 +90,7 @@ class Exploration:
     @property
     def grace(self) -> float:
         """Seconds from now on after which even what is under way is stopped; none to speak of where nothing will be begun."""
-        return self.left + max(0.0, GRACE * self.budget - LEAVING) if self.left > 0 else math.inf
+        return self.left + GRACE * self.budget - min(LEAVING, self.left / 2) if self.left > 0 else math.inf
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -341,7 +341,7 @@ class Exploration:
     def narrowing(self, left: float) -> Callable[[], None] | None:
         """One more pair for the best claimed trial, where that fits."""
         best = choose([trial for trial in self.trials if claimed(trial)], self.bars).nearest
-        if best is None or best.inference is None or self.claim_estimate(1, 0).high > left:
+        if best is None or best.inference is None or self.claim_estimate(1, 0).seconds > left:
             return None
         pairs = best.inference.speedup.pairs + 1
         return (lambda: self.claim(best, pairs)) if pairs <= MOST_PAIRS else None
