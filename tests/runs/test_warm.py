@@ -89,13 +89,13 @@ def test_variables_that_count_at_the_start_get_a_process_of_their_own(monkeypatc
 def test_what_a_failure_took_is_charged(tmp_path, monkeypatch):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "failing.py").write_text(
-        "import os, time, dataclasses\nfrom thrifty.testing import SmallNet, workload as base\n"
+        "import os, signal, time, dataclasses\nfrom thrifty.testing import SmallNet, workload as base\n"
         "class Failing(SmallNet):\n    def forward(self, x):\n        if self.training and len(x) == 32:\n"
-        "            time.sleep(0.7)\n            os._exit(3)\n        return super().forward(x)\n"
+        "            time.sleep(0.7)\n            os.kill(os.getpid(), signal.SIGKILL)\n        return super().forward(x)\n"
         "workload = dataclasses.replace(base, model=Failing, reference='')\n")
     heard = []
     job = Job(str(tmp_path / "failing.py:workload"), "f", "train(steps=9)", 0, Target(), lower=False)
-    with pytest.raises(RunFailed, match="exit code 3"):
+    with pytest.raises(RunFailed, match="signal 9"):
         LocalLauncher().run(job, heard.append)
     charged = [event.charge for event in heard if isinstance(event, Charged)]
     assert charged[-1].kind == "failure" and charged[-1].seconds >= 0.7

@@ -16,7 +16,8 @@ from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
 from thrifty.measure import command
-from thrifty.workloads.blame import DEBUG, debugging, described
+from thrifty.report.words import shortened
+from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, where
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -52,7 +53,8 @@ def main() -> NoReturn:
 def guarded(verb: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
-        verb()
+        with ending_refused():
+            verb()
     except RunFailed as error:
         _tell(str(error))
         return FAILED
@@ -68,8 +70,11 @@ def guarded(verb: Callable[..., Any]) -> int:
               file=sys.stderr)
         return INTERRUPTED
     except SystemExit as leave:
+        if isinstance(leave, ExitCalled) or where(leave):  # of the workload's code: all is not well
+            _tell(f"{described(leave)}: the workload's code ended the process")
+            return FAILED
         return leave.code if isinstance(leave.code, int) else FAILED
-    except Exception as error:
+    except BaseException as error:
         _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
         return FAILED
     return DONE
@@ -78,4 +83,4 @@ def guarded(verb: Callable[..., Any]) -> int:
 def _tell(message: str) -> None:
     if debugging():
         traceback.print_exc()
-    print(f"thrifty: {message}", file=sys.stderr)
+    print(f"thrifty: {shortened(message)}", file=sys.stderr)

@@ -24,6 +24,7 @@ from thrifty.measure.process import Worker
 from thrifty.measure.scenarios import measure
 from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
 from thrifty.recipes.recipe import Recipe
+from thrifty.runs import cache
 from thrifty.runs.baseline import compilers, weighed
 from thrifty.runs.cures import cures
 from thrifty.runs.job import Job, Outcome, place
@@ -96,6 +97,7 @@ class Runner:
     def id(self, recipe: Recipe) -> str:
         return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
 
+    @cache.session()
     def run(self, recipe: Recipe, *, pairs: int = CLAIM_PAIRS, test: bool = False) -> Trial:
         """Run, measure and keep one recipe; what the store already has is not done again.
 
@@ -126,6 +128,7 @@ class Runner:
         self.tell(TrialEnded(trial))
         return trial
 
+    @cache.session()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
         """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
 
@@ -169,6 +172,7 @@ class Runner:
 
     # -- the reference ------------------------------------------------------------------------------------------
 
+    @cache.session()
     def reference(self) -> Outcome:
         """The reference recipe's model, with which trials are compared; run once.
 
@@ -182,6 +186,7 @@ class Runner:
                 self._reference = self.launcher.run(self.job(recipe, lower=False), self.spender("reference"))
             except RunFailed as error:
                 raise RunFailed(f"the reference failed, and trials are compared with it: {error}") from error
+            cache.pin("checkpoints", self._reference.checkpoint)  # every trial is compared with it
             self.store.note("as it is", weighed(self._reference).to_json())
             self._doubt()
         return self._reference
@@ -201,6 +206,8 @@ class Runner:
                 self.tell(Noted(f"no compiled baseline by {name}: {error}"))
             else:
                 self.store.note("compiled", name)
+                if found.engine is not None:
+                    cache.pin("engines", found.engine)
                 return name, found
         return None
 

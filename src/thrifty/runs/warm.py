@@ -15,15 +15,18 @@ import atexit
 import contextlib
 import gc
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, final
+from typing import IO, NoReturn, final
 
 from thrifty.target import cores
+from thrifty.workloads.blame import leave
 
 _AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS", "NUMEXPR", "TORCH", "LD_", "ATEN_", "DNNL_", "ONEDNN_")
 """Variables that count when a process starts, by how they begin: with others, another process is needed."""
@@ -164,7 +167,7 @@ def main() -> None:
     while True:
         byte, pipes, *_ = socket.recv_fds(control, 1, _PIPES)
         if not byte:
-            os._exit(0)
+            leave(0)
         if os.fork() == 0:
             control.close()
             _keep(pipes, process.main)
@@ -172,8 +175,8 @@ def main() -> None:
             os.close(pipe)
 
 
-def _keep(pipes: list[int], job: Any) -> None:
-    """Fork the job, tell its process id, wait for it, tell how it ended."""
+def _keep(pipes: list[int], job: Callable[[], int]) -> NoReturn:
+    """Fork the job, tell its process id, wait for it, tell how it ended; end it where nobody is left to be told."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     *streams, status = pipes
     pid = os.fork()
@@ -187,14 +190,19 @@ def _keep(pipes: list[int], job: Any) -> None:
             code = job()
             sys.stderr.flush()
         finally:
-            os._exit(code)
+            leave(code)
     for stream in streams:
         os.close(stream)
     os.write(status, f"{pid}\n".encode())
+    with contextlib.suppress(OSError), selectors.DefaultSelector() as ends:
+        ends.register(os.pidfd_open(pid), selectors.EVENT_READ)
+        ends.register(status, selectors.EVENT_READ)  # its reader's end says so, as an error does
+        if all(key.fd == status for key, _ in ends.select()):
+            os.kill(pid, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with contextlib.suppress(OSError):
         os.write(status, f"{ended}\n".encode())
-    os._exit(0)
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import final
 
+from thrifty.studies.database import touch
 from thrifty.studies.ledger import Charge, Kind
 from thrifty.studies.store import Store
 
@@ -70,7 +71,7 @@ def running(store: Store, began: float) -> Iterator[Clock]:
 
     def live() -> None:
         while not over.wait(BEAT):
-            store.beat()
+            touch(store.path)
 
     thread = threading.Thread(target=live, daemon=True)
     thread.start()

@@ -17,11 +17,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 
-from thrifty.studies.database import FILE, Mode, StoreError, acquire, connect, explained, release, version
+from thrifty.errors import in_one_line
+from thrifty.studies.database import (
+    FILE,
+    LOCK,
+    Mode,
+    Note,
+    StoreError,
+    acquire,
+    alive,
+    connect,
+    explained,
+    foreign,
+    make_durable,
+    release,
+    version,
+)
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.serialization import dumps, loads, plain
 from thrifty.studies.trial import Trial
@@ -30,12 +45,6 @@ from thrifty.workloads.quality import Scores
 FORMAT = 1
 """Raised whenever a store written by an older Thrifty could not be read as it is."""
 
-Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended", "session"]
-"""What the last search was asked for, where the workload was found, why nothing follows from the study, what is known of the
-model as it is, which compiler made the compiled baseline, how well costs were estimated, how the last exploration ended, who
-writes now."""
-
-_LOCK = "study.lock"
 _APPLICATION = 0x54485254  # "THRT", in the file's header: tells a study from any other SQLite file
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -103,17 +112,18 @@ class Store:
         self.path, self.mode = Path(path), mode
         self._mutex = threading.RLock()
         self._lock: int | None = None
-        self.last_alive: float | None = None
-        """Seconds since 1970 at which the last writer was known to live; None where there was none."""
+        self.last_alive: float | None = None  # seconds since 1970 at which the last writer was known to live
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a study is a directory that holds {FILE}")
         if mode == "write":
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileNotFoundError):
-                    self.last_alive = (self.path / _LOCK).stat().st_mtime
-                self._lock = acquire(self.path / _LOCK)
-        elif not (self.path / FILE).is_file():
+                self.last_alive = alive(self.path / LOCK)
+                self._lock = acquire(self.path / LOCK)
+        if mode == "write" and (self.path / FILE).exists() and not (self.path / FILE).is_file():
+            self._release()
+            raise StoreError(f"{self.path / FILE} is no file: choose another directory")
+        if mode == "read" and not (self.path / FILE).is_file():
             raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run --store makes one")
         try:
             with explained(self.path):
@@ -139,12 +149,6 @@ class Store:
             self._db.close()
             self._release()
 
-    def beat(self) -> None:
-        """Say that this writer lives: the time of the lock file is now."""
-        with contextlib.suppress(OSError), self._mutex:
-            if self._lock is not None:
-                os.utime(self._lock)
-
     def __enter__(self) -> Store:
         return self
 
@@ -162,7 +166,7 @@ class Store:
     def noted(self, key: Note) -> Any:
         """What was noted, None where nothing was."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else None
+        return self._json(rows[0][0], key) if rows else None
 
     # -- trials -------------------------------------------------------------------------------------------------
 
@@ -201,7 +205,7 @@ class Store:
         try:
             return loads(Trial, text)
         except ValueError as error:
-            raise StoreError(f"a trial in {self.path} cannot be read: {error}; the file was changed by something "
+            raise StoreError(f"a trial in {self.path} cannot be read: {in_one_line(error)}; the file was changed by something "
                              "else, or written by a newer Thrifty") from error
 
     # -- scores -------------------------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ class Store:
         try:
             return Ledger(tuple(loads(Charge, text) for (text,) in rows), price)
         except ValueError as error:
-            raise StoreError(f"a charge in {self.path} cannot be read: {error}") from error
+            raise StoreError(f"a charge in {self.path} cannot be read: {in_one_line(error)}") from error
 
     # -- rounds of measurement ----------------------------------------------------------------------------------
 
@@ -264,7 +268,13 @@ class Store:
         """The rounds measured so far, by number, in order."""
         rows = self._read("SELECT round, json FROM rounds WHERE trial = ? AND what = ? ORDER BY round",
                           _text(trial), _text(what))
-        return {number: json.loads(text) for number, text in rows}
+        return {number: self._json(text, f"round {number} of {what} of trial {trial}") for number, text in rows}
+
+    def _json(self, text: Any, what: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StoreError(f"{what} in {self.path} is damaged: {in_one_line(error)}; restore {FILE} from a copy") from error
 
     # -- failures -----------------------------------------------------------------------------------------------
 
@@ -276,7 +286,7 @@ class Store:
     def failures(self) -> tuple[Failure, ...]:
         """Every failure, in order."""
         rows = self._read("SELECT trial, recipe, reason, at FROM failures ORDER BY n")
-        return tuple(Failure(*row) for row in rows)
+        return tuple(Failure(trial if trial is None else str(trial), *map(str, others)) for trial, *others in rows)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -291,6 +301,7 @@ class Store:
         if empty:
             if study is None:
                 raise StoreError(f"{self.path} is a new study: say of which workload and target")
+            make_durable(db)
             with self._writing():
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
@@ -307,7 +318,11 @@ class Store:
                 f"{self.path} is a study of format {number}, and this Thrifty ({version()}) reads format {FORMAT}; "
                 "nothing was changed: use the Thrifty that made it, or choose a new directory"
             )
+        if strange := foreign(db, _SCHEMA):
+            raise StoreError(f"{self.path / FILE} holds {strange}, which Thrifty did not make; it was left alone: restore it "
+                             "from a copy")
         if self.mode == "write":
+            make_durable(db)
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
@@ -315,7 +330,7 @@ class Store:
         try:
             self.study = loads(Study, row[0] if row else "")
         except ValueError as error:
-            raise StoreError(f"{self.path / FILE} is damaged: {error}; restore it from a copy") from error
+            raise StoreError(f"{self.path / FILE} is damaged: {in_one_line(error)}; restore it from a copy") from error
         if study is not None:
             self._same(study)
         return self.study
