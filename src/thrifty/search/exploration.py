@@ -141,7 +141,8 @@ class Exploration:
         waiting: list[Recipe] = []
         if self.started and not self.exhausted:
             waiting = [recipe for recipe in dict.fromkeys(self.waiting) if str(recipe) not in known]
-            waiting = waiting or alone(self.space, self.trials, self.bars)
+            if not waiting and ended != "error":  # what failed then may fail again
+                waiting = alone(self.space, self.trials, self.bars)
         costs = self.costs() if waiting else None
         coming = tuple(Waiting(str(recipe), self.estimates.of(costs.seconds(recipe)).seconds)
                        for recipe in waiting) if costs else ()
