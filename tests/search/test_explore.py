@@ -38,7 +38,8 @@ def test_everything_is_run_once_and_the_best_is_claimed(study):
     assert all(trial.status == "done" for trial in found.trials)
     claimed = [trial for trial in found.trials if trial.inference.speedup.low is not None]
     assert len(claimed) == 1 and claimed[0].test is not None
-    assert found.choice.trial is claimed[0]
+    assert found.choice.nearest is claimed[0]  # and recommended where it is faster, which a busy machine may not show
+    assert (found.choice.trial is None) == (claimed[0].inference.speedup.verdict != "faster") == (found.choice.keep is not None)
     assert [event.id for event in heard if isinstance(event, RecipeBegan)].count(claimed[0].id) == 2
 
 

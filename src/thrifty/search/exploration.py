@@ -42,6 +42,8 @@ CHEAP = 12
 """Proposals looked through for one that still fits."""
 GRACE, LEAVING = 0.04, 2.5
 """Of the budget, that what is under way at its end may still take, and seconds of it that telling the result takes."""
+LEAVING_SHARE = 0.5
+"""Telling the result takes so much of what starting the command took, which says how busy the machine is."""
 PATIENCE = 15.0
 """Times as long as Gaussian processes take to propose that must be left for them."""
 MOST_PAIRS = 20
@@ -72,6 +74,8 @@ class Exploration:
         self.runner, self.space, self.bars, self.promote, self.workers = runner, space, bars, promote, workers
         self.store: Store = runner.store
         self.budget, self.started, self._spent = budget, False, spent
+        self.starting = spent() - self.store.spent().seconds
+        """Seconds that this command took to come here."""
         self.estimates = Estimates([(estimated, took) for estimated, took in self.store.noted("estimates") or []])
         self.waiting: list[Recipe] = []
         self.exhausted = False
@@ -90,7 +94,8 @@ class Exploration:
     @property
     def grace(self) -> float:
         """Seconds from now on after which even what is under way is stopped; none to speak of where nothing will be begun."""
-        return self.left + GRACE * self.budget - min(LEAVING, self.left / 2) if self.left > 0 else math.inf
+        leaving = max(LEAVING, LEAVING_SHARE * self.starting)
+        return self.left + GRACE * self.budget - min(leaving, self.left / 2) if self.left > 0 else math.inf
 
     @property
     def trials(self) -> tuple[Trial, ...]:
