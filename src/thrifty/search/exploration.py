@@ -44,7 +44,7 @@ GRACE, LEAVING = 0.04, 2.5
 """Of the budget, that what is under way at its end may still take, and seconds of it that telling the result takes."""
 LEAVING_SHARE = 0.5
 """Telling the result takes so much of what starting the command took, which says how busy the machine is."""
-PATIENCE = 15.0
+PATIENCE = 10.0
 """Times as long as Gaussian processes take to propose that must be left for them."""
 MOST_PAIRS = 20
 """Of the best trial, where time is left that no recipe fits into."""
@@ -82,8 +82,8 @@ class Exploration:
         """Whether every recipe of the space has run."""
         self.skipped: dict[str, Waiting] = {}
         self.under_way: tuple[str, Estimate] | None = None
-        self.proposing = 2.0
-        """Seconds that the last proposals took."""
+        self.proposing = 30.0
+        """Seconds that the last proposals took; so long they take on the whole space with two processors."""
         self.why = ""
 
     @property
@@ -245,7 +245,7 @@ class Exploration:
             return (estimate.seconds if risk else estimate.high) <= left
 
         found = list(filter(fits, self.waiting)) if left > 0 else []
-        if not found and left > 0 and self.waiting:
+        if not found and self.waiting and left >= self.estimates.of(costs.overhead).seconds:  # else nothing can fit
             found = sorted(filter(fits, self.others()), key=costs.seconds)[:1]
         return [lambda: self.screen(found[: self.workers])] if found else []
 
