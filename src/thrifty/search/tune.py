@@ -289,7 +289,7 @@ class _Tune:
         try:
             outcome = runner.launcher.run(runner.job(recipe, lower=False), runner.spender(name, hear))
         except RunFailed as error:
-            self.keep(runner.failed(recipe, name, error))
+            self.keep(runner.failed(recipe, name, str(error)))
             if not any(charge.kind == "failure" for charge in charged):  # which a loss that is not finite leaves
                 raise RunFailed(f"{recipe}, seed {runner.seed}: {error}") from error
             found = Trained(runner.seed, (), time.perf_counter() - began, error=str(error))
