@@ -80,14 +80,17 @@ class LocalLauncher(Launcher):
         threads, began = job.machine.threads or len(self.processors) or cores(), time.perf_counter()
         forked = None if "cuda" in (job.target.device, job.machine.device) else warm.child()
         process: Process = forked or Started(threads)
-        spent, phase = 0.0, job.recipe
+        spent, phase, told_failure = 0.0, job.recipe, False
         told: list[str] = []
         last: dict[str, Any] = {}
 
         def hear(event: Event) -> None:
-            nonlocal spent, phase
-            spent += event.charge.seconds if isinstance(event, Charged) else 0.0
-            phase = event.text if isinstance(event, PhaseBegan) else phase
+            nonlocal spent, phase, told_failure
+            if isinstance(event, Charged):
+                spent += event.charge.seconds
+                told_failure |= event.charge.kind == "failure"
+            elif isinstance(event, PhaseBegan):
+                phase = event.text
             listener(event)
 
         stderr = _drain(process.stderr, told)
@@ -112,7 +115,8 @@ class LocalLauncher(Launcher):
             process.close()
         if "answer" in last:
             return last["answer"]
-        listener(Charged(Charge("failure", phase, max(0.0, time.perf_counter() - began - spent))))
+        if not told_failure:
+            listener(Charged(Charge("failure", phase, max(0.0, time.perf_counter() - began - spent))))
         if "error" in last:
             raise RunFailed(last["error"])
         tail = "".join(told[-20:]).strip()

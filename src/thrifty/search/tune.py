@@ -290,7 +290,8 @@ class _Tune:
             outcome = runner.launcher.run(runner.job(recipe, lower=False), runner.spender(name, hear))
         except RunFailed as error:
             self.keep(runner.failed(recipe, name, str(error)))
-            if not any(charge.kind == "failure" for charge in charged):  # which a loss that is not finite leaves
+            # A loss that is not finite leaves a failure that its process metered; one that died is charged by the clock alone.
+            if not any(charge.kind == "failure" and charge.device_seconds is not None for charge in charged):
                 raise RunFailed(f"{recipe}, seed {runner.seed}: {error}") from error
             found = Trained(runner.seed, (), time.perf_counter() - began, error=str(error))
         else:
