@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import os
 import sys
@@ -17,7 +19,7 @@ from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
 from thrifty.measure import command
 from thrifty.report.words import shortened
-from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, where
+from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, leave, where
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -47,7 +49,12 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: threads that spin take the time of what else runs
     if not debugging():
         warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
-    sys.exit(guarded(app))
+    code = guarded(app)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    atexit._run_exitfuncs()
+    leave(code)  # tearing torch down takes a third of a second, seconds on a busy machine, and serves nobody
 
 
 def guarded(verb: Callable[..., Any]) -> int:
