@@ -60,6 +60,8 @@ def main() -> NoReturn:
 def guarded(verb: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
+        if not here():
+            raise ThriftyError("the current directory was deleted: change to one that is there")
         with ending_refused():
             verb()
     except RunFailed as error:
@@ -85,6 +87,15 @@ def guarded(verb: Callable[..., Any]) -> int:
         _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
         return FAILED
     return DONE
+
+
+def here() -> bool:
+    """Whether the current directory is still there; libraries end the process where it is not."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _tell(message: str) -> None:
