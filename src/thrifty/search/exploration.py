@@ -42,8 +42,9 @@ CHEAP = 12
 """Proposals looked through for one that still fits."""
 GRACE, LEAVING = 0.04, 2.5
 """Of the budget, that what is under way at its end may still take, and seconds of it that telling the result takes."""
-LEAVING_SHARE = 0.5
-"""Telling the result takes so much of what starting the command took, which says how busy the machine is."""
+LEAVING_SHARE, LEAVING_MOST = 0.5, 0.1
+"""Telling the result takes so much of what starting the command took, which says how busy the machine is, and at most so much of
+the budget."""
 PATIENCE = 10.0
 """Times as long as Gaussian processes take to propose that must be left for them."""
 MOST_PAIRS = 20
@@ -94,7 +95,7 @@ class Exploration:
     @property
     def grace(self) -> float:
         """Seconds from now on after which even what is under way is stopped; none to speak of where nothing will be begun."""
-        leaving = max(LEAVING, LEAVING_SHARE * self.starting)
+        leaving = max(LEAVING, min(LEAVING_SHARE * self.starting, LEAVING_MOST * self.budget))
         return self.left + GRACE * self.budget - min(leaving, self.left / 2) if self.left > 0 else math.inf
 
     @property
