@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from thrifty.artifacts.lowered import TensorSpec
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, told_once
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -44,7 +44,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
     dynamic = [{d: Dim.AUTO(min=low, max=high) for d, (low, high) in shapes.get(i, {}).items() if high > low}
                for i in range(len(example))]
     try:
-        with torch.no_grad(), _steady(model):
+        with torch.no_grad(), _steady(model), told_once():
             program = torch.export.export(model.eval(), example, dynamic_shapes=_by_parameter(model, dynamic))
     except Exception as error:
         raise LoweringError(
