@@ -43,15 +43,20 @@ def show_store(store: Path, as_json: bool, requests_per_day: float | None = None
     from thrifty.report import terminal
     from thrifty.report.choice import print_choice
     from thrifty.report.document import study_json
+    from thrifty.report.words import literal
     from thrifty.studies.findings import Findings
 
     found = Findings.read(store)
     if as_json:
         emit(study_json(found))
         return
+    if found.bars is not None and found.choice.keep is not None:
+        print(f"Keep the model as it is: {literal(found.choice.keep)}.\n")
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
     if found.doubt is not None:
         print(f"\n{shortened(found.doubt)}")
+    if found.ended is not None:
+        print(f"\nThe exploration {literal(found.ended['says'])}")
     if found.bars is not None:
         print()
         print_choice(found.choice, found.bars, found.spent, requests_per_day)

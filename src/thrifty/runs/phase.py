@@ -123,13 +123,16 @@ def _train(phase: Train, task: Task, workload: Workload, before: Model, teachers
             meter.flops = done.flops
     except TrainingFailed as error:
         meter.flops = error.flops
-        charge(tell, "failure", text, meter.read(), seconds=error.seconds)
+        charge(tell, "failure", text, meter.read(), seconds=min(error.seconds, meter.read().seconds))
         raise
     metered = meter.read()
-    # The loop counts seconds over interruptions; energy and device-seconds are those of this process, in proportion.
-    paid = charge(tell, "training", text, dataclasses.replace(metered, seconds=done.seconds), uncounted=done.uncounted)
-    if done.evaluation_seconds:
-        charge(tell, "evaluation", text, Metered(done.evaluation_seconds, done.evaluation_seconds))
+    # The loop counts seconds over interruptions, which are what it cost; what is spent now is this process's part of them.
+    # Energy and device-seconds are those of this process, in proportion.
+    now = min(done.seconds, metered.seconds)
+    spent = charge(tell, "training", text, dataclasses.replace(metered, seconds=now), uncounted=done.uncounted)
+    paid = dataclasses.replace(spent, seconds=done.seconds)
+    if looking := min(done.evaluation_seconds, metered.seconds - now):
+        charge(tell, "evaluation", text, Metered(looking, looking))
     sign = 1 if workload.quality.higher_is_better else -1
     state = before.state
     earlier = sum(entry.seconds for entry in (*state.charges, *task.taught))
