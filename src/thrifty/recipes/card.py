@@ -35,6 +35,7 @@ PROPERTIES: Mapping[str, str] = {
     "float8-products": "weights and activations are float8 where they are multiplied",
     "bfloat16": "computes in bfloat16",
     "pruned": "structures were removed",
+    "masked": "single weights are zero and stay so",
     "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
     "packed-rows": "examples share the rows of a batch",
