@@ -70,7 +70,8 @@ def test_the_share_is_hit_and_the_masked_model_gives_the_same(name: str, structu
     layers = {name.rpartition(".")[0] for name, tensor in model.named_parameters() if tensor.ndim > 1}
     told = {row["layer"] for row in Prune().list_layers(smaller, plan)}
     assert layers <= {layer or "token" for layer in told} | {"", "model.vit.embeddings"}
-    assert all(row["reason"] for row in Prune().list_layers(smaller, plan) if row["pruned"] == "no")
+    rows = Prune().list_layers(smaller, plan)
+    assert all(row["reason"] for row in rows if row["scheme"] == "whole") and any(row["bytes"] for row in rows)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3", "unet", "convnext", "deit"])
@@ -134,7 +135,8 @@ def test_it_reloads_and_serves_in_a_clean_process(name: str, tmp_path: Path) -> 
     safetensors.torch.save_file({k: v.contiguous().clone() for k, v in smaller.state_dict().items()}, tmp_path / "weights")
     safetensors.torch.save_file({"want": want.contiguous()}, tmp_path / "want")
     lowered = Export().lower(copy.deepcopy(smaller), example, tmp_path / "served", context(example))
-    artifact.write(tmp_path / "served", lowered, {"recipe": "prune"}, [x.numpy() for x in example], [want.numpy()])
+    artifact.write(tmp_path / "served", lowered, {"recipe": "prune", "layers": Prune().list_layers(smaller, plan)},
+                   [x.numpy() for x in example], [want.numpy()])
     script = f"""
 import json, sys, numpy, torch, safetensors.torch
 from pathlib import Path

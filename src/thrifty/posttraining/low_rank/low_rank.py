@@ -15,7 +15,7 @@ from thrifty.numerics.graph import replace
 from thrifty.numerics.lockstep import in_lockstep
 from thrifty.numerics.plain import bake, told
 from thrifty.numerics.surroundings import UNREACHED, slow
-from thrifty.posttraining.elements import weight_elements
+from thrifty.posttraining.elements import rows, weight_elements
 from thrifty.posttraining.low_rank.calibration import Seen, observe, row_information
 from thrifty.posttraining.low_rank.choosing import Layers, choose, options
 from thrifty.posttraining.low_rank.cp import Cp
@@ -117,8 +117,9 @@ class LowRank(Transform):
             left |= {name: UNREACHED for name in found if name not in seen}
             if left:
                 context.progress(f"left as they are: {told(left)}")
-            rows = row_information(model, {name: found[name] for name in seen}, context) if self.whiten == "fisher" else {}
-            shapes = {name: self.shape(product(found[name]), one, rows.get(name)) for name, one in seen.items()}
+            reached = {name: found[name] for name in seen}
+            information = row_information(model, reached, context) if self.whiten == "fisher" else {}
+            shapes = {name: self.shape(product(found[name]), one, information.get(name)) for name, one in seen.items()}
             able = {name: ranks for name, shape in shapes.items()
                     if (ranks := options(shape, seen[name], sum(p.weight.numel() for p in parts(found[name])), self.round_to))}
             layers = Layers(model, {name: found[name] for name in able}, seen, shapes, able,
@@ -174,9 +175,9 @@ class LowRank(Transform):
         return model
 
     def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-        """[{"layer", "ranks", "reason"}]: the ranks that a layer got, or why it stays."""
-        return [*({"layer": name, "ranks": ", ".join(map(str, ranks))} for name, ranks in plan.values["layers"].items()),
-                *({"layer": name, "ranks": "full", "reason": why} for name, why in plan.values.get("left", {}).items())]
+        """The ranks that a layer got, or why it stays."""
+        return rows(model, [*((name, f"rank {', '.join(map(str, ranks))}", "") for name, ranks in plan.values["layers"].items()),
+                            *((name, "whole", why) for name, why in plan.values.get("left", {}).items())])
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
         had, has = weight_elements(before), weight_elements(after)

@@ -11,7 +11,7 @@ from torch import nn
 
 from thrifty.errors import ThriftyError
 from thrifty.numerics.plain import bake, told
-from thrifty.posttraining.elements import weight_elements
+from thrifty.posttraining.elements import rows, weight_elements
 from thrifty.posttraining.pruning import attributes, depth, structures
 from thrifty.posttraining.pruning.masks import masking
 from thrifty.posttraining.pruning.structures import KINDS
@@ -159,18 +159,18 @@ class Prune(Transform):
         return model
 
     def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-        """[{"layer", "pruned", "reason"}]: how much of what leaves of each layer, or why nothing does."""
+        """How much is left of each layer along each dimension that shrank, or why nothing leaves of it."""
         values = plan.values
-        rows: dict[str, list[str]] = defaultdict(list)
+        made: dict[str, list[str]] = defaultdict(list)
         for tensor, dim, kept in values.get("slices", []):
             if not tensor.endswith(("bias", "running_mean", "running_var")):
-                rows[tensor.rpartition(".")[0]].append(f"{len(kept)} along {dim}")
+                made[tensor.rpartition(".")[0]].append(f"{len(kept)} along {dim}")
         for container, kept in values.get("blocks", {}).items():
-            rows[container].append(f"blocks {', '.join(map(str, kept))}")
+            made[container].append(f"blocks {', '.join(map(str, kept))}")
         for name in values.get("masked", []):
-            rows[name].append(f"{float((plan.tensors[f'{name}.weight'] == 0).double().mean()):.3f} zeros")
-        return [*({"layer": name, "pruned": ", ".join(kept)} for name, kept in rows.items()),
-                *({"layer": name, "pruned": "no", "reason": why} for name, why in values.get("left", {}).items())]
+            made[name].append(f"{float((plan.tensors[f'{name}.weight'] == 0).double().mean()):.3f} zeros")
+        return rows(model, [*((name, ", ".join(kept), "") for name, kept in made.items()),
+                            *((name, "whole", why) for name, why in values.get("left", {}).items())])
 
     def claims(self, before: nn.Module, after: nn.Module) -> tuple[Claim, ...]:
         if self.structure in PATTERNS:
