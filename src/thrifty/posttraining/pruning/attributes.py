@@ -21,6 +21,7 @@ CONFIGURED: Mapping[Kind | str, tuple[str, ...]] = {
     "heads": ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
               "decoder_attention_heads"),
     "residual": ("hidden_size", "n_embd", "d_model", "dim", "embed_dim"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
     "blocks": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
 }
 """Names under which configurations keep sizes."""

@@ -12,7 +12,7 @@ from torch import nn
 from thrifty.errors import ThriftyError
 from thrifty.numerics.plain import bake, told
 from thrifty.posttraining.elements import rows, weight_elements
-from thrifty.posttraining.pruning import attributes, depth, structures
+from thrifty.posttraining.pruning import attributes, depth, experts, structures
 from thrifty.posttraining.pruning.masks import masking
 from thrifty.posttraining.pruning.structures import KINDS
 from thrifty.posttraining.pruning.widths import Goal
@@ -26,7 +26,7 @@ from thrifty.recipes.transform import Plan, Transform
 PATTERNS = ("unstructured", "2:4", "1:4", "4:8", "6:8")
 """Structures of masks."""
 CRITERIA = {**dict.fromkeys(KINDS, ("auto", "magnitude", "activation", "taylor")), "blocks": ("auto", "influence"),
-            **dict.fromkeys(PATTERNS, ("auto", "magnitude", "wanda", "sparsegpt"))}
+            "experts": ("auto", "activation"), **dict.fromkeys(PATTERNS, ("auto", "magnitude", "wanda", "sparsegpt"))}
 """{structure: criteria that rank it}; "auto" is the first after it."""
 
 
@@ -42,6 +42,7 @@ class Prune(Transform):
       configurations keep of them. Nothing is trusted unseen: on data, the smaller model must give what the original gives
       with the channels' readers zeroed, or the group at fault stays whole. The layers of which nothing leaves are told, with
       the reason.
+    - ``experts``: of each mixture the experts that its router sends the least to, as many in each.
     - ``blocks``: whole blocks of a `ModuleList` or `Sequential`, ranked by influence, by how far the outputs move without
       them, and by the loss where there are labels.
     - ``unstructured``, ``"2:4"`` (2 of each 4 neighbours stay), ``"1:4"``, ``"4:8"``, ``"6:8"``: single weights become zero,
@@ -56,7 +57,8 @@ class Prune(Transform):
             it itself.
         importance: the norm by which magnitude ranks channels, "l2" or "l1".
         round_to: every pruned width is a multiple of it, and at least it; heads leave one by one.
-        criterion: auto (magnitude; of blocks influence), magnitude, taylor, activation, influence, wanda or sparsegpt.
+        criterion: auto (magnitude; of blocks influence, of experts activation), magnitude, taylor, activation, influence,
+            wanda or sparsegpt.
         structure: what leaves.
         of: what the ratio counts, "parameters" or "macs".
         scope: "layer": all lose the same share; "model": the least important of the whole model go first.
@@ -71,7 +73,7 @@ class Prune(Transform):
     importance: str = choice("l2", "l2", "l1")
     round_to: int = number(8, 1)
     criterion: str = choice("auto", "auto", "magnitude", "taylor", "activation", "influence", "wanda", "sparsegpt")
-    structure: str = choice("channels", *KINDS, "blocks", *PATTERNS)
+    structure: str = choice("channels", *KINDS, "experts", "blocks", *PATTERNS)
     of: str = choice("parameters", "parameters", "macs")
     scope: str = choice("layer", "layer", "model")
     keep: str = pattern("")
@@ -133,6 +135,8 @@ class Prune(Transform):
                         {f"{name}.weight": weight for name, weight in found.weights.items()})
         elif self.structure == "blocks":
             plan = Plan(depth.depth(model, context, self.ratio))
+        elif self.structure == "experts":
+            plan = Plan(experts.experts(model, context, self.ratio))
         else:
             goal = Goal(self.ratio, self.of, self.round_to, self.scope, alike=bool(attributes.configurations(model)))
             plan = Plan(structures.cutting(model, context, self.structure, self.by, self.importance, goal, keep).to_json())
