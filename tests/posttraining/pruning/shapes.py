@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -232,7 +232,7 @@ def _ids() -> tuple[Tensor, ...]:
     return (torch.arange(24).reshape(2, 12) % 64,)
 
 
-MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
     "resnet18": (lambda: Resnet([Basic(16, 16, 1), Basic(16, 32, 2), Basic(32, 64, 2)], 16, 64), _image),
     "resnet50": (lambda: Resnet([Bottleneck(16, 16, 1), Bottleneck(64, 16, 1), Bottleneck(64, 32, 2)], 16, 128), _image),
     "resnext": (lambda: Resnet([Bottleneck(16, 32, 1, 8), Bottleneck(128, 32, 2, 8)], 16, 128), _image),
@@ -249,10 +249,38 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, .
 }
 
 
+def resnet(counts: tuple[int, ...], block: type[Basic] | type[Bottleneck]) -> nn.Module:
+    """ResNet-18's and ResNet-50's widths and depths."""
+    blocks: list[nn.Module] = []
+    inputs, wider = 64, 1 if block is Basic else 4
+    for stage, count in enumerate(counts):
+        width = 64 * 2**stage
+        for i in range(count):
+            blocks.append(block(inputs, width, 2 if stage and not i else 1))
+            inputs = width * wider
+    return Resnet(blocks, 64, inputs)
+
+
+def llama() -> nn.Module:
+    import transformers as t
+
+    return Logits(t.LlamaForCausalLM(t.LlamaConfig(
+        hidden_size=1536, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=24, num_key_value_heads=8,
+        vocab_size=8192, bos_token_id=None, eos_token_id=None, pad_token_id=None)))
+
+
+FULL: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
+    "resnet18 whole": (lambda: resnet((2, 2, 2, 2), Basic), lambda: _image(64)),
+    "resnet50 whole": (lambda: resnet((3, 4, 6, 3), Bottleneck), lambda: _image(64)),
+    "llama whole": (llama, _ids),
+}
+"""Of the widths that are served."""
+
+
 def make(name: str) -> nn.Module:
     """In eval mode, with weights drawn from one seed, norms as after training."""
     torch.manual_seed(0)
-    model = MODELS[name][0]().eval()
+    model = (MODELS | FULL)[name][0]().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2)
@@ -265,4 +293,4 @@ def make(name: str) -> nn.Module:
 
 
 def example(name: str) -> tuple[Tensor, ...]:
-    return MODELS[name][1]()
+    return (MODELS | FULL)[name][1]()

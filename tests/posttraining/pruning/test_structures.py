@@ -37,7 +37,7 @@ def context(example: tuple[torch.Tensor, ...], notes: list[str] | None = None, *
 
 def pruned(name: str, **settings: Any) -> tuple[nn.Module, nn.Module, Plan]:
     """(model, the smaller one, the plan)."""
-    if name in TRANSFORMERS:
+    if name.split()[0] in TRANSFORMERS:
         pytest.importorskip("transformers")
     model = shapes.make(name)
     method = Prune(**{"round_to": 2 if name != "mixtral" else 4, **settings})
@@ -56,6 +56,8 @@ def multiplied(name: str, model: nn.Module) -> float:
     *((name, "heads", 0.1) for name in ("deit", "vit", "llama", "bert", "gpt2")), ("mixtral", "heads", 0.05),
     *((name, "residual", 0.25) for name in ("convnext", "deit", "vit", "llama", "gpt2", "mixtral")),
     *((name, "width", 0.3) for name in ("deit", "llama")),
+    *(pytest.param(name, structure, 0.4, marks=pytest.mark.slow) for name, structure in (
+        ("resnet18 whole", "channels"), ("resnet50 whole", "channels"), ("llama whole", "width"))),
 ])
 def test_the_share_is_hit_and_the_masked_model_gives_the_same(name: str, structure: str, ratio: float) -> None:
     model, smaller, plan = pruned(name, structure=structure, ratio=ratio)
