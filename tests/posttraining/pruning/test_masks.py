@@ -144,6 +144,13 @@ def test_zeros_are_held_while_it_trains_and_counted_when_it_is_quantized() -> No
         reprobe(claims, testing.apply(testing.method_class("adamw")(), free))  # type: ignore[arg-type]
 
 
+def test_zeros_are_held_while_it_trains_for_few_bits() -> None:
+    method = Prune(structure="2:4")
+    masked = testing.apply(method, testing.trained())
+    claims = tuple(MethodClaim("prune", claim) for claim in method.claims(testing.trained(), masked))
+    reprobe(claims, testing.apply(testing.method_class("qat")(), masked))  # type: ignore[arg-type]
+
+
 def test_a_second_mask_takes_its_share_of_what_is_left() -> None:
     model = nn.Sequential(nn.Linear(16, 64))
     once = Prune(ratio=0.5, structure="unstructured")(model)

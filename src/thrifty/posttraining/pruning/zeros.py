@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -40,24 +40,28 @@ def hold(layer: nn.Module) -> None:
     setattr(layer, _HELD, True)
 
 
+def held_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of the marked layers."""
+    layers = [module for module in model.modules() if getattr(module, _HELD, False)]
+    return list({id(w): w for layer in layers if (w := layer._parameters.get("weight")) is not None}.values())
+
+
 @final
 class Held:
-    """The zeros of marked layers, as they are now.
+    """The zeros of weights, as they are now.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> layer.weight.data = torch.tensor([[0.0, 1.0]])
     >>> hold(layer)
-    >>> held = Held(layer)
+    >>> held = Held(held_weights(layer))
     >>> layer.weight.data += 1
     >>> held.restore()
     >>> layer.weight.tolist()
     [[0.0, 2.0]]
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        layers = [module for module in model.modules() if getattr(module, _HELD, False)]
-        weights = {id(w): w for layer in layers if (w := layer._parameters.get("weight")) is not None}
-        self._kept = [(w, w.detach() != 0) for w in weights.values()]
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        self._kept = [(weight, weight.detach() != 0) for weight in weights]
 
     @torch.no_grad()
     def restore(self) -> None:
