@@ -312,6 +312,7 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
         seed=seed, target=target, shapes=workload.served_shapes, progress=lambda text: tell(Noted(text)),
         labelled=None if workload.train is None else lambda: labelled(workload, seed, examples),
         loss=None if workload.train is None or workload.loss is None else functools.partial(mean_loss, workload),
+        batch=workload.scenario.largest_batch,
     )
     if measurements is not None:
         found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,

@@ -90,6 +90,7 @@ class Prune(Transform):
               'Frantar & Alistarh 2023, arXiv:2301.00774',
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"pruned"}),
+        refuses=frozenset({"mixture"}),  # units of its experts are in no layer that is known here
     )
 
     def __post_init__(self) -> None:

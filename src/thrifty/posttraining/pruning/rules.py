@@ -179,7 +179,7 @@ def _product(first: int) -> Callable[[Tracer, Any], Dims | None]:
         read = tracer.read(b, -2) or tracer.read(a, -1)
         tracer.labels.join(x[-1], y[-2])
         if not read:  # of two computed values: what is removed of one was never masked in the other
-            tracer.labels.freeze("two computed values are multiplied over it", x[-1])
+            tracer.labels.freeze("two computed values are multiplied", x[-1], y[-1])
         shape = _shape(node)
         batch = [data(n) for n in shape[:-2]]
         for dims in (x[:-2], y[:-2]):
@@ -215,7 +215,7 @@ def _attention(tracer: Tracer, node: Any) -> Dims | None:
     query, key, value = (tracer.values[a] for a in node.args[:3])
     if len(query) < 3 or len(query) != len(key):
         return None
-    tracer.labels.freeze("attention multiplies queries and keys over it", query[-1], key[-1])
+    tracer.labels.freeze("it is the size of an attention head", query[-1], key[-1], value[-1])
     batch = list(query[:-2])
     for dims in (key[:-2], value[:-2]):
         for d, labels in enumerate(dims):
