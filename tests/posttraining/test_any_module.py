@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from tests.generated_models import Drawn, draw
 from tests.rounding_noise import ROUNDING, SLACK, noisy
+from torch import nn
 
 from thrifty import testing
 from thrifty.errors import ThriftyError
