@@ -12,13 +12,15 @@ from tests.posttraining.pruning.test_structures import context
 from torch import Tensor, nn
 
 from thrifty import LowRank, Prune, Quantize, testing
-from thrifty.errors import EffectLost, NoEffect
+from thrifty.errors import EffectLost, NoEffect, RecipeError
 from thrifty.numerics.gptq import DAMPING
 from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.pruning.masks import by_wanda, from_matrix, to_matrix
 from thrifty.posttraining.pruning.patterns import Pattern, lowest
 from thrifty.posttraining.pruning.sparsegpt import sparsegpt
 from thrifty.posttraining.pruning.zeros import zero_share
+from thrifty.recipes.properties import carry
+from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Plan
 from thrifty.runs.checkpoint import MethodClaim
 from thrifty.runs.phase import reprobe
@@ -142,6 +144,15 @@ def test_zeros_are_held_while_it_trains_and_counted_when_it_is_quantized() -> No
         vars(module).pop("zeros_held", None)
     with pytest.raises(EffectLost, match="a later phase undid it"):
         reprobe(claims, testing.apply(testing.method_class("adamw")(), free))  # type: ignore[arg-type]
+
+
+def test_a_factorization_after_a_mask_is_refused_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match="put low_rank before prune"):
+        carry(Recipe.parse('prune(structure="2:4") | train(epochs=1) | low_rank(ratio=0.2)'), testing.TRAINED)
+    assert "masked" in carry(Recipe.parse("low_rank(ratio=0.2) | prune(structure=unstructured)"), testing.TRAINED)
+    (phase,) = Recipe.parse('prune(0.5, structure="2:4", criterion=wanda)').phases
+    assert str(phase) == "prune(ratio=0.5, criterion=wanda, structure='2:4')"
+    assert Recipe.parse("(prune(ratio=0.3, importance=l1) | train(epochs=1)) * 2").phases[0] == Prune(ratio=0.3, importance="l1")
 
 
 def test_zeros_are_held_while_it_trains_for_few_bits() -> None:

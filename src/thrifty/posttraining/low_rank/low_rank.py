@@ -83,6 +83,7 @@ class LowRank(Transform):
         needs=frozenset({"calibration"}),
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"factorized"}),
+        refuses=frozenset({"masked"}),  # a product of thinner weights has no zeros
     )
 
     @property
