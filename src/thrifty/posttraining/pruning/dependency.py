@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
 from thrifty.posttraining.pruning.labels import DATA
-from thrifty.posttraining.pruning.rules import Tracer
+from thrifty.posttraining.pruning.rules import RULES, pointwise
+from thrifty.posttraining.pruning.tracing import Tracer
 
 Kind = Literal["channels", "heads", "residual"]
 
@@ -117,7 +118,7 @@ def dependencies(model: nn.Module, example: tuple[Tensor, ...]) -> Dependencies:
                            f"this one: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; "
                            "masks (structure=unstructured, \"2:4\") and whole blocks (structure=blocks) need no export"
                            ) from error
-    tracer = Tracer(model)
+    tracer = Tracer(model, RULES, pointwise)
     tracer.run(program)
     return _Grouping(tracer).found()
 

@@ -1,117 +1,19 @@
-"""How channels pass operators: a walk over an exported graph with one rule an operator."""
+"""How channels pass operators: one rule an operator."""
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from thrifty.posttraining.pruning.labels import Dims, Labels, data
+from thrifty.posttraining.pruning.labels import Dims, data
 from thrifty.posttraining.pruning.reshaping import reshaped
+from thrifty.posttraining.pruning.tracing import Rule, Tracer, data_of
 
 ONE_VALUE = "one value stands for all of them"
-OUTPUT = "it is an output of the model"
-
-
-@final
-class Tracer:
-    """Follows labels through one exported graph.
-
-    Args:
-        model: whose parameters and buffers have labels.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.labels = Labels()
-        self.reads: set[tuple[str, int]] = set()
-        """(tensor, dimension) that is summed over."""
-        self.scales: set[str] = set()
-        self.norms: set[str] = set()
-        self.products: list[tuple[float, list[np.ndarray]]] = []
-        """Multiply-adds of each operator: a constant, and dimensions whose sizes multiply it."""
-        canonical: dict[int, str] = {}
-        self.names: dict[str, str] = {}  # tied parameters go by their first name
-        self.tensors: dict[str, Dims] = {}
-        self.parameters = {name for name, _ in model.named_parameters()}
-        for name, module in model.named_modules():  # root mean squares, of which export leaves single operators
-            if "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._NormBase):
-                self.norms.add(f"{name}.weight")
-        for every in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
-            for name, tensor in every:
-                self.names[name] = canonical.setdefault(id(tensor), name)
-                if self.names[name] == name:
-                    self.tensors[name] = [self.labels.fresh(n) for n in tensor.shape]
-        self.values: dict[Any, Any] = {}
-        self.origins: dict[Any, tuple[str, list[int]]] = {}
-        """{node: (tensor, which of its dimensions each of the node's is)} of tensors and what only turns or picks from them."""
-
-    def run(self, program: torch.export.ExportedProgram) -> None:
-        signature = program.graph_signature
-        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        for node in program.graph.nodes:
-            if node.op == "placeholder" and named.get(node.name) in self.names:
-                name = self.names[named[node.name]]
-                self.values[node] = self.tensors[name]
-                self.origins[node] = (name, list(range(len(self.values[node]))))
-            elif node.op == "call_function":
-                self.values[node] = self.call(node)
-            elif node.op == "output":
-                self.freeze_all(node, OUTPUT)
-            else:
-                self.values[node] = outputs(node)
-
-    def call(self, node: Any) -> Any:
-        if node.target is operator.getitem:
-            return self.values[node.args[0]][node.args[1]]
-        name = getattr(node.target, "_opname", "")
-        if not isinstance(node.meta.get("val"), Tensor | list | tuple):  # an assertion, a switch of gradients
-            return []
-        rule = RULES.get(name) if getattr(node.target, "namespace", "") in ("aten", "transformers") else None
-        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            rule = pointwise
-        made = rule(self, node) if rule is not None else None
-        if made is None:  # unknown, or a form that the rule does not know
-            self.freeze_all(node, f"{name or node.target} takes it whole")
-            return outputs(node)
-        return made
-
-    def freeze_all(self, node: Any, why: str) -> None:
-        for source in node.all_input_nodes:
-            for dims in _flat(self.values[source]):
-                self.labels.freeze(why, *dims)
-
-    def origin(self, node: Any, dim: int) -> tuple[str, int] | None:
-        """The tensor, and its dimension, of which that dimension of the node's value is; None where it is computed."""
-        if node not in self.origins:
-            return None
-        name, dims = self.origins[node]
-        return (name, dims[dim]) if dims[dim] >= 0 else None
-
-    def read(self, node: Any, dim: int) -> bool:
-        found = self.origin(node, dim)
-        if found is not None:
-            self.reads.add(found)
-        return found is not None
-
-
-def outputs(node: Any) -> Any:
-    value = node.meta.get("val")
-    if isinstance(value, list | tuple):
-        return [_data(v.shape) if isinstance(v, Tensor) else [] for v in value]
-    return _data(value.shape) if isinstance(value, Tensor) else []
-
-
-def _data(shape: Sequence[int]) -> Dims:
-    return [data(n) for n in shape]
-
-
-def _flat(value: Any) -> list[Dims]:
-    return value if value and isinstance(value[0], list) else [value]
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -270,7 +172,7 @@ def _convolved(tracer: Tracer, x: Dims, weight: Dims, out: np.ndarray, shape: tu
     tracer.labels.freeze("it is an extent in space", *x[2:], *weight[2:])
     steps = min(math.prod(shape[2:]), math.prod(map(len, x[2:]))) if len(weight[0]) != len(out) else math.prod(shape[2:])
     tracer.products.append((float(steps * math.prod(map(len, weight[2:]))), [x[0], weight[0], weight[1]]))
-    return [x[0], out, *_data(shape[2:])]
+    return [x[0], out, *data_of(shape[2:])]
 
 
 def _batch_norm(tracer: Tracer, node: Any) -> Dims:
@@ -287,7 +189,7 @@ def _pool(tracer: Tracer, node: Any) -> Dims | None:
     x, shape = tracer.values[node.args[0]], _shape(node)
     spatial = {"1": 1, "2": 2, "3": 3}[node.target._opname.removesuffix("d")[-1]]
     tracer.labels.freeze("it is an extent in space", *x[-spatial:])
-    return [*x[:-spatial], *_data(shape[-spatial:])]
+    return [*x[:-spatial], *data_of(shape[-spatial:])]
 
 
 def _reduce(tracer: Tracer, node: Any) -> Dims | None:
@@ -345,7 +247,7 @@ def _permute(tracer: Tracer, node: Any) -> Dims:
 def _cut(tracer: Tracer, node: Any) -> Dims:
     """Dimensions that keep their length pass; others are cut, padded or expanded, and stay as they are."""
     x, shape = tracer.values[node.args[0]], _shape(node)
-    x = [*_data(shape[: len(shape) - len(x)]), *x]
+    x = [*data_of(shape[: len(shape) - len(x)]), *x]
     tracer.labels.freeze(f"{node.target._opname} changes its length", *(
         labels for labels, n in zip(x, shape, strict=True) if len(labels) != n))
     return [labels if len(labels) == n else data(n) for labels, n in zip(x, shape, strict=True)]
@@ -388,7 +290,7 @@ def _index(tracer: Tracer, node: Any) -> Dims | None:
     if source in tracer.origins:
         name, dims = tracer.origins[source]
         tracer.origins[node] = (name, [-1] * len(picked) + dims[1:])
-    return [*_data([len(d) for d in picked]), *x[1:]]
+    return [*data_of([len(d) for d in picked]), *x[1:]]
 
 
 def _repeat(tracer: Tracer, node: Any) -> Dims | None:
@@ -415,7 +317,7 @@ def _embedding(tracer: Tracer, node: Any) -> Dims:
     return [*ids, weight[1]]
 
 
-RULES: dict[str, Any] = {
+RULES: dict[str, Rule] = {
     "linear": _linear, "matmul": _product(0), "mm": _product(0), "bmm": _product(0), "addmm": _product(1),
     "grouped_mm_fallback": _grouped_product, "_grouped_mm": _grouped_product,
     "scaled_dot_product_attention": _attention,
