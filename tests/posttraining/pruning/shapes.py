@@ -214,9 +214,11 @@ def of_transformers(name: str) -> nn.Module:
         case "gpt2":
             return Logits(t.GPT2LMHeadModel(t.GPT2Config(n_embd=48, n_layer=2, n_head=6, vocab_size=64, n_positions=32, **ends)))
         case "mixtral":
-            return Logits(t.MixtralForCausalLM(t.MixtralConfig(
+            mixtral = t.MixtralForCausalLM(t.MixtralConfig(
                 hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4,
-                num_local_experts=4, vocab_size=64, max_position_embeddings=32, **ends)))
+                num_local_experts=4, vocab_size=64, max_position_embeddings=32, **ends))
+            mixtral.set_experts_implementation("batched_mm")  # else an operator of transformers alone
+            return Logits(mixtral)
         case "vit":
             return Pixels(t.ViTForImageClassification(t.ViTConfig(
                 hidden_size=48, intermediate_size=192, num_hidden_layers=2, num_attention_heads=6, image_size=32, patch_size=8,
