@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
     from thrifty.kernels.linear_divergence import linear_divergence as linear_divergence
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
-    from thrifty.posttraining.low_rank import LowRank as LowRank
-    from thrifty.posttraining.prune import Prune as Prune
+    from thrifty.posttraining.low_rank.low_rank import LowRank as LowRank
+    from thrifty.posttraining.pruning.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.recipes.card import Card as Card
     from thrifty.recipes.claim import Claim as Claim
@@ -159,8 +159,8 @@ _NAMES = {
     "training.peft.vera": "Vera",
     "training.peft.prompt": "PromptTuning",
     "training.peft.save": "save_adapter",
-    "posttraining.low_rank": "LowRank",
-    "posttraining.prune": "Prune",
+    "posttraining.low_rank.low_rank": "LowRank",
+    "posttraining.pruning.prune": "Prune",
     "posttraining.quantize": "Quantize",
     "compilers.export": "Export",
     "compilers.inductor": "Inductor",

@@ -21,10 +21,11 @@ from thrifty import testing
 from thrifty.errors import ThriftyError
 from thrifty.numerics.flat import distance
 from thrifty.numerics.plain import bake
-from thrifty.posttraining.dependency import Place, dependencies
-from thrifty.posttraining.factored import product
-from thrifty.posttraining.low_rank import LowRank
-from thrifty.posttraining.prune import Prune, masked
+from thrifty.posttraining.low_rank.factored import product
+from thrifty.posttraining.low_rank.low_rank import LowRank
+from thrifty.posttraining.pruning.cutting import masked
+from thrifty.posttraining.pruning.dependency import Place, dependencies
+from thrifty.posttraining.pruning.prune import Prune
 from thrifty.posttraining.quantize import Quantize
 from thrifty.recipes.context import Context
 from thrifty.recipes.transform import Plan, Transform

@@ -149,6 +149,36 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
+def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
+               metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
+           compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
+           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each training.")] = 1,
+           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"), device: DeviceOption = "cpu",
+           threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
+           dry_run: DryRunOption = False) -> None:
+    """Measure the orders in which methods can follow one another, after the workload's reference.
+
+    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)" --out study/
+    """
+    from thrifty.report.orders import print_orders
+    from thrifty.runs.preflight import resolve
+    from thrifty.search.orders import measure_orders
+    from thrifty.search.orders import orders as possible
+
+    definition = resolve(workload_reference(workload, task, data))
+    if dry_run:
+        found = possible(definition, methods, epochs, compiler)
+        texts = {order: str(recipe) for order, recipe in found.recipes.items()}
+        emit({"workload": definition.name, "recipes": texts, "refused": found.refused}) if as_json else print(
+            "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
+        return
+    with progress() as shown:
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, store=store,
+                             target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
+    emit(ran.to_json()) if as_json else print_orders(ran)
+    raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
+
+
 def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption = None, data: DataOption = None,
             max_drop: MaxDropOption = None,
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,

@@ -61,7 +61,7 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
 
 
 def show(store: Annotated[Path, typer.Argument(help="A study's directory; with --layers, or an artifact's.")] = Path("study"),
-         layers: Annotated[bool, typer.Option("--layers", help="Of quantized layers: scheme, bytes and error of each.")] = False,
+         layers: Annotated[bool, typer.Option("--layers", help="What became of each layer: scheme, bytes and error.")] = False,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
 

@@ -20,7 +20,7 @@ def emit(value: Any) -> None:
 
 
 def show_layers(place: Path, as_json: bool) -> None:
-    """The quantized layers of an artifact, or of every one of a study."""
+    """What became of the layers of an artifact, or of every one of a study."""
     from thrifty.artifacts.manifest import MANIFEST, read
     from thrifty.report.artifacts import print_layers
 
@@ -29,8 +29,8 @@ def show_layers(place: Path, as_json: bool) -> None:
     found = {str(directory): read(directory) for directory in directories}
     found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
     if not found:
-        raise ThriftyError(f"{place} holds no artifact of a quantized model: run a recipe with quantize(...) first, and show "
-                           "its study or its artifact")
+        raise ThriftyError(f"{place} holds no artifact of a quantized model, nor of a pruned or factored one: run a "
+                           "recipe with quantize(...) first, and show its study or its artifact")
     if as_json:
         emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
               for directory, manifest in found.items()])

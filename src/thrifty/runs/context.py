@@ -67,6 +67,13 @@ def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMP
     return (inputs for inputs, _ in labelled(workload, seed, examples))
 
 
+def mean_loss(workload: Workload, model: nn.Module, batch: Batch) -> Tensor:
+    """The workload's loss of a model on one batch."""
+    assert workload.loss is not None
+    total, weight = workload.loss(workload.forward(model, batch), batch)
+    return total / weight
+
+
 def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Teachers,
                    ranks: Ranks = Alone()) -> Setup:
     """One ``train`` phase of a workload, put together.
@@ -330,6 +337,7 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
         example=workload.example(1), calibration=lambda: calibration(workload, seed, examples),
         seed=seed, target=target, shapes=workload.served_shapes, progress=lambda text: tell(Noted(text)),
         labelled=None if workload.train is None else lambda: labelled(workload, seed, examples),
+        loss=None if workload.train is None or workload.loss is None else functools.partial(mean_loss, workload),
         batch=workload.scenario.largest_batch,
     )
     if measurements is not None:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
+from thrifty.posttraining.pruning.zeros import Held, held_weights
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.method import Method, require_device
 from thrifty.recipes.phases import Train
@@ -83,6 +84,7 @@ class TrainingSession(Session):
         self.weight = torch.ones(())
         for method in self.methods:
             require_device(method, device)
+        masked = held_weights(model)  # a method may put other modules around them
         for stage in STAGES:
             self._enter(stage)
             for method in self.methods:
@@ -92,6 +94,7 @@ class TrainingSession(Session):
         self._rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(self.schedule, step, self.steps, self.settings.warmup))
         self._run = self._chain()
+        self._zeros = Held(masked)  # where the model's device and numbers are by now
 
     def _enter(self, stage: Stage) -> None:
         """What the settings of the training do in a stage, before its methods prepare."""
@@ -176,6 +179,7 @@ class TrainingSession(Session):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(batch)
         self._update()
+        self._zeros.restore()
         with warnings.catch_warnings():  # torch warns where the very first step was skipped, as fp16 may have to
             if self.step_number == 1:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
