@@ -46,7 +46,10 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     elif "recipes" in spec.metadata:
         values = st.lists(st.sampled_from(["quantize(w8a8)", "prune(ratio=0.25)", "low_rank(ratio=0.5)"]), unique=True).map(tuple)
     elif "table" in spec.metadata:
-        values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]), st.sampled_from(spec.metadata["table"]))
+        values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]),
+                                 st.sampled_from(spec.metadata["table"] or ["blocks.1", "head"]))
+    elif "workload" in spec.metadata:
+        values = st.sampled_from(["", "big.py:workload", "./a directory"])
     elif "pattern" in spec.metadata:
         values = st.sampled_from(["all-linear", "query|value", r"blocks\.0\..*"])
     elif "sizes" in spec.metadata:

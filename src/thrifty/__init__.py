@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from thrifty.errors import TrainingFailed as TrainingFailed
     from thrifty.interchange.compressed_tensors import export_compressed_tensors as export_compressed_tensors
     from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
+    from thrifty.kernels.linear_divergence import linear_divergence as linear_divergence
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
-    from thrifty.posttraining.low_rank import LowRank as LowRank
+    from thrifty.posttraining.low_rank.low_rank import LowRank as LowRank
     from thrifty.posttraining.nas.nas import Nas as Nas
-    from thrifty.posttraining.prune import Prune as Prune
+    from thrifty.posttraining.pruning.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.recipes.card import Card as Card
     from thrifty.recipes.claim import Claim as Claim
@@ -166,9 +167,9 @@ _NAMES = {
     "training.nas.choice": "Choice",
     "training.nas.choices": "Choices choices",
     "training.nas.darts": "Darts",
-    "posttraining.low_rank": "LowRank",
+    "posttraining.low_rank.low_rank": "LowRank",
     "posttraining.nas.nas": "Nas",
-    "posttraining.prune": "Prune",
+    "posttraining.pruning.prune": "Prune",
     "posttraining.quantize": "Quantize",
     "compilers.export": "Export",
     "compilers.inductor": "Inductor",
@@ -185,6 +186,7 @@ _NAMES = {
     "training.mixed_precision.scaled": "fp8_linear",
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
+    "kernels.linear_divergence": "linear_divergence",
     # running, searching, choosing
     "runs.preflight": "check",
     "runs.runner": "run",

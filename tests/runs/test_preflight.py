@@ -33,6 +33,18 @@ def test_a_workload_that_cannot_be_trained_says_so():
         check_recipe(untrained, Recipe.parse("train(epochs=1)"))
 
 
+def test_inputs_alone_need_a_teacher():
+    alone = dataclasses.replace(testing.workload, train=None, loss=None, reference="", unlabelled=testing.stripes(8, 0))
+    with pytest.raises(WorkloadError, match="unlabelled inputs alone.*put distill"):
+        check_recipe(alone, Recipe.parse("train(adamw, epochs=1)"))
+    assert "trained" in check_recipe(alone, Recipe.parse("train(adamw, distill, epochs=1)"))
+
+
+def test_a_teacher_of_another_workload_is_looked_for_before_anything_runs():
+    with pytest.raises(WorkloadError, match="there is no file"):
+        check_recipe(testing.workload, Recipe.parse('train(distill(teacher_workload="nowhere.py"))'))
+
+
 def test_checking_rehearses():
     assert "pruned" in check(WORKLOAD, "prune(ratio=0.5) | train(adamw)")
 

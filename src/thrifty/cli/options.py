@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+if TYPE_CHECKING:
+    from thrifty.studies.constraints import Choice
+
+DONE, FAILED, USAGE, KEEP, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. `KEEP`: all went well, and nothing is better than the model as it is."""
+
+
+def answered(choice: Choice) -> int:
+    """The exit code of a verb that chooses a trial."""
+    if choice.trial is not None:
+        return DONE
+    return KEEP if choice.keep is not None else FAILED
+
 
 
 class SavedAs(enum.Enum):
@@ -31,6 +42,8 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Fa
 StoreOption = Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
+TrainingThreadsOption = Annotated[int | None, typer.Option(
+    "--training-threads", min=1, help="Of every training; one a processor by default. Fewer where the machine is busy.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of every random stream.")]
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]

@@ -30,9 +30,12 @@ from thrifty.cli.options import (
     TaskOption,
     ThreadsOption,
     TrafficOption,
+    TrainingThreadsOption,
     WorkloadArgument,
+    answered,
 )
 from thrifty.report.shown import emit, show_store
+from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
     from thrifty.report.terminal import Progress
@@ -43,6 +46,14 @@ def progress() -> Progress:
     from thrifty.report.terminal import Progress
 
     return Progress()
+
+
+def begin_warm(device: str, dry_run: bool) -> None:
+    """Have the process that runs jobs import while this one does."""
+    from thrifty.runs import warm
+
+    if device == "cpu" and not dry_run:
+        warm.begin()
 
 
 def target_of(device: str, threads: int) -> Target:
@@ -79,11 +90,12 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
         store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
         seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
-        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+        training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
     """
+    begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.report import terminal
     from thrifty.runs.preflight import check_recipe, resolve
@@ -95,11 +107,11 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
         properties = check_recipe(definition, parsed, target.device)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
-        emit(plan) if as_json else print("\n".join(f"{key}: {value}" for key, value in plan.items()))
+        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
-                           force=force, listener=shown.hear)
+                           force=force, training_threads=training_threads, listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:
@@ -111,11 +123,12 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"),
           device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None,
-          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+          training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
     Example: thrifty sweep digits --store study/
     """
+    begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check_recipe, resolve
     from thrifty.search.sweep import sweep as sweep_recipes
@@ -131,9 +144,39 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         return
     with progress() as shown:
         found = sweep_recipes(definition, chosen, store=store, target=target, seed=seed, price=price,
-                              listener=shown.hear)
+                              training_threads=training_threads, listener=shown.hear)
     show_store(store, as_json)
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
+
+
+def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
+               metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
+           compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
+           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each training.")] = 1,
+           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"), device: DeviceOption = "cpu",
+           threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
+           dry_run: DryRunOption = False) -> None:
+    """Measure the orders in which methods can follow one another, after the workload's reference.
+
+    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)" --out study/
+    """
+    from thrifty.report.orders import print_orders
+    from thrifty.runs.preflight import resolve
+    from thrifty.search.orders import measure_orders
+    from thrifty.search.orders import orders as possible
+
+    definition = resolve(workload_reference(workload, task, data))
+    if dry_run:
+        found = possible(definition, methods, epochs, compiler)
+        texts = {order: str(recipe) for order, recipe in found.recipes.items()}
+        emit({"workload": definition.name, "recipes": texts, "refused": found.refused}) if as_json else print(
+            "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
+        return
+    with progress() as shown:
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, store=store,
+                             target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
+    emit(ran.to_json()) if as_json else print_orders(ran)
+    raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
 
 
 def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption = None, data: DataOption = None,
@@ -145,14 +188,16 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
             workers: Annotated[int, typer.Option("--workers", min=1, help="Recipes compiled side by side.")] = 1,
-            requests_per_day: TrafficOption = None, price: PriceOption = None, as_json: JsonOption = False,
-            dry_run: DryRunOption = False) -> None:
+            requests_per_day: TrafficOption = None, price: PriceOption = None,
+            training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
 
-    Ctrl-C ends it with the frontier so far; the same command goes on from there.
+    Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
+    than the model as it is, so keep that.
 
     Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
     """
+    begin_warm(device, dry_run)
     from thrifty.runs.preflight import resolve
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
@@ -170,7 +215,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
         return
     with progress() as shown:
         found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
-                                price=price, workers=workers, listener=shown.hear)
+                                price=price, workers=workers, training_threads=training_threads,
+                                listener=shown.hear)
     show_store(store, as_json, requests_per_day)
     if not as_json:
         print(f"\nThe page: thrifty report {store}")
@@ -180,7 +226,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     if found.error:
         print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(FAILED)
-    raise typer.Exit(DONE if found.choice.trial is not None else FAILED)
+    raise typer.Exit(answered(found.choice))
 
 
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
@@ -194,12 +240,13 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          task: TaskOption = None, data: DataOption = None,
          store: StoreOption = Path("study"),
-         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
-         dry_run: DryRunOption = False) -> None:
+         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
+         training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
 
     Example: thrifty tune digits adamw muon sophia --trials 6 --out study/
     """
+    begin_warm(device, dry_run)
     from thrifty.report.tuning import print_tuned
     from thrifty.runs.preflight import resolve
     from thrifty.search.tune import plan
@@ -214,6 +261,6 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
     with progress() as shown:
         found = tune_optimizers(definition, optimizers, store=store, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
-                                listener=shown.hear)
+                                training_threads=training_threads, listener=shown.hear)
     emit(found.to_json()) if as_json else print_tuned(found)
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

@@ -140,6 +140,7 @@ class Context:
             depend on beside the method and the model that it was given, weights and all, which are part of it already.
         progress: told in a few words what goes on.
         labelled: () -> a fresh iterator over batches (inputs, target) of the training set; None where there are no targets.
+        loss: (model, batch of ``labelled``) -> the mean loss, which carries gradients; None where there is none.
         fit: trains a model for a short time, charged; None where nothing can be trained.
         rehearsal: whether this is a rehearsal: nothing is timed, scored or trained, and a search may try one candidate.
         remaining: () -> seconds that may still be spent on measuring.
@@ -158,6 +159,7 @@ class Context:
     recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None
     labelled: Callable[[], Iterator[Batch]] | None = None
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None
     fit: Trainer | None = None
     rehearsal: bool = False
     remaining: Callable[[], float] = lambda: math.inf

@@ -16,6 +16,9 @@ from thrifty.workloads.workload import Batch, Forward, Loss
 
 T = TypeVar("T")
 
+Teachers = Callable[..., nn.Module]
+"""A recipe's text -> the model that it leaves; called with a workload's reference too where the recipe is another workload's."""
+
 
 class Session(abc.ABC):
     """A training under way, as the hooks of a `TrainingMethod` see it.
@@ -59,11 +62,12 @@ class Session(abc.ABC):
         """What a method remembers during this training: a dictionary of its own, empty at first."""
 
     @abc.abstractmethod
-    def teacher(self, recipe: str) -> nn.Module:
+    def teacher(self, recipe: str, workload: str = "") -> nn.Module:
         """The model that a recipe leaves, frozen, in eval mode, on the device.
 
         Args:
             recipe: its text; "" for the workload's reference.
+            workload: whose recipe it is; "" for the one that is trained.
 
         Raises:
             ThriftyError: nobody provides teachers here.

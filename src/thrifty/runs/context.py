@@ -30,6 +30,7 @@ from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.registry import method_class
+from thrifty.recipes.session import Teachers
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.runs import cache
 from thrifty.runs.journal import Entry, Journal
@@ -66,16 +67,23 @@ def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMP
     return (inputs for inputs, _ in labelled(workload, seed, examples))
 
 
-def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Callable[[str], nn.Module],
+def mean_loss(workload: Workload, model: nn.Module, batch: Batch) -> Tensor:
+    """The workload's loss of a model on one batch."""
+    assert workload.loss is not None
+    total, weight = workload.loss(workload.forward(model, batch), batch)
+    return total / weight
+
+
+def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Teachers,
                    ranks: Ranks = Alone()) -> Setup:
     """One ``train`` phase of a workload, put together.
 
     Raises:
         ThriftyError: the workload has no training set or no loss.
     """
-    if workload.train is None or workload.loss is None:
+    if workload.lessons is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    return Setup(phase, workload.train, workload.loss, workload.batch_size, seed, workload.forward, workload.collate, device,
+    return Setup(phase, *workload.lessons, workload.batch_size, seed, workload.forward, workload.collate, device,
                  teacher, ranks)
 
 
@@ -329,12 +337,13 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
         example=workload.example(1), calibration=lambda: calibration(workload, seed, examples),
         seed=seed, target=target, shapes=workload.served_shapes, progress=lambda text: tell(Noted(text)),
         labelled=None if workload.train is None else lambda: labelled(workload, seed, examples),
+        loss=None if workload.train is None or workload.loss is None else functools.partial(mean_loss, workload),
         batch=workload.scenario.largest_batch,
     )
     if measurements is not None:
         found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,
                                     record=record, distil=measurements.distil,
-                                    fit=None if workload.loss is None or workload.train is None else measurements.fit)
+                                    fit=None if workload.train is None or workload.loss is None else measurements.fit)
     return found if recall is None else dataclasses.replace(found, recall=recall)
 
 

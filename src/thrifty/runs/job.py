@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +15,7 @@ import torch
 from thrifty.engines.instructions import instruction_set
 from thrifty.measure.environment import VERSION, processor, runtime_versions
 from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Phase, methods_of
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
@@ -23,6 +24,8 @@ from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain
 from thrifty.studies.trial import Effect
 from thrifty.target import Machine, Target
+from thrifty.workloads.fingerprint import fingerprint
+from thrifty.workloads.loading import load_workload
 
 
 @final
@@ -53,6 +56,29 @@ class Job:
 
 @final
 @dataclass(frozen=True)
+class Teacher:
+    """A recipe whose model teaches.
+
+    Args:
+        recipe: text; "" for its workload's reference.
+        workload: a reference that `load_workload` takes; "" for the job's own.
+    """
+
+    recipe: str = ""
+    workload: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Taught:
+    """A teacher, and the key of its checkpoint."""
+
+    teacher: Teacher
+    checkpoint: str
+
+
+@final
+@dataclass(frozen=True)
 class Task:
     """One phase of a job, as a process is handed it: keys of the cache, no paths.
 
@@ -61,7 +87,7 @@ class Task:
         index: of the phase among the recipe's.
         checkpoint: key of the model before it; None for the model as it comes.
         key: under which the model after it is kept.
-        teachers: {recipe's text: key of its checkpoint}, every one that the phase's methods name.
+        teachers: every one that the phase's methods name.
         taught: what those teachers cost this recipe.
     """
 
@@ -69,7 +95,7 @@ class Task:
     index: int
     checkpoint: str | None
     key: str
-    teachers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    teachers: tuple[Taught, ...] = ()
     taught: tuple[Charge, ...] = ()
 
     @property
@@ -111,6 +137,7 @@ def checkpoint_key(job: Job, prefix: Recipe) -> str:
     a method looked at it. Recipes with a common prefix share its checkpoint.
     """
     facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(job.machine)]
+    facts += [_hash_of(reference) for reference in foreign(prefix)]
     if any(method.hardware_bound for method in prefix.methods()):
         facts += [processor(), instruction_set()]
     if any(isinstance(phase, Transform) and phase.timed for phase in prefix):
@@ -147,7 +174,26 @@ def seed_of(seed: int, phase: int, stream: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def teachers_of(phase: Phase) -> tuple[str, ...]:
-    """Texts of the recipes that the phase's methods name, each once; "" stands for the workload's reference."""
-    return tuple(dict.fromkeys(getattr(method, spec.name) for method in methods_of(phase)
+def teachers_of(phase: Phase) -> tuple[Teacher, ...]:
+    """The teachers that the phase's methods name, each once."""
+    return tuple(dict.fromkeys(Teacher(getattr(method, spec.name), _workload_of(method)) for method in methods_of(phase)
                                for spec in dataclasses.fields(method) if "recipe" in spec.metadata))
+
+
+def _workload_of(method: Method) -> str:
+    """The workload that a method names beside a recipe."""
+    return next((getattr(method, spec.name) for spec in dataclasses.fields(method) if "workload" in spec.metadata), "")
+
+
+def foreign(recipe: Recipe) -> list[str]:
+    """References of other workloads whose models teach in a recipe, or teach its teachers."""
+    found = set()
+    for phase in recipe:
+        for teacher in teachers_of(phase):
+            found |= {teacher.workload} - {""} | set(foreign(Recipe.parse(teacher.recipe)))
+    return sorted(found)
+
+
+@functools.cache
+def _hash_of(reference: str) -> str:
+    return fingerprint(load_workload(reference))

@@ -19,9 +19,9 @@ from thrifty.recipes.transform import Transform
 from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import Checkpoint, MethodClaim
 from thrifty.runs.context import Measurements, Recall, Tell, make_context, score, training_setup
-from thrifty.runs.job import Job, Task, place, seed_of
+from thrifty.runs.job import Job, Task, Teacher, place, seed_of
 from thrifty.runs.journal import Journal
-from thrifty.runs.making import made
+from thrifty.runs.making import home, made
 from thrifty.studies.events import Charged, Stepped
 from thrifty.studies.ledger import Charge, Kind
 from thrifty.training.loop import Step, train
@@ -64,18 +64,20 @@ def take(task: Task, tell: Tell) -> None:
     """Take a phase in a process of its own: models come from the cache, and go there."""
     workload = apart(load_workload(task.job.workload))
     before = loaded(workload, task.job, task.checkpoint)
-    teachers = {text: loaded(workload, task.job, key).module for text, key in task.teachers.items()}
+    teachers = {taught.teacher: loaded(home(taught.teacher, workload), task.job, taught.checkpoint).module
+                for taught in task.teachers}
     take_phase(task, workload, before, teachers, tell)
 
 
-def take_phase(task: Task, workload: Workload, before: Model, teachers: Mapping[str, nn.Module], tell: Tell) -> Model:
+def take_phase(task: Task, workload: Workload, before: Model, teachers: Mapping[Teacher, nn.Module],
+               tell: Tell) -> Model:
     """Take a phase in this process.
 
     Args:
         task: which.
         workload: of the job.
         before: the model that the phase changes.
-        teachers: {recipe's text: its model}.
+        teachers: their models.
         tell: hears of steps and charges.
 
     Returns:
@@ -109,25 +111,28 @@ def charge(tell: Tell, kind: Kind, what: str, metered: Metered, *, seconds: floa
 # -- trainings --------------------------------------------------------------------------------------------------
 
 
-def _train(phase: Train, task: Task, workload: Workload, before: Model, teachers: Mapping[str, nn.Module],
+def _train(phase: Train, task: Task, workload: Workload, before: Model, teachers: Mapping[Teacher, nn.Module],
            tell: Tell) -> Model:
     device, text = task.job.machine.device, str(phase)
     meter = Meter(device, task.job.machine.ranks)
     try:
         with cache.keeping("trainings", task.key) as room, meter:
-            setup = training_setup(workload, phase, task.seed("train"), device, teachers.__getitem__)
+            setup = training_setup(workload, phase, task.seed("train"), device, lambda *named: teachers[Teacher(*named)])
             done = train(setup, before.module, evaluate=lambda model: score(workload, model), keep=room / "state.pt",
                          progress=_told(tell))
             meter.flops = done.flops
     except TrainingFailed as error:
         meter.flops = error.flops
-        charge(tell, "failure", text, meter.read(), seconds=error.seconds)
+        charge(tell, "failure", text, meter.read(), seconds=min(error.seconds, meter.read().seconds))
         raise
     metered = meter.read()
-    # The loop counts seconds over interruptions; energy and device-seconds are those of this process, in proportion.
-    paid = charge(tell, "training", text, dataclasses.replace(metered, seconds=done.seconds), uncounted=done.uncounted)
-    if done.evaluation_seconds:
-        charge(tell, "evaluation", text, Metered(done.evaluation_seconds, done.evaluation_seconds))
+    # The loop counts seconds over interruptions, which are what it cost; what is spent now is this process's part of them.
+    # Energy and device-seconds are those of this process, in proportion.
+    now = min(done.seconds, metered.seconds)
+    spent = charge(tell, "training", text, dataclasses.replace(metered, seconds=now), uncounted=done.uncounted)
+    paid = dataclasses.replace(spent, seconds=done.seconds)
+    if looking := min(done.evaluation_seconds, metered.seconds - now):
+        charge(tell, "evaluation", text, Metered(looking, looking))
     sign = 1 if workload.quality.higher_is_better else -1
     state = before.state
     earlier = sum(entry.seconds for entry in (*state.charges, *task.taught))

@@ -14,6 +14,7 @@ from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.job import teachers_of
+from thrifty.runs.making import home
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
 from thrifty.target import Target
@@ -40,21 +41,28 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
         ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks, a method that
             does not run on the device.
     """
-    for text in filter(None, itertools.chain.from_iterable(map(teachers_of, recipe))):
-        teacher = Recipe.parse(text)
+    for named in itertools.chain.from_iterable(map(teachers_of, recipe)):
+        teacher = Recipe.parse(named.recipe)
         if teacher.transforms != teacher:
-            raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
-        check_recipe(workload, teacher, device)
+            raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {named.recipe!r}")
+        other = home(named, workload)
+        if len(teacher):
+            check_recipe(other, teacher, device)
     for method in recipe.methods():
         require_device(method, device)
         if isinstance(method, Compiler) and (missing := type(method).missing()):
             raise ThriftyError(missing)
     _require_float8(recipe, device)
-    if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
+    trainings = [phase for phase in recipe if isinstance(phase, Train)]
+    if trainings and workload.lessons is None:
         raise WorkloadError(
-            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
-            "its Workload, or leave train(...) out of the recipe"
+            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in its Workload, "
+            "or inputs alone as `unlabelled` to distil on, or leave train(...) out of the recipe"
         )
+    for phase in () if workload.labelled else trainings:
+        if not any("teacher" in method.card.needs for method in phase.methods):
+            raise WorkloadError(f"{workload.name} has unlabelled inputs alone, so {phase} has nothing to learn from: put distill "
+                                "into it, train(distill(embedding), ...) where the model gives embeddings")
     return carry(recipe, initial_properties(workload))
 
 

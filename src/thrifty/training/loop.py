@@ -18,6 +18,7 @@ from thrifty.errors import TrainingFailed
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.session import Teachers
 from thrifty.recipes.transform import Plan
 from thrifty.training import resume
 from thrifty.training.data import Loader
@@ -91,7 +92,7 @@ class TrainingResult:
 def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, settings: Train | None = None,
         batch_size: int = 64, seed: int = 0, forward: Forward = call_model,
         collate: Callable[[list[Any]], Any] | None = None, device: str = "cpu",
-        teachers: Callable[[str], nn.Module] | None = None, evaluate: Callable[[nn.Module], float] | None = None,
+        teachers: Teachers | None = None, evaluate: Callable[[nn.Module], float] | None = None,
         progress: Callable[[Step], None] | None = None, keep: Path | None = None,
         keep_seconds: float = KEEP_SECONDS, ranks: Ranks = Alone()) -> TrainingResult:
     """Train a model.
@@ -107,7 +108,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         forward: (model, batch) -> outputs.
         collate: joins dataset items.
         device: "cpu" or "cuda".
-        teachers: recipe's text -> its model, for methods that distil.
+        teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         evaluate: model -> quality, higher is better; its seconds are counted apart.
         progress: told where training stands.
         keep: a file for the training's state, written every so often; where it is there already, training goes on from it,

@@ -15,12 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
+from thrifty.posttraining.pruning.zeros import Held, held_weights
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.method import Method, require_device
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.registry import DEFAULT_OPTIMIZER, method_class
-from thrifty.recipes.session import Session
+from thrifty.recipes.session import Session, Teachers
 from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
@@ -51,7 +52,7 @@ class TrainingSession(Session):
         settings: schedule, warm-up, clipping, accumulation, checkpointing, compilation; those of ``Train()`` where None.
         forward: (model, batch) -> outputs.
         device: that the model is trained on.
-        teachers: recipe's text -> its model, for methods that distil.
+        teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         aside: (number of examples, batches to pass over) -> endless batches of so many, drawn apart from those that are
             trained on.
         ranks: that train together; each takes its own part of every batch, and all end with the same weights.
@@ -62,7 +63,7 @@ class TrainingSession(Session):
 
     def __init__(self, model: nn.Module, methods: Sequence[TrainingMethod], loss: Loss, *, steps: int,
                  settings: Train | None = None, forward: Forward = call_model, device: str = "cpu",
-                 teachers: Callable[[str], nn.Module] | None = None,
+                 teachers: Teachers | None = None,
                  aside: Callable[[int, int], Iterator[Batch]] | None = None, ranks: Ranks = Alone()) -> None:
         if isinstance(model, DistributedDataParallel):
             raise ThriftyError("the model is wrapped in DistributedDataParallel, and a session adds the gradients of its ranks "
@@ -83,6 +84,7 @@ class TrainingSession(Session):
         self.weight = torch.ones(())
         for method in self.methods:
             require_device(method, device)
+        masked = held_weights(model)  # a method may put other modules around them
         for stage in STAGES:
             self._enter(stage)
             for method in self.methods:
@@ -92,6 +94,7 @@ class TrainingSession(Session):
         self._rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(self.schedule, step, self.steps, self.settings.warmup))
         self._run = self._chain()
+        self._zeros = Held(masked)  # where the model's device and numbers are by now
 
     def _enter(self, stage: Stage) -> None:
         """What the settings of the training do in a stage, before its methods prepare."""
@@ -108,10 +111,11 @@ class TrainingSession(Session):
     def memory(self, method: Method) -> dict[str, Any]:
         return self._memory.setdefault(method.name, {})
 
-    def teacher(self, recipe: str) -> nn.Module:
+    def teacher(self, recipe: str, workload: str = "") -> nn.Module:
         if self._teachers is None:
             raise ThriftyError("a teacher is needed: fit(..., teachers=lambda recipe: my_teacher)")
-        return self._teachers(recipe).to(self.device).eval().requires_grad_(False)
+        found = self._teachers(recipe, workload) if workload else self._teachers(recipe)
+        return found.to(self.device).eval().requires_grad_(False)
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         return self.forward(model, batch)
@@ -177,6 +181,7 @@ class TrainingSession(Session):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(batch)
         self._update()
+        self._zeros.restore()
         with warnings.catch_warnings():  # torch warns where the very first step was skipped, as fp16 may have to
             if self.step_number == 1:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")

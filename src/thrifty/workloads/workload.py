@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -46,7 +47,6 @@ class CrossEntropy(Loss):
         ignore_index: targets that do not count.
         axis: of the classes, 1 or -1; where None, the one that fits the targets.
 
-    >>> import torch
     >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))
     >>> round(float(loss_sum / weight), 4), int(weight)
     (2.3026, 3)
@@ -69,6 +69,54 @@ class CrossEntropy(Loss):
     def _flat(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, target = paired("CrossEntropy", outputs, batch[1], self.axis)
         return logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
+
+
+@final
+@dataclass(frozen=True)
+class Unlabelled(Loss):
+    """The loss of inputs alone: 0, of one example each; what is learnt is what a teacher says.
+
+    Logits are the outputs with their classes last, in dimension 1 of images [batch, classes, height, width].
+    """
+
+    def __call__(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        x = batch[0][0]
+        return x.new_zeros((), dtype=torch.float32), torch.tensor(len(x), device=x.device)
+
+    def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not isinstance(outputs, Tensor):
+            raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits to be distilled "
+                                "without labels: take it out in the model's forward")
+        logits = (outputs.movedim(1, -1) if outputs.dim() == 4 else outputs).flatten(0, -2)
+        return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+
+
+@final
+class Inputs(Dataset[tuple[Any, int]]):
+    """Inputs alone as items (input, 0), which training reads."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[index], 0
+
+
+@final
+class Alone(Dataset[Any]):
+    """The inputs of a data set of (input, target)."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index][0]
 
 
 # -- how it is served -------------------------------------------------------------------------------------------
@@ -144,7 +192,7 @@ class Workload:
         model: () -> nn.Module in fp32, with its pretrained weights where it has any.
         train: map-style Dataset of (input, target), or None where the model comes trained.
         validation, test: likewise; choices are scored on validation, the final front alone on test.
-        loss: needed by every ``train`` phase; None where nothing is trained.
+        loss: needed by every ``train`` phase with labels; None where nothing is trained, or on unlabelled inputs alone.
         quality: scores predictions per example.
         example: n -> n requests' tensors, as the server gets them: a tuple in the order of the model's forward, or a
             dictionary by its names; items of the data sets then hold inputs of those names. `load_workload` puts them in order.
@@ -152,6 +200,8 @@ class Workload:
         reference: the recipe by which it is trained today; "" where the model comes trained.
         forward: (model, batch) -> outputs, where it is more than the model on the inputs.
         collate: joins dataset items; torch's default_collate otherwise.
+        unlabelled: map-style Dataset of inputs alone, for where there is no ``train`` or no ``loss``: a model that comes trained
+            is distilled on them. Where ``collate`` is given, it gets items (input, 0).
         batch_size: of training, examples.
         shapes: {input position: {dimension: (low, high)}}: which dimensions vary when served.
         source: where a fresh process finds it, "file.py:workload" or "package.module:workload"; set by
@@ -173,6 +223,7 @@ class Workload:
     reference: str = ""
     forward: Forward = call_model
     collate: Callable[[list[Any]], Any] | None = None
+    unlabelled: Dataset[Any] | None = None
     batch_size: int = 64
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
     source: str = ""
@@ -207,6 +258,19 @@ class Workload:
             for i in range(len(self.example(1))):
                 varying.setdefault(i, {}).setdefault(0, (1, self.scenario.largest_batch))
         return varying
+
+    @property
+    def lessons(self) -> tuple[Dataset[Any], Loss] | None:
+        """What a training takes: ``train`` and ``loss``; or where one is missing, the unlabelled inputs and the loss of no
+        labels; None where there are neither."""
+        if self.train is not None and self.loss is not None:
+            return self.train, self.loss
+        return None if self.unlabelled is None else (Inputs(self.unlabelled), Unlabelled())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a training has labels to learn from."""
+        return self.train is not None and self.loss is not None
 
     @property
     def training_set(self) -> Dataset[Any]:

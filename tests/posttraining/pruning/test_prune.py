@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from thrifty import Prune, Quantize, testing
 from thrifty.errors import NoEffect, ThriftyError
-from thrifty.posttraining.prune import parameters, weight_elements
+from thrifty.posttraining.elements import parameters, weight_elements
 from thrifty.recipes.context import Context
 from thrifty.recipes.transform import Plan
 from thrifty.workloads.embedded.digits import DigitsNet

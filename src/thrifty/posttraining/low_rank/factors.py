@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -87,6 +87,51 @@ class Matrix:
 
 @final
 @dataclass(frozen=True)
+class Outputs:
+    """W [m, n] as a product of two thinner matrices, from the second moment of the outputs.
+
+    W M W^T = Q L Q^T, M the second moment of the inputs: W' = Q_k Q_k^T W. It is the matrix of rank k that `Matrix` finds with
+    the root of M, without a root and without an inverse. Paper: "Swift-SVD", 2026, arXiv:2604.01609.
+
+    Args:
+        weight: [m, n] or [m, n, 1, 1].
+        moment: [n, n].
+    """
+
+    weight: Tensor
+    moment: Tensor
+
+    @cached_property
+    def _basis(self) -> tuple[Tensor, Tensor]:
+        flat = self.weight.flatten(1)
+        values, vectors = torch.linalg.eigh(flat @ self.moment @ flat.T)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+
+    def ranks(self, step: int) -> list[Ranks]:
+        """Multiples of ``step`` that are below full rank."""
+        return [(k,) for k in range(step, min(self.weight.shape[:2]), step)]
+
+    def parameters(self, ranks: Ranks) -> int:
+        return ranks[0] * sum(self.weight.shape[:2])
+
+    def operations(self, ranks: Ranks, reads: int, writes: int) -> int:
+        """Multiply-adds, for ``reads`` vectors in and ``writes`` vectors out."""
+        return writes * self.parameters(ranks)
+
+    def kept(self, ranks: Ranks) -> float:
+        """Share of the outputs' energy that these ranks keep; 1 of a weight that is zero."""
+        energy = self._basis[0]
+        return float(energy[:ranks[0]].sum() / energy.sum()) if energy.any() else 1.0
+
+    def factors(self, ranks: Ranks) -> list[Tensor]:
+        """What is applied first, then second: [k, n] and [m, k] (a convolution's with [1, 1] behind)."""
+        basis, tail = self._basis[1][:, :ranks[0]], self.weight.shape[2:]
+        return [(basis.T @ self.weight.flatten(1)).reshape(-1, self.weight.shape[1], *tail),
+                basis.reshape(self.weight.shape[0], -1, *tail)]
+
+
+@final
+@dataclass(frozen=True)
 class Tucker:
     """W [m, n, h, w] as 1x1, h x w and 1x1 convolutions: Tucker-2 over the input and output channels.
 
@@ -154,7 +199,56 @@ class Tucker:
         return [(inputs.T @ self.root[1])[..., None, None], core, outputs[..., None, None]]
 
 
-Shape = Matrix | Tucker
+class Shape(Protocol):
+    """What a layer's weight can become: ranks, what they cost and keep, and the factors."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    def ranks(self, step: int) -> list[Ranks]: ...
+    def parameters(self, ranks: Ranks) -> int: ...
+    def operations(self, ranks: Ranks, reads: int, writes: int) -> int: ...
+    def kept(self, ranks: Ranks) -> float: ...
+    def factors(self, ranks: Ranks) -> list[Tensor]: ...
+
+
+@final
+@dataclass(frozen=True)
+class Scaled:
+    """Another decomposition, of D W in place of W, and D^-1 on what is applied last: rows count by D.
+
+    With D_i^2 the Fisher information of row i it is "Language Model Compression with Weighted Low-Rank Factorization", Hsu et
+    al. 2022, arXiv:2207.00112.
+
+    Args:
+        inner: of D W.
+        scale: [m], D's diagonal.
+    """
+
+    inner: Shape
+    scale: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        return self.inner.weight / self._along(self.inner.weight)
+
+    def ranks(self, step: int) -> list[Ranks]:
+        return self.inner.ranks(step)
+
+    def parameters(self, ranks: Ranks) -> int:
+        return self.inner.parameters(ranks)
+
+    def operations(self, ranks: Ranks, reads: int, writes: int) -> int:
+        return self.inner.operations(ranks, reads, writes)
+
+    def kept(self, ranks: Ranks) -> float:
+        return self.inner.kept(ranks)
+
+    def factors(self, ranks: Ranks) -> list[Tensor]:
+        *first, last = self.inner.factors(ranks)
+        return [*first, last / self._along(last)]
+
+    def _along(self, tensor: Tensor) -> Tensor:
+        return self.scale.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
 def shape_of(weight: Tensor, root: tuple[Tensor, Tensor]) -> Shape:

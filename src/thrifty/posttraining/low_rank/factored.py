@@ -39,6 +39,8 @@ def product(layer: nn.Module) -> Tensor:
     for later in rest:
         if later.ndim == 2:
             weight = later @ weight
+        elif later.shape[1] == 1 < len(weight):  # depthwise
+            weight = weight * later
         else:  # of each pair of kernel widths at most one is above 1
             sizes = [x * y for x, y in zip(later.shape[2:], weight.shape[2:], strict=True)]
             weight = torch.einsum("orhw,rnxy->onhxwy", later, weight).reshape(len(later), -1, *sizes)
@@ -51,14 +53,35 @@ def factored(layer: nn.Module, factors: Sequence[Tensor]) -> Factored:
     made: list[Any] = []
     for i, weight in enumerate(factors):
         settings = _settings(place) if i == (len(factors) - 1) // 2 else {}
+        groups = weight.shape[0] if _is_depthwise(factors, i) else 1
         # On "meta" nothing is drawn at random that the factors then replace.
         part: Any = (nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta") if weight.ndim == 2 else
-                     nn.Conv2d(weight.shape[1], weight.shape[0], (weight.shape[2], weight.shape[3]), bias=False,
-                               device="meta", **settings))
+                     nn.Conv2d(groups * weight.shape[1], weight.shape[0], (weight.shape[2], weight.shape[3]), bias=False,
+                               device="meta", groups=groups, **settings))
         part.weight = nn.Parameter(weight.to(place.weight), requires_grad=place.weight.requires_grad)
         made.append(part)
     made[-1].bias = last.bias
     return Factored(*made).train(layer.training)
+
+
+def _is_depthwise(factors: Sequence[Tensor], i: int) -> bool:
+    """Whether a factor multiplies each of the channels before it by itself, as the middle one of a CP decomposition."""
+    return i == 1 and len(factors) == 3 and factors[1].shape[1] == 1 < factors[0].shape[0]
+
+
+@torch.no_grad()
+def absorb(layer: nn.Module, factors: Sequence[Tensor]) -> None:
+    """Have a layer compute as its factors would, in place and in its own shapes: no rank is above what it has.
+
+    Factors of a layer that is in parts already are written into these, with zeros around them.
+    """
+    found = parts(layer)
+    if len(found) == 1:
+        found[0].weight.copy_(product(factored(layer, factors)))
+        return
+    for part, factor in zip(found, factors, strict=True):
+        part.weight.zero_()
+        part.weight[tuple(slice(n) for n in factor.shape)] = factor.to(part.weight)
 
 
 def _settings(place: Any) -> dict[str, Any]:

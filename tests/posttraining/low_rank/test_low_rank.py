@@ -17,8 +17,8 @@ from thrifty.compilers.capture import capture
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.numerics.modules import QuantConv, QuantLinear
 from thrifty.numerics.observers import CalibrationError
-from thrifty.posttraining.factored import Factored, factored, parts, product
-from thrifty.posttraining.prune import parameters, weight_elements
+from thrifty.posttraining.elements import parameters, weight_elements
+from thrifty.posttraining.low_rank.factored import Factored, factored, parts, product
 from thrifty.recipes.context import Context
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe

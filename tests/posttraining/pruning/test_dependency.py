@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
-from thrifty.posttraining.dependency import Place, dependencies
-from thrifty.posttraining.prune import masked, shrink, slices
+from thrifty.posttraining.pruning.cutting import masked, shrink, slices
+from thrifty.posttraining.pruning.dependency import Place, dependencies
 from thrifty.workloads.embedded.digits import DigitsNet
 
 
@@ -100,7 +100,7 @@ def test_a_channel_takes_with_it_what_torch_pruning_says(layer: str) -> None:
 
 
 class Unsafe(nn.Module):
-    """Channels meet a layer norm, a softmax, a reversal, a split and the output: none may go, the last but one may."""
+    """Channels meet a softmax, a reversal and the output: none may go. A norm's may, as a stream's; a split's two by two."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,8 +116,15 @@ class Unsafe(nn.Module):
 
 
 def test_what_no_rule_knows_stays() -> None:
-    groups = dependencies(Unsafe().eval(), (torch.randn(2, 6),)).groups
-    assert [sorted(p.tensor for p in group.members) for group in groups] == [["free.bias", "free.weight", "out.weight"]]
+    found = dependencies(Unsafe().eval(), (torch.randn(2, 6),))
+    assert {(tuple(sorted({p.tensor for p in group.members})), group.kind, group.size) for group in found.groups} == {
+        (("a.bias", "a.weight", "b.weight", "norm.bias", "norm.weight"), "residual", 6),
+        (("d.bias", "d.weight", "free.weight"), "channels", 3),
+        (("free.bias", "free.weight", "out.weight"), "channels", 6),
+    }
+    assert found.kept[Place("b.weight", 0)] == "a softmax runs over it"
+    assert found.kept[Place("c.weight", 0)] == "flip takes it whole"
+    assert found.kept[Place("out.weight", 0)] == "it is an output of the model"
 
 
 class Tied(nn.Module):

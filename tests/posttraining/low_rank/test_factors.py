@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thrifty.posttraining.factors import Matrix, Tucker, shape_of, square_root
+from thrifty.posttraining.low_rank.factors import Matrix, Tucker, shape_of, square_root
 
 
 def generator(seed: int) -> torch.Generator:
