@@ -165,9 +165,9 @@ def test_bad_input_is_answered_with_a_way_out():
     with pytest.raises(HyperparameterError, match="latency is written 2ms"):
         Nas("latency<=2MB")
     with pytest.raises(HyperparameterError, match=r"add drop<=1pt"):
-        Nas("bytes<=50%", minimize="latency")
+        Laboratory().plan(Nas("bytes<=50%", minimize="latency"))
     with pytest.raises(HyperparameterError, match="a space of one"):
-        Nas(alternatives=(), leave_out=False)
+        Laboratory().plan(Nas(alternatives=(), leave_out=False))
     with pytest.raises(ThriftyError, match="is no transform"):
         Nas(alternatives=("train(epochs=1)",)).provides  # noqa: B018
     with pytest.raises(ThriftyError, match="matches no module"):

@@ -94,8 +94,8 @@ class Nas(Transform):
         requires=frozenset({"module", "float-weights", "trained"}),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        """Refuse hyperparameters that do not go together."""
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in self._limits):
             raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop the least {self.minimize} is a "
                                       "model that answers nothing; add drop<=1pt to limits")
@@ -135,9 +135,11 @@ class Nas(Transform):
         """Search.
 
         Raises:
+            HyperparameterError: hyperparameters that do not go together.
             OutOfReach: no choice keeps to the limits; names the nearest.
             ThriftyError: the pattern names no blocks, an alternative is no transform, or the engine is not installed.
         """
+        self._check()
         limited = {limit.what for limit in self._limits}
         if "drop" in limited and context.score is None:
             raise ThriftyError(f"nas(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is at "

@@ -102,8 +102,8 @@ class Darts(TrainingMethod):
         requires=frozenset({"module", "float-weights"}),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        """Refuse hyperparameters that do not go together."""
         if self.order == 2 and self.weights == "norms":
             raise HyperparameterError("darts(order=2, weights=norms): a second-order step goes through all weights; keep one of "
                                       "the two")
@@ -114,6 +114,7 @@ class Darts(TrainingMethod):
     # -- before the first step ------------------------------------------------------------------------------------
 
     def prepare(self, session: Session) -> None:
+        self._check()
         if not places(session.model):
             opening, plan = Choices(), Choices().opened(session.model, seed=torch.initial_seed() % 2**31)
             session.model = opening.build(session.model, plan)
