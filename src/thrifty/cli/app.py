@@ -43,7 +43,24 @@ def main() -> NoReturn:
     """Run the command line: 0 done, 1 the run failed, 2 usage."""
     if not debugging():
         warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
-    sys.exit(guarded(app))
+    sys.exit(guarded(_among_ranks))
+
+
+def _among_ranks() -> None:
+    """The first process of torchrun does what it was told; the others take their parts of its trainings."""
+    if int(os.environ.get("WORLD_SIZE") or 1) <= 1:  # nothing of ranks is imported where there are none
+        app()
+        return
+    from thrifty.runs.ranks import Elastic, follow, leading
+
+    here = Elastic.here()
+    if here is None:
+        app()
+    elif here.index:
+        raise SystemExit(follow(here))
+    else:
+        with leading(here):
+            app()
 
 
 def guarded(command: Callable[..., Any]) -> int:

@@ -22,9 +22,11 @@ from thrifty.cli.options import (
     MaxDropOption,
     MaxLatencyOption,
     MinimizeOption,
+    NprocOption,
     PairsOption,
     PriceOption,
     RecipeArgument,
+    RestartsOption,
     SeedOption,
     StoreOption,
     TaskOption,
@@ -79,27 +81,30 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
         store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
         seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
-        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+        nproc: NprocOption = None, max_restarts: RestartsOption = 0, as_json: JsonOption = False,
+        dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
     """
     from thrifty.recipes.recipe import Recipe
     from thrifty.report import terminal
-    from thrifty.runs.preflight import check_recipe, resolve
+    from thrifty.runs.preflight import check_ranks, check_recipe, resolve
+    from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
 
-    parsed, target = Recipe.parse(recipe), target_of(device, threads)
+    parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
     definition = resolve(workload_reference(workload, task, data))
     if dry_run:
         properties = check_recipe(definition, parsed, target.device)
+        check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
         emit(plan) if as_json else print("\n".join(f"{key}: {value}" for key, value in plan.items()))
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
-                           force=force, listener=shown.hear)
+                           force=force, nproc=count, max_restarts=max_restarts, listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:

@@ -27,6 +27,7 @@ from thrifty.runs.context import Tell, calibration, make_context, outputs_of
 from thrifty.runs.job import Job, Outcome, Task, checkpoint_key, engine_key, place, seed_of, teachers_of
 from thrifty.runs.phase import Model, charge, keep, loaded, take_phase
 from thrifty.runs.precision import require_precision_pays
+from thrifty.runs.ranks import Gang
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
@@ -44,10 +45,11 @@ class Execution:
     Args:
         job: what to do.
         tell: hears of phases, steps and charges.
+        gang: who takes trainings of several ranks.
     """
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self.job, self.tell = job, tell
+    def __init__(self, job: Job, tell: Tell, gang: Gang) -> None:
+        self.job, self.tell, self.gang = job, tell, gang
         self.workload = apart(load_workload(job.workload))
         self.recipe = Recipe.parse(job.recipe)
         self.phases = self.recipe.transforms.phases
@@ -59,6 +61,9 @@ class Execution:
         for i in range(done, len(self.phases)):
             self.tell(PhaseBegan(str(self.phases[i])))
             task, teachers = self._task(i)
+            if task.ranks > 1:
+                model = self._spread(task, model)
+                continue
             with part(str(self.phases[i])):
                 model = take_phase(task, self.workload, model, teachers, self.tell)
             del teachers
@@ -68,6 +73,13 @@ class Execution:
             return Outcome(self.keys[-1], None, state.charges, tuple(effect(entry) for entry in state.claims), state.curve)
         key, paid, effects = self._lower(model)
         return Outcome(self.keys[-1], key, state.charges + paid, effects, state.curve)
+
+    def _spread(self, task: Task, before: Model) -> Model:
+        """A training by several ranks, which find the model before it in the cache and leave the one after it there."""
+        if task.checkpoint is not None:
+            keep(task.checkpoint, before)
+        self.gang.take(task, self.tell)
+        return loaded(self.workload, self.job, task.key)
 
     def _start(self) -> tuple[int, Model]:
         """How many phases are done, and the model of the longest prefix that is kept; rehearsed where training is still to
@@ -105,7 +117,7 @@ class Execution:
         if len(recipe) and recipe.transforms != recipe:
             raise ThriftyError(f"a teacher is a model, not an engine: leave the compiler out of {recipe}")
         self.tell(PhaseBegan(f"teacher: {recipe or 'the model as it comes'}"))
-        return Execution(dataclasses.replace(self.job, recipe=str(recipe), lower=False), self.tell)
+        return Execution(dataclasses.replace(self.job, recipe=str(recipe), lower=False), self.tell, self.gang)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -50,12 +50,14 @@ class LocalLauncher(Launcher):
 
     Args:
         processors: that it may use; none for all.
+        restarts: how often the ranks of a training are started again after one of them failed.
     """
 
     processors: tuple[int, ...] = ()
+    restarts: int = 0
 
     def run(self, job: Job, listener: Listener = ignore) -> Outcome:
-        return typed(Outcome, self._ask({"job": plain(job)}, listener))  # type: ignore[no-any-return]
+        return typed(Outcome, self._ask({"job": plain(job), "restarts": self.restarts}, listener))  # type: ignore[no-any-return]
 
     def take(self, task: Task, listener: Listener = ignore) -> None:
         self._ask({"task": plain(task)}, listener)

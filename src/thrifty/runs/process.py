@@ -20,10 +20,13 @@ from thrifty.errors import ThriftyError
 from thrifty.runs.execution import Execution
 from thrifty.runs.job import Job, Task
 from thrifty.runs.phase import take
+from thrifty.runs.rank import take_as_rank
+from thrifty.runs.ranks import gang
 from thrifty.studies.events import Charged, Event, to_json
 from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
 from thrifty.target import cores
+from thrifty.training.ranks import RankFailed
 from thrifty.workloads.blame import debugging, described
 
 
@@ -40,17 +43,21 @@ def main() -> int:
 
     message = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(cores())
+    rank = message.get("rank")
+    torch.set_num_threads(max(1, cores() // (rank["count"] if rank else 1)))
     try:
         tell(Charged(Charge("start", "process", max(0.0, time.time() - message["spawned"]))))
-        if "task" in message:
+        if rank is not None:
+            take_as_rank(typed(Task, message["task"]), rank, tell)
+            write({"answer": None})
+        elif "task" in message:
             take(typed(Task, message["task"]), tell)
             write({"answer": None})
         else:
-            write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
+            write({"answer": plain(Execution(typed(Job, message["job"]), tell, gang(message.get("restarts", 0))).outcome())})
         return 0
     except ThriftyError as error:
-        write({"error": f"{error}{_trace()}"})
+        write({"error": f"{error}{_trace()}", "final": not isinstance(error, RankFailed)})
     except Exception as error:
         write({"error": f"{described(error)}{_trace()}"})
     return 1

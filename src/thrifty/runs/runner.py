@@ -28,7 +28,7 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.registry import method_class
 from thrifty.runs.job import Job, Outcome, place
 from thrifty.runs.launcher import Launcher, LocalLauncher
-from thrifty.runs.preflight import check_recipe, resolve
+from thrifty.runs.preflight import check_ranks, check_recipe, resolve
 from thrifty.studies.card import write_card
 from thrifty.studies.events import (
     Charged,
@@ -84,17 +84,20 @@ class Runner:
         target: what the models will run on.
         seed: of every random stream.
         price: dollars an hour of this machine; None where money is not asked for.
+        machine: what trains; one process on the target's device where None.
         launcher: where jobs run; in processes of this machine where None.
         force: whether to run a precision that is slower here than fp32.
         listener: hears events while things go on.
     """
 
     def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
-                 price: float | None = None, launcher: Launcher | None = None, force: bool = False,
+                 price: float | None = None, machine: Machine | None = None,
+                 launcher: Launcher | None = None, force: bool = False,
                  listener: Listener = ignore) -> None:
         self.workload = resolve(workload)
         self.hash = store.study.workload_hash
         self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
+        self.machine = machine or Machine(self.target.device)
         self.launcher, self.tell, self.force = launcher or LocalLauncher(), listener, force
         self._reference: Reference | None = None
         self._prepared: dict[str, Outcome] = {}
@@ -154,7 +157,7 @@ class Runner:
                 and trial.artifact is not None and Path(trial.artifact.path).is_dir())
 
     def job(self, recipe: Recipe, lower: bool = True) -> Job:
-        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, Machine(self.target.device), lower,
+        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, self.machine, lower,
                    self.force)
 
     def spender(self, trial: str | None, tell: Listener | None = None) -> Listener:
@@ -341,8 +344,8 @@ def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
 
 
 def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
-        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False,
-        listener: Listener = ignore) -> Trial:
+        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False, nproc: int = 1,
+        max_restarts: int = 0, listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
 
     Args:
@@ -354,6 +357,8 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
         pairs: process pairs: 1 screens, 5 or more claim.
         price: dollars an hour of this machine.
         force: whether to run a precision that is slower here than fp32.
+        nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
+        max_restarts: how often they are started again, from the last kept state, after one of them failed.
         listener: hears events while things go on.
 
     Returns:
@@ -364,6 +369,8 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     """
     definition, parsed, served = resolve(workload), Recipe.of(recipe), target or Target()
     check_recipe(definition, parsed, served.device)
+    check_ranks(definition, parsed, nproc)
     with open_study(store, definition, served) as opened:
-        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener)
+        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
+                        machine=Machine(served.device, nproc), launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

@@ -36,7 +36,8 @@ def all_of(ranks: Ranks, pairs: list[tuple[str, str]], steps: int) -> dict[tuple
 def compare(place: Path, count: int, name: str, steps: int) -> dict[tuple[str, str], float]:
     """Largest relative difference of a loss, by method and optimizer."""
     of_ranks = together(place, count, __name__, name).found(name)
-    alone = {optimizer: trainings.trained(Alone(), "", optimizer, steps=steps, **SETTINGS.get(optimizer, {})) for optimizer in BOUNDS}
+    alone = {optimizer: trainings.trained(Alone(), "", optimizer, steps=steps, **SETTINGS.get(optimizer, {}))
+             for optimizer in BOUNDS}
     largest = {}
     for key, first in of_ranks[0].items():
         for other in of_ranks[1:]:

@@ -37,8 +37,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, reshard: bool, gathered: torch.
     unsuited = ignored(model)
     for name, p in model.named_parameters():
         if not p.is_contiguous() and p not in unsuited:
-            raise ThriftyError(f"parameter {name} of shape {tuple(p.shape)} is not contiguous, and cannot be sharded: use ddp, or "
-                               f"make it so with .contiguous()")
+            raise ThriftyError(f"parameter {name} of shape {tuple(p.shape)} is not contiguous, and cannot be sharded: use ddp, "
+                               "or make it so with .contiguous()")
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy if gathered else MixedPrecisionPolicy(),
                                "ignored_params": unsuited}

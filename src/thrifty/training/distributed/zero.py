@@ -173,7 +173,8 @@ class Zero2(Zero):
     """
 
     name: ClassVar[str] = "zero2"
-    card: ClassVar[Card] = zero_card("every rank holds all parameters while a pass lasts; gradients are sent in every micro-batch")
+    card: ClassVar[Card] = zero_card("every rank holds all parameters while a pass lasts; gradients are sent in every "
+                                     "micro-batch")
 
 
 @final

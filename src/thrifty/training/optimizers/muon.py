@@ -83,7 +83,8 @@ class Muon(Optimizer):
 
     torch's implementation, with Nesterov's momentum and the scale that lets AdamW's learning rate and decay be reused.
     Hidden matrices are weights of two dimensions that are no embedding's and not the last linear layer's (nor tied to
-    either); the iteration runs in bfloat16. Where matrices are sharded each is made orthogonal by one rank. Biases and the scales of norms are not decayed.
+    either); the iteration runs in bfloat16. Where matrices are sharded, one rank makes each of them orthogonal. Biases and
+    the scales of norms are not decayed.
 
     Args:
         lr: learning rate after warm-up, of both parts.
