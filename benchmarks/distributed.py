@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ class Bench:
 
     # -- plain torch ----------------------------------------------------------------------------------------------
 
-    def plain(self, shape: Shape, kind: str) -> tuple[Step, nn.Module]:
+    def plain(self, shape: Shape, kind: str) -> tuple[Step, nn.Module, torch.optim.Optimizer]:
         model: Any = self.model(shape)
         inner = model
         for block in model.blocks:
@@ -132,13 +133,13 @@ class Bench:
                 loss = F.cross_entropy(model(ids).flatten(0, 1).float(), target.flatten())
             loss.backward()
             optimizer.step()
-            return loss
+            return loss.detach()
 
-        return step, inner
+        return step, inner, optimizer
 
     # -- ours -----------------------------------------------------------------------------------------------------
 
-    def ours(self, shape: Shape, text: str) -> tuple[Step, nn.Module]:
+    def ours(self, shape: Shape, text: str) -> tuple[Step, nn.Module, torch.optim.Optimizer]:
         name, _, value = text.partition(":")
         methods: list[Any] = [AdamW(lr=1e-4, weight_decay=0.1), Bf16()]
         if name != "alone":
@@ -147,7 +148,7 @@ class Bench:
                                   ranks=Alone() if name == "alone" or text.endswith("one") else self.ranks,
                                   settings=Train(compiled=True, clip=None, schedule="constant", warmup=0.0))
         ids, target = self.batch(shape)
-        return lambda: session.step(((ids,), target)), session.model
+        return lambda: session.step(((ids,), target)), session.model, session.optimizer
 
     # -- timing ---------------------------------------------------------------------------------------------------
 
@@ -176,16 +177,17 @@ class Bench:
                 before = torch.cuda.memory_allocated()
             torch._dynamo.reset()
             try:
-                step, model = (self.plain if who == "plain" else self.ours)(shape, kind)
+                step, model, optimizer = (self.plain if who == "plain" else self.ours)(shape, kind)
                 for _ in range(self.warm):
                     step()
                 loss = float(step())
-            except Exception as error:
-                if self.ranks.index == 0:
-                    print(f"{shape.name} {who} {kind}: {type(error).__name__}: {error}", flush=True)
-                raise
+            except Exception:
+                print(f"{shape.name} {who} {kind} failed on rank {self.ranks.index}", flush=True)
+                traceback.print_exc()
+                continue
             peak = torch.cuda.max_memory_allocated() - before if self.device == "cuda" else 0
             held = sum(local(p.data).nbytes for p in model.parameters())
+            held += sum(local(x).nbytes for state in optimizer.state.values() for x in state.values() if x.numel() > 1)
             built.append((who, kind, gpus, step, peak, held, loss))
         turns: list[list[float]] = [[] for _ in built]
         for i in [*range(len(built)), *reversed(range(len(built)))]:
@@ -193,10 +195,10 @@ class Bench:
         for (who, kind, gpus, _, peak, held, loss), seconds in zip(built, turns, strict=True):
             rate = gpus * shape.rows * shape.context / statistics.median(seconds)
             row = {"shape": shape.name, "who": who, "kind": kind, "gpus": gpus, "tokens_per_second": rate, "peak": peak,
-                   "parameter_bytes": held, "loss": loss, "turns": seconds}
+                   "state_bytes": held, "loss": loss, "turns": seconds}
             self.rows.append(row)
             if self.ranks.index == 0:
-                print(f"{shape.name:6} {who:6} {kind:14} {gpus} GPU  {rate / 1e3:9.1f} k tok/s  peak {peak / 2**30:6.1f} GiB  "
+                print(f"{shape.name:6} {who:6} {kind:14} {gpus} GPU  {rate / 1e3:9.1f} k tok/s  peak {peak / 2**30:6.1f} GiB  held {held / 2**30:6.2f}  "
                       f"loss {loss:.3f}  {[round(1e3 * x, 1) for x in seconds]} ms", flush=True)
 
 

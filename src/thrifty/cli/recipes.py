@@ -150,8 +150,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
             workers: Annotated[int, typer.Option("--workers", min=1, help="Recipes compiled side by side.")] = 1,
-            requests_per_day: TrafficOption = None, price: PriceOption = None, as_json: JsonOption = False,
-            dry_run: DryRunOption = False) -> None:
+            nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
+            as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
 
     Ctrl-C ends it with the frontier so far; the same command goes on from there.
@@ -159,6 +159,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
     """
     from thrifty.runs.preflight import resolve
+    from thrifty.runs.ranks import count_here
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
     from thrifty.studies.constraints import Bars
@@ -167,7 +168,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
-    space = Space.of(definition, methods, target.device)
+    count = count_here(nproc)
+    space = Space.of(definition, methods, target.device, count)
     if dry_run:
         slots = {slot.name: list(slot.options) for slot in space.slots}
         emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(
@@ -175,7 +177,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
         return
     with progress() as shown:
         found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
-                                price=price, workers=workers, listener=shown.hear)
+                                price=price, workers=workers, nproc=count, listener=shown.hear)
     show_store(store, as_json, requests_per_day)
     if not as_json:
         print(f"\nThe page: thrifty report {store}")

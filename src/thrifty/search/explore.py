@@ -38,7 +38,7 @@ from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
 from thrifty.studies.store import Store
 from thrifty.studies.trial import Trial
-from thrifty.target import Target, cores
+from thrifty.target import Machine, Target, cores
 from thrifty.workloads.workload import Workload
 
 ALONE_SHARE = 0.9
@@ -77,7 +77,7 @@ class Explored:
 
 def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
             methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
-            promote: int = 4, workers: int = 1, listener: Listener = ignore) -> Explored:
+            promote: int = 4, workers: int = 1, nproc: int = 1, listener: Listener = ignore) -> Explored:
     """Find the frontier of a workload within a budget.
 
     Recipes are screened with one pair; then the front's that may meet the bars are measured again with five pairs,
@@ -95,6 +95,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         price: dollars an hour of this machine.
         promote: largest number of trials that are measured again.
         workers: recipes without training that are compiled side by side; timing is always alone.
+        nproc: processes that train together in recipes that spread a training; ddp and its kin are proposed where it is above 1.
         listener: hears events while things go on.
 
     Raises:
@@ -106,10 +107,11 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         raise ExploreError(f"a budget is above 0 seconds, but here is {budget:g}")
     if not 1 <= workers <= cores():
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
-    space = Space.of(definition, methods, place.device)
+    space = Space.of(definition, methods, place.device, nproc)
     with open_study(store, definition, place) as opened, _terminable():
         opened.note("bars", bars.to_json())
-        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener,
+                        machine=Machine(place.device, nproc))
         search, why = _Search(runner, space, bars, budget, promote, workers), ""
         ended: Ended
         try:

@@ -68,8 +68,8 @@ class Optimizer(TrainingMethod):
         return (Claim("bytes of optimizer state a parameter", 8.0, state_bytes(session.optimizer), minimum=1.0),)
 
 
-def optimizer_card(*, trade_off: str, paper: str) -> Card:
-    """The card of an optimizer: all but what it costs and where it comes from is the same for each."""
+def optimizer_card(*, trade_off: str, paper: str, refuses: frozenset[str] = frozenset()) -> Card:
+    """The card of an optimizer: all but what it costs, where it comes from and what it cannot train is the same for each."""
     return Card(
         family="optimizers",
         benefit="training time",
@@ -77,6 +77,7 @@ def optimizer_card(*, trade_off: str, paper: str) -> Card:
         paper=paper,
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights"}),
+        refuses=refuses,
         slot="optimizer",
     )
 

@@ -252,8 +252,8 @@ estimator_batch=0.5, correct=True)
 
     @property
     def refuses(self) -> frozenset[str]:
-        """Compiled steps have no second derivative."""
-        return self.card.refuses | ({"compiled-steps"} if self.estimator == "hutchinson" else set())
+        """Compiled steps have no second derivative, and sharded parameters are not whole."""
+        return self.card.refuses | ({"compiled-steps", "sharded"} if self.estimator == "hutchinson" else set())
 
     def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         noise = torch.Generator(session.device).manual_seed(_noise_seed(torch.initial_seed(), session.ranks.index))
