@@ -42,7 +42,8 @@ def test_kubernetes_takes_the_job() -> None:
         (container,) = replica["template"]["spec"]["containers"]
         assert container["name"] == "pytorch"  # the operator looks for this one
         assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == job["spec"]["nprocPerNode"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in replica["template"]["spec"]["volumes"]}
+        there = {volume["name"] for volume in replica["template"]["spec"]["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == there
 
 
 @pytest.mark.parametrize("command", commands())

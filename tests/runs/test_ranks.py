@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def job(recipe: str, count: int = 2, seed: int = 0) -> Job:
 def test_ranks_are_started_and_their_model_is_the_runs(tmp_path: Path) -> None:
     heard: list[Event] = []
     outcome = LocalLauncher().run(job("train(zero3, adamw, epochs=1) | train(adamw, steps=1)"), heard.append)
-    (spread_training, alone) = [event.charge for event in heard if isinstance(event, Charged) and event.charge.kind == "training"]
+    (spread_training, alone) = [event.charge for event in heard
+                                if isinstance(event, Charged) and event.charge.kind == "training"]
     assert spread_training.device_seconds >= 2 * spread_training.seconds and alone.device_seconds >= alone.seconds
     assert ("zero3", "share of the parameters' bytes that a rank holds") in [(e.method, e.what) for e in outcome.effects]
     held = next(e for e in outcome.effects if e.method == "zero3")
@@ -60,7 +61,8 @@ def test_ranks_are_started_and_their_model_is_the_runs(tmp_path: Path) -> None:
 
 def rank_processes() -> list[psutil.Process]:
     """Processes of ranks below this one, the youngest last."""
-    children = [child for child in psutil.Process().children(recursive=True) if "thrifty.runs.process" in " ".join(child.cmdline())]
+    children = [child for child in psutil.Process().children(recursive=True)
+                if "thrifty.runs.process" in " ".join(child.cmdline())]
     return sorted(children[1:], key=lambda child: child.create_time())
 
 
@@ -84,7 +86,7 @@ SLOW = "train(ddp, adamw, steps=40, batch_size=256, evaluations=0)"
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    heard, hear = killer(2, 1)
+    _, hear = killer(2, 1)
     began = time.monotonic()
     with pytest.raises(RunFailed, match=r"rank 1 was killed by signal 9 \(out of memory\?\)"):
         LocalLauncher().run(job(SLOW), hear)
@@ -123,7 +125,8 @@ def test_a_training_that_is_not_spread_has_one_rank_and_one_key() -> None:
 
 
 @pytest.mark.parametrize(("recipe", "count", "why"), [
-    ("train(adamw)", 2, "--nproc 2 asks for 2 ranks, and no training of train(adamw) is spread over them: name one of ddp, zero1"),
+    ("train(adamw)", 2,
+     "--nproc 2 asks for 2 ranks, and no training of train(adamw) is spread over them: name one of ddp, zero1"),
     ("train(ddp, batch_size=6, accumulate=4)", 2, "a batch of 6 cannot be divided over 2 ranks and 4 micro-batches"),
     ("train(zero3(replicas=2))", 3, "zero3(replicas=2) does not divide 3 ranks"),
 ])
@@ -146,7 +149,8 @@ class Told(Alone):
 
 
 def test_ranks_that_disagree_say_on_what() -> None:
-    with pytest.raises(ThriftyError, match=r"ranks disagree on the version of torch: rank 0 has 2\.13, rank 2 has 1\.0; give all"):
+    why = r"ranks disagree on the version of torch: rank 0 has 2\.13, rank 2 has 1\.0; give all"
+    with pytest.raises(ThriftyError, match=why):
         require_agreement(Told(), {"recipe": "train", "version of torch": "2.13"})
     require_agreement(Alone(), {"recipe": "train"})
 
@@ -155,10 +159,10 @@ def test_ranks_that_disagree_say_on_what() -> None:
 
 
 @pytest.fixture
-def _torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}.items():
+def _torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": "29999"}.items():
         monkeypatch.setenv(name, value)
-    yield
 
 
 @pytest.mark.usefixtures("_torchrun")

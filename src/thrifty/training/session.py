@@ -298,16 +298,17 @@ class TrainingSession(Session):
                 told += torch.stack([total.detach().double(), weight.double(), (~share.detach().isfinite()).double()])
                 means.append(total.detach() / weight)
                 self._backward(share * self._factor if self._factor > 1 else share)
-        whole, count, bad = self.ranks.sum(told)
-        self.weight = count
-        if float(bad) or not float(count):  # on every rank where it is so on one of them
+        summed = self.ranks.sum(told)
+        self.weight = summed[1]
+        _, count, bad = summed.tolist()  # read once a step, after the backward passes: the host waits for the device here
+        if bad or not count:  # on every rank where it is so on one of them
             mean = next((x for x in map(float, means) if not math.isfinite(x)), math.nan)
-            reasons = self.ranks.gather(self._why(batch, mean) if float(told[2]) or not float(count) else "")
+            reasons = self.ranks.gather(self._why(batch, mean) if float(told[2]) or not count else "")
             raise TrainingFailed(next(reason for reason in reasons if reason))
         gradients = self._parallel.gradients(self)
         if len(parts) > 1:
-            torch._foreach_mul_(gradients, float(supposed / count))
-        return (whole / count).to(means[0].dtype)
+            torch._foreach_mul_(gradients, float(supposed) / count)
+        return (summed[0] / summed[1]).to(means[0].dtype)
 
     def _backward(self, loss: Tensor) -> None:
         proceed: Callable[[Tensor], None] = torch.Tensor.backward
