@@ -34,6 +34,7 @@ from thrifty.cli.options import (
     TrafficOption,
     WorkloadArgument,
 )
+from thrifty.errors import ThriftyError
 from thrifty.report.shown import emit, show_store
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
-            workers: Annotated[int, typer.Option("--workers", min=1, help="Recipes compiled side by side.")] = 1,
+            workers: Annotated[str, typer.Option("--workers", help="Recipes compiled side by side: a number, or ray.")] = "1",
+            worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="With ray: processors a recipe.")] = 1,
+            worker_gpus: Annotated[int, typer.Option("--worker-gpus", min=0, help="With ray: GPUs a recipe.")] = 0,
+            worker_memory: Annotated[str | None, typer.Option("--worker-memory", help="With ray: memory a recipe, 4GB.")] = None,
             nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
             as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
@@ -163,7 +167,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
     from thrifty.studies.constraints import Bars
-    from thrifty.units import seconds
+    from thrifty.units import seconds, size
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
@@ -175,9 +179,18 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
         emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(
             "\n".join(f"{name}: {', '.join(options)}" for name, options in slots.items()))
         return
+    launcher = None
+    if workers == "ray":
+        from thrifty.runs.launcher_ray import RayLauncher
+
+        launcher = RayLauncher(cpus=worker_cpus, gpus=worker_gpus,
+                               memory=None if worker_memory is None else size(worker_memory))
+        workers = str(launcher.workers)
+    elif not workers.isdecimal() or not int(workers):
+        raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
     with progress() as shown:
         found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
-                                price=price, workers=workers, nproc=count, listener=shown.hear)
+                                price=price, workers=int(workers), launcher=launcher, nproc=count, listener=shown.hear)
     show_store(store, as_json, requests_per_day)
     if not as_json:
         print(f"\nThe page: thrifty report {store}")

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any, final
 
+import numpy as np
+
 from thrifty.errors import RunFailed
 from thrifty.runs.job import Job, Outcome, Task
 from thrifty.studies.events import Listener, from_json, ignore
@@ -42,6 +44,15 @@ class Launcher(abc.ABC):
             RunFailed: it failed, or was killed.
         """
 
+    @abc.abstractmethod
+    def beside(self, count: int) -> list[Launcher]:
+        """Launchers that run so many jobs side by side."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether jobs side by side have processors of their own wherever they run, so that their seconds are figures."""
+        return False
+
 
 @final
 @dataclass(frozen=True)
@@ -61,6 +72,10 @@ class LocalLauncher(Launcher):
 
     def take(self, task: Task, listener: Listener = ignore) -> None:
         self._ask({"task": plain(task)}, listener)
+
+    def beside(self, count: int) -> list[Launcher]:
+        shares = np.array_split(self.processors or sorted(os.sched_getaffinity(0)), count)
+        return [LocalLauncher(tuple(share.tolist()), self.restarts) for share in shares]
 
     def _ask(self, message: dict[str, Any], listener: Listener) -> Any:
         """Start `thrifty.runs.process`, give it the message, hear its events; its answer."""

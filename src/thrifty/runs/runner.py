@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,19 +134,17 @@ class Runner:
         return trial
 
     def prepare(self, recipes: Sequence[Recipe]) -> None:
-        """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
+        """Train and lower recipes side by side, each where the launcher has room for it; `run` then only measures them.
 
         One that fails says so when it is run. Their events are not told: they would be of several at once.
         """
-        shares = np.array_split(sorted(os.sched_getaffinity(0)), len(recipes))
-
-        def one(recipe: Recipe, processors: Sequence[int]) -> None:
+        def one(recipe: Recipe, launcher: Launcher) -> None:
             with contextlib.suppress(ThriftyError):
                 name = self.id(recipe)
-                self._prepared[name] = LocalLauncher(tuple(processors)).run(self.job(recipe), self.spender(name, ignore))
+                self._prepared[name] = launcher.run(self.job(recipe), self.spender(name, ignore))
 
         with ThreadPoolExecutor(len(recipes)) as pool:
-            for done in [pool.submit(one, *pair) for pair in zip(recipes, (share.tolist() for share in shares), strict=True)]:
+            for done in [pool.submit(one, *pair) for pair in zip(recipes, self.launcher.beside(len(recipes)), strict=True)]:
                 done.result()
 
     @staticmethod

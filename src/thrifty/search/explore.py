@@ -23,6 +23,7 @@ from thrifty.recipes.phases import Phase, Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.recipes.transform import Transform
+from thrifty.runs.launcher import Launcher
 from thrifty.runs.precision import REFUSED, slower
 from thrifty.runs.preflight import resolve
 from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
@@ -77,7 +78,8 @@ class Explored:
 
 def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
             methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
-            promote: int = 4, workers: int = 1, nproc: int = 1, listener: Listener = ignore) -> Explored:
+            promote: int = 4, workers: int = 1, launcher: Launcher | None = None,
+            nproc: int = 1, listener: Listener = ignore) -> Explored:
     """Find the frontier of a workload within a budget.
 
     Recipes are screened with one pair; then the front's that may meet the bars are measured again with five pairs,
@@ -95,6 +97,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         price: dollars an hour of this machine.
         promote: largest number of trials that are measured again.
         workers: recipes without training that are compiled side by side; timing is always alone.
+        launcher: where recipes run; in processes of this machine where None.
         nproc: processes that train together in recipes that spread a training; ddp and its kin are proposed where it is above 1.
         listener: hears events while things go on.
 
@@ -105,13 +108,13 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
     definition, place = resolve(workload), target or Target()
     if not budget > 0:
         raise ExploreError(f"a budget is above 0 seconds, but here is {budget:g}")
-    if not 1 <= workers <= cores():
+    if launcher is None and not 1 <= workers <= cores():
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
     space = Space.of(definition, methods, place.device, nproc)
     with open_study(store, definition, place) as opened, _terminable():
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener,
-                        machine=Machine(place.device, nproc))
+                        machine=Machine(place.device, nproc), launcher=launcher)
         search, why = _Search(runner, space, bars, budget, promote, workers), ""
         ended: Ended
         try:
@@ -240,7 +243,8 @@ class _Search:
         self.runner.tell(Proposed(tuple(map(str, recipes))))
         if self.workers > 1:
             kept = self.costs().kept
-            free = [recipe for recipe in recipes if not _trains(recipe, kept)][: self.workers]
+            apart = self.runner.launcher.apart
+            free = [recipe for recipe in recipes if apart or not _trains(recipe, kept)][: self.workers]
             if len(free) > 1:
                 self.runner.prepare(free)
         for recipe in recipes:
