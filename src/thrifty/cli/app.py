@@ -24,8 +24,9 @@ app = typer.Typer(
 )
 
 VERBS: tuple[Callable[..., None], ...] = (
-    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.run, recipes.sweep, recipes.explore,
-    recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve, studies.show, studies.report, listings.cache,
+    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.plan, recipes.run, recipes.sweep,
+    recipes.explore, recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve, studies.show, studies.report,
+    listings.cache,
 )
 """In the order of ``thrifty --help``."""
 for verb in VERBS:

@@ -113,6 +113,20 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
 
 
+def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
+         nproc: NprocOption = None, device: DeviceOption = "cpu", as_json: JsonOption = False) -> None:
+    """Predict a training before it runs: bytes on each rank by stage, the most at once, a step's seconds, which stage fits.
+
+    Example: thrifty plan digits "train(zero3, adamw)" --nproc 2
+    """
+    from thrifty.report.plans import print_plans
+    from thrifty.runs.ranks import count_here
+    from thrifty.search.planner import plan as plan_recipe
+
+    found = plan_recipe(workload_reference(workload, task, data), recipe, count_here(nproc), device)
+    emit({"plans": [one.to_json() for one in found]}) if as_json else print_plans(found)
+
+
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"),
