@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -194,3 +197,26 @@ def test_a_port_in_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_alone_there_is_no_torchrun() -> None:
     assert Elastic.here() is None and count_here(None) == 1 and count_here(3) == 3
     assert gang(2) == ranks.LocalGang(2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_torchrun_starts_ranks_too(tmp_path: Path) -> None:
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    run = ["thrifty", "run", REFERENCE, "train(zero3, adamw, steps=5)", "--pairs", "1", "--store", str(tmp_path / "study")]
+    command = [sys.executable, "-m", *torchrun, "-m", *run, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (trial,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert trial["status"] == "done"
+    assert "zero3" in {effect["method"] for effect in trial["effects"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_starts_ranks_on_a_machine_with_nothing_set_up(tmp_path: Path) -> None:
+    run = ["thrifty", "run", "digits", "train(ddp, adamw, steps=20)", "--nproc", "2", "--pairs", "1"]
+    done = subprocess.run([sys.executable, "-m", *run, "--store", str(tmp_path / "study"), "--json"], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["status"] == "done"
