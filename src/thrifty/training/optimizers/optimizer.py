@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.recipes.card import Card
@@ -139,12 +140,16 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> float:
     return held / sum(p.numel() for group in optimizer.param_groups for p in group["params"])
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any) -> float:
+    if isinstance(value, DTensor):  # of all ranks: each of them holds a part
+        part = value.to_local()
+        return _bytes(part) * value.numel() / part.numel() if part.numel() else 0.0
     if isinstance(value, Tensor):
         inner = getattr(value, "__tensor_flatten__", None)
         parts: Iterable[Any] = [value] if inner is None else [getattr(value, name) for name in inner()[0]]
         return sum(part.nbytes for part in parts if part.numel() > 1)
     return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
 
 def fusable(groups: list[dict[str, Any]]) -> bool:
     """Whether torch's fused kernel takes all parameters: it takes no complex ones."""
