@@ -136,6 +136,51 @@ def test_using_and_cleaning_at_once():
     assert not wrong
 
 
+@pytest.mark.parametrize("everything", [True, False])
+def test_what_a_session_used_or_built_stays(monkeypatch, everything):
+    """Also between the processes of a run, where nobody holds it; what lay there before goes."""
+    put("old", age=100), put("touched", age=50)
+    monkeypatch.setenv("THRIFTY_CACHE_QUOTA", "1B")
+    with cache.session():
+        cache.lookup("checkpoints", "touched")
+        put("new"), put("newer")
+        with cache.session():
+            cache.clean(everything)
+        cache.clean(everything)
+        assert set(keys()) == {"touched", "new", "newer"}, "the end of an inner session is not the outer's"
+    cache.clean(everything)
+    assert keys() == []
+
+
+def test_a_session_of_another_process_counts_and_a_killed_one_does_not(place, monkeypatch):
+    ready, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            with cache.session():
+                put("its")
+                os.write(writing, b"x")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    os.read(ready, 1)
+    assert [entry.key for entry in cache.clean(everything=True).in_use] == ["its"]
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (sign,) = (place / "sessions").iterdir()
+    os.utime(sign, (1, 1))
+    assert [entry.key for entry in cache.clean(everything=True).removed] == ["its"]
+    assert not list((place / "sessions").iterdir())
+
+
+def test_what_is_pinned_stays(monkeypatch):
+    put("reference", age=1000), put("other")
+    cache.pin("checkpoints", "reference"), cache.pin("checkpoints", "nowhere")
+    assert [entry.key for entry in cache.clean(everything=True).removed] == ["other"]
+    for lock in cache._pins.values():
+        os.close(lock)
+    cache._pins.clear()
+
+
 def test_a_killed_build_is_cleaned_and_a_living_one_is_not(place):
     read, write = os.pipe()
     pid = os.fork()

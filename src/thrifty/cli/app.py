@@ -15,7 +15,8 @@ import typer
 from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
-from thrifty.workloads.blame import DEBUG, debugging, described
+from thrifty.report.words import shortened
+from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, where
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -67,7 +68,8 @@ def _among_ranks() -> None:
 def guarded(command: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
-        command()
+        with ending_refused():
+            command()
     except RunFailed as error:
         _tell(str(error))
         return FAILED
@@ -83,8 +85,11 @@ def guarded(command: Callable[..., Any]) -> int:
               file=sys.stderr)
         return INTERRUPTED
     except SystemExit as leave:
+        if isinstance(leave, ExitCalled) or where(leave):  # of the workload's code: all is not well
+            _tell(f"{described(leave)}: the workload's code ended the process")
+            return FAILED
         return leave.code if isinstance(leave.code, int) else FAILED
-    except Exception as error:
+    except BaseException as error:
         _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
         return FAILED
     return DONE
@@ -93,4 +98,4 @@ def guarded(command: Callable[..., Any]) -> int:
 def _tell(message: str) -> None:
     if debugging():
         traceback.print_exc()
-    print(f"thrifty: {message}", file=sys.stderr)
+    print(f"thrifty: {shortened(message)}", file=sys.stderr)

@@ -34,6 +34,7 @@ PROPERTIES: Mapping[str, str] = {
     "integer-products": "activations are integers too where they are multiplied",
     "float8-products": "weights and activations are float8 where they are multiplied",
     "bfloat16": "computes in bfloat16",
+    "mixture": "feed-forward layers are mixtures of experts",
     "pruned": "structures were removed",
     "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",

@@ -33,6 +33,7 @@ BUILT_IN = {
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",
     "vera": "thrifty.training.peft.vera:Vera",
+    "moe": "thrifty.training.conversion.moe:Moe",
     "low_rank": "thrifty.posttraining.low_rank:LowRank",
     "prune": "thrifty.posttraining.prune:Prune",
     "quantize": "thrifty.posttraining.quantize:Quantize",

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from thrifty.errors import ThriftyError
+from thrifty.measure.parent import end_with_parent
+from thrifty.runs import cache
 from thrifty.runs.execution import Execution
 from thrifty.runs.job import Job, Task
 from thrifty.runs.phase import take
@@ -27,11 +29,12 @@ from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
 from thrifty.target import cores
 from thrifty.training.ranks import RankFailed
-from thrifty.workloads.blame import debugging, described
+from thrifty.workloads.blame import debugging, described, leave
 
 
 def main() -> int:
     """Read a message, do it, answer."""
+    end_with_parent()
     written = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be mistaken for an event
 
@@ -42,23 +45,24 @@ def main() -> int:
         write(to_json(event))
 
     message = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     rank = message.get("rank")
     torch.set_num_threads(max(1, cores() // (rank["count"] if rank else 1)))
     try:
         tell(Charged(Charge("start", "process", max(0.0, time.time() - message["spawned"]))))
-        if rank is not None:
-            take_as_rank(typed(Task, message["task"]), rank, tell)
-            write({"answer": None})
-        elif "task" in message:
-            take(typed(Task, message["task"]), tell)
-            write({"answer": None})
-        else:
-            write({"answer": plain(Execution(typed(Job, message["job"]), tell, gang(message.get("restarts", 0))).outcome())})
+        with cache.session():
+            if rank is not None:
+                take_as_rank(typed(Task, message["task"]), rank, tell)
+                write({"answer": None})
+            elif "task" in message:
+                take(typed(Task, message["task"]), tell)
+                write({"answer": None})
+            else:
+                write({"answer": plain(Execution(typed(Job, message["job"]), tell, gang(message.get("restarts", 0))).outcome())})
         return 0
     except ThriftyError as error:
         write({"error": f"{error}{_trace()}", "final": not isinstance(error, RankFailed)})
-    except Exception as error:
+    except BaseException as error:  # of the user's code, which may leave or raise what is below no Exception
         write({"error": f"{described(error)}{_trace()}"})
     return 1
 
@@ -67,13 +71,13 @@ def _trace() -> str:
     return f"\n{traceback.format_exc()}" if debugging() else ""
 
 
-def _end_with_parent() -> None:
+def _end_with_stdin() -> None:
     """Leave when the parent's end of stdin closes, however it died: nobody is left to tell."""
     sys.stdin.read()
-    os._exit(1)
+    leave(1)
 
 
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # all is told and written: tearing torch down would only make the parent wait
+    leave(code)  # all is told and written: tearing torch down would only make the parent wait
