@@ -52,9 +52,11 @@ def gone_on(ranks: Ranks, die_at: int | None = None) -> dict[str, list[tuple[int
                            evaluate=score)
             found[parallel] = list(done.history)
         except Killed:
-            while any(place.glob("*.partial")):  # what is being written goes on being written
+            deadline = time.monotonic() + 30  # what is being written goes on being written, and older states go after it
+            while (len(names := sorted(path.name for path in place.iterdir())) != 1 or names[0].endswith(".partial")) and (
+                    time.monotonic() < deadline):
                 time.sleep(0.05)
-            found[parallel] = sorted(path.name for path in place.iterdir())  # type: ignore[arg-type]
+            found[parallel] = names  # type: ignore[assignment]
     return found
 
 
