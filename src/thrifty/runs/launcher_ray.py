@@ -20,8 +20,8 @@ from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
 from thrifty.target import cores
 
-STARTING = 90.0
-"""Seconds that Ray has to start."""
+STARTING = 50.0
+"""Seconds that Ray has to start: after 60 it ends the whole process itself."""
 TRIES = 2
 """Of a job whose worker was lost; what fails by itself fails at once."""
 
@@ -158,7 +158,7 @@ def start(ray: ModuleType, cpus: int | None, seconds: float = STARTING) -> None:
     Raises:
         ThriftyError: it has not started in time, or says why it does not.
     """
-    address, told = os.environ.get("RAY_ADDRESS"), []
+    address, told, ready = os.environ.get("RAY_ADDRESS"), [], threading.Event()
     options: dict[str, Any] = {"address": address} if address else {
         "num_cpus": cpus or cores(), "include_dashboard": False, "object_store_memory": 100 * 2**20}
 
@@ -167,11 +167,11 @@ def start(ray: ModuleType, cpus: int | None, seconds: float = STARTING) -> None:
             ray.init(log_to_driver=False, logging_level="error", **options)
         except Exception as error:  # Ray's own kinds, and those of its parts
             told.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        ready.set()
+        threading.Event().wait()  # Ray's processes end with the thread that started them
 
-    thread = threading.Thread(target=begin, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
+    threading.Thread(target=begin, daemon=True).start()
+    if not ready.wait(seconds):
         raise ThriftyError(f"Ray did not start within {seconds:g} s: look at /tmp/ray/session_latest/logs, or run without "
                            "--workers ray")
     if told:
