@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -62,6 +63,7 @@ def opened(copy):
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         try:
+            faulthandler.disable()  # pytest's, which would print every crash
             signal.alarm(LONGEST)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             found = verify(copy, trust_native_code=True)
@@ -111,6 +113,7 @@ def test_some_damages(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["export", "onnxruntime", "openvino", "xla", "tvm", "inductor"])
 def test_every_damage(name, tmp_path):
     crashed = answered(name, made(name, tmp_path / "whole"), tmp_path, range(EACH))
@@ -137,7 +140,6 @@ def test_an_engine_that_ends_its_process(tmp_path, monkeypatch):
 
 def external(directory, location, where="initializer"):
     """An ONNX file whose weight is in another file; returns the manifest's entry."""
-    import onnx
     from onnx import TensorProto, helper
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], [0.0] * 4)

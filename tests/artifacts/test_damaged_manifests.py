@@ -40,16 +40,19 @@ def raw(content):
 
 MANIFESTS = {
     # no JSON
-    "empty": raw(""), "white": raw(" \n" * 1000), "half": lambda manifest: json.dumps(manifest)[:500], "binary": raw(bytes(range(256))),
+    "empty": raw(""), "white": raw(" \n" * 1000), "half": lambda manifest: json.dumps(manifest)[:500],
+    "binary": raw(bytes(range(256))),
     "bad UTF-8": lambda manifest: json.dumps(manifest).encode().replace(b"fp32", b"fp\xff2"),
     "UTF-16": lambda manifest: json.dumps(manifest).encode("utf-16"), "a pickle": raw(b"\x80\x04\x95\x05\x00\x00\x00N."),
-    "deep lists": raw("[" * 200_000), "deep objects": raw('{"format":' * 100_000), "a long number": raw('{"format": ' + "9" * 10_000 + "}"),
+    "deep lists": raw("[" * 200_000), "deep objects": raw('{"format":' * 100_000),
+    "a long number": raw('{"format": ' + "9" * 10_000 + "}"),
     "a trailing comma": lambda manifest: json.dumps(manifest)[:-1] + ",}", "several": lambda manifest: json.dumps(manifest) * 2,
     # no manifest
     "a list": raw("[]"), "null": raw("null"), "a number": raw("1"), "no keys": raw("{}"), "another format": changed(format=99),
     "a format of escapes": changed(format="\x1b[2J\u202e"), "a huge format": changed(format="9" * 10**6),
     "a nested format": changed(format={"format": [1]}),
-    **{f"no {key}": without(key) for key in ("format", "engine", "files", "example", "inputs", "outputs", "precision", "machine")},
+    **{f"no {key}": without(key) for key in ("format", "engine", "files", "example", "inputs", "outputs", "precision",
+    "machine")},
     # of the wrong kind
     "files is a list": changed(files=[]), "no file": changed(files={}), "a file of nothing": changed(files={"model.onnx": None}),
     "a file of texts": changed(files={"model.onnx": {"sha256": 1, "bytes": "x"}}), "engine is a number": changed(engine=7),
@@ -58,19 +61,23 @@ MANIFESTS = {
     "outputs are numbers": changed(outputs=[7]), "layers": changed(layers=[{"layer": 1}]),
     # names of files
     "outside": changed(files={"../model.onnx": DIGEST}), "absolute": changed(files={"/etc/passwd": DIGEST}),
-    "a backslash": changed(files={"..\\x": DIGEST}), "a null": changed(files={"a\0b": DIGEST}), "no name": changed(files={"": DIGEST}),
+    "a backslash": changed(files={"..\\x": DIGEST}), "a null": changed(files={"a\0b": DIGEST}),
+    "no name": changed(files={"": DIGEST}),
     "itself": changed(files={"artifact.json": DIGEST}), "a long name": changed(files={"x" * 5000: DIGEST}),
-    "a long path": changed(files={"/".join(["x" * 200] * 100): DIGEST}), "escapes in a name": changed(files={"\x1b[31mx": DIGEST}),
+    "a long path": changed(files={"/".join(["x" * 200] * 100): DIGEST}),
+    "escapes in a name": changed(files={"\x1b[31mx": DIGEST}),
     "a direction mark": changed(files={"x\u202etxt.exe": DIGEST}), "the directory": changed(files={".": DIGEST}),
     # inputs
     "a fraction": spec(shape=[1.5]), "a negative size": spec(shape=[-2]), "a hundred dimensions": spec(shape=[1] * 100),
-    "another dtype": spec(dtype="O"), "a dtype of Python": spec(dtype="float32; import os"), "a long name of an input": spec(name="x" * 10**5),
+    "another dtype": spec(dtype="O"), "a dtype of Python": spec(dtype="float32; import os"),
+    "a long name of an input": spec(name="x" * 10**5),
     "two of one name": changed(inputs=[SPEC, SPEC]), "a range of no dimension": spec(varies=[[9, "batch", 1, 2]]),
     "a range that ends before it begins": spec(varies=[[0, "batch", 9, 2]]),
     # what cannot be opened here
     "another engine": changed(engine="os"), "another precision": changed(precision="int3"),
     "another processor": changed(machine="vax", portable=False), "other instructions": changed(instruction_set="x86_64 vax9000"),
-    "no such package": changed(needs=["no-such-package-\u202e"]), "a size that differs": changed(example={"sha256": "0", "bytes": -1}),
+    "no such package": changed(needs=["no-such-package-\u202e"]), "a size that differs": changed(example={"sha256": "0",
+    "bytes": -1}),
 }
 
 

@@ -240,3 +240,27 @@ def test_what_is_kept_outlives_a_failure_and_goes_when_all_is_well():
     with cache.keeping("trainings", "one") as room:
         assert (room / "state").read_text() == "half way"
     assert not room.exists()
+
+
+@pytest.mark.slow
+def test_a_run_while_the_cache_is_cleaned_all_the_time(tmp_path, monkeypatch):
+    """And with room for nothing: what the run needs is there while it needs it."""
+    import thrifty
+    from thrifty import testing
+
+    monkeypatch.setenv("THRIFTY_CACHE_QUOTA", "1B")
+    ended = threading.Event()
+
+    def clean():
+        while not ended.wait(0.02):
+            cache.clean(everything=True)
+
+    cleaner = threading.Thread(target=clean, daemon=True)
+    cleaner.start()
+    try:
+        recipe = f"{testing.workload.reference} | prune(ratio=0.5) | train(distill, epochs=1) | compile(onnxruntime)"
+        trial = thrifty.run("thrifty.testing:workload", recipe, store=tmp_path / "study", pairs=1)
+        assert trial.status == "done", trial.error
+    finally:
+        ended.set()
+        cleaner.join(10)

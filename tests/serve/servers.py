@@ -33,15 +33,15 @@ def counting(directory):
     import onnx
     from onnx import TensorProto, helper
 
+    value = helper.make_tensor_value_info
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["n", "one"], ["next"])], "body",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-         helper.make_tensor_value_info("n", TensorProto.FLOAT, [1, 1])],
-        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, [1, 1])])
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("n", TensorProto.FLOAT, [1, 1])],
+        [value("on", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, [1, 1])])
     graph = helper.make_graph(
         [helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64), helper.make_node("Squeeze", ["whole"], ["times"]),
          helper.make_node("Loop", ["times", "true", "zero"], ["y"], body=body)], "counting",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [value("x", TensorProto.FLOAT, [1, 1])], [value("y", TensorProto.FLOAT, [1, 1])],
         [helper.make_tensor("true", TensorProto.BOOL, [], [True]), helper.make_tensor("zero", TensorProto.FLOAT, [1, 1], [0.0]),
          helper.make_tensor("one", TensorProto.FLOAT, [1, 1], [1.0])])
     directory.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,8 @@ def test_json_that_is_none_is_malformed(body):
     ([[["1", 2, 3]]], "holds str"), ([[[None, 2, 3]]], "holds NoneType"), ([[[True, 2, 3]]], "holds bool"),
     ([[[{}, 2, 3]]], "holds dict"), ([[]], "shape"), ([[[1e39, 2, 3]]], "not finite"), ([[[10**400, 2, 3]]], "no array"),
     ([[["x" * 10_000, *[1] * 10_000]]], "holds str"), ([[[1, 2, 3, 4]]], "4 elements or more"), ([[[[1], 2, 3]]], "more deeply"),
-    ([[[1, 2, 3], []]], "0 elements"), ([[1, 2, 3], [1, 2, 3]], "list of dimension"), ({"x": [[1, 2, 3]], "y": 0}, "but here is 'y'"),
+    ([[[1, 2, 3], []]], "0 elements"), ([[1, 2, 3], [1, 2, 3]], "list of dimension"), ({"x": [[1, 2, 3]], "y": 0},
+        "but here is 'y'"),
     ([[["x" * 40_000, 2, 3]]], "over 16384 characters"), ([[[]]], "0 elements")])
 def test_json_that_does_not_fit_is_said(inputs, says):
     assert says in refused(422, JSON, json.dumps({"inputs": inputs}).encode())
@@ -92,7 +93,8 @@ def test_json_is_read_as_the_whole_parser_reads_it(data):
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=4, max_side=4))
     number = data.draw(st.sampled_from([("float64", st.floats(-1e30, 1e30)), ("int64", st.integers(-2**63, 2**63 - 1)),
                                         ("bool", st.booleans()), ("uint8", st.integers(0, 255))]))
-    x = np.array(data.draw(st.lists(number[1], min_size=int(np.prod(shape)), max_size=int(np.prod(shape)))), number[0]).reshape(shape)
+    count = int(np.prod(shape))
+    x = np.array(data.draw(st.lists(number[1], min_size=count, max_size=count)), number[0]).reshape(shape)
     space = data.draw(st.sampled_from(["", " ", "\n\t", "  \r\n"]))
     body = json.dumps({"inputs": {"x": x.tolist()}}, separators=(f"{space},{space}", f"{space}:{space}"), indent=data.draw(
         st.sampled_from([None, 1])))
@@ -113,7 +115,8 @@ def test_json_is_stopped_at_what_is_allowed():
 
 
 def test_large_answers_are_the_same_text(monkeypatch):
-    arrays = {"a": np.arange(60, dtype="float32").reshape(3, 4, 5) / 7, "b": np.arange(9), "c": np.array([np.nan] * 9), "d": np.array(1.5)}
+    arrays = {"a": np.arange(60, dtype="float32").reshape(3, 4, 5) / 7, "b": np.arange(9), "c": np.array([np.nan] * 9),
+        "d": np.array(1.5)}
     whole = codec.encode(JSON, arrays)[1]
     monkeypatch.setattr(codec, "AT_ONCE", 2)
     assert codec.encode(JSON, arrays)[1] == whole

@@ -69,12 +69,14 @@ STATEMENTS = {
     "no study": "DELETE FROM meta WHERE key = 'study'", "a study of nothing": "UPDATE meta SET value = '{}' WHERE key = 'study'",
     "deep JSON": f"UPDATE trials SET json = '{'[' * 100_000}'", "JSON cut off": "UPDATE trials SET json = substr(json, 1, 50)",
     "bad UTF-8": "UPDATE trials SET json = CAST(x'7bff7d' AS TEXT)", "bytes": "UPDATE trials SET json = x'00ff00ff'",
-    "a huge number": f"UPDATE trials SET json = '{{\"id\": {'9' * 10_000}}}'", "a number for a text": "UPDATE charges SET json = 7",
+    "a huge number": f"UPDATE trials SET json = '{{\"id\": {'9' * 10_000}}}'",
+    "a number for a text": "UPDATE charges SET json = 7",
     "escapes": f"UPDATE trials SET json = '{{\"{ESCAPES}\": 1}}'",
     "deep notes": f"UPDATE meta SET value = '{'[' * 100_000}' WHERE key = 'bars'",
     "a long text": f"UPDATE trials SET json = '{{\"id\": [\"{'x' * 100_000}\"]}}'",
     "a view that never ends": "DROP TABLE failures; CREATE VIEW failures AS WITH RECURSIVE n(trial, recipe, reason, at, n) AS "
-                              "(SELECT '', '', '', '', 1 UNION ALL SELECT trial, recipe, reason, at, n + 1 FROM n) SELECT * FROM n",
+                              "(SELECT '', '', '', '', 1 UNION ALL SELECT trial, recipe, reason, at, n + 1 FROM n) "
+                              "SELECT * FROM n",
     "a trigger": "CREATE TRIGGER gone AFTER INSERT ON trials BEGIN DELETE FROM trials; END",
 }
 

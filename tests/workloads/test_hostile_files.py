@@ -32,17 +32,23 @@ FILES: dict[str, str | bytes] = {
     "an attribute leaves": f"def __getattr__(name):\n    {LEAVES}\nraise_ = __getattr__\ndel given\n",
     # whoever raises what is no Exception
     "its own kind": RAISES + "raise Own('x')", "a generator's end": "raise GeneratorExit",
-    "its own kind in the loss": RAISES + loss("raise Own('x')"), "its own kind in the model": RAISES + given(model="lambda: (_ for _ in ()).throw(Own())"),
+    "its own kind in the loss": RAISES + loss("raise Own('x')"),
+    "its own kind in the model": RAISES + given(model="lambda: (_ for _ in ()).throw(Own())"),
     # messages
-    "escapes": "raise ValueError('\\x1b[2J\\x1b]0;owned\\x07\\u202e\\u2066')", "many lines": "raise ValueError('line\\n' * 10_000)",
+    "escapes": "raise ValueError('\\x1b[2J\\x1b]0;owned\\x07\\u202e\\u2066')",
+    "many lines": "raise ValueError('line\\n' * 10_000)",
     "a long message": "raise ValueError('x' * 10**7)", "no message": "raise ValueError",
     "a message that raises": "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\nraise Mute",
     "a message that leaves": f"class Mute(Exception):\n    def __str__(self):\n        {LEAVES}\nraise Mute",
-    "a name of escapes": "raise type('\\x1b[2J', (Exception,), {})('x')", "a chain": "try:\n    1 / 0\nexcept Exception as e:\n    raise KeyError('k') from e",
+    "a name of escapes": "raise type('\\x1b[2J', (Exception,), {})('x')",
+    "a chain": "try:\n    1 / 0\nexcept Exception as e:\n    raise KeyError('k') from e",
     # the file
-    "bad UTF-8": b"x = '\xff\xfe'\n", "nulls": b"x = 1\0\n", "another coding": b"# coding: no-such\n", "deep brackets": "(" * 10_000,
-    "deep sums": "x = " + "+".join(["1"] * 100_000), "deep recursion": "def f(): f()\nf()", "a tab too many": "if 1:\n\tx = 1\n        y = 2",
-    "no workload": "del given\nif 0:\n    pass\nworkload_ = 1\nraise KeyError('workload')", "out of memory": "x = bytearray(2**60)",
+    "bad UTF-8": b"x = '\xff\xfe'\n", "nulls": b"x = 1\0\n", "another coding": b"# coding: no-such\n",
+    "deep brackets": "(" * 10_000,
+    "deep sums": "x = " + "+".join(["1"] * 100_000), "deep recursion": "def f(): f()\nf()",
+    "a tab too many": "if 1:\n\tx = 1\n        y = 2",
+    "no workload": "del given\nif 0:\n    pass\nworkload_ = 1\nraise KeyError('workload')",
+    "out of memory": "x = bytearray(2**60)",
 }
 
 
@@ -73,7 +79,8 @@ def test_there_are_twenty_eight():
     assert len(FILES) >= 28
 
 
-QUICK = ("leaves at once", "exits well", "forward leaves", "forward exits in training", "its own kind", "escapes", "a message that leaves",
+QUICK = ("leaves at once", "exits well", "forward leaves", "forward exits in training", "its own kind", "escapes",
+    "a message that leaves",
          "bad UTF-8", "deep brackets")
 
 
@@ -87,7 +94,8 @@ def test_a_file_is_answered_in_one_line(name, tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path), lambda path: path.symlink_to("/dev/zero"),
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path),
+    lambda path: path.symlink_to("/dev/zero"),
                                   lambda path: None], ids=["directory", "pipe", "circle", "device", "nothing"])
 def test_a_file_that_is_none(make, tmp_path):
     make(tmp_path / "hostile.py")
@@ -95,7 +103,8 @@ def test_a_file_that_is_none(make, tmp_path):
     assert code == USAGE and not out and one_line(err), err
 
 
-@pytest.mark.parametrize("name", ["x" * 5000 + ".py", "\x1b[2J.py", "\u202egnp.py", "no\nsuch.py", "a.b.c:d", "..:x", "os:path", ":", "",
+@pytest.mark.parametrize("name", ["x" * 5000 + ".py", "\x1b[2J.py", "\u202egnp.py", "no\nsuch.py", "a.b.c:d", "..:x", "os:path",
+    ":", "",
                                   "hf:/nowhere", "~nobody/x.py"])
 def test_strange_references(name, tmp_path):
     code, out, err = checked(name, tmp_path, RECIPE)
@@ -103,7 +112,8 @@ def test_strange_references(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["(" * 5000, "train(" * 200, "\x1b[2J", "train(epochs=" + "9" * 5000 + ")", "\u202e", "train(epochs=1e999)",
+@pytest.mark.parametrize("recipe", ["(" * 5000, "train(" * 200, "\x1b[2J", "train(epochs=" + "9" * 5000 + ")", "\u202e",
+    "train(epochs=1e999)",
                                     "train() | " * 3000 + "train()", "__import__('os')", "train(epochs=1)\0"])
 def test_strange_recipes(recipe, tmp_path):
     (tmp_path / "sound.py").write_text(HEAD + TAIL)
@@ -114,7 +124,8 @@ def test_strange_recipes(recipe, tmp_path):
 
 def test_what_the_file_prints_goes_to_stderr(tmp_path):
     """Stdout has what Thrifty says alone: it may be read by a program."""
-    (tmp_path / "loud.py").write_text(HEAD + "print('of the file')\n" + net("print('of forward'); return super().forward(x)") + TAIL)
+    loud = net("print('of forward'); return super().forward(x)")
+    (tmp_path / "loud.py").write_text(HEAD + "print('of the file')\n" + loud + TAIL)
     code, out, err = checked(tmp_path / "loud.py", tmp_path, RECIPE)
     assert code == DONE and out.startswith("ok: ") and "of the" not in out and "of forward" not in out
     assert "of the file" in err and "of forward" in err
@@ -122,7 +133,8 @@ def test_what_the_file_prints_goes_to_stderr(tmp_path):
 
 def test_a_process_that_left_as_if_all_were_well(tmp_path):
     (tmp_path / "hostile.py").write_text(HEAD + net(f"{LEAVES}") + TAIL)
-    done = subprocess.run([sys.executable, "-m", "thrifty", "check", "hostile.py", RECIPE], capture_output=True, text=True, check=False,
+    done = subprocess.run([sys.executable, "-m", "thrifty", "check", "hostile.py", RECIPE], capture_output=True, text=True,
+        check=False,
                           cwd=tmp_path)
     assert done.returncode == USAGE and not done.stdout and one_line(done.stderr), done.stderr
     assert "os._exit(0) was called (hostile.py, line" in done.stderr
@@ -143,10 +155,10 @@ def test_leaving_is_refused_where_users_code_runs_alone():
 
 def test_a_child_ends_with_its_parent(tmp_path):
     """Even where nothing of Python's runs in it, or it is stopped."""
-    script = (f"import os, subprocess, sys, time\n"
-              f"child = subprocess.Popen([sys.executable, '-c', 'from thrifty.measure.parent import end_with_parent as e; e(); "
-              f"print(1, flush=True); import time; time.sleep(600)'], stdout=subprocess.PIPE)\n"
-              f"child.stdout.readline(); os.kill(child.pid, 19); print(child.pid, flush=True); time.sleep(600)")
+    script = ("import os, subprocess, sys, time\n"
+              "child = subprocess.Popen([sys.executable, '-c', 'from thrifty.measure.parent import end_with_parent as e; e(); "
+              "print(1, flush=True); import time; time.sleep(600)'], stdout=subprocess.PIPE)\n"
+              "child.stdout.readline(); os.kill(child.pid, 19); print(child.pid, flush=True); time.sleep(600)")
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     parent.kill()

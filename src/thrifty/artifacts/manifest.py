@@ -77,7 +77,8 @@ def _spec(value: Any) -> bool:
         case {"name": str(name), "dtype": str(dtype), "shape": [*sizes]}:
             varies = value.get("varies", [])
             return (len(name) <= LONGEST_NAME and re.fullmatch(r"[a-z][a-z0-9_]{0,30}", dtype) is not None
-                    and len(sizes) <= MOST_DIMENSIONS and all(type(size) is int and size >= -1 for size in sizes) and isinstance(varies, list)
+                    and len(sizes) <= MOST_DIMENSIONS and all(type(size) is int and size >= -1 for size in sizes)
+                    and isinstance(varies, list)
                     and all(_range(entry, len(sizes)) for entry in varies))
     return False
 

@@ -68,6 +68,8 @@ def _among_ranks() -> None:
 def guarded(command: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
+        if not here():
+            raise ThriftyError("the current directory was deleted: change to one that is there")
         with ending_refused():
             command()
     except RunFailed as error:
@@ -93,6 +95,15 @@ def guarded(command: Callable[..., Any]) -> int:
         _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
         return FAILED
     return DONE
+
+
+def here() -> bool:
+    """Whether the current directory is still there; libraries end the process where it is not."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _tell(message: str) -> None:

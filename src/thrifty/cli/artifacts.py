@@ -10,6 +10,7 @@ import typer
 
 from thrifty.cli.options import DONE, FAILED, JsonOption, TrustOption
 from thrifty.report.shown import emit
+from thrifty.report.words import shortened
 
 
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
@@ -54,7 +55,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           timeout: Annotated[str, typer.Option("--timeout", help="To answer a request in; 504 after it.")] = "30s",
           grace: Annotated[str, typer.Option("--grace", help="To answer what runs in, after SIGTERM.")] = "30s",
           allow_host: Annotated[list[str] | None, typer.Option(
-              "--allow-host", help="Name that requests may call this server by, beside localhost; * for any; repeatable.")] = None,
+              "--allow-host", help="A name that requests may call this server by, beside localhost; * for any.")] = None,
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 
@@ -68,7 +69,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
     settings = Settings(host, port, threads, max_batch, 0.0 if max_wait == "0" else seconds(max_wait), max_queue,
                         size(max_body), seconds(timeout), seconds(grace), tuple(allow_host or ()), trust_native_code)
     try:
-        serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))
+        serve_artifact(artifact, settings, announce=lambda text: print(shortened(text, 4000), flush=True))
     except EngineStuck as error:
         print(f"thrifty: {error}", file=sys.stderr, flush=True)
         leave(FAILED)  # what Python does at its end would wait for the engine

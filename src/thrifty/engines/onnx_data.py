@@ -36,7 +36,7 @@ def external_files(path: Path) -> set[str]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return set(_locations(content, 0, len(content), "model", 0))
     except (ValueError, RecursionError) as error:
-        raise EngineError(f"{path} is no ONNX file: {error}; copy the artifact again") from error
+        raise EngineError(f"onnxruntime cannot open {path}: it is no ONNX file, {error}; copy the artifact again") from error
 
 
 def _locations(content: mmap.mmap, begin: int, end: int, message: str, depth: int) -> Iterator[str]:

@@ -14,8 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD = 10.0
 """Seconds in which a request's headers must come, and in which some of an answer must be taken."""
-PIECE = 2**16
-"""Bytes that are read of a connection before others have their turn: in the smallest chunks they are 10,000 events."""
+PIECE = 2**14
+"""Bytes that are read of a connection before others have their turn: in the smallest chunks they are 2,700 events."""
 KEPT = 64
 """File descriptors that are left to the engine, the listening socket and the log."""
 

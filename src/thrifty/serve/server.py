@@ -116,7 +116,6 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
         batcher = Batcher(lambda: start(Path(directory), manifest, settings), wait=settings.max_wait,
                           queue=settings.max_queue, patience=settings.timeout, heard=metrics.ran)
         metrics.watch(lambda: batcher.waiting)
-        ended = False
         try:
             app = make_app(Service(manifest, artifact.example(directory)[0], batcher, metrics, settings.max_body,
                                    settings.timeout, hosts.known(settings.host, settings.hosts)))
@@ -128,7 +127,7 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
                                     http=connections.protocol(most), backlog=connections.ACCEPTED)
             _server(config, batcher).run(sockets=[listening])
         finally:
-            ended = batcher.close(1.0 if batcher.running else None)
+            ended = batcher.close(2.0)  # it is idle, unless the grace is over
     faulthandler.cancel_dump_traceback_later()
     if not ended:
         raise EngineStuck(f"the engine did not end within {settings.grace:g} s: the requests that it had were answered 503")

@@ -316,8 +316,8 @@ class Store:
                 "nothing was changed: use the Thrifty that made it, or choose a new directory"
             )
         if strange := foreign(db, _SCHEMA):
-            raise StoreError(f"{self.path / FILE} holds {strange}, which Thrifty did not make; it was left alone: restore it from "
-                             "a copy")
+            raise StoreError(f"{self.path / FILE} holds {strange}, which Thrifty did not make; it was left alone: restore it "
+                             "from a copy")
         if self.mode == "write":
             make_durable(db)
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
