@@ -198,7 +198,8 @@ class Bench:
                    "state_bytes": held, "loss": loss, "turns": seconds}
             self.rows.append(row)
             if self.ranks.index == 0:
-                print(f"{shape.name:6} {who:6} {kind:14} {gpus} GPU  {rate / 1e3:9.1f} k tok/s  peak {peak / 2**30:6.1f} GiB  held {held / 2**30:6.2f}  "
+                print(f"{shape.name:6} {who:6} {kind:14} {gpus} GPU  {rate / 1e3:9.1f} k tok/s  peak {peak / 2**30:6.1f} GiB  "
+                      f"held {held / 2**30:6.2f}  "
                       f"loss {loss:.3f}  {[round(1e3 * x, 1) for x in seconds]} ms", flush=True)
 
 

@@ -98,6 +98,7 @@ def test_a_killed_rank_ends_the_run_with_its_number(monkeypatch: pytest.MonkeyPa
     assert not rank_processes()
 
 
+@pytest.mark.slow
 def test_killed_ranks_start_again_and_go_on() -> None:
     heard, hear = killer(2, 0)
     LocalLauncher(restarts=1).run(job(SLOW), hear)
