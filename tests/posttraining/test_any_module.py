@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from tests.generated_models import Drawn, draw
 from tests.rounding_noise import ROUNDING, SLACK, noisy
+from torch import nn
 
 from thrifty import testing
 from thrifty.errors import ThriftyError
@@ -61,7 +60,7 @@ def law(seed: int, name: str) -> tuple[float, float] | str:
         (the error of its answers, that of noise), or the words of its refusal.
     """
     (drawn, model, other), method = models(seed), METHODS[name]
-    data, requests = drawn.inputs(CALIBRATION, 1), drawn.inputs(REQUESTS, SEED)
+    data, requests = drawn.inputs(CALIBRATION, 1), drawn.asked(REQUESTS, SEED)
 
     def score(other: nn.Module) -> float:
         return 1 - distance(copy.deepcopy(other).eval()(*data), copy.deepcopy(model)(*data))

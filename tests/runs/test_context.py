@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thrifty import AdamW, OnnxRuntime, Prune, testing
+from thrifty import AdamW, Offline, OnnxRuntime, Prune, SingleStream, testing
 from thrifty.errors import ThriftyError
 from thrifty.recipes.context import SearchBudgetSpent
 from thrifty.runs.context import (
@@ -53,6 +53,12 @@ def test_flops_of_a_score_are_those_of_all_its_batches():
     counted = scored(testing.workload, testing.trained())[1]
     one = 2 * 12 * 12 * 9 * (32 + 2 * 32 * 32) + 2 * (32 * 64 + 64 * 4)
     assert counted == 64 * one
+
+
+def test_engines_are_made_for_the_batch_that_the_scenario_serves():
+    for scenario, batch in ((SingleStream(), 1), (Offline(max_batch=8), 8)):
+        workload = dataclasses.replace(testing.workload, scenario=scenario)
+        assert make_context(workload, Target(), 0, lambda event: None).batch == batch
 
 
 def test_calibration_repeats_with_its_seed_and_differs_with_another():

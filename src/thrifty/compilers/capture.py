@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from thrifty.artifacts.lowered import TensorSpec
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, told_once
 
 Shapes = Mapping[int, Mapping[int, tuple[int, int]]]
 
@@ -40,7 +40,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
     dynamic = [{d: Dim.AUTO(min=low, max=high) for d, (low, high) in shapes.get(i, {}).items() if high > low}
                for i in range(len(example))]
     try:
-        with torch.no_grad(), _steady(model):
+        with torch.no_grad(), _steady(model), told_once():
             program = torch.export.export(model.eval(), example, dynamic_shapes=_by_parameter(model, dynamic))
     except Exception as error:
         raise LoweringError(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, told_once
 
 Dims = list[np.ndarray]
 """A tensor's labels: one int64 array a dimension, as long as the dimension; FROZEN where nothing may go."""
@@ -84,7 +84,8 @@ def dependencies(model: nn.Module, example: tuple[Tensor, ...]) -> Dependencies:
     [(16, [('0.bias', 0), ('0.weight', 0), ('2.weight', 1)])]
     """
     try:
-        program = torch.export.export(model, example, strict=False)
+        with told_once():
+            program = torch.export.export(model, example, strict=False)
     except Exception as error:
         raise ThriftyError(f"pruning follows channels through the exported model, and torch.export cannot export "
                            f"this one: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

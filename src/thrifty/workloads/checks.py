@@ -18,7 +18,7 @@ from thrifty.workloads.workload import Batch, CrossEntropy, Workload, call_model
 
 EXAMPLES = 8
 """Of a batch that a part is tried on."""
-LARGEST = 64
+LARGEST = 16
 """Examples that are really answered, where the quality asks for more."""
 READ_TWICE = 16
 """Items of a split that is judged on, which must be the same at every look."""
