@@ -244,3 +244,12 @@ def test_nothing_to_explore_is_said():
 
 def test_a_recipe_of_elsewhere_has_no_choice():
     assert SPACE.choice(Recipe.parse("train(steps=3) | quantize(w8a8)")) is None
+
+
+def test_methods_that_spread_a_training_are_offered_where_there_are_ranks_to_spread_it_over():
+    alone, two = Space.of(WORKLOAD), Space.of(WORKLOAD, ranks=2)
+    assert alone.slot("training") is not None and "parallelism" not in {slot.name for slot in alone.slots}
+    (slot,) = [slot for slot in two.slots if slot.name == "parallelism"]
+    assert set(slot.parts) == {"-", "ddp", "zero1", "zero2", "zero3"}
+    with pytest.raises(SpaceError, match="ddp spreads a training over ranks, and there is one: give --nproc"):
+        Space.of(WORKLOAD, ("ddp",))

@@ -28,9 +28,9 @@ app = typer.Typer(
 )
 
 VERBS: tuple[Callable[..., None], ...] = (
-    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.run, recipes.sweep, recipes.orders,
-    recipes.explore, recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve, studies.show,
-    studies.report, listings.cache,
+    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.plan, recipes.run, recipes.sweep,
+    recipes.orders, recipes.explore, recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve,
+    studies.show, studies.report, listings.cache,
 )
 """In the order of ``thrifty --help``."""
 for verb in VERBS:
@@ -50,12 +50,29 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: threads that spin take the time of what else runs
     if not debugging():
         warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
-    code = guarded(app)
+    code = guarded(_among_ranks)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     atexit._run_exitfuncs()
     leave(code)  # tearing torch down takes a third of a second, seconds on a busy machine, and serves nobody
+
+
+def _among_ranks() -> None:
+    """The first process of torchrun does what it was told; the others take their parts of its trainings."""
+    if int(os.environ.get("WORLD_SIZE") or 1) <= 1:  # nothing of ranks is imported where there are none
+        app()
+        return
+    from thrifty.runs.ranks import Elastic, follow, leading
+
+    here = Elastic.here()
+    if here is None:
+        app()
+    elif here.index:
+        raise SystemExit(follow(here))
+    else:
+        with leading(here):
+            app()
 
 
 def guarded(verb: Callable[..., Any]) -> int:

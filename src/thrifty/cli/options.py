@@ -48,6 +48,8 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of every random stream.
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+NprocOption = Annotated[int | None, typer.Option("--nproc", min=1, help="Processes that train together; torchrun's, under it.")]
+RestartsOption = Annotated[int, typer.Option("--max-restarts", min=0, help="How often they start again after one failed.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run a precision even where this processor emulates it.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and run nothing.")]
 BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]

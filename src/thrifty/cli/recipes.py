@@ -22,9 +22,11 @@ from thrifty.cli.options import (
     MaxDropOption,
     MaxLatencyOption,
     MinimizeOption,
+    NprocOption,
     PairsOption,
     PriceOption,
     RecipeArgument,
+    RestartsOption,
     SeedOption,
     StoreOption,
     TaskOption,
@@ -34,6 +36,7 @@ from thrifty.cli.options import (
     WorkloadArgument,
     answered,
 )
+from thrifty.errors import ThriftyError
 from thrifty.report.shown import emit, show_store
 from thrifty.report.words import shortened
 
@@ -90,7 +93,8 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
         store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
         seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
-        training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+        nproc: NprocOption = None, max_restarts: RestartsOption = 0, training_threads: TrainingThreadsOption = None,
+        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
@@ -98,25 +102,42 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.report import terminal
-    from thrifty.runs.preflight import check_recipe, resolve
+    from thrifty.runs.preflight import check_ranks, check_recipe, resolve
+    from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
 
-    parsed, target = Recipe.parse(recipe), target_of(device, threads)
+    parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
     definition = resolve(workload_reference(workload, task, data))
     if dry_run:
         properties = check_recipe(definition, parsed, target.device)
+        check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
         emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
-                           force=force, training_threads=training_threads, listener=shown.hear)
+                           force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
+                           listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:
         terminal.print_trial(trial)
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
+
+
+def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
+         nproc: NprocOption = None, device: DeviceOption = "cpu", as_json: JsonOption = False) -> None:
+    """Predict a training before it runs: bytes on each rank by stage, the most at once, a step's seconds, which stage fits.
+
+    Example: thrifty plan digits "train(zero3, adamw)" --nproc 2
+    """
+    from thrifty.report.plans import print_plans
+    from thrifty.runs.ranks import count_here
+    from thrifty.search.planner import plan as plan_recipe
+
+    found = plan_recipe(workload_reference(workload, task, data), recipe, count_here(nproc), device)
+    emit({"plans": [one.to_json() for one in found]}) if as_json else print_plans(found)
 
 
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
@@ -187,8 +208,11 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
-            workers: Annotated[int, typer.Option("--workers", min=1, help="Recipes compiled side by side.")] = 1,
-            requests_per_day: TrafficOption = None, price: PriceOption = None,
+            workers: Annotated[str, typer.Option("--workers", help="Recipes compiled side by side: a number, or ray.")] = "1",
+            worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="With ray: processors a recipe.")] = 1,
+            worker_gpus: Annotated[int, typer.Option("--worker-gpus", min=0, help="With ray: GPUs a recipe.")] = 0,
+            worker_memory: Annotated[str | None, typer.Option("--worker-memory", help="With ray: memory a recipe, 4GB.")] = None,
+            nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
             training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
 
@@ -199,24 +223,35 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     """
     begin_warm(device, dry_run)
     from thrifty.runs.preflight import resolve
+    from thrifty.runs.ranks import count_here
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
     from thrifty.studies.constraints import Bars
-    from thrifty.units import seconds
+    from thrifty.units import seconds, size
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
-    space = Space.of(definition, methods, target.device)
+    count = count_here(nproc)
+    space = Space.of(definition, methods, target.device, count)
     if dry_run:
         slots = {slot.name: list(slot.options) for slot in space.slots}
         emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(
             "\n".join(f"{name}: {', '.join(options)}" for name, options in slots.items()))
         return
+    launcher = None
+    if workers == "ray":
+        from thrifty.runs.launcher_ray import RayLauncher
+
+        launcher = RayLauncher(cpus=worker_cpus, gpus=worker_gpus,
+                               memory=None if worker_memory is None else size(worker_memory))
+        workers = str(launcher.workers)
+    elif not workers.isdecimal() or not int(workers):
+        raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
     with progress() as shown:
         found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
-                                price=price, workers=workers, training_threads=training_threads,
-                                listener=shown.hear)
+                                price=price, workers=int(workers), launcher=launcher, nproc=count,
+                                training_threads=training_threads, listener=shown.hear)
     show_store(store, as_json, requests_per_day)
     if not as_json:
         print(f"\nThe page: thrifty report {store}")

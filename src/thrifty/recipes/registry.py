@@ -24,6 +24,10 @@ BUILT_IN = {
     "fp16": "thrifty.training.mixed_precision:Fp16",
     "fp8": "thrifty.training.mixed_precision:Fp8",
     "tf32": "thrifty.training.mixed_precision:Tf32",
+    "ddp": "thrifty.training.distributed.ddp:Ddp",
+    "zero1": "thrifty.training.distributed.zero:Zero1",
+    "zero2": "thrifty.training.distributed.zero:Zero2",
+    "zero3": "thrifty.training.distributed.zero:Zero3",
     "distill": "thrifty.training.distillation.distill:Distill",
     "qat": "thrifty.training.qat.qat:Qat",
     "darts": "thrifty.training.nas.darts:Darts",
@@ -47,6 +51,8 @@ BUILT_IN = {
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""
 
+ALIASES = {"fsdp": "zero3"}
+"""Names that the field has beside ours; recipes print ours."""
 DEFAULT_OPTIMIZER = "adamw"
 """Of a training that names none."""
 DEFAULT_COMPILER = "export"
@@ -81,6 +87,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UnknownMethod: no method has that name.
     """
+    name = ALIASES.get(name, name)
     if name not in places():
         raise UnknownMethod(name, names())
     module, _, attribute = places()[name].partition(":")

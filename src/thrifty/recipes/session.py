@@ -36,6 +36,7 @@ class Session(abc.ABC):
         optimizer: there after every method's `prepare`.
         schedule: name of the learning rate's schedule after warm-up; a method may choose another while it prepares.
         loss_scale: the factor on the loss under the backward pass; 1 but for fp16.
+        products: precision of the matrix products; the methods that set it do so while they prepare.
         weight: scalar, the weight of the last batch's loss, over all ranks.
         plans: (transform, plan) of every method that changed the model's structure; they rebuild it.
         ranks: the processes that train together.
@@ -53,6 +54,7 @@ class Session(abc.ABC):
     optimizer: torch.optim.Optimizer
     schedule: str
     loss_scale: float
+    products: torch.dtype
     weight: Tensor
     plans: list[tuple[Transform, Plan]]
     ranks: Ranks

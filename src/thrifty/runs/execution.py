@@ -39,6 +39,7 @@ from thrifty.runs.job import (
 from thrifty.runs.making import home
 from thrifty.runs.phase import Model, charge, keep, loaded, take_phase
 from thrifty.runs.precision import require_precision_pays
+from thrifty.runs.ranks import Gang
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
@@ -57,10 +58,11 @@ class Execution:
     Args:
         job: what to do.
         tell: hears of phases, steps and charges.
+        gang: who takes trainings of several ranks.
     """
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self.job, self.tell = job, tell
+    def __init__(self, job: Job, tell: Tell, gang: Gang) -> None:
+        self.job, self.tell, self.gang = job, tell, gang
         self.workload = apart(load_workload(job.workload))
         self.recipe = Recipe.parse(job.recipe)
         self.phases = self.recipe.transforms.phases
@@ -72,6 +74,9 @@ class Execution:
         for i in range(done, len(self.phases)):
             self.tell(PhaseBegan(str(self.phases[i])))
             task, teachers = self._task(i)
+            if task.ranks > 1:
+                model = self._spread(task, model)
+                continue
             with part(str(self.phases[i])):
                 model = take_phase(task, self.workload, model, teachers, self.tell)
             del teachers
@@ -81,6 +86,13 @@ class Execution:
             return Outcome(self.keys[-1], None, state.charges, tuple(effect(entry) for entry in state.claims), state.curve)
         key, paid, effects = self._lower(model)
         return Outcome(self.keys[-1], key, state.charges + paid, effects, state.curve)
+
+    def _spread(self, task: Task, before: Model) -> Model:
+        """A training by several ranks, which find the model before it in the cache and leave the one after it there."""
+        if task.checkpoint is not None:
+            keep(task.checkpoint, before)
+        self.gang.take(task, self.tell)
+        return loaded(self.workload, self.job, task.key)
 
     def _start(self) -> tuple[int, Model]:
         """How many phases are done, and the model of the longest prefix that is kept; rehearsed where training is still to
@@ -122,7 +134,7 @@ class Execution:
             raise ThriftyError(f"a teacher is a model, not an engine: leave the compiler out of {recipe}")
         whose = f" of {teacher.workload}" if teacher.workload else ""
         self.tell(PhaseBegan(f"teacher: {recipe or 'the model as it comes'}{whose}"))
-        return Execution(dataclasses.replace(job, recipe=str(recipe), lower=False), self.tell)
+        return Execution(dataclasses.replace(job, recipe=str(recipe), lower=False), self.tell, self.gang)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -102,6 +102,19 @@ class Task:
     def phase(self) -> Phase:
         return Recipe.parse(self.job.recipe).transforms.phases[self.index]
 
+    @property
+    def ranks(self) -> int:
+        """Processes that take it together: only a training whose methods spread it has several."""
+        return self.job.machine.ranks if spread(self.phase) else 1
+
+    @property
+    def state_key(self) -> str:
+        """Where the cache keeps the state of a training under way: another number of ranks takes it up."""
+        if self.ranks == 1:
+            return self.key
+        several = dataclasses.replace(self.job, machine=dataclasses.replace(self.job.machine, ranks=2))
+        return checkpoint_key(several, Recipe(Recipe.parse(self.job.recipe).transforms.phases[: self.index + 1]))
+
     def seed(self, stream: str) -> int:
         """Of one of the phase's random streams."""
         return seed_of(self.job.seed, self.index, stream)
@@ -136,7 +149,8 @@ def checkpoint_key(job: Job, prefix: Recipe) -> str:
     What serves (threads, memory) decides nothing of a training. It does where a plan was timed; and this processor does where
     a method looked at it. Recipes with a common prefix share its checkpoint.
     """
-    facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(job.machine)]
+    machine = job.machine if any(map(spread, prefix)) else dataclasses.replace(job.machine, ranks=1)
+    facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(machine)]
     facts += [_hash_of(reference) for reference in foreign(prefix)]
     if any(method.hardware_bound for method in prefix.methods()):
         facts += [processor(), instruction_set()]
@@ -149,6 +163,11 @@ def engine_key(job: Job, prefix: Recipe, compiler: Compiler) -> str:
     """Of the engine that a compiler makes of the model which some phases left."""
     return _digest([checkpoint_key(job, prefix), Recipe((compiler,)).hash(), plain(job.target), processor(), instruction_set(),
                     runtime_versions()])
+
+
+def spread(phase: Phase) -> bool:
+    """Whether one of the phase's methods spreads it over several ranks."""
+    return any(method.card.slot == "parallelism" for method in methods_of(phase))
 
 
 def place(kind: str, key: str) -> Path:

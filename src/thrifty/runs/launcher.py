@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, final
 
+import numpy as np
+
 from thrifty.errors import RunFailed
 from thrifty.runs import warm
 from thrifty.runs.job import Job, Outcome, Task
@@ -53,6 +55,15 @@ class Launcher(abc.ABC):
             RunFailed: a step failed.
         """
 
+    @abc.abstractmethod
+    def beside(self, count: int) -> list[Launcher]:
+        """Launchers that run so many jobs side by side."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether jobs side by side have processors of their own wherever they run, so that their seconds are figures."""
+        return False
+
 
 @final
 @dataclass(frozen=True)
@@ -61,12 +72,14 @@ class LocalLauncher(Launcher):
 
     Args:
         processors: that it may use; none for all.
+        restarts: how often the ranks of a training are started again after one of them failed.
     """
 
     processors: tuple[int, ...] = ()
+    restarts: int = 0
 
     def run(self, job: Job, listener: Listener = ignore) -> Outcome:
-        return typed(Outcome, self._ask({"job": plain(job)}, job, listener))  # type: ignore[no-any-return]
+        return typed(Outcome, self._ask({"job": plain(job), "restarts": self.restarts}, job, listener))  # type: ignore[no-any-return]
 
     def take(self, task: Task, listener: Listener = ignore) -> None:
         self._ask({"task": plain(task)}, task.job, listener)
@@ -74,6 +87,10 @@ class LocalLauncher(Launcher):
     def pace(self, job: Job) -> tuple[float, float]:
         least, about = self._ask({"pace": plain(job)}, job, ignore)
         return least, about
+
+    def beside(self, count: int) -> list[Launcher]:
+        shares = np.array_split(self.processors or sorted(os.sched_getaffinity(0)), count)
+        return [LocalLauncher(tuple(share.tolist()), self.restarts) for share in shares]
 
     def _ask(self, message: dict[str, Any], job: Job, listener: Listener) -> Any:
         """Give a process the message and hear its events; its answer. What it spent before it failed is charged."""
@@ -96,8 +113,7 @@ class LocalLauncher(Launcher):
         stderr = _drain(process.stderr, told)
         try:
             process.stdin.write(json.dumps({
-                **message, "spawned": time.time(), "environment": warm.environment(threads), "directory": os.getcwd(),
-                "processors": self.processors, "threads": threads}) + "\n")
+                **message, **warm.place(threads, self.processors)}) + "\n")
             process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
             for line in process.stdout:
                 last = json.loads(line)

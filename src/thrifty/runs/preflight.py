@@ -13,7 +13,8 @@ from thrifty.recipes.method import require_device
 from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs.job import teachers_of
+from thrifty.recipes.registry import method_class, names
+from thrifty.runs.job import spread, teachers_of
 from thrifty.runs.making import home
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
@@ -22,6 +23,7 @@ from thrifty.workloads.blame import users_code
 from thrifty.workloads.checks import check_workload
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.models import apart
+from thrifty.workloads.quality import length
 from thrifty.workloads.workload import Workload
 
 
@@ -29,6 +31,30 @@ def initial_properties(workload: Workload) -> frozenset[str]:
     """What can be said of the workload's model as it comes."""
     trained = frozenset() if workload.reference else frozenset({"trained"})
     return frozenset({"module", "float-weights"}) | trained
+
+
+def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
+    """What can be said against a number of ranks without starting them.
+
+    Raises:
+        ThriftyError: no training is spread over them, a batch cannot be divided, or groups of them cannot be made.
+    """
+    if nproc == 1:
+        return
+    spreading = [phase for phase in recipe if isinstance(phase, Train) and spread(phase)]
+    if not spreading:
+        givers = ", ".join(name for name in names() if method_class(name).card.slot == "parallelism")
+        raise ThriftyError(f"--nproc {nproc} asks for {nproc} ranks, and no training of {recipe} is spread over them: name one "
+                           f"of {givers} in it")
+    for phase in spreading:
+        assert workload.train is not None
+        size = min(phase.batch_size or workload.batch_size, length(workload.train))
+        if size < nproc * phase.accumulate:
+            raise ThriftyError(f"a batch of {size} cannot be divided over {nproc} ranks and {phase.accumulate} micro-batches: "
+                               f"give a larger batch_size, or fewer ranks")
+        for method in phase.methods:
+            if nproc % getattr(method, "replicas", 1):
+                raise ThriftyError(f"{method} does not divide {nproc} ranks: give replicas that do")
 
 
 def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> frozenset[str]:

@@ -26,9 +26,12 @@ from thrifty.runs.execution import Execution
 from thrifty.runs.job import Job, Task
 from thrifty.runs.pace import pace
 from thrifty.runs.phase import take
+from thrifty.runs.rank import take_as_rank
+from thrifty.runs.ranks import gang
 from thrifty.studies.events import Charged, Event, to_json
 from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
+from thrifty.training.ranks import RankFailed
 from thrifty.workloads.blame import debugging, described, leave
 
 
@@ -57,14 +60,17 @@ def main() -> int:
         with cache.session():
             if "pace" in message:
                 write({"answer": pace(typed(Job, message["pace"]))})
+            elif "rank" in message:
+                take_as_rank(typed(Task, message["task"]), message["rank"], tell)
+                write({"answer": None})
             elif "task" in message:
                 take(typed(Task, message["task"]), tell)
                 write({"answer": None})
             else:
-                write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
+                write({"answer": plain(Execution(typed(Job, message["job"]), tell, gang(message.get("restarts", 0))).outcome())})
         return 0
     except ThriftyError as error:
-        write({"error": f"{error}{_trace()}"})
+        write({"error": f"{error}{_trace()}", "final": not isinstance(error, RankFailed)})
     except BaseException as error:  # of the user's code, which may leave or raise what is below no Exception
         write({"error": f"{described(error)}{_trace()}"})
     return 1

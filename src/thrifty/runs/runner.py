@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,7 @@ from thrifty.runs.cures import cures
 from thrifty.runs.job import Job, Outcome, place
 from thrifty.runs.launcher import Launcher, LocalLauncher
 from thrifty.runs.opening import open_study
-from thrifty.runs.preflight import check_recipe, initial_properties, resolve
+from thrifty.runs.preflight import check_ranks, check_recipe, initial_properties, resolve
 from thrifty.studies.card import write_card
 from thrifty.studies.events import (
     Charged,
@@ -76,19 +75,19 @@ class Runner:
         target: what the models will run on.
         seed: of every random stream.
         price: dollars an hour of this machine; None where money is not asked for.
+        machine: what trains; one process on the target's device where None.
         launcher: where jobs run; in processes of this machine where None.
         force: whether to run a precision that is slower here than fp32.
-        training_threads: of every training; one a processor where None.
         listener: hears events while things go on.
     """
 
     def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
-                 price: float | None = None, launcher: Launcher | None = None, force: bool = False,
-                 training_threads: int | None = None, listener: Listener = ignore) -> None:
+                 price: float | None = None, machine: Machine | None = None, launcher: Launcher | None = None,
+                 force: bool = False, listener: Listener = ignore) -> None:
         self.workload = resolve(workload)
         self.hash = store.study.workload_hash
         self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
-        self.machine = Machine(self.target.device, threads=training_threads)
+        self.machine = machine or Machine(self.target.device)
         self.launcher, self.tell, self.force = launcher or LocalLauncher(), listener, force
         self._reference: Outcome | None = None
         self._prepared: dict[str, Outcome] = {}
@@ -130,19 +129,17 @@ class Runner:
 
     @cache.session()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
-        """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
+        """Train and lower recipes side by side, each where the launcher has room for it; `run` then only measures them.
 
         One that fails says so when it is run. Their events are not told: they would be of several at once.
         """
-        shares = np.array_split(sorted(os.sched_getaffinity(0)), len(recipes))
-
-        def one(recipe: Recipe, processors: Sequence[int]) -> None:
+        def one(recipe: Recipe, launcher: Launcher) -> None:
             with contextlib.suppress(ThriftyError):
                 name = self.id(recipe)
-                self._prepared[name] = LocalLauncher(tuple(processors)).run(self.job(recipe), self.spender(name, ignore))
+                self._prepared[name] = launcher.run(self.job(recipe), self.spender(name, ignore))
 
         with ThreadPoolExecutor(len(recipes)) as pool:
-            for done in [pool.submit(one, *pair) for pair in zip(recipes, (share.tolist() for share in shares), strict=True)]:
+            for done in [pool.submit(one, *pair) for pair in zip(recipes, self.launcher.beside(len(recipes)), strict=True)]:
                 done.result()
 
     @staticmethod
@@ -347,8 +344,8 @@ def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
 
 
 def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
-        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False,
-        training_threads: int | None = None, listener: Listener = ignore) -> Trial:
+        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False, nproc: int = 1,
+        max_restarts: int = 0, training_threads: int | None = None, listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
 
     Args:
@@ -360,6 +357,8 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
         pairs: process pairs: 1 screens, 5 or more claim.
         price: dollars an hour of this machine.
         force: whether to run a precision that is slower here than fp32.
+        nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
+        max_restarts: how often they are started again, from the last kept state, after one of them failed.
         training_threads: of every training; one a processor where None.
         listener: hears events while things go on.
 
@@ -371,7 +370,9 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     """
     definition, parsed, served = resolve(workload), Recipe.of(recipe), target or Target()
     check_recipe(definition, parsed, served.device)
+    check_ranks(definition, parsed, nproc)
+    machine = Machine(served.device, nproc, training_threads)
     with open_study(store, definition, served) as (opened, _):
-        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force,
-                        training_threads=training_threads, listener=listener)
+        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
+                        machine=machine, launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

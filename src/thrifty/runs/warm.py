@@ -21,9 +21,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, NoReturn, final
+from typing import IO, Any, NoReturn, final
 
 from thrifty.target import cores
 from thrifty.workloads.blame import leave
@@ -40,6 +41,17 @@ def environment(threads: int) -> dict[str, str]:
     0.2 s) on two processors that were busy, and are no slower than sleeping ones where a step is long.
     """
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+
+
+def place(threads: int, processors: Sequence[int] = ()) -> dict[str, Any]:
+    """What a process is told of where and as what it runs, beside its job.
+
+    Args:
+        threads: of its libraries.
+        processors: that it may use; none for all.
+    """
+    return {"spawned": time.time(), "environment": environment(threads), "directory": os.getcwd(), "processors": list(processors),
+            "threads": threads}
 
 
 @final

@@ -296,7 +296,8 @@ class Exploration:
     def screen(self, recipes: Sequence[Recipe]) -> None:
         self.runner.tell(Proposed(tuple(map(str, recipes))))
         costs, began = self.costs(), time.perf_counter()
-        free = [recipe for recipe in recipes if not _trains(recipe, costs.kept)]
+        apart = self.runner.launcher.apart
+        free = [recipe for recipe in recipes if apart or not _trains(recipe, costs.kept)]
         if len(free) > 1:
             self.runner.prepare(free)
         chosen = free if len(free) > 1 else recipes[:1]

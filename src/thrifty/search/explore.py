@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import final
 
 from thrifty.errors import ThriftyError
+from thrifty.runs.launcher import Launcher
 from thrifty.runs.opening import open_study
 from thrifty.runs.preflight import resolve
 from thrifty.runs.runner import Runner
@@ -24,7 +25,7 @@ from thrifty.studies.events import Listener, Noted, ignore
 from thrifty.studies.findings import objectives
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.trial import Trial
-from thrifty.target import Target, cores
+from thrifty.target import Machine, Target, cores
 from thrifty.workloads.workload import Workload
 
 __all__ = ["Explored", "ExploreError", "explore"]
@@ -57,7 +58,8 @@ class Explored:
 
 def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
             methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
-            promote: int = 4, workers: int = 1, training_threads: int | None = None, listener: Listener = ignore) -> Explored:
+            promote: int = 4, workers: int = 1, launcher: Launcher | None = None, nproc: int = 1,
+            training_threads: int | None = None, listener: Listener = ignore) -> Explored:
     """Find the frontier of a workload within a budget.
 
     Recipes are screened with one pair; then the front's that may meet the bars are measured again with five pairs,
@@ -76,6 +78,8 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         price: dollars an hour of this machine.
         promote: largest number of trials that are measured again.
         workers: recipes without training that are compiled side by side; timing is always alone.
+        launcher: where recipes run; in processes of this machine where None.
+        nproc: processes that train together in recipes that spread a training; ddp and its kin are proposed where it is above 1.
         training_threads: of every training; one a processor where None.
         listener: hears events while things go on.
 
@@ -86,12 +90,13 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
     definition, place = resolve(workload), target or Target()
     if not budget > 0:
         raise ExploreError(f"a budget is above 0 seconds, but here is {budget:g}")
-    if not 1 <= workers <= cores():
+    if launcher is None and not 1 <= workers <= cores():
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
-    space = Space.of(definition, methods, place.device)
+    space = Space.of(definition, methods, place.device, nproc)
+    machine = Machine(place.device, nproc, training_threads)
     with open_study(store, definition, place) as (opened, clock):
         opened.note("bars", bars.to_json())
-        runner = Runner(definition, opened, target=place, seed=seed, price=price, training_threads=training_threads,
+        runner = Runner(definition, opened, target=place, seed=seed, price=price, machine=machine, launcher=launcher,
                         listener=listener)
         search, why = Exploration(runner, space, bars, budget, promote, workers, lambda: clock.spent), ""
         ended: Ended = "budget"

@@ -100,19 +100,20 @@ class Space:
     slots: tuple[Slot, ...]
 
     @staticmethod
-    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu") -> Space:
+    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu", ranks: int = 1) -> Space:
         """The space of a workload.
 
         Args:
             workload: it decides whether there is training.
             methods: names of those to use; all that are installed where none is given.
             device: that the recipes will run on.
+            ranks: processes that train together; with one there is nothing to spread.
 
         Raises:
             SpaceError: a method is unknown, not installed, or no use to the workload.
         """
         reference = Recipe.parse(workload.reference)
-        classes = _chosen(workload, methods, device)
+        classes = _chosen(workload, methods, device, ranks)
         slots = _slots(reference, _recovery(workload, reference, classes), classes)
         used = set().union(*(_names(part) for slot in slots for part in slot.parts.values()))
         if unused := [name for name in methods if name not in used]:
@@ -209,7 +210,7 @@ class Space:
 # -- what stands where --------------------------------------------------------------------------------------------
 
 
-def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[type[Method]]:
+def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int) -> list[type[Method]]:
     """The classes to use."""
     chosen = []
     for name in methods or names():
@@ -219,6 +220,10 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[typ
         if device not in cls.card.devices:
             if methods:
                 raise SpaceError(f"{name} does not run on {device}")
+            continue
+        if cls.card.slot == "parallelism" and ranks == 1:
+            if methods:
+                raise SpaceError(f"{name} spreads a training over ranks, and there is one: give --nproc")
             continue
         if issubclass(cls, Compiler) and (missing := cls.missing()):
             if methods:

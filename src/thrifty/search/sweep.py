@@ -14,7 +14,7 @@ from thrifty.runs.runner import CLAIM_PAIRS, Runner
 from thrifty.studies.events import Listener, Promoted, SweepBegan, ignore
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.trial import Trial
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads.workload import Workload
 
 
@@ -53,7 +53,7 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
         check_recipe(definition, recipe, place.device)
     with open_study(store, definition, place) as (opened, _):
         runner = Runner(definition, opened, target=place, seed=seed, price=price,
-                        training_threads=training_threads, listener=listener)
+                        machine=Machine(place.device, threads=training_threads), listener=listener)
         listener(SweepBegan(len(parsed)))
         trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
         chosen = promoted(list(trials.values()), promote)

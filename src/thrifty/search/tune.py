@@ -29,7 +29,7 @@ from thrifty.studies.figures import training_figure
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.serialization import typed
 from thrifty.studies.trial import Drop, QualityFigure, Trial
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.training.loop import Evaluation
 from thrifty.workloads.workload import Workload
 
@@ -151,7 +151,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
         raise TuneError(f"a budget is above 0 seconds, but here is {budget:g}")
     with open_study(store, definition, place) as (opened, _):
         runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,
-                               training_threads=training_threads, listener=listener)
+                               machine=Machine(place.device, threads=training_threads), listener=listener)
                         for i in range(seeds + 1))
         return _Tune(runners, contenders, trials, budget, fewest(also), evaluations).run()
 

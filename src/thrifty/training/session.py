@@ -26,6 +26,7 @@ from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
+from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, trained
 from thrifty.training.flops import count_flops
 from thrifty.training.schedules import rate
 from thrifty.workloads.workload import Batch, Forward, Loss, call_model
@@ -81,7 +82,10 @@ class TrainingSession(Session):
         self.prepared_seconds = self.prepared_flops = 0.0
         self.step_number = 0
         self.loss_scale = 1.0
+        self.products = torch.float32
         self.weight = torch.ones(())
+        self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
+        self._factor = ranks.count if self._parallel.averages else 1
         for method in self.methods:
             require_device(method, device)
         masked = held_weights(model)  # a method may put other modules around them
@@ -157,12 +161,12 @@ class TrainingSession(Session):
         return tuple(method.step_kind(self) for method in self.methods)
 
     def backward(self, loss: Tensor) -> bool:
-        (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
-        gradients = self._summed_gradients()
+        (loss * (self.loss_scale * self._factor)).backward()  # type: ignore[no-untyped-call]
+        gradients = self._parallel.gradients(self)
         if self.loss_scale == 1:
             return True
         torch._foreach_mul_(gradients, 1 / self.loss_scale)
-        return bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
+        return all_finite(gradients, self.ranks)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -287,54 +291,31 @@ class TrainingSession(Session):
             the mean, detached, the same on every rank.
         """
         parts = micro_batches(batch, self.settings.accumulate)
-        sums, weights = [], []
-        for part in parts:
-            total, weight = self._losses(part)
-            sums.append(total.detach())
-            weights.append(torch.as_tensor(weight).detach())
-            if len(sums) == 1:
-                first = self.ranks.sum(weights[0])
-                supposed = first * len(parts) if len(parts) == 1 or float(first) else torch.ones(())
-            self._backward(total / supposed)
-        self._require_finite(parts, sums, weights, supposed)
-        self.weight = first if len(parts) == 1 else self.ranks.sum(torch.stack(weights).sum())
-        gradients = self._summed_gradients()
+        told = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, weights, parts that are not finite
+        means = []
+        for number, part in enumerate(parts, 1):
+            with self._parallel.part(self, number == len(parts)):
+                total, weight = self._losses(part)
+                weight = torch.as_tensor(weight, device=self.device).detach()
+                if number == 1:
+                    supposed = self.ranks.sum(weight) * len(parts)
+                    if len(parts) > 1:
+                        supposed = torch.where(supposed > 0, supposed, torch.ones_like(supposed))
+                share = total / supposed
+                told += torch.stack([total.detach().double(), weight.double(), (~share.detach().isfinite()).double()])
+                means.append(total.detach() / weight)
+                self._backward(share * self._factor if self._factor > 1 else share)
+        summed = self.ranks.sum(told)
+        self.weight = summed[1]
+        _, count, bad = summed.tolist()  # read once a step, after the backward passes: the host waits for the device here
+        if bad or not count:  # on every rank where it is so on one of them
+            mean = next((x for x in map(float, means) if not math.isfinite(x)), math.nan)
+            reasons = self.ranks.gather(self._why(batch, mean) if float(told[2]) or not count else "")
+            raise TrainingFailed(next(reason for reason in reasons if reason))
+        gradients = self._parallel.gradients(self)
         if len(parts) > 1:
-            if not float(self.weight):
-                raise TrainingFailed(self._why(batch, math.nan))
-            torch._foreach_mul_(gradients, float(supposed / self.weight))
-        return self.ranks.sum(torch.stack(sums).sum()) / self.weight
-
-    def _require_finite(self, parts: Sequence[Batch], sums: Sequence[Tensor], weights: Sequence[Tensor],
-                        supposed: Tensor) -> None:
-        """End the training on every rank where a loss is not finite on one of them.
-
-        Losses are read once a step, after the backward passes: reading one makes the host wait for the device, and
-        meanwhile the host could launch nothing.
-        """
-        losses = (torch.stack(list(sums)) / supposed).tolist()
-        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if self.ranks.any(bad is not None):
-            reason = ""
-            if bad is not None:
-                self.weight = weights[bad]
-                reason = self._why(parts[bad], float(sums[bad] / weights[bad]))
-            raise TrainingFailed(next(found for found in self.ranks.gather(reason) if found))
-
-    def _summed_gradients(self) -> list[Tensor]:
-        """The parameters' gradients, each added over all ranks."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.ranks.count > 1:  # what one rank's examples did not reach, another's may have
-            reached = self.ranks.sum(torch.tensor([float(p.grad is not None) for p in parameters], device=self.device))
-            for p, count in zip(parameters, reached.tolist(), strict=True):
-                if count and p.grad is None:
-                    p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.ranks.count > 1 and gradients:
-            whole = self.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-            parts = whole.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
-        return gradients
+            torch._foreach_mul_(gradients, float(supposed) / count)
+        return (summed[0] / summed[1]).to(means[0].dtype)
 
     def _backward(self, loss: Tensor) -> None:
         proceed: Callable[[Tensor], None] = torch.Tensor.backward
@@ -350,8 +331,7 @@ class TrainingSession(Session):
 
     def _clip_and_step(self) -> None:
         if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]],
-                                     self.settings.clip)
+            clip([p.grad for p in trained(self) if p.grad is not None], self.settings.clip)
         self.optimizer.step()
 
     def _why(self, batch: Batch, loss: float) -> str:
