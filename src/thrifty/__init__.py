@@ -12,6 +12,11 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thrifty.architectures.accelerate import accelerate as accelerate
+    from thrifty.architectures.backbone import Backbone as Backbone
+    from thrifty.architectures.blocks import Sizes as Sizes
+    from thrifty.architectures.huggingface import from_huggingface as from_huggingface
+    from thrifty.architectures.huggingface import to_huggingface as to_huggingface
     from thrifty.artifacts.artifact import load as load
     from thrifty.artifacts.bench import bench as bench
     from thrifty.artifacts.generator import Generator as Generator
@@ -77,6 +82,7 @@ if TYPE_CHECKING:
     from thrifty.studies.store import Store as Store
     from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
+    from thrifty.training.architectures.ssm import Ssm as Ssm
     from thrifty.training.distillation import Distill as Distill
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
@@ -158,6 +164,7 @@ _NAMES = {
     "training.peft.vera": "Vera",
     "training.peft.prompt": "PromptTuning",
     "training.peft.save": "save_adapter",
+    "training.architectures.ssm": "Ssm",
     "posttraining.low_rank": "LowRank",
     "posttraining.prune": "Prune",
     "posttraining.quantize": "Quantize",
@@ -176,6 +183,11 @@ _NAMES = {
     "training.mixed_precision.scaled": "fp8_linear",
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
+    # architectures
+    "architectures.backbone": "Backbone",
+    "architectures.blocks": "Sizes",
+    "architectures.huggingface": "from_huggingface to_huggingface",
+    "architectures.accelerate": "accelerate",
     # running, searching, choosing
     "runs.preflight": "check",
     "runs.runner": "run",

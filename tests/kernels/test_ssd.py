@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -264,14 +265,20 @@ kinds = triton._kinds
 triton._kinds = lambda x: {**kinds(x), "KIND": triton.tl.float32}  # the interpreter's products of bfloat16 are wrong
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for size, offsets in FEW:
-        for chunk, block_p, spans in [(16, 16, 1), (32, 32, 1), (16, 32, 3)]:
-            for stages in (1, 2):
-                compare(size, offsets, dtype, triton.Scan(chunk, block_p, 4, stages, spans if offsets is None else 1),
-                        triton.Gradient(chunk, (4, stages), 4, (4, stages), spans), "cpu")
+        for chunk, block_p, spans, stages in [(16, 16, 1, 1), (32, 32, 1, 3), (16, 32, 3, 2)]:
+            compare(size, offsets, dtype, triton.Scan(chunk, block_p, 4, stages, spans if offsets is None else 1),
+                    triton.Gradient(chunk, (4, stages), 4, (4, stages), spans), "cpu")
 """
 FEW: list[tuple[tuple[int, ...], list[int] | None]] = [
-    ((2, 37, 4, 8, 2, 16), None), ((1, 50, 2, 20, 1, 24), [0, 13, 13, 40, 50]), ((1, 70, 3, 16, 1, 16), None),
-    ((1, 1, 2, 16, 1, 16), None)]
+    ((2, 37, 2, 8, 2, 16), None), ((1, 50, 2, 20, 1, 24), [0, 13, 13, 40, 50]), ((1, 1, 2, 16, 1, 16), None)]
+
+
+def interprets() -> bool:
+    """Whether Triton's interpreter runs here: of 3.6 it fails with numpy 2.4, of 3.9 it does not."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 9)
+    return not (old and np.lib.NumpyVersion(np.__version__) >= "2.4.0")
 
 
 def poison() -> None:
@@ -302,15 +309,28 @@ def compare(size: tuple[int, ...], offsets: list[int] | None, dtype: torch.dtype
     back = triton.backward(*given, *case, where, gradient)
     bound = {torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 1e-2}[dtype]
     for i, (got, want) in enumerate(zip((*found, *back), (*wanted, *grads), strict=True)):
-        assert got.isfinite().all() and relative(got, want) < bound, (size, offsets, dtype, scan, gradient, i, relative(got, want))
+        error, of_a = relative(got, want), i == 4  # A's is a sum over all tokens, most of which cancels
+        assert got.isfinite().all() and error < (4 if of_a else 1) * bound, (size, offsets, dtype, scan, gradient, i, error)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) >= "2.4.0", reason="Triton's interpreter fails with numpy 2.4")
+@pytest.mark.skipif(not interprets(), reason="Triton is not installed, or too old for this numpy")
 def test_the_kernels_are_the_recurrence_where_they_are_interpreted() -> None:
     done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False,
                           env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])})
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+def test_every_configuration_that_a_sweep_may_choose_is_right() -> None:
+    """One of another Triton may be miscompiled: with one stage and blocks of 32, `Scan` was wrong on an H200."""
+    from thrifty.kernels.ssd.triton import Gradient, Scan
+
+    for chunk, scan, states, warps, projection in [
+        (64, (32, 4, 3), (4, 3), 4, (8, 2)), (64, (64, 8, 3), (8, 3), 8, (8, 2)), (64, (64, 4, 2), (4, 2), 4, (8, 1)),
+        (128, (64, 8, 2), (4, 3), 8, (8, 1))]:
+        for splits in (1, 2):
+            gradient = Gradient(chunk, states, warps, projection, splits)
+            compare((1, 1000, 8, 64, 1, 128), None, torch.bfloat16, Scan(chunk, *scan), gradient, "cuda")
 
 
 @pytest.mark.gpu

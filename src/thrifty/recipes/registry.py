@@ -29,6 +29,7 @@ BUILT_IN = {
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",
     "vera": "thrifty.training.peft.vera:Vera",
+    "ssm": "thrifty.training.architectures.ssm:Ssm",
     "low_rank": "thrifty.posttraining.low_rank:LowRank",
     "prune": "thrifty.posttraining.prune:Prune",
     "quantize": "thrifty.posttraining.quantize:Quantize",

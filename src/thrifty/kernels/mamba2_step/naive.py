@@ -20,7 +20,7 @@ def norm_gated(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) ->
 def step(zxbcdt: Tensor, conv: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, dt_bias: Tensor, A: Tensor,
          D: Tensor, norm: Tensor, groups: int, limits: Limits, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, conv, state) after one token; nothing is changed in place. Arguments as `thrifty.kernels.mamba2_step.mamba2_step`."""
-    batch, heads, width, size = state.shape
+    _, heads, width, size = state.shape
     inner = heads * width
     z, raw, dt = zxbcdt.split([inner, inner + 2 * groups * size, heads], dim=-1)
     window = torch.cat([conv.to(raw.dtype), raw[:, None]], 1)  # [batch, taps, channels]

@@ -84,8 +84,8 @@ def finish(gated, norm, y, zxbcdt, conv, row, eps, GROUPS: tl.constexpr, INNER: 
 class Step:
     """How the work is shared out: channels of a head and warps of a program, and warps of the norm's."""
 
-    block_p: int = 32
-    warps: int = 4
+    block_p: int = 64
+    warps: int = 2
     norm_warps: int = 8
 
 

@@ -15,7 +15,8 @@ from thrifty.kernels.ssd import chunked, cpu, naive
 Limits = tuple[float, float]
 
 
-def time_steps(dt: Tensor, bias: Tensor | None = None, limits: Limits = (0.0, float("inf")), mask: Tensor | None = None) -> Tensor:
+def time_steps(dt: Tensor, bias: Tensor | None = None, limits: Limits = (0.0, float("inf")),
+               mask: Tensor | None = None) -> Tensor:
     """dt <- clamp(softplus(dt + bias), limits), and 0 where the mask is False, in float32 (float64 where dt is).
 
     A token of dt = 0 leaves every state as it is, so padding must have it.
@@ -81,7 +82,8 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
     return y, final
 
 
-def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def ssd_step(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+             D: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One token: (y [batch, heads, p], the state after it), at a cost that does not depend on the tokens before.
 
     Args:
@@ -105,8 +107,8 @@ def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | N
         raise ThriftyError(f"x {tuple(x.shape)} wants dt {tuple(x.shape[:3])} and A and D of {heads} heads, but got dt "
                            f"{tuple(dt.shape)}, A {tuple(A.shape)}, D {None if D is None else tuple(D.shape)}")
     if B.shape != C.shape or B.shape[:2] != (batch, length) or heads % B.shape[2]:
-        raise ThriftyError(f"x {tuple(x.shape)} wants B and C [{batch}, {length}, groups, n] whose groups divide its {heads} heads, "
-                           f"but got {tuple(B.shape)} and {tuple(C.shape)}")
+        raise ThriftyError(f"x {tuple(x.shape)} wants B and C [{batch}, {length}, groups, n] whose groups divide its {heads} "
+                           f"heads, but got {tuple(B.shape)} and {tuple(C.shape)}")
     if offsets is not None and batch != 1:
         raise ThriftyError(f"offsets mark the sequences of one row, but x has {batch}: join the rows first")
     count = batch if offsets is None else len(offsets) - 1

@@ -5,6 +5,7 @@ All heads of a group are columns of one product with C, and of one with B; C B^T
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -79,7 +80,7 @@ def _sequences(x: Tensor, offsets: Tensor | None) -> list[tuple[slice, slice]]:
     if offsets is None:
         return [(slice(None), slice(0, x.shape[1]))]
     bounds = offsets.tolist()
-    return [(slice(i, i + 1), slice(first, last)) for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False))]
+    return [(slice(i, i + 1), slice(first, last)) for i, (first, last) in enumerate(itertools.pairwise(bounds))]
 
 
 def _inner(states: Tensor, groups: int) -> Tensor:

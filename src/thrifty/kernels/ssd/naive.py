@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
         bounds = offsets.tolist()
         parts = [ssd(*(v[:, first:last] for v in (x, dt)), A, *(v[:, first:last] for v in (B, C)), D,
                      None if initial is None else initial[i : i + 1])
-                 for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False))]
+                 for i, (first, last) in enumerate(itertools.pairwise(bounds))]
         return torch.cat([y for y, _ in parts], 1), torch.cat([h for _, h in parts])
     batch, length, heads, width = x.shape
     state = dt.new_zeros(batch, heads, width, B.shape[-1]) if initial is None else initial.to(dt.dtype)

@@ -64,7 +64,7 @@ def scan(x, dt, A, B, C, D, initial, y, final, states, spans, falls, sequences, 
     if initial is not None and (not SUMMARY):
         state += tl.load(initial + whole + outer, mask=square, other=0.0).to(tl.float32)
     if SPANS > 1 and (not SUMMARY):  # what the parts before this one leave
-        for k in range(0, part):
+        for k in range(part):
             row = (sequence * SPANS + k).to(tl.int64) * HEADS + head
             state = state * tl.exp2(tl.load(falls + row)) + tl.load(spans + row * P * N + inner, mask=square, other=0.0)
     slot = SPANS - 1 - part if REVERSE else part
@@ -104,8 +104,7 @@ def scan(x, dt, A, B, C, D, initial, y, final, states, spans, falls, sequences, 
         tl.store(spans + row * P * N + inner, state, mask=square)
         tl.store(falls + row, fallen)
     if final is not None:
-        if part == SPANS - 1:
-            tl.store(final + whole + outer, state, mask=square)
+        tl.store(final + whole + outer, state, mask=square & (part == SPANS - 1))
 
 
 @triton.jit
@@ -243,11 +242,13 @@ class Gradient:
 
 
 def scan_for(x: Tensor, size: int, sequences: int) -> Scan:
-    """The one to use where none is named."""
+    """The one to use where none is named: for bfloat16 the fastest of 27 on an H200. With one stage and 32 of a head's width,
+    what Triton 3.6 made there was wrong.
+    """
     block_p = max(16, triton.next_power_of_2(x.shape[3]))
     if x.dtype != torch.bfloat16:
         return Scan(32, min(block_p, 64), 4, 1, _spans(x, sequences))
-    return Scan(64, min(block_p, 64), 4, 2, _spans(x, sequences))
+    return Scan(64, min(block_p, 32), 4, 3, _spans(x, sequences))
 
 
 def gradient_for(x: Tensor, groups: int) -> Gradient:
