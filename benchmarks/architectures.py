@@ -13,6 +13,7 @@ would do. Runs of one table are interleaved, in this process.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import statistics
 import time
@@ -131,18 +132,98 @@ def generate(given: argparse.Namespace) -> None:
             print(f"| {name} | {context} | {ms:.2f} | {1e3 / ms:.0f} | {kept:.1f} |", flush=True)
 
 
-def agreement(model: nn.Module, prompts: Tensor, answers: Tensor) -> float:
-    """Share of tokens that the model, generating greedily, answers alike."""
+@torch.no_grad()
+def agreement(model: nn.Module, prompts: Tensor, answers: Tensor) -> tuple[float, float]:
+    """(share of tokens that the model, generating greedily from each prompt, answers alike; share of answers begun alike)."""
     ids = prompts
-    same = []
-    for t in range(answers.shape[1]):
-        token = model(ids)[:, -1].argmax(-1)
-        same.append((token == answers[:, t]).float().mean().item())
-        ids = torch.cat([ids, token[:, None]], 1)
-    return statistics.mean(same)
+    for _ in range(answers.shape[1]):
+        ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
+    same = ids[:, prompts.shape[1]:] == answers
+    return float(same.float().mean()), float(same[:, :8].all(1).float().mean())
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], None]] = {"scan": scan, "train": train, "generate": generate}
+def convert(given: argparse.Namespace) -> None:
+    from thrifty import AdamW, Distill, Ssm, Train, fit
+    from thrifty.runs.context import make_context, score
+    from thrifty.target import Target
+    from thrifty.workloads.embedded import python_lm
+
+    heading()
+    workload = python_lm.workload
+    recovery = given.steps // 3
+    print(f"Trained {given.steps} steps, aligned {given.align} steps on calibration data, distilled {recovery} steps; greedy "
+          "generation of 32 tokens from 32 windows of validation, 64 tokens each\n\n"
+          "| model | seed | bits per byte | tokens answered as before | answers whose first 8 are | seconds |\n"
+          "| --- | --- | --- | --- | --- | --- |")
+
+    def more(model: nn.Module, methods: list[Any], steps: int, seed: int, teacher: Any = None) -> nn.Module:
+        return fit(model, methods, workload.train, workload.loss, settings=Train(steps=steps, evaluations=0),
+                   batch_size=workload.batch_size, seed=seed, teachers=lambda text: teacher).model
+
+    for seed in range(given.seeds):
+        torch.manual_seed(seed)
+        began = time.perf_counter()
+        model = more(workload.model(), [AdamW(lr=given.lr)], given.steps, seed)
+        prompts = torch.stack([workload.validation[8 * i][0][:64] for i in range(32)])
+        answers = prompts
+        with torch.no_grad():
+            for _ in range(32):
+                answers = torch.cat([answers, model(answers)[:, -1:].argmax(-1)], 1)
+        answers = answers[:, 64:]
+
+        def tell(name: str, found: nn.Module, began: float, seed: int = seed, prompts: Tensor = prompts,
+                 answers: Tensor = answers) -> None:
+            same, begun = agreement(found.eval(), prompts, answers)
+            print(f"| {name} | {seed} | {-score(workload, found):.4f} | {100 * same:.1f}% | {100 * begun:.1f}% | "
+                  f"{time.perf_counter() - began:.0f} |", flush=True)
+
+        tell("as trained", model, began)
+        for keep in (0.25, 0.5):
+            began = time.perf_counter()
+            method = Ssm(keep_attention=keep, steps=given.align)
+            with torch.no_grad():
+                plan = method.plan(model, make_context(workload, Target(), seed, lambda event: None))
+            after = method.build(copy.deepcopy(model), plan)
+            tell(f"ssm(keep_attention={keep:g})", after, began)
+            after = more(after, [AdamW(lr=given.lr / 2), Distill()], recovery, seed, model)
+            tell(f"ssm(keep_attention={keep:g}), distilled", after, began)
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------
+
+
+def gpu(given: argparse.Namespace) -> None:
+    """The kernels at the sizes at which mamba-ssm was measured, and one decoding step of 64 sequences."""
+    from triton.testing import do_bench
+
+    from thrifty.kernels.mamba2_step import mamba2_step
+
+    heads, width, size = 128, 64, 128
+    half: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
+    print(f"{now()}, {torch.cuda.get_device_name()}, torch {torch.__version__}; B1 H{heads} P{width} N{size} G1, bfloat16\n\n"
+          "| tokens | forward, ms | forward and backward, ms | million tokens/s forward |\n| --- | --- | --- | --- |")
+    for length in (1024, 8192, 65536, 131072):
+        case = [v.requires_grad_() for v in drawn(length, heads, width, size, **half)]
+        with torch.no_grad():
+            forward = do_bench(functools.partial(ssd, *case), return_mode="median")
+        upstream = torch.randn_like(case[0])
+
+        def both(case: list[Tensor] = case, upstream: Tensor = upstream) -> None:
+            torch.autograd.grad(ssd(*case)[0], case, upstream)
+
+        back = do_bench(both, return_mode="median")
+        print(f"| {length} | {forward:.4f} | {back:.4f} | {length / forward / 1e3:.1f} |", flush=True)
+    channels, batch = heads * width + 2 * size, 64
+    row, conv, weight, bias, norm = (torch.randn(*shape, **half) for shape in (
+        (batch, channels + heads * width + heads), (batch, 3, channels), (channels, 4), (channels,), (heads * width,)))
+    state, (dt_bias, decay, D) = torch.randn(batch, heads, width, size, device="cuda"), torch.rand(3, heads, device="cuda")
+    step = functools.partial(mamba2_step, row, conv, state, weight, bias, dt_bias, -decay, D, norm)
+    print(f"\none token of {batch} sequences, float32 state, convolution, gate and norm included: "
+          f"{do_bench(step, return_mode='median'):.4f} ms")
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "scan": scan, "train": train, "generate": generate, "convert": convert, "gpu": gpu}
 
 
 def main() -> None:
@@ -151,6 +232,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--align", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, default=2e-3)
     given = parser.parse_args()

@@ -103,8 +103,9 @@ def scan(x, dt, A, B, C, D, initial, y, final, states, spans, falls, sequences, 
         row = (sequence * SPANS + part).to(tl.int64) * HEADS + head
         tl.store(spans + row * P * N + inner, state, mask=square)
         tl.store(falls + row, fallen)
-    if final is not None:
-        tl.store(final + whole + outer, state, mask=square & (part == SPANS - 1))
+    if final is not None:  # noqa: SIM102 - decided when it is compiled
+        if part == SPANS - 1:
+            tl.store(final + whole + outer, state, mask=square)
 
 
 @triton.jit
