@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from thrifty.studies.store import Store as Store
     from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
-    from thrifty.training.architectures.ssm import Ssm as Ssm
+    from thrifty.training.conversion.ssm import Ssm as Ssm
     from thrifty.training.distillation import Distill as Distill
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
@@ -164,7 +164,7 @@ _NAMES = {
     "training.peft.vera": "Vera",
     "training.peft.prompt": "PromptTuning",
     "training.peft.save": "save_adapter",
-    "training.architectures.ssm": "Ssm",
+    "training.conversion.ssm": "Ssm",
     "posttraining.low_rank": "LowRank",
     "posttraining.prune": "Prune",
     "posttraining.quantize": "Quantize",

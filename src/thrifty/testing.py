@@ -124,7 +124,7 @@ attending = dataclasses.replace(workload, name="rows", model=SmallAttention, sou
 
 def bench(method: Method) -> Workload:
     """The small workload whose model has what the method works on."""
-    return attending if method.card.family == "architectures" else workload
+    return attending if "attention" in method.card.needs else workload
 
 
 @functools.cache
@@ -138,7 +138,7 @@ def trained(method: Method | None = None) -> nn.Module:
     """The small net as its reference leaves it; a copy each time.
 
     Args:
-        method: for which it is; any but one of the architectures where None.
+        method: for which it is; one that works on any model where None.
     """
     return copy.deepcopy(_trained(SmallNet if method is None or bench(method) is workload else SmallAttention))
 

@@ -10,7 +10,8 @@ from thrifty.architectures.blocks import BLOCKS, Sizes
 from thrifty.errors import ThriftyError
 
 SIZES = Sizes(32, heads=4, kv_heads=2, hidden=48, state=8, head=8, groups=2, limits=(0.05, 0.5), scan_state=4)
-PATTERNS = ["attention mlp attention mlp", "mamba2 mamba2", "mamba mlp", "mamba2 mlp attention mlp mamba2 mlp"]
+PATTERNS = ["attention mlp attention mlp", "mamba2 mamba2", "mamba mlp", "mamba2 mlp attention mlp mamba2 mlp",
+            "attention moe mamba2 moe"]
 
 
 @pytest.fixture(params=PATTERNS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from thrifty.compilers.inprocess import blocks, compiled, released
+from thrifty.compilers.inprocess import blocks, compiled, eagerly, released
 
 
 class Block(nn.Module):
@@ -84,3 +84,28 @@ def test_cuda_graphs_replay():
         for _ in range(4):
             got = net(x)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_a_pass_that_a_mode_looks_at_leaves_later_ones_compiled(graphs):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net, x = compiled(Stack()), torch.randn(2, 3)
+    with eagerly(), FlopCounterMode(display=False) as counter:
+        net(x)
+    assert counter.get_total_flops() > 0 and graphs() == 0
+    net(x)
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("net", [
+    lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3)),
+    lambda: nn.Sequential(*[nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(4)]),
+    lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), 3, enable_nested_tensor=False),
+], ids=["sequential", "row of sequentials", "encoder"])
+def test_modules_of_torch_itself_are_compiled(graphs, net):
+    torch.manual_seed(0)
+    model = net()
+    x = torch.randn(2, 5, 4 if isinstance(model, nn.TransformerEncoder) else 3, requires_grad=True)
+    want = model(x)
+    torch.testing.assert_close(compiled(model)(x), want)
+    assert graphs() == 1

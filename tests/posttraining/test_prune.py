@@ -25,7 +25,7 @@ def net(hidden: int = 64) -> nn.Sequential:
 
 
 def lm() -> LanguageModel:
-    return LanguageModel(vocabulary=50, width=32, layers=2, heads=2, hidden=128)
+    return LanguageModel(vocabulary=50, width=32, layers=2, heads=2, hidden=128, context=16)
 
 
 @pytest.mark.parametrize(("model", "example", "ratio", "within"), [

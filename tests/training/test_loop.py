@@ -341,3 +341,15 @@ def test_a_batch_without_a_valid_target_is_told() -> None:
     nothing = TensorDataset(torch.randn(8, 6), torch.full((8,), -100))
     with pytest.raises(TrainingFailed, match="no valid"):
         fit(net(), [], nothing, CrossEntropy())
+
+
+@pytest.mark.parametrize("methods", [(), (Bf16(),)], ids=["fp32", "bf16"])
+def test_steps_are_compiled_though_the_first_is_looked_at(methods) -> None:
+    """FLOPs are counted, and products in 16 bits looked for, under a dispatch mode, where torch.compile gives up for good."""
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    fit(net(), [AdamW(), *methods], data(), CrossEntropy(), settings=Train(steps=3, compiled=True), batch_size=32)
+    assert counters["stats"]["unique_graphs"] >= 1
+    torch.compiler.reset()

@@ -11,7 +11,7 @@ from thrifty.architectures.attention import Attention
 from thrifty.architectures.mamba import Mamba
 from thrifty.architectures.mamba2 import FREE, Mamba2
 from thrifty.architectures.mixer import Mixer
-from thrifty.architectures.mlp import Mlp
+from thrifty.architectures.mlp import Mlp, SparseMlp
 from thrifty.errors import ThriftyError
 from thrifty.kernels.ssd import Limits
 
@@ -24,7 +24,8 @@ class Sizes:
     Args:
         width: of what goes from layer to layer.
         heads, kv_heads: of attention's queries, and of its keys and values (as many where 0).
-        hidden: of feed-forward layers.
+        hidden: of feed-forward layers, and of each of their experts.
+        experts, top_k: of `SparseMlp`.
         state, head, expand, groups, limits: of `Mamba2`.
         scan_state, rank: n of `Mamba`, and of its steps' bottleneck.
         taps, bias, conv_bias: of both state-space layers.
@@ -44,6 +45,8 @@ class Sizes:
     taps: int = 4
     bias: bool = False
     conv_bias: bool = True
+    experts: int = 8
+    top_k: int = 2
 
 
 BLOCKS: Mapping[str, Callable[[Sizes], Mixer]] = {
@@ -53,6 +56,7 @@ BLOCKS: Mapping[str, Callable[[Sizes], Mixer]] = {
     "mamba2": lambda s: Mamba2(s.width, state=s.state, head=s.head, expand=s.expand, groups=s.groups, taps=s.taps,
                                limits=s.limits, bias=s.bias, conv_bias=s.conv_bias),
     "mlp": lambda s: Mlp(s.width, s.hidden),
+    "moe": lambda s: SparseMlp(s.width, s.hidden, s.experts, s.top_k),
 }
 """{word of a pattern: what makes its layer}."""
 

@@ -1,4 +1,4 @@
-"""The feed-forward layer of a transformer."""
+"""The feed-forward layers of a backbone: they mix channels, not tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thrifty.architectures.mixer import Cache, Mixer
+from thrifty.architectures.moe import MoE
 
 
 @final
@@ -29,3 +30,24 @@ class Mlp(Mixer):
 
     def forward(self, x: Tensor, cache: Cache = None, mask: Tensor | None = None) -> Tensor:
         return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+
+
+@final
+class SparseMlp(Mixer):
+    """`MoE` in the place of `Mlp`: several experts, of which each token passes through few.
+
+    Args:
+        width: of its input and output.
+        hidden: of each expert.
+        experts, top_k: how many there are, and how many take a token.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int, top_k: int) -> None:
+        super().__init__()
+        self.experts = MoE(width, hidden, experts, top_k)
+
+    def cache(self, batch: int, tokens: int) -> None:
+        return None
+
+    def forward(self, x: Tensor, cache: Cache = None, mask: Tensor | None = None) -> Tensor:
+        return self.experts(x)  # type: ignore[no-any-return]

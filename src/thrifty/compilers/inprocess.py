@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 REPEATED = 3
@@ -35,8 +37,18 @@ def compiled(model: nn.Module, *, regions: bool = True, cuda_graphs: bool = Fals
     options: dict[str, Any] = {"mode": "reduce-overhead"} if cuda_graphs else {}
     row = list(blocks(model)) if regions and not cuda_graphs else []
     for module in row or [model]:
-        module.compile(dynamic=dynamic, **options)
+        module._compiled_call_impl = torch.compile(_inlined(module), dynamic=dynamic, **options)
     return model
+
+
+def _inlined(module: nn.Module) -> Callable[..., Any]:
+    """The module's call as a function of ours: torch compiles no frame of its own library, which the call of an
+    ``nn.Sequential`` or ``nn.TransformerEncoderLayer`` is, but what a function calls it does.
+    """
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -53,6 +65,22 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
         return
     for child in children:
         yield from blocks(child)
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Within it, compiled modules run as they were written.
+
+    For passes that a `TorchDispatchMode` looks at. torch.compile does not compile under one, and what it met there it
+    never compiles later either: looking at the first step would leave the whole training eager.
+
+    >>> net = compiled(nn.Linear(4, 4))
+    >>> with eagerly():
+    ...     net(torch.ones(2, 4)).shape
+    torch.Size([2, 4])
+    """
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def released(model: nn.Module) -> nn.Module:

@@ -65,6 +65,7 @@ class Prune(Transform):
               'Structural Pruning", Fang et al. 2023, arXiv:2301.12900',
         requires=frozenset({"module", "float-weights"}),
         provides=frozenset({"pruned"}),
+        refuses=frozenset({"mixture"}),  # units of experts are in no layer that it knows
     )
 
     def plan(self, model: nn.Module, context: Context) -> Plan:

@@ -34,6 +34,7 @@ PROPERTIES: Mapping[str, str] = {
     "integer-products": "activations are integers too where they are multiplied",
     "float8-products": "weights and activations are float8 where they are multiplied",
     "bfloat16": "computes in bfloat16",
+    "mixture": "feed-forward layers are mixtures of experts",
     "pruned": "structures were removed",
     "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
@@ -57,7 +58,7 @@ class Card:
         benefit: "training time", "inference time" or both.
         trade_off: what the user pays.
         paper: title, authors' year and identifier of the source.
-        needs: of "calibration", "labels", "teacher", "training".
+        needs: of "attention" (layers of it that are Thrifty's own), "calibration", "labels", "teacher", "training".
         requires, provides, removes: of `PROPERTIES`.
         refuses: of them, what a model must not have.
         holds: of them, what a model has while a training method trains it, and no longer.

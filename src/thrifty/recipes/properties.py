@@ -79,8 +79,13 @@ class _Carried:
             return self._lack(method, lacks)
         for has in sorted(method.refuses & properties):
             giver = gave.get(has, "the workload")
-            mend = (f"keep one of {giver} and {method.name}" if isinstance(method, TrainingMethod)
-                    else f"give {gave.get(has, 'it')} another scheme, or use another compiler")
+            match method:
+                case TrainingMethod():
+                    mend = f"keep one of {giver} and {method.name}"
+                case Compiler():
+                    mend = f"give {gave.get(has, 'it')} another scheme, or use another compiler"
+                case _:
+                    mend = f"put {method.name} before {giver}"
             return f"{method.name} requires a model without {has}, which {giver} gives it: {PROPERTIES[has]}; {mend}"
         return None
 

@@ -10,6 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from thrifty.compilers.inprocess import eagerly
+
 T = TypeVar("T")
 
 
@@ -53,6 +55,7 @@ def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:
     """Make a call and count it.
 
     FLOPs are torch's: 2 for each multiply-add of matrix products, convolutions and attention, forward and backward.
+    Compiled modules run as they were written, this once: a kernel of the compiler's has no formula.
 
     Returns:
         the call's result, and the count.
@@ -62,6 +65,6 @@ def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:
     128.0
     """
     names, counter = _Names(), FlopCounterMode(display=False)
-    with counter, names:
+    with eagerly(), counter, names:
         result = call()
     return result, FlopCount(float(counter.get_total_flops()), tuple(sorted(names.names)))

@@ -287,9 +287,9 @@ class TrainingSession(Session):
             weights.append(torch.as_tensor(weight).detach())
             if len(sums) == 1:
                 first = self.ranks.sum(weights[0])
-                supposed = first * len(parts) if float(first) or len(parts) == 1 else torch.ones(())
-            self._require_finite(part, sums[-1], weights[-1], supposed)
+                supposed = first * len(parts) if len(parts) == 1 or float(first) else torch.ones(())
             self._backward(total / supposed)
+        self._require_finite(parts, sums, weights, supposed)
         self.weight = first if len(parts) == 1 else self.ranks.sum(torch.stack(weights).sum())
         gradients = self._summed_gradients()
         if len(parts) > 1:
@@ -298,13 +298,21 @@ class TrainingSession(Session):
             torch._foreach_mul_(gradients, float(supposed / self.weight))
         return self.ranks.sum(torch.stack(sums).sum()) / self.weight
 
-    def _require_finite(self, batch: Batch, total: Tensor, weight: Tensor, supposed: Tensor) -> None:
-        """End the training on every rank where a loss is not finite on one of them."""
-        bad = not math.isfinite(float(total / supposed))
-        if self.ranks.any(bad):
-            self.weight = weight
-            reasons = self.ranks.gather(self._why(batch, float(total / weight)) if bad else "")
-            raise TrainingFailed(next(reason for reason in reasons if reason))
+    def _require_finite(self, parts: Sequence[Batch], sums: Sequence[Tensor], weights: Sequence[Tensor],
+                        supposed: Tensor) -> None:
+        """End the training on every rank where a loss is not finite on one of them.
+
+        Losses are read once a step, after the backward passes: reading one makes the host wait for the device, and
+        meanwhile the host could launch nothing.
+        """
+        losses = (torch.stack(list(sums)) / supposed).tolist()
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if self.ranks.any(bad is not None):
+            reason = ""
+            if bad is not None:
+                self.weight = weights[bad]
+                reason = self._why(parts[bad], float(sums[bad] / weights[bad]))
+            raise TrainingFailed(next(found for found in self.ranks.gather(reason) if found))
 
     def _summed_gradients(self) -> list[Tensor]:
         """The parameters' gradients, each added over all ranks."""

@@ -182,7 +182,7 @@ def test_it_learns(method: Sophia, more: list[Any]) -> None:
 def test_hutchinson_goes_through_attention() -> None:
     """The fast kernels of attention have no second derivative; the mathematical one does."""
     torch.manual_seed(0)
-    model = LanguageModel(vocabulary=20, width=16, layers=1, heads=2, hidden=16)
+    model = LanguageModel(vocabulary=20, width=16, layers=1, heads=2, hidden=16, context=8)
     session = TrainingSession(model, [Sophia("hutchinson")], CrossEntropy(), steps=2)
     ids = torch.randint(20, (4, 9))
     assert math.isfinite(float(session.step(((ids[:, :-1],), ids[:, 1:]))))

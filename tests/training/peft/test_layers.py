@@ -18,7 +18,7 @@ LINEAR = (nn.Linear,)
 
 
 def lm() -> LanguageModel:
-    return LanguageModel(vocabulary=40, width=16, layers=2, heads=2, hidden=32)
+    return LanguageModel(vocabulary=40, width=16, layers=2, heads=2, hidden=32, context=8)
 
 
 def pick(model: nn.Module, targets: str, kinds: tuple[type[nn.Module], ...] = LINEAR) -> list[str]:

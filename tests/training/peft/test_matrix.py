@@ -53,7 +53,7 @@ def losses(session: TrainingSession, ids: Tensor) -> list[float]:
 
 def lm() -> LanguageModel:
     torch.manual_seed(1)
-    return LanguageModel(vocabulary=40, width=16, layers=2, heads=2, hidden=32)
+    return LanguageModel(vocabulary=40, width=16, layers=2, heads=2, hidden=32, context=8)
 
 
 def trained(method: TrainingMethod, model: nn.Module, way: str, ids: Tensor, forward: Any) -> tuple[TrainingSession, list[float]]:

@@ -72,7 +72,7 @@ def texts() -> TensorDataset:
 
 NETS: dict[str, tuple[Any, Any]] = {
     "convolutions": (Wide, images), "untraceable": (Untraceable, images), "tied": (Tied, texts),
-    "transformer": (lambda: LanguageModel(vocabulary=90, width=64, layers=3, heads=2, hidden=128), texts),
+    "transformer": (lambda: LanguageModel(vocabulary=90, width=64, layers=3, heads=2, hidden=128, context=12), texts),
 }
 
 

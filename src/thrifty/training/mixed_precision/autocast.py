@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from thrifty.compilers.inprocess import eagerly
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
@@ -39,7 +40,7 @@ class Autocast(TrainingMethod):
         with torch.autocast(session.device, dtype=self.dtype):
             if "share" in session.memory(self):
                 return proceed(batch)
-            with _Products(self.counted) as products:  # the first pass is looked at: what autocast missed is not of 16 bits
+            with eagerly(), _Products(self.counted) as products:  # looked at once: what autocast missed
                 outputs = proceed(batch)
             session.memory(self)["share"] = products.share
             return outputs

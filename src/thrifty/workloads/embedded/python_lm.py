@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from thrifty.architectures.attention import Attention
+from thrifty.errors import WorkloadError
 from thrifty.workloads.embedded.python_text import START, VOCABULARY, tokens
 from thrifty.workloads.quality import BitsPerByte
 from thrifty.workloads.workload import CrossEntropy, SingleStream, Workload
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
 
     Args:
         vocabulary, width, layers, heads, hidden: sizes; ``hidden`` is the MLP's.
+        context: most tokens.
 
     >>> LanguageModel(layers=1)(torch.zeros(2, 8, dtype=torch.int64)).shape
     torch.Size([2, 8, 2048])
@@ -67,8 +69,10 @@ class LanguageModel(nn.Module):
         layers: int = 4,
         heads: int = 6,
         hidden: int = 1536,
+        context: int = CONTEXT,
     ) -> None:
         super().__init__()
+        self.context = context
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -79,6 +83,9 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers))
 
     def forward(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > self.context:
+            raise WorkloadError(f"this language model takes {self.context} tokens at most, but got {ids.shape[1]}: make it with a "
+                                "larger context")
         x = self.embedding(ids)
         for block in self.blocks:
             x = block(x)

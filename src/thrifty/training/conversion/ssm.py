@@ -17,7 +17,7 @@ from thrifty.recipes.claim import Claim
 from thrifty.recipes.context import Context
 from thrifty.recipes.hyperparameters import number
 from thrifty.recipes.transform import Plan, Transform
-from thrifty.training.architectures.conversion import align, attentions, converted, counterpart
+from thrifty.training.conversion.alignment import align, attentions, converted, counterpart
 
 
 @final
@@ -58,7 +58,7 @@ class Ssm(Transform):
                   "contexts",
         paper='"The Mamba in the Llama", Wang et al. 2024, arXiv:2408.15237; "Transformers to SSMs", Bick et al. 2024, '
               "arXiv:2408.10189",
-        needs=frozenset({"calibration"}),
+        needs=frozenset({"attention", "calibration"}),
         requires=frozenset({"module", "float-weights"}),
     )
 

@@ -16,8 +16,8 @@ from thrifty.architectures.mamba2 import Mamba2
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.recipes.context import Context
 from thrifty.recipes.transform import Plan
-from thrifty.training.architectures.conversion import align, attentions, converted
-from thrifty.training.architectures.ssm import Ssm
+from thrifty.training.conversion.alignment import align, attentions, converted
+from thrifty.training.conversion.ssm import Ssm
 
 
 def model(layers: int = 4, kv_heads: int = 0) -> Backbone:

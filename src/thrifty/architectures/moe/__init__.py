@@ -1,0 +1,7 @@
+"""Mixtures of experts: each token passes through few of many feed-forward layers."""
+
+from thrifty.architectures.moe.experts import ExpertDown, ExpertUp, Meeting
+from thrifty.architectures.moe.layer import MoE
+from thrifty.architectures.moe.router import Router, Routing
+
+__all__ = ["ExpertDown", "ExpertUp", "Meeting", "MoE", "Router", "Routing"]

@@ -1,0 +1,97 @@
+"""The feed-forward layer of a mixture-of-experts transformer."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thrifty.architectures.moe.router import Router, Routing, Score, Weighting
+from thrifty.kernels.grouped_linear import grouped_linear
+
+
+@final
+class MoE(nn.Module):
+    """Gated feed-forward experts, of which each token passes through few.
+
+        y = sum over chosen e of weight_e W_down,e (silu(W_gate,e x) * W_up,e x)    + the shared expert's
+
+    No expert has a capacity, so no token is dropped. Weights are laid out as in transformers: gate above up.
+
+    Args:
+        width: of a token.
+        hidden: of an expert.
+        experts, top_k, score, weighting, scale, rate: as `Router` has them.
+        shared: hidden units of an expert that every token passes through; 0 for none.
+
+    Raises:
+        ThriftyError: ``top_k`` is below 1 or above ``experts``.
+
+    >>> layer = MoE(8, hidden=16, experts=4, top_k=2)
+    >>> layer(torch.randn(2, 3, 8)).shape
+    torch.Size([2, 3, 8])
+
+    Source: "Mixtral of Experts", Jiang et al. 2024, arXiv:2401.04088, section 2.1; shared experts: "DeepSeekMoE", Dai et al.
+    2024, arXiv:2401.06066.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int, top_k: int = 2, *, score: Score = "softmax",
+                 weighting: Weighting = "shares", scale: float = 1.0, rate: float = 1e-3, shared: int = 0) -> None:
+        super().__init__()
+        self.router = Router(width, experts, top_k, score=score, weighting=weighting, scale=scale, rate=rate)
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down = nn.Parameter(torch.empty(experts, width, hidden))
+        nn.init.normal_(self.gate_up, std=1 / math.sqrt(width))
+        nn.init.normal_(self.down, std=1 / math.sqrt(hidden))
+        self.shared_up = nn.Linear(width, 2 * shared, bias=False) if shared else None
+        self.shared_down = nn.Linear(shared, width, bias=False) if shared else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        tokens = x.reshape(-1, x.shape[-1])
+        routing: Routing = self.router(tokens)
+        y = (mixed_densely if torch.compiler.is_exporting() else mixed)(tokens, routing, self.gate_up, self.down)
+        if self.shared_up is not None and self.shared_down is not None:
+            y = y + self.shared_down(gated(self.shared_up(tokens)))
+        return y.reshape(x.shape)
+
+
+def gated(x: Tensor) -> Tensor:
+    """silu(gate) * up of [..., gate then up]."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def mixed(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+    """[tokens, width]: each token through the experts that it goes to."""
+    rows = sent(x, routing)
+    return collected(grouped_linear(gated(grouped_linear(rows, gate_up.to(rows.dtype), routing.ends)), down.to(rows.dtype),
+                                    routing.ends), routing)
+
+
+def mixed_densely(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The same, each token through all experts: products of fixed sizes, of which an artifact needs no more than torch."""
+    hidden = gated(torch.einsum("td,ehd->teh", x, gate_up)) * spread(routing, len(gate_up)).to(x.dtype)[..., None]
+    return torch.einsum("teh,edh->td", hidden, down)
+
+
+def sent(x: Tensor, routing: Routing) -> Tensor:
+    """[tokens * top_k, width]: tokens once for each expert that they go to, sorted by expert, in the precision of products."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return x[routing.order // routing.chosen.shape[1]]
+
+
+def collected(y: Tensor, routing: Routing) -> Tensor:
+    """[tokens, width]: weighted sums of what experts gave, added in the order of choice: the same each time."""
+    parts = y[routing.back].unflatten(0, routing.chosen.shape)
+    return (parts * routing.weights.to(y.dtype)[..., None]).sum(1)
+
+
+def spread(routing: Routing, experts: int) -> Tensor:
+    """[tokens, experts]: weights, 0 where a token does not go."""
+    return torch.zeros(len(routing.chosen), experts, dtype=routing.weights.dtype, device=routing.weights.device).scatter(
+        1, routing.chosen, routing.weights)

@@ -1,0 +1,130 @@
+"""Which experts a token goes to, and with what weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.errors import ThriftyError
+
+Score = Literal["softmax", "sigmoid"]
+Weighting = Literal["shares", "scores", "ones"]
+"""Of the outputs of a token's experts: their shares of its scores, the scores, or 1."""
+
+
+@final
+@dataclass(frozen=True)
+class Routing:
+    """Args:
+        chosen: [tokens, top_k] int64, experts.
+        weights: [tokens, top_k], of their outputs.
+        order: [tokens * top_k] int64, the choices sorted by expert; of one expert's the earlier first.
+        ends: [experts] int64, where each expert's choices end in that order.
+    """
+
+    chosen: Tensor
+    weights: Tensor
+    order: Tensor
+    ends: Tensor
+
+    @property
+    def back(self) -> Tensor:
+        """[tokens * top_k] int64, where each choice stands in the order."""
+        return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order), device=self.order.device))
+
+
+@final
+class Router(nn.Module):
+    """Chooses ``top_k`` experts for each token.
+
+        s = softmax(W x) or sigmoid(W x)        chosen = the top_k of s + b
+        weights = scale s_chosen / sum(s_chosen) ("shares"), scale s_chosen ("scores"), or 1 ("ones")
+
+    Weights of 1 carry the gradient that the scores would have (straight through), so that the router learns all the same.
+
+    b balances the load and takes part in the choice alone: before each pass of a training, it moves by ``rate`` towards the
+    experts that the pass before gave fewer tokens than the mean, so that no loss is added. In eval it stands still, and nothing
+    is counted. Scores are float32, whatever x is.
+
+    Args:
+        width: of a token.
+        experts: that there are.
+        top_k: that a token goes to.
+        score: of an expert.
+        weighting: of the outputs of a token's experts.
+        scale: of the weights.
+        rate: by which b moves; 0 for no balancing.
+
+    Raises:
+        ThriftyError: ``top_k`` is below 1 or above ``experts``.
+
+    >>> routing = Router(8, experts=4, top_k=2)(torch.randn(5, 8))
+    >>> tuple(routing.chosen.shape), int(routing.ends[-1])
+    ((5, 2), 10)
+
+    Source: "Mixtral of Experts", Jiang et al. 2024, arXiv:2401.04088; straight through: "Estimating or Propagating Gradients
+    Through Stochastic Neurons", Bengio et al. 2013, arXiv:1308.3432; b: "Auxiliary-Loss-Free Load Balancing Strategy for
+    Mixture-of-Experts", Wang et al. 2024, arXiv:2408.15664, algorithm 1.
+    """
+
+    bias: Tensor
+    load: Tensor
+    seen: Tensor
+
+    def __init__(self, width: int, experts: int, top_k: int, *, score: Score = "softmax", weighting: Weighting = "shares",
+                 scale: float = 1.0, rate: float = 1e-3) -> None:
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise ThriftyError(f"top_k={top_k} of {experts} experts: a token goes to 1 to {experts} of them")
+        self.experts, self.top_k, self.score, self.weighting, self.scale, self.rate = (
+            experts, top_k, score, weighting, scale, rate)
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.normal_(self.weight, std=0.02)
+        self.register_buffer("bias", torch.zeros(experts))
+        self.register_buffer("load", torch.zeros(experts))
+        self.register_buffer("seen", torch.zeros(experts, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Routing:
+        """Choose.
+
+        Args:
+            x: [tokens, width].
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            logits = x.float() @ self.weight.float().T
+            scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+            if self.training:
+                self._balance()
+            chosen = (scores.detach() + self.bias).topk(self.top_k, dim=-1).indices
+            weights = scores.gather(1, chosen)
+            match self.weighting:
+                case "shares":
+                    weights = self.scale * weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+                case "scores":
+                    weights = self.scale * weights
+                case "ones":
+                    weights = 1 + (weights - weights.detach())
+            flat = chosen.reshape(-1)
+            counts = flat.new_zeros(self.experts).scatter_add_(0, flat, torch.ones_like(flat))
+            if self.training:
+                self.load.copy_(counts)
+                self.seen.add_(counts)
+            return Routing(chosen, weights, flat.argsort(stable=True), counts.cumsum(0))
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        """Move b by what the pass before saw; nothing before the first."""
+        if self.rate:
+            self.bias.add_((self.load.mean() - self.load).sign(), alpha=self.rate)
+
+    @property
+    def shares(self) -> list[float]:
+        """Of all choices of its training, those of each expert; empty where it was not trained."""
+        total = float(self.seen.sum())
+        return (self.seen / total).tolist() if total else []
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, experts={self.experts}, top_k={self.top_k}, score={self.score}"

@@ -1,1 +1,0 @@
-"""Methods that give a trained model another architecture."""

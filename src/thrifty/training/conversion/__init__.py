@@ -1,0 +1,1 @@
+"""A dense model becomes one of another architecture, with the weights that it has."""
