@@ -56,6 +56,14 @@ class Accelerated(nn.Module):
         ThriftyError: an activation other than silu.
     """
 
+    in_proj: nn.Linear
+    conv1d: nn.Conv1d
+    norm: Any
+    out_proj: nn.Linear
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+
     def __init__(self, mixer: Any) -> None:
         super().__init__()
         if mixer.activation not in ("silu", "swish"):

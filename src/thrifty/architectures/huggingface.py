@@ -61,7 +61,7 @@ def from_huggingface(model: nn.Module) -> Backbone:
     True
     """
     config: Any = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
+    kind = str(getattr(config, "model_type", ""))
     if kind not in READ or not hasattr(model, "lm_head"):
         raise ThriftyError(f"{type(model).__name__} is no language model of {' or '.join(READ)}: give MambaForCausalLM or "
                            "Mamba2ForCausalLM")

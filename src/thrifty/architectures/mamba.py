@@ -62,8 +62,8 @@ class Mamba(Mixer):
 
     def forward(self, x: Tensor, cache: Recurrence | None = None, mask: Tensor | None = None) -> Tensor:
         rows = None if mask is None else Compaction.of(mask)
-        before = (None, None) if cache is None else (cache.conv, cache.state)
-        y, conv, state = self.mix(self.in_proj(x if rows is None else rows.apply(x)), *before, rows)
+        conv, state = (None, None) if cache is None else (cache.conv, cache.state)
+        y, conv, state = self.mix(self.in_proj(x if rows is None else rows.apply(x)), conv, state, rows)
         if cache is not None:
             cache.conv.copy_(conv.detach())
             cache.state.copy_(state.detach())

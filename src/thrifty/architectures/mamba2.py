@@ -101,8 +101,8 @@ class Mamba2(Mixer):
                             A, self.D, self.norm_weight, groups=self.groups, limits=self.limits, eps=self.eps)
             return self.out_proj(y)[:, None]  # type: ignore[no-any-return]
         rows = None if mask is None else Compaction.of(mask)
-        before = (None, None) if cache is None else (cache.conv, cache.state)
-        y, conv, state = self.mix(self.in_proj(x if rows is None else rows.apply(x)), *before, rows)
+        conv, state = (None, None) if cache is None else (cache.conv, cache.state)
+        y, conv, state = self.mix(self.in_proj(x if rows is None else rows.apply(x)), conv, state, rows)
         if cache is not None:
             cache.conv.copy_(conv.detach())
             cache.state.copy_(state.detach())

@@ -38,7 +38,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
     """`step` after `step`; each sequence of a row begins with its own state. Arguments as `thrifty.kernels.ssd.ssd`."""
     if offsets is not None:
         bounds = offsets.tolist()
-        parts = [ssd(*(v[:, first:last] for v in (x, dt)), A, *(v[:, first:last] for v in (B, C)), D,
+        parts = [ssd(x[:, first:last], dt[:, first:last], A, B[:, first:last], C[:, first:last], D,
                      None if initial is None else initial[i : i + 1])
                  for i, (first, last) in enumerate(itertools.pairwise(bounds))]
         return torch.cat([y for y, _ in parts], 1), torch.cat([h for _, h in parts])

@@ -84,8 +84,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         if ids.shape[1] > self.context:
-            raise WorkloadError(f"this language model takes {self.context} tokens at most, but got {ids.shape[1]}: make it with a "
-                                "larger context")
+            raise WorkloadError(f"this language model takes {self.context} tokens at most, but got {ids.shape[1]}: make it with "
+                                "a larger context")
         x = self.embedding(ids)
         for block in self.blocks:
             x = block(x)
