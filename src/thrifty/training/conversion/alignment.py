@@ -17,14 +17,16 @@ ROWS = 4
 
 
 def attentions(model: nn.Module) -> dict[str, Attention]:
-    """The layers of attention that can become state-space layers, by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Attention)}
+    """The layers of attention that can become state-space layers, by name: those whose projections are plain matrices."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Attention)
+            and all(type(part) is nn.Linear for part in (layer.query, layer.key, layer.value, layer.out))}
 
 
 def counterpart(layer: Attention) -> Mamba2:
-    """A Mamba-2 of the same heads, whose weights are drawn."""
-    width = layer.out.out_features
-    return Mamba2(width, state=layer.size, head=layer.size, expand=1, groups=layer.kv_heads)
+    """A Mamba-2 of the same heads, as large as they are now, whose weights are drawn."""
+    width, inner = layer.out.out_features, layer.out.in_features
+    return Mamba2(width, state=layer.query.out_features // layer.heads, head=inner // layer.heads, expand=inner / width,
+                  groups=layer.kv_heads)
 
 
 def converted(layer: Attention) -> Mamba2:
@@ -36,9 +38,9 @@ def converted(layer: Attention) -> Mamba2:
     Source: "The Mamba in the Llama", Wang et al. 2024, arXiv:2408.15237, section 2.
     """
     made = counterpart(layer)
-    repeat, size, inner = layer.heads // layer.kv_heads, layer.size, made.inner
+    repeat, size, inner = layer.heads // layer.kv_heads, made.state, made.inner
     with torch.no_grad():
-        value = layer.value.weight.unflatten(0, (layer.kv_heads, size)).repeat_interleave(repeat, 0).flatten(0, 1)
+        value = layer.value.weight.unflatten(0, (layer.kv_heads, -1)).repeat_interleave(repeat, 0).flatten(0, 1)
         # A group has one C: the mean of its heads' queries.
         query = layer.query.weight.unflatten(0, (layer.kv_heads, repeat, size)).mean(1).flatten(0, 1) * size**-0.5
         nn.init.normal_(made.in_proj.weight, std=0.02)

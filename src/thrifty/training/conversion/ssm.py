@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import nn
 
+from thrifty.architectures.attention import Attention
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.numerics.graph import replace
 from thrifty.recipes.card import Card
@@ -72,7 +73,8 @@ class Ssm(Transform):
         layers = attentions(model)
         if not layers:
             raise NoEffect(f"ssm finds no attention in {type(model).__name__} that it can replace (it replaces "
-                           "thrifty.architectures.attention.Attention); leave ssm out")
+                           "thrifty.architectures.attention.Attention of plain linear layers); leave ssm out, or put it before "
+                           "what changes them")
         kept = math.ceil(self.keep_attention * len(layers) - 1e-9)
         if kept == len(layers):
             raise NoEffect(f"ssm(keep_attention={self.keep_attention:g}) keeps all {kept} layers of attention: lower it")
@@ -111,4 +113,4 @@ class Ssm(Transform):
 
 
 def attention_layers(model: nn.Module) -> float:
-    return float(len(attentions(model)))
+    return float(sum(isinstance(layer, Attention) for layer in model.modules()))
