@@ -242,7 +242,7 @@ class Gradient:
     splits: int
 
 
-def scan_for(x: Tensor, size: int, sequences: int) -> Scan:
+def scan_for(x: Tensor, sequences: int) -> Scan:
     """The one to use where none is named: for bfloat16 the fastest of 27 on an H200. With one stage and 32 of a head's width,
     what Triton 3.6 made there was wrong.
     """
@@ -313,7 +313,7 @@ def forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | 
             offsets: Tensor | None, how: Scan | None = None) -> tuple[Tensor, Tensor]:
     """As `naive.ssd`, of any precision but float64."""
     count = x.shape[0] if offsets is None else len(offsets) - 1
-    how = how or scan_for(x, B.shape[3], count)
+    how = how or scan_for(x, count)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final = torch.empty(count, *x.shape[2:], B.shape[3], dtype=dt.dtype, device=x.device)
     _scan(how, _layout(x, offsets, how.chunk), x, dt.contiguous(), A, B, C, D, _whole(initial), y, final, None, False)
