@@ -7,6 +7,19 @@ class ThriftyError(Exception):
     """The root of every error that Thrifty raises on purpose; its message is meant for the user."""
 
 
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """What an exception says, on one line; its type's name where it says nothing.
+
+    >>> in_one_line(ValueError("first\n  second")), in_one_line(ValueError())
+    ('first second', 'ValueError')
+    """
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # an exception of the user's own may fail to say what it is
+        said = ""
+    return (said if len(said) <= most else f"{said[:most]}...") or type(error).__name__
+
+
 class MissingExtra(ThriftyError):
     """An optional package is needed: names the extra that brings it."""
 

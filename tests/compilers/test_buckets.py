@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.compilers.nets import encoder, texts
+from tests.unusual_layers import Answer
 from thrifty.compilers.buckets import MOST, layout, resized, sizes
 from thrifty.compilers.capture import LoweringError
 
@@ -87,3 +88,12 @@ def test_outputs_that_cannot_be_cut_back_are_refused():
 def test_a_request_of_another_size_repeats_the_values():
     x, = resized((torch.tensor([[1, 2, 3]]),), ({0: 0, 1: 1},), (2, 5))
     assert x.tolist() == [[1, 2, 3, 1, 2]] * 2
+
+
+def test_an_output_of_a_class_is_told():
+    class Gives(nn.Module):
+        def forward(self, x):
+            return Answer(x, x)
+
+    with pytest.raises(LoweringError, match="the model gives a Answer, and an engine gives tensors alone"):
+        layout(Gives(), (torch.ones(1, 2),), {0: {0: (1, 4)}})

@@ -66,3 +66,14 @@ def test_a_size_that_the_model_looks_at_is_refused():
 
     with pytest.raises(LoweringError, match="dimension 0 of input 0 was to vary, and the model fixes it to 2"):
         capture(Net(), (torch.ones(1, 4),), {0: {0: (1, 3)}})
+
+
+def test_a_table_whose_rows_are_scaled_when_looked_up_is_captured_with_scaled_rows():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(20, 8, max_norm=1.5), nn.Linear(8, 3)).eval()
+    before, ids = net[0].weight, torch.arange(20).reshape(4, 5)
+    kept = before.detach().clone()
+    program = capture(net, (ids,), {0: {0: (1, 8)}})
+    assert not any("renorm" in str(node.target) for node in program.graph.nodes)
+    assert net[0].weight is before and net[0].max_norm == 1.5 and torch.equal(before, kept)
+    torch.testing.assert_close(program.module()(ids), net(ids))

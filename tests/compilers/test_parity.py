@@ -67,6 +67,11 @@ def test_a_number_of_outputs_that_differs_is_an_error():
         check_parity(module, lambda x: module(x)[:1], REQUESTS, "fp32")
 
 
+def test_an_output_of_another_shape_is_an_error():
+    with pytest.raises(ParityError, match=r"output 0 is \[.*\] and the model's \["):
+        check_parity(lambda x: (x,), lambda x: x[..., :1], REQUESTS, "fp32")
+
+
 def test_a_wrong_layer_is_found():
     torch.manual_seed(0)
     right, wrong = nn.Linear(6, 4), nn.Linear(6, 4)

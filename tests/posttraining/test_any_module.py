@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.generated_models import Drawn, draw
 from torch import nn
+
+from tests.generated_models import Drawn, draw
+from tests.rounding_noise import ROUNDING, SLACK, noisy
 
 from thrifty import testing
 from thrifty.errors import ThriftyError
 from thrifty.numerics.flat import distance
-from thrifty.numerics.plain import WEIGHED, bake
+from thrifty.numerics.plain import bake
 from thrifty.posttraining.dependency import Place, dependencies
 from thrifty.posttraining.factored import product
 from thrifty.posttraining.low_rank import LowRank
@@ -32,25 +35,12 @@ from thrifty.runs.checkpoint import Checkpoint
 METHODS: Mapping[str, Transform] = {
     "w8a8": Quantize("w8a8"), "w4a8": Quantize("w4a8"), "w8a16": Quantize("w8a16"), "w4a16": Quantize("w4a16", group=32),
     "w3a16": Quantize("w3a16", group=32), "fp8": Quantize("fp8"), "bf16": Quantize("bf16"),
+    "mixed": Quantize("mixed", group=32, max_drop=0.1), "w8a8, rest=bf16": Quantize("w8a8", rest="bf16"),
+    "w4a16, rest=bf16": Quantize("w4a16", group=32, rest="bf16"),
     "prune": Prune(ratio=0.25), "low_rank": LowRank(ratio=0.05, round_to=4),
 }
 EXACT = 1e-3
 """Of what is the same but for the order of sums: a pruned model and its masked original, a factored one and the product."""
-ROUNDING: Mapping[str, float] = {"w8a8": 0.012, "w4a8": 0.1, "w8a16": 0.005, "w4a16": 0.08, "w3a16": 0.17, "fp8": 0.04,
-                                 "bf16": 0.008}
-"""What a scheme may move a layer's output by, relative to it. A number on a grid of step s is off by s / sqrt(12) in the mean.
-
-- Weights of b bits over rows from -m to m: s = m / (2^(b-1) - 1) symmetric, 2 m / (2^b - 1) with a zero. Uniform weights, as
-  they are drawn here, have an rms of m / sqrt(3), so they are off by 0.0039 (8 bits), 0.071 or 0.067 (4), 0.143 (3); baked
-  norms and subtracted means make rows less even, a fifth more.
-- Activations in 8 bits: tokens reach to 2.3 rms among 32 numbers, s = 2.3 / 127: 0.005; static grids span 8 rms and more
-  with outliers, s = 8 / 255: 0.009, at both ends of a convolution. With the weights: sqrt(0.0039^2 + 2 x 0.008^2) = 0.012.
-- e4m3: half a unit in the last of three bits is 2^-4, 0.026 in the mean, on both operands: 0.037.
-- bfloat16: 2^-9, 0.0022 in the mean, on weights, inputs, sums and on every operation between layers: sqrt(12) of it.
-"""
-SLACK = 2.0
-"""Of the error over that of noise. Rounding is not noise: its errors at one layer have a mean and are alike from row to row, and
-few requests are asked. Over 1,000 models drawn the largest was 1.5."""
 CALIBRATION, REQUESTS, SEED = 64, 24, 5
 
 
@@ -72,7 +62,12 @@ def law(seed: int, name: str) -> tuple[float, float] | str:
     """
     (drawn, model, other), method = models(seed), METHODS[name]
     data, requests = drawn.inputs(CALIBRATION, 1), drawn.inputs(REQUESTS, SEED)
-    context = Context(tuple(x[:1] for x in data), lambda: iter([tuple(x[:32] for x in data), tuple(x[32:] for x in data)]))
+
+    def score(other: nn.Module) -> float:
+        return 1 - distance(copy.deepcopy(other).eval()(*data), copy.deepcopy(model)(*data))
+
+    context = Context(tuple(x[:1] for x in data), lambda: iter([tuple(x[:32] for x in data), tuple(x[32:] for x in data)]),
+                      score=score)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = testing.fingerprint(model) if name in ROUNDING else ""
@@ -90,28 +85,6 @@ def law(seed: int, name: str) -> tuple[float, float] | str:
         _reloads(other, method, plan, after, requests, got)
         noise = noisy(model, ROUNDING[name], requests) if name in ROUNDING else EXACT
     return off, noise
-
-
-def noisy(model: nn.Module, size: float, requests: Any) -> float:
-    """How far a model's answers move when noise of that size, relative to its output, is added behind each of its layers."""
-    generator = torch.Generator().manual_seed(0)
-
-    def add(layer: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (add(layer, inputs, output[0]), *output[1:])
-        rms = output.square().mean(-1, keepdim=True).sqrt()
-        return output + size * rms * torch.randn(output.shape, generator=generator)
-
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        if isinstance(module, (*WEIGHED, nn.MultiheadAttention)):
-            module.register_forward_hook(add)
-    torch.backends.mha.set_fastpath_enabled(False)  # on ragged tensors, which nothing can be added to
-    try:
-        want = copy.deepcopy(model)(*requests)
-        return sum(distance(copy.deepcopy(twin)(*requests), want) for _ in range(3)) / 3
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
 
 
 def _comparable(method: Transform, plan: Plan, model: nn.Module, context: Context) -> nn.Module:
@@ -137,10 +110,10 @@ def _reloads(other: nn.Module, method: Transform, plan: Plan, after: nn.Module, 
         assert distance(again(*requests), got) < 1e-5, "a reload answers something else"
 
 
-def _held(seed: int) -> int:
-    """Methods that had an effect on the model of that seed, each held to its bound."""
+def _held(seed: int, names: Iterable[str] = METHODS) -> int:
+    """How many of the methods had an effect on the model of that seed, each held to its bound."""
     count = 0
-    for name in METHODS:
+    for name in names:
         found = law(seed, name)
         if not isinstance(found, str):
             off, noise = found
@@ -151,14 +124,16 @@ def _held(seed: int) -> int:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_what_a_method_leaves_answers_as_the_original_or_says_why_not(seed):
-    _held(seed)
+    """Three of the twelve, which go around with the seeds."""
+    _held(seed, itertools.islice(itertools.cycle(METHODS), 3 * seed, 3 * seed + 3))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("start", range(0, 2000, 100))
 def test_the_law_over_many_models(start):
     held = sum(_held(seed) for seed in range(start, start + 100))
-    assert held > 6 * 100  # of nine methods: a refusal is the exception
+    assert held > 7 * 100  # of twelve methods: a refusal is the exception
 
 
 def test_models_are_drawn_the_same_and_of_everything():

@@ -136,6 +136,51 @@ def test_using_and_cleaning_at_once():
     assert not wrong
 
 
+@pytest.mark.parametrize("everything", [True, False])
+def test_what_a_session_used_or_built_stays(monkeypatch, everything):
+    """Also between the processes of a run, where nobody holds it; what lay there before goes."""
+    put("old", age=100), put("touched", age=50)
+    monkeypatch.setenv("THRIFTY_CACHE_QUOTA", "1B")
+    with cache.session():
+        cache.lookup("checkpoints", "touched")
+        put("new"), put("newer")
+        with cache.session():
+            cache.clean(everything)
+        cache.clean(everything)
+        assert set(keys()) == {"touched", "new", "newer"}, "the end of an inner session is not the outer's"
+    cache.clean(everything)
+    assert keys() == []
+
+
+def test_a_session_of_another_process_counts_and_a_killed_one_does_not(place, monkeypatch):
+    ready, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            with cache.session():
+                put("its")
+                os.write(writing, b"x")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    os.read(ready, 1)
+    assert [entry.key for entry in cache.clean(everything=True).in_use] == ["its"]
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (sign,) = (place / "sessions").iterdir()
+    os.utime(sign, (1, 1))
+    assert [entry.key for entry in cache.clean(everything=True).removed] == ["its"]
+    assert not list((place / "sessions").iterdir())
+
+
+def test_what_is_pinned_stays(monkeypatch):
+    put("reference", age=1000), put("other")
+    cache.pin("checkpoints", "reference"), cache.pin("checkpoints", "nowhere")
+    assert [entry.key for entry in cache.clean(everything=True).removed] == ["other"]
+    for lock in cache._pins.values():
+        os.close(lock)
+    cache._pins.clear()
+
+
 def test_a_killed_build_is_cleaned_and_a_living_one_is_not(place):
     read, write = os.pipe()
     pid = os.fork()
@@ -195,3 +240,27 @@ def test_what_is_kept_outlives_a_failure_and_goes_when_all_is_well():
     with cache.keeping("trainings", "one") as room:
         assert (room / "state").read_text() == "half way"
     assert not room.exists()
+
+
+@pytest.mark.slow
+def test_a_run_while_the_cache_is_cleaned_all_the_time(tmp_path, monkeypatch):
+    """And with room for nothing: what the run needs is there while it needs it."""
+    import thrifty
+    from thrifty import testing
+
+    monkeypatch.setenv("THRIFTY_CACHE_QUOTA", "1B")
+    ended = threading.Event()
+
+    def clean():
+        while not ended.wait(0.02):
+            cache.clean(everything=True)
+
+    cleaner = threading.Thread(target=clean, daemon=True)
+    cleaner.start()
+    try:
+        recipe = f"{testing.workload.reference} | prune(ratio=0.5) | train(distill, epochs=1) | compile(onnxruntime)"
+        trial = thrifty.run("thrifty.testing:workload", recipe, store=tmp_path / "study", pairs=1)
+        assert trial.status == "done", trial.error
+    finally:
+        ended.set()
+        cleaner.join(10)

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
-from thrifty import testing
+from thrifty import OnnxRuntime, OpenVino, load, lower, testing
+from thrifty.compilers.capture import LoweringError
 from thrifty.errors import RecipeError, ThriftyError, WorkloadError
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.preflight import check, check_recipe, resolve
@@ -33,6 +35,38 @@ def test_a_workload_that_cannot_be_trained_says_so():
 
 def test_checking_rehearses():
     assert "pruned" in check(WORKLOAD, "prune(ratio=0.5) | train(adamw)")
+
+
+class Recurrent(nn.Module):
+    """An LSTM of both directions with projections, and a cell in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.cell = nn.LSTM(12, 12, 2, batch_first=True, bidirectional=True, proj_size=6), nn.GRUCell(12, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        y, _ = self.a(x.squeeze(1))
+        h = torch.zeros(x.shape[0], 12)
+        for t in range(y.shape[1]):
+            h = self.cell(y[:, t], h)
+        return self.head(h)
+
+
+def test_a_backend_that_lacks_what_the_model_is_made_of_says_so_before_anything_runs(tmp_path, monkeypatch):
+    """Projections: ONNX Runtime cannot open its own file of them; OpenVINO serves them."""
+    workload = dataclasses.replace(testing.workload, model=Recurrent)
+    with pytest.raises(LoweringError) as told:
+        check(workload, "train(epochs=1) | compile(onnxruntime)")
+    assert "cannot express this model: 'a' is a recurrent layer with proj_size=6; try compile(openvino)" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "compiled" in check(workload, "train(epochs=1) | quantize(w8a8) | compile(openvino)")
+    net, (x,) = Recurrent().eval(), workload.example(5)
+    with pytest.raises(LoweringError, match="cannot express"):
+        lower(net, OnnxRuntime(), tmp_path / "onnx", (x[:1],))
+    if not OpenVino.missing():
+        lower(net, OpenVino(), tmp_path / "ir", (x[:1],), shapes={0: {0: (1, 8)}})
+        torch.testing.assert_close(load(tmp_path / "ir")(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_workload_without_a_place_is_refused():

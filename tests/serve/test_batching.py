@@ -13,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.errors import ThriftyError
-from thrifty.serve.batching import Batcher, Closed, QueueFull, Request, enough, join, largest, pays, split, take
+from thrifty.serve.batching import (
+    Batcher,
+    Closed,
+    Died,
+    QueueFull,
+    Request,
+    Stuck,
+    enough,
+    join,
+    largest,
+    pays,
+    split,
+    take,
+)
 
 
 def request(rows=1, width=3, value=0.0, dtype="float32"):
@@ -222,3 +235,50 @@ def test_the_engine_is_touched_by_one_thread(batches):
         client.join(10)
     made.close()
     assert names == {"engine"} and sum(batches) == 8
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), MemoryError()])
+def test_an_engine_whose_thread_dies_fails_its_requests(batches, error, caplog):
+    """Whoever waits is told, whoever comes later too; nobody waits for ever."""
+    gate = Gate()
+
+    def dies(inputs):
+        gate(inputs)
+        raise error
+
+    made = batcher(batches, dies if not isinstance(error, MemoryError) else gate, most=1)
+    if isinstance(error, MemoryError):  # of whoever hears, outside of the engine's own call
+        def heard(rows, seconds):
+            raise error
+        made.heard = heard
+    first = made.submit([np.zeros((1, 3))])
+    assert gate.entered.wait(10)
+    waiting = [made.submit([np.zeros((1, 3))]) for _ in range(3)]
+    gate.open.set()
+    for answer in (first, *waiting):
+        with pytest.raises(Died):
+            answer.result(10)
+    assert made.close(10) and not made.alive
+    with pytest.raises(Died):
+        made.submit([np.zeros((1, 3))])
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
+
+
+def test_a_batch_that_does_not_end(batches):
+    gate = Gate()
+    made = Batcher(lambda: nullcontext((gate, 1)), wait=0.0, queue=9, patience=0.05)
+    assert not made.overdue and not made.running
+    first = made.submit([np.zeros((1, 3))])
+    assert gate.entered.wait(10)
+    waiting = made.submit([np.zeros((1, 3))])
+    time.sleep(0.1)
+    assert made.overdue and made.running
+    with pytest.raises(Stuck, match="within 0.05 s"):
+        made.submit([np.zeros((1, 3))])
+    assert not made.close(0.05), "it still runs"
+    made.abandon()
+    for answer in (first, waiting):
+        with pytest.raises(Closed):
+            answer.result(1)
+    gate.open.set()
+    assert made.close(10), "what was given up harms nobody when it ends"

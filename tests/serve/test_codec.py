@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from thrifty.serve import codec
+from thrifty.serve import codec, json_arrays
 from thrifty.serve.codec import JSON, NPY, NPZ, SAFETENSORS, BodyError
 
 ONE = [{"name": "x", "dtype": "float32", "shape": [-1, 3]}]
@@ -65,19 +65,62 @@ def test_an_npy_is_the_one_input():
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"[]", b"null", b'"inputs"', b"{}", b'{"input": []}', b'{"inputs": 3}', b'{"inputs": [[[1,2,3]]], "x": 1}',
-    b"\xff\xfe", b"[" * 100_000, b'{"inputs": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", b'{"inputs": [' + b"9" * 5000 + b"]}"])
+    b"\xff\xfe", b"[" * 100_000, b'{"inputs": [[[' + b"9" * 5000 + b"]]]}", b'{"inputs": [[[1,2,]]]}', b'{"inputs": [[[1,,2]]]}',
+    b'{"inputs": [[[1,2,3]]]', b'{"inputs": [[[1,2,3', b'{"inputs": [[[1 2,3]]]}', b'{"inputs": [[[01,2,3]]]}',
+    b'{"inputs": [[[1,2,3]]]} x', b'{"inputs" [[[1,2,3]]]}', b"{'inputs': [[[1,2,3]]]}", b'{"inputs": {x: [[1,2,3]]}}',
+    b'{"inputs": [[[1,2,3]]], "inputs": [[[1,2,3]]]}', b'{"inputs": [[[1,2,\xff]]]}', b'{"inputs": [[[1,2,3],]]}'])
 def test_json_that_is_none_is_malformed(body):
     refused(400, JSON, body)
 
 
 @pytest.mark.parametrize(("inputs", "says"), [
     ([], "list of 1 arrays but has 0"), ([[[1, 2, 3]], 1], "has 2 elements"), ({}, "the inputs are x, but here are none"),
-    ({"y": [[1, 2, 3]]}, "the inputs are x"), ([[1, 2, 3]], "shape"), ([[[1, 2]]], "shape"), ([[[1, 2, 3], [1, 2]]], "no array"),
+    ({"y": [[1, 2, 3]]}, "the inputs are x"), ([[1, 2, 3]], "shape"), ([[[1, 2]]], "shape"), ([[[1, 2, 3], [1, 2]]], "shape"),
     ([[["1", 2, 3]]], "holds str"), ([[[None, 2, 3]]], "holds NoneType"), ([[[True, 2, 3]]], "holds bool"),
     ([[[{}, 2, 3]]], "holds dict"), ([[]], "shape"), ([[[1e39, 2, 3]]], "not finite"), ([[[10**400, 2, 3]]], "no array"),
-    ([[["x" * 10_000, *[1] * 10_000]]], "holds str")])
+    ([[["x" * 10_000, *[1] * 10_000]]], "holds str"), ([[[1, 2, 3, 4]]], "4 elements or more"), ([[[[1], 2, 3]]], "more deeply"),
+    ([[[1, 2, 3], []]], "0 elements"), ([[1, 2, 3], [1, 2, 3]], "list of dimension"), ({"x": [[1, 2, 3]], "y": 0},
+        "but here is 'y'"),
+    ([[["x" * 40_000, 2, 3]]], "over 16384 characters"), ([[[]]], "0 elements")])
 def test_json_that_does_not_fit_is_said(inputs, says):
     assert says in refused(422, JSON, json.dumps({"inputs": inputs}).encode())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_json_is_read_as_the_whole_parser_reads_it(data):
+    """Whatever the white space, the pieces' size and the spelling of numbers."""
+    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=4, max_side=4))
+    number = data.draw(st.sampled_from([("float64", st.floats(-1e30, 1e30)), ("int64", st.integers(-2**63, 2**63 - 1)),
+                                        ("bool", st.booleans()), ("uint8", st.integers(0, 255))]))
+    count = int(np.prod(shape))
+    x = np.array(data.draw(st.lists(number[1], min_size=count, max_size=count)), number[0]).reshape(shape)
+    space = data.draw(st.sampled_from(["", " ", "\n\t", "  \r\n"]))
+    body = json.dumps({"inputs": {"x": x.tolist()}}, separators=(f"{space},{space}", f"{space}:{space}"), indent=data.draw(
+        st.sampled_from([None, 1])))
+    specs = [{"name": "x", "dtype": number[0], "shape": [data.draw(st.sampled_from([n, -1])) for n in shape]}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_arrays, "PIECE", data.draw(st.sampled_from([80, 200, 2**15])))
+        (found,) = codec.decode(JSON, (space + body + space).encode(), specs, LIMIT)
+    np.testing.assert_array_equal(found, x)
+    assert found.dtype == x.dtype
+
+
+def test_json_is_stopped_at_what_is_allowed():
+    many = {"inputs": [[[0.5, 0, 0]] * 1000]}
+    assert "more numbers than are allowed" in refused(422, JSON, json.dumps(many).encode(), limit=11_999)
+    assert codec.decode(JSON, json.dumps(many).encode(), ONE, 12_000)[0].shape == (1000, 3)
+    few = [{"name": "x", "dtype": "float32", "shape": [-1, 3], "varies": [[0, "batch", 1, 8]]}]
+    assert "9 elements or more" in refused(422, JSON, json.dumps(many).encode(), few)
+
+
+def test_large_answers_are_the_same_text(monkeypatch):
+    arrays = {"a": np.arange(60, dtype="float32").reshape(3, 4, 5) / 7, "b": np.arange(9), "c": np.array([np.nan] * 9),
+        "d": np.array(1.5)}
+    whole = codec.encode(JSON, arrays)[1]
+    monkeypatch.setattr(codec, "AT_ONCE", 2)
+    assert codec.encode(JSON, arrays)[1] == whole
+    assert json.loads(whole)["outputs"]["a"] == arrays["a"].tolist()
 
 
 @pytest.mark.parametrize(("ids", "says"), [([[1.0]], "holds float"), ([[2**63]], "no array"), ([[True]], "holds bool")])

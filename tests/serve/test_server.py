@@ -5,10 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
-import http.client
 import io
 import json
-import re
 import shutil
 import signal
 import socket
@@ -20,11 +18,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.serve.servers import ask, running, written
 from thrifty import testing
 from thrifty.artifacts import artifact
-from thrifty.compilers.onnxruntime import OnnxRuntime
 from thrifty.errors import MissingExtra
-from thrifty.recipes.context import Context
 from thrifty.serve.server import ServeError, Settings, max_batch, serve, start
 
 pytest.importorskip("starlette")
@@ -40,37 +37,9 @@ class Mixing(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
-def written(directory, model, example, shapes):
-    directory.mkdir(parents=True, exist_ok=True)
-    context = Context(example=example, calibration=lambda: iter(()), shapes=shapes)
-    lowered = OnnxRuntime().lower(model.eval(), example, directory, context)
-    artifact.write(directory, lowered, {"recipe": "compile(onnxruntime)"}, [x.numpy() for x in example],
-                   [model(*example).detach().numpy()])
-    return directory
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return written(tmp_path_factory.mktemp("served") / "net", testing.trained(), testing.workload.example(1), {0: {0: (1, 64)}})
-
-
-@contextlib.contextmanager
-def running(directory, *options):
-    """The verb in a process of its own; yields it and its port."""
-    process = subprocess.Popen([sys.executable, "-m", "thrifty", "serve", str(directory), "--port", "0", *options],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        said = process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", said)
-        assert found, said + process.stderr.read()
-        assert "curl" in process.stdout.readline()
-        yield process, int(found[1])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.communicate(timeout=20)
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +47,6 @@ def port(place):
     with running(place, "--max-batch", "4", "--max-body", "200kB") as (process, port):
         yield port
     assert process.returncode == 0
-
-
-def ask(port, method, path, body=None, content_type=None):
-    """(status, headers, body)"""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request(method, path, body, {"content-type": content_type} if content_type else {})
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
-    finally:
-        connection.close()
 
 
 def name_of(port):
@@ -170,7 +128,7 @@ def test_paths_and_methods_that_there_are_not(port):
 def test_a_body_that_grows_is_cut(port):
     """Without a length nobody knows how large it will be."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
-        raw.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        raw.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError):
             for _ in range(100):
                 raw.sendall(b"2710\r\n" + b"1" * 10_000 + b"\r\n")
@@ -180,7 +138,7 @@ def test_a_body_that_grows_is_cut(port):
 def test_who_leaves_in_the_middle_harms_nobody(port):
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
-            raw.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+            raw.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{")
     assert ask(port, "GET", "/health")[0] == 200
 
 
@@ -224,7 +182,7 @@ def test_a_full_queue_is_answered_and_those_in_flight_are_finished(tmp_path):
         assert {x[0] for x in done} == {200, 503}
         assert busy[0][1]["retry-after"] == "1" and "try again" in json.loads(busy[0][2])["error"]
         with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
-            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body.getvalue())}\r\n"
+            head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body.getvalue())}\r\n"
             raw.sendall(head.encode() + b"content-type: application/x-npy\r\n\r\n" + body.getvalue())
             assert ask(port, "GET", "/health")[0] == 200  # what came before it has been taken in
             process.send_signal(signal.SIGTERM)

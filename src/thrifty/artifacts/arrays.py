@@ -13,13 +13,17 @@ from thrifty.errors import ThriftyError
 
 KINDS = "biufc"
 """Of dtypes that are plain numbers: booleans, integers, floats, complex."""
+LONGEST_HEADER = 2**16
+"""Bytes before the numbers of a ``.npy`` file; NumPy itself reads no header of more than 10,000 characters."""
+MOST_ENTRIES = 1000
+"""Arrays of a ``.npz`` file."""
 
 
 class ArraysError(ThriftyError):
     """Bytes that are no arrays, hold objects, or would unpack to more than is allowed."""
 
 
-def from_npy(content: bytes) -> np.ndarray:
+def from_npy(content: bytes | bytearray) -> np.ndarray:
     """The array of a ``.npy`` file.
 
     Raises:
@@ -29,13 +33,13 @@ def from_npy(content: bytes) -> np.ndarray:
     >>> from_npy(file.getvalue())
     array([0, 1, 2])
     """
-    stream = io.BytesIO(content)
+    stream = io.BytesIO(content[:LONGEST_HEADER])
     try:
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read_header(stream)
     except Exception as error:  # NumPy reads the header as Python's syntax, and the tokenizer has errors of its own
-        raise ArraysError(f"this is no .npy file of numbers: {error}") from error
+        raise ArraysError(f"this is no .npy file of numbers: {str(error)[:200]}") from error
     if dtype.kind not in KINDS:
         raise ArraysError(f"a .npy file of {dtype} is not read, only of numbers: objects would be unpickled")
     # Before NumPy allocates what the header asks for. Negative sizes are a header's too.
@@ -45,7 +49,7 @@ def from_npy(content: bytes) -> np.ndarray:
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def from_npz(source: bytes | Path, limit: int) -> dict[str, np.ndarray]:
+def from_npz(source: bytes | bytearray | Path, limit: int) -> dict[str, np.ndarray]:
     """The arrays of a ``.npz`` file by name.
 
     Args:
@@ -56,7 +60,10 @@ def from_npz(source: bytes | Path, limit: int) -> dict[str, np.ndarray]:
         ArraysError: it is damaged, holds anything but numbers, or unpacks to more than the limit.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
+        content = source.read_bytes() if isinstance(source, Path) else source
+        if content.count(b"PK\x01\x02") > MOST_ENTRIES:  # before each becomes an object; each entry of a table begins so
+            raise ArraysError(f"this .npz file has over {MOST_ENTRIES} entries")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
             # An entry is never read past the size that it states here.
             if (total := sum(entry.file_size for entry in entries)) > limit:
@@ -65,7 +72,7 @@ def from_npz(source: bytes | Path, limit: int) -> dict[str, np.ndarray]:
     except ArraysError:
         raise
     except Exception as error:  # damaged archives raise half a dozen kinds, zlib's and struct's among them
-        raise ArraysError(f"this is no .npz file: {error}") from error
+        raise ArraysError(f"this is no .npz file: {str(error)[:200]}") from error
 
 
 def to_npy(array: np.ndarray) -> bytes:

@@ -88,10 +88,14 @@ def check_files(directory: Path | str, manifest: Mapping[str, Any]) -> None:
     root = Path(directory).resolve()
     for name, expected in [*manifest["files"].items(), (EXAMPLE, manifest["example"])]:
         path = Path(directory) / name
-        if path.is_symlink() or not path.is_file() or path.resolve() != root / name:
-            raise ArtifactError(f"{path} is missing or no plain file; copy the artifact again")
-        # The size first: a wrong file may be far larger than what would be hashed.
-        if path.stat().st_size != expected["bytes"] or _digest(path)["sha256"] != expected["sha256"]:
+        try:
+            if path.is_symlink() or not path.is_file() or path.resolve() != root / name:
+                raise ArtifactError(f"{path} is missing or no plain file; copy the artifact again")
+            # The size first: a wrong file may be far larger than what would be hashed.
+            sound = path.stat().st_size == expected["bytes"] and _digest(path)["sha256"] == expected["sha256"]
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+        if not sound:
             raise ArtifactError(f"{path} is damaged: its checksum is not the one in {MANIFEST}; copy it again")
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, in_one_line
 
 FORMAT = 1
 MANIFEST = "artifact.json"
 LARGEST_MANIFEST = 16 * 2**20
+LONGEST_NAME = 255
+MOST_DIMENSIONS = 64
+"""Of an array, as NumPy has it."""
 
 
 class ArtifactError(ThriftyError):
@@ -25,17 +29,19 @@ def read(directory: Path | str) -> dict[str, Any]:
         ArtifactError: there is none, it is damaged, of another version, or names files outside the directory.
     """
     path = Path(directory) / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        raise ArtifactError(f"{directory} is no artifact: it holds no {MANIFEST}; it may not have been written to its end")
-    if path.stat().st_size > LARGEST_MANIFEST:
-        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}")
     try:
-        manifest = json.loads(path.read_text())
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactError(f"{directory} is no artifact: it holds no {MANIFEST}; it may not have been written to its end")
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise ArtifactError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}")
+        manifest = json.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ArtifactError(f"{str(path)[:200]} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; copy the artifact again") from error
+        raise ArtifactError(f"{path} is damaged: {in_one_line(error)}; copy the artifact again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ArtifactError(f"{path} is of format {found}; this version of Thrifty reads {FORMAT}")
+        raise ArtifactError(f"{path} is of format {str(found)[:100]}; this version of Thrifty reads {FORMAT}")
     for key, well_formed in _REQUIRED.items():
         if not well_formed(manifest.get(key)):
             raise ArtifactError(f"{path} is damaged: {key} is missing or of the wrong kind; copy the artifact again")
@@ -43,8 +49,11 @@ def read(directory: Path | str) -> dict[str, Any]:
         if key in manifest and not well_formed(manifest[key]):
             raise ArtifactError(f"{path} is damaged: {key} is of the wrong kind; copy the artifact again")
     for name in manifest["files"]:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise ArtifactError(f"{path} names the file {name!r}, outside the artifact; it is not opened")
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or name == MANIFEST:
+            raise ArtifactError(f"{path} names the file {name[:200]!r}, outside the artifact; it is not opened")
+        if not name.isprintable() or max(map(len, parts)) > LONGEST_NAME:
+            raise ArtifactError(f"{path} names the file {name[:200]!r}, which is no name of a file; copy the artifact again")
     return manifest
 
 
@@ -65,9 +74,11 @@ def _files(value: Any) -> bool:
 
 def _spec(value: Any) -> bool:
     match value:
-        case {"name": str(), "dtype": str(), "shape": [*sizes]}:
+        case {"name": str(name), "dtype": str(dtype), "shape": [*sizes]}:
             varies = value.get("varies", [])
-            return (all(type(size) is int and size >= -1 for size in sizes) and isinstance(varies, list)
+            return (len(name) <= LONGEST_NAME and re.fullmatch(r"[a-z][a-z0-9_]{0,30}", dtype) is not None
+                    and len(sizes) <= MOST_DIMENSIONS and all(type(size) is int and size >= -1 for size in sizes)
+                    and isinstance(varies, list)
                     and all(_range(entry, len(sizes)) for entry in varies))
     return False
 
@@ -80,7 +91,7 @@ def _range(value: Any, dimensions: int) -> bool:
 
 
 def _specs(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_spec, value))
+    return isinstance(value, list) and all(map(_spec, value)) and len({spec["name"] for spec in value}) == len(value)
 
 
 def _texts(value: Any) -> bool:
@@ -107,8 +118,9 @@ _REQUIRED: Mapping[str, Callable[[Any], bool]] = {
     "outputs": _specs,
 }
 _OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
-    "instruction_set": _text, "device": _text, "recipe": _text, "workload": _text, "needs": _texts, "versions": _versions,
+    "instruction_set": _text, "recipe": _text, "workload": _text, "needs": _texts, "versions": _versions,
     "layers": _layers,
+    "device": lambda value: value in ("cpu", "cuda"),
     "needs_vnni": lambda value: isinstance(value, bool),
     "threads": lambda value: type(value) is int and value > 0,
 }

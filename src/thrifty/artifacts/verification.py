@@ -17,7 +17,7 @@ from thrifty.artifacts import artifact
 from thrifty.engines import Engine, open_engine
 from thrifty.engines.instructions import missing_instructions, saturates
 from thrifty.engines.parity import relative_error, tolerance
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, in_one_line
 
 Status = Literal["ok", "differs", "failed", "skipped"]
 
@@ -50,15 +50,18 @@ class Verification:
 
 
 CHECKS = ("manifest", "files", "processor", "packages", "engine", "parity")
+OPENING = ("engine", "parity")
+"""Of the checks, those that open the engine."""
 
 
-def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool = False) -> Verification:
+def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool = False, dead: str = "") -> Verification:
     """Look at an artifact's manifest, checksums, processor and packages, open it, and compare its answer with the kept one.
 
     Args:
         directory: of the artifact; it may be damaged or hostile.
         threads: of inference.
         trust_native_code: whether machine code in it (AOTInductor) may be run, which opening it does.
+        dead: what became of a process that opened it; it is not opened then.
 
     Returns:
         a row for each of `CHECKS`; after one that failed, those that need it are skipped. Where ``sound`` is False a row
@@ -81,6 +84,8 @@ def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool =
         return _processor(manifest)
 
     def engine() -> tuple[Status, str]:
+        if dead:
+            return "failed", dead
         opened.append(open_engine(place, manifest, threads=threads, device=manifest.get("device", "cpu"),
                                   trust_native_code=trust_native_code))
         return "ok", f"opened on {manifest.get('device', 'cpu')}, {threads} threads"
@@ -94,7 +99,7 @@ def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool =
         for what in CHECKS:
             # Versions and processor are told of files that are damaged, too; nothing of those is opened.
             broken = [check.what for check in checks if check.status == "failed"]
-            if broken and (what in ("engine", "parity") or "manifest" in broken):
+            if broken and (what in OPENING or "manifest" in broken):
                 checks.append(Check(what, "skipped", f"needs: {', '.join(broken)}"))
                 continue
             try:
@@ -188,8 +193,10 @@ def answers_example(directory: Path, manifest: Mapping[str, Any], engine: Engine
         found = engine.arrays(engine.run(engine.native(inputs)))
     except ThriftyError:
         raise
-    except Exception as error:  # each runtime raises its own kinds
-        return "failed", f"the engine fails on the stored example: {str(error).strip()[:500]}; copy the artifact again"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # each runtime raises its own kinds, some below no Exception
+        return "failed", f"the engine fails on the stored example: {in_one_line(error)}; copy the artifact again"
     if [np.shape(x) for x in found] != [x.shape for x in expected]:
         return "failed", (f"its answers are of shapes {[np.shape(x) for x in found]} where {[x.shape for x in expected]} "
                           "were kept; run its recipe here")

@@ -15,7 +15,8 @@ import typer
 from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
-from thrifty.workloads.blame import DEBUG, debugging, described
+from thrifty.report.words import shortened
+from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, where
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -49,7 +50,10 @@ def main() -> NoReturn:
 def guarded(command: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
-        command()
+        if not here():
+            raise ThriftyError("the current directory was deleted: change to one that is there")
+        with ending_refused():
+            command()
     except RunFailed as error:
         _tell(str(error))
         return FAILED
@@ -65,14 +69,26 @@ def guarded(command: Callable[..., Any]) -> int:
               file=sys.stderr)
         return INTERRUPTED
     except SystemExit as leave:
+        if isinstance(leave, ExitCalled) or where(leave):  # of the workload's code: all is not well
+            _tell(f"{described(leave)}: the workload's code ended the process")
+            return FAILED
         return leave.code if isinstance(leave.code, int) else FAILED
-    except Exception as error:
+    except BaseException as error:
         _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
         return FAILED
     return DONE
 
 
+def here() -> bool:
+    """Whether the current directory is still there; libraries end the process where it is not."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 def _tell(message: str) -> None:
     if debugging():
         traceback.print_exc()
-    print(f"thrifty: {message}", file=sys.stderr)
+    print(f"thrifty: {shortened(message)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from thrifty.cli.options import DONE, FAILED, JsonOption, TrustOption
 from thrifty.report.shown import emit
+from thrifty.report.words import shortened
 
 
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
@@ -33,10 +35,10 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
 
     Example: thrifty verify study/artifacts/6f3ad6fd8ef4
     """
-    from thrifty.artifacts.verification import verify as verify_artifact
+    from thrifty.artifacts.apart import verify_apart
     from thrifty.report.artifacts import print_verification
 
-    found = verify_artifact(artifact, threads=threads, trust_native_code=trust_native_code)
+    found = verify_apart(artifact, threads=threads, trust_native_code=trust_native_code)
     emit(found.to_json()) if as_json else print_verification(found)
     raise typer.Exit(DONE if found.sound else FAILED)
 
@@ -50,15 +52,24 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
           max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
           max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",
+          timeout: Annotated[str, typer.Option("--timeout", help="To answer a request in; 504 after it.")] = "30s",
+          grace: Annotated[str, typer.Option("--grace", help="To answer what runs in, after SIGTERM.")] = "30s",
+          allow_host: Annotated[list[str] | None, typer.Option(
+              "--allow-host", help="A name that requests may call this server by, beside localhost; * for any.")] = None,
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 
     Example: thrifty serve study/artifacts/6f3ad6fd8ef4 --port 8000
     """
-    from thrifty.serve.server import Settings
+    from thrifty.serve.server import EngineStuck, Settings
     from thrifty.serve.server import serve as serve_artifact
     from thrifty.units import seconds, size
+    from thrifty.workloads.blame import leave
 
     settings = Settings(host, port, threads, max_batch, 0.0 if max_wait == "0" else seconds(max_wait), max_queue,
-                        size(max_body), trust_native_code)
-    serve_artifact(artifact, settings, announce=lambda text: print(text, flush=True))
+                        size(max_body), seconds(timeout), seconds(grace), tuple(allow_host or ()), trust_native_code)
+    try:
+        serve_artifact(artifact, settings, announce=lambda text: print(shortened(text, 4000), flush=True))
+    except EngineStuck as error:
+        print(f"thrifty: {error}", file=sys.stderr, flush=True)
+        leave(FAILED)  # what Python does at its end would wait for the engine

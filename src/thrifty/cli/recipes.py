@@ -33,6 +33,7 @@ from thrifty.cli.options import (
     WorkloadArgument,
 )
 from thrifty.report.shown import emit, show_store
+from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
     from thrifty.report.terminal import Progress
@@ -95,7 +96,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
         properties = check_recipe(definition, parsed, target.device)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
-        emit(plan) if as_json else print("\n".join(f"{key}: {value}" for key, value in plan.items()))
+        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,

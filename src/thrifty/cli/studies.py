@@ -20,6 +20,7 @@ from thrifty.cli.options import (
 )
 from thrifty.errors import ThriftyError
 from thrifty.report.shown import emit, show_layers, show_store
+from thrifty.report.words import literal
 
 
 def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = Path("study"),
@@ -81,4 +82,4 @@ def report(store: Annotated[Path, typer.Argument(help="A study's directory.")] =
     from thrifty.report.page import write_page
 
     path = write_page(store, out, requests_per_day=requests_per_day)
-    emit({"page": str(path)}) if as_json else print(path)
+    emit({"page": str(path)}) if as_json else print(literal(path))

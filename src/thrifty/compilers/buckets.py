@@ -87,7 +87,11 @@ def _outputs(model: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[dic
 
     def shapes_at(asked: Sequence[int]) -> list[tuple[int, ...]]:
         with torch.no_grad():
-            return [tuple(x.shape) for x in as_tuple(model.eval()(*resized(example, inputs, asked)))]
+            given = as_tuple(model.eval()(*resized(example, inputs, asked)))
+        if odd := [x for x in given if not isinstance(x, Tensor)]:
+            raise LoweringError(f"the model gives a {type(odd[0]).__name__}, and an engine gives tensors alone: have forward "
+                                "return tensors, in a tuple or a dictionary")
+        return [tuple(x.shape) for x in given]
 
     # Twice the least, not the largest: an output's size tells as much, and costs less.
     low, high = [low for low, _ in ranges], [min(high, 2 * low or 1) for low, high in ranges]

@@ -103,13 +103,22 @@ def _grown(x: Tensor, dims: Mapping[int, tuple[int, int]]) -> Tensor:
 
 @contextmanager
 def _steady(model: nn.Module) -> Iterator[None]:
-    """Export without the fused transformer path of nn.TransformerEncoder: backends cannot lower it."""
+    """Export without the fused transformer path of nn.TransformerEncoder, which backends cannot lower, and with tables whose
+    rows are scaled already: a look-up that scales them in place is a write to a constant."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    tables: list[Any] = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None]
+    held = [(table.weight, table.max_norm) for table in tables]
     try:
+        for table in tables:
+            scaled = table.weight.detach().clone()
+            torch.embedding_renorm_(scaled, torch.arange(len(scaled), device=scaled.device), table.max_norm, table.norm_type)
+            table.weight, table.max_norm = nn.Parameter(scaled, requires_grad=False), None
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        for table, (weight, norm) in zip(tables, held, strict=True):
+            table.weight, table.max_norm = weight, norm
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from thrifty.artifacts.lowered import Lowered
 from thrifty.compilers.capture import LoweringError, capture, precision_of, specs
 from thrifty.compilers.export import write_program
+from thrifty.compilers.packing import packed_for
 from thrifty.compilers.placement.inductor import placed
 from thrifty.compilers.requirements import NoCompiler, cpp_compiler_to_install
 from thrifty.engines.instructions import instruction_set
@@ -48,6 +49,7 @@ class Inductor(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
+    version: ClassVar[int] = 2
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.pt2``, an AOTInductor package.
@@ -67,7 +69,8 @@ class Inductor(Compiler):
             program = capture(ready, example, context.shapes)
             package = Path(scratch) / FILE
             try:
-                aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(OPTIONS))
+                with packed_for(context.batch):
+                    aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(OPTIONS))
             except Exception as error:
                 raise LoweringError(f"Inductor cannot compile this model: {str(error).strip()[:500]}") from error
             source = _pack(package, directory / FILE)

@@ -55,7 +55,8 @@ def lower(model: nn.Module, compiler: Compiler, directory: Path | str, example: 
         with torch.no_grad():
             return tuple(x.cpu() for x in as_tuple(model(*inputs)))
 
-    context = Context(example=example, calibration=lambda: iter([example]), shapes=shapes or {}, target=target)
+    context = Context(example=example, calibration=lambda: iter([example]), shapes=shapes or {}, target=target,
+                      batch=next((x.shape[0] for x in example if x.dim()), 1))
     lowered = compiler.lower(model, example, place, context)
     artifact.write(place, lowered, description or {"recipe": str(compiler), "versions": runtime_versions(),
                                                    "threads": target.threads, "device": target.device},

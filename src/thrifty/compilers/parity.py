@@ -91,6 +91,9 @@ def check_parity(module: Callable[..., Sequence[Tensor]], engine: Callable[..., 
         for inputs in requests:
             got = engine(*inputs)
             for i, (expected, output) in enumerate(zip(module(*inputs), as_tuple(got), strict=True)):
+                if tuple(expected.shape) != tuple(output.shape):
+                    raise ParityError(f"the engine's output {i} is {list(output.shape)} and the model's {list(expected.shape)}: "
+                                      "the lowering is wrong, so nothing is kept")
                 error = relative_error(*counted(expected.float().cpu(), output.float()))
                 if not error <= bound and not (precision != "fp32" and error <= ROUNDINGS * _moved(module, inputs, i)):
                     differ = ParityError(

@@ -11,6 +11,7 @@ from typing import Any
 from thrifty.engines.engine import Engine as Engine
 from thrifty.engines.engine import EngineError as EngineError
 from thrifty.engines.instructions import missing_instructions
+from thrifty.errors import in_one_line
 
 RUNTIMES: Mapping[str, str] = {"export": "torch", "inductor": "torch", "onnxruntime": "onnxruntime",
                                 "openvino": "openvino", "xla": "jax", "tvm": "tvm",
@@ -56,11 +57,9 @@ def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: 
     module = importlib.import_module(f"thrifty.engines.{name}")
     try:
         engine: Engine = module.open(Path(directory), manifest, threads, device)
-    except EngineError:
+    except (EngineError, KeyboardInterrupt):
         raise
-    except Exception as error:  # each runtime raises its own kinds; a manifest may name no file of the engine's
-        raise EngineError(
-            f"{RUNTIMES[name]} cannot open {directory}: {str(error).strip()[:500] or type(error).__name__}; "
-            "copy the artifact again, or run its recipe here"
-        ) from error
+    except BaseException as error:  # each runtime raises its own kinds, some below no Exception; a manifest may lack a file
+        raise EngineError(f"{RUNTIMES[name]} cannot open {directory}: {in_one_line(error)}; copy the artifact again, or run its "
+                          "recipe here") from error
     return engine

@@ -12,6 +12,7 @@ import torch
 from thrifty.engines import pt2
 from thrifty.engines.engine import Engine, EngineError
 from thrifty.engines.tensors import to_arrays, to_tensors
+from thrifty.errors import in_one_line
 
 
 @final
@@ -41,7 +42,7 @@ class CompiledEngine(Engine):
                     self.run(inputs)
             except Exception as error:  # the compiler raises its own kinds
                 raise EngineError(f"Inductor cannot compile the program for {list(map(list, shapes))}: "
-                                  f"{str(error).strip()[:500]}") from error
+                                  f"{in_one_line(error)}") from error
             self.seen.add(shapes)
         return inputs
 

@@ -11,6 +11,8 @@ import onnxruntime
 
 from thrifty.engines.engine import Engine, EngineError
 from thrifty.engines.instructions import saturates
+from thrifty.engines.onnx_data import external_files
+from thrifty.errors import in_one_line
 
 # The fused SkipLayerNormalization is scalar code on CPU: 240 us for [128, 384] against 35 us for what it replaces
 # (onnxruntime 1.32, one thread).
@@ -39,7 +41,7 @@ class OnnxRuntimeEngine(Engine):
                 str(path), options, providers=[provider], disabled_optimizers=SLOW_FUSIONS
             )
         except Exception as error:  # the runtime raises its own kinds, all of them below Exception
-            raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {error}") from error
+            raise EngineError(f"onnxruntime {onnxruntime.__version__} cannot open {path}: {in_one_line(error)}") from error
         self.names = [x.name for x in self.session.get_inputs()]
 
     def native(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -54,5 +56,9 @@ class OnnxRuntimeEngine(Engine):
 
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
-    return OnnxRuntimeEngine(directory / next(iter(manifest["files"])), threads, device,
+    model = next(name for name in manifest["files"] if name.endswith(".onnx"))
+    if unknown := external_files(directory / model) - {name for name in manifest["files"] if "/" not in name}:
+        raise EngineError(f"{directory / model} reads its weights from {sorted(unknown)[0][:200]!r}, which is none of the "
+                          "artifact's files: it is not opened")
+    return OnnxRuntimeEngine(directory / model, threads, device,
                              needs_vnni=bool(manifest.get("needs_vnni")))

@@ -16,6 +16,7 @@ import openvino as openvino  # noqa: E402  # by this name for the compiler too
 
 from thrifty.engines.engine import Engine, EngineError  # noqa: E402
 from thrifty.engines.instructions import saturates  # noqa: E402
+from thrifty.errors import in_one_line  # noqa: E402
 
 
 @final
@@ -42,7 +43,7 @@ class OpenVinoEngine(Engine):
         try:
             self.compiled = openvino.Core().compile_model(str(path), "CPU", options)
         except Exception as error:  # the runtime raises its own kinds, all of them below Exception
-            raise EngineError(f"openvino {openvino.__version__} cannot open {path}: {error}") from error
+            raise EngineError(f"openvino {openvino.__version__} cannot open {path}: {in_one_line(error)}") from error
         floats = openvino.Type.bf16 if half else openvino.Type.f32
         for option, wanted in (("INFERENCE_PRECISION_HINT", floats), ("INFERENCE_NUM_THREADS", threads)):
             if (got := self.compiled.get_property(option)) != wanted:
@@ -86,4 +87,6 @@ def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str
                           "would saturate and be wrong; run its recipe on this machine, where quantize takes weights of seven "
                           "bits, or use compile(onnxruntime), which is right on both")
     model = next(name for name in manifest["files"] if name.endswith(".xml"))
+    if f"{model.removesuffix('.xml')}.bin" not in manifest["files"]:  # OpenVINO reads it wherever there is one
+        raise EngineError(f"{directory} names no weights of {model} among its files: copy the artifact again")
     return OpenVinoEngine(directory / model, threads, manifest["precision"])

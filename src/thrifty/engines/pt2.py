@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.engines.engine import EngineError
+from thrifty.errors import in_one_line
 
 ENTRIES = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|version|\.data/\w+|models/model\.json|data/sample_inputs/model\.pt"
@@ -55,8 +56,8 @@ def refuse_code(path: Path) -> None:
             faults = [f"the entry {entry.filename!r}" for entry in archive.infolist() if not _permitted(entry)]
             if not faults:
                 faults = [fault for entry in texts for fault in _faults(json.loads(archive.read(entry)))]
-    except (OSError, ValueError, RecursionError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise EngineError(f"{path} is no torch.export program: {error}; copy the artifact again") from error
+    except Exception as error:  # damaged archives raise half a dozen kinds, zlib's and struct's among them
+        raise EngineError(f"{path} is no torch.export program: {in_one_line(error)}; copy the artifact again") from error
     if faults:
         raise EngineError(f"{path} holds {faults[0][:200]}, which is no part of a model and could run code; it is not "
                           "opened: get it from who made it, or run its recipe here")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from thrifty.engines.buckets import FILE, Buckets, Layout
 from thrifty.engines.engine import Engine, EngineError
+from thrifty.errors import in_one_line
 
 ALIGNMENT = 64
 """Bytes, to which the compiled loops take every tensor to be aligned."""
@@ -122,7 +123,7 @@ def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str
         programs = _programs(libraries, weights)
         return Buckets(Layout.read(directory / FILE), programs) if FILE in manifest["files"] else programs[0]
     except Exception as error:  # the loader, TVM and safetensors each raise their own kinds
-        raise EngineError(f"TVM cannot open {', '.join(map(str, libraries))}: {str(error)[:500]}") from error
+        raise EngineError(f"TVM cannot open {', '.join(map(str, libraries))}: {in_one_line(error)}") from error
 
 
 def _use(threads: int) -> None:

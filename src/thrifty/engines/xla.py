@@ -14,6 +14,7 @@ from jax.extend.backend import clear_backends
 from safetensors.flax import load_file
 
 from thrifty.engines.engine import Engine, EngineError
+from thrifty.errors import in_one_line
 
 # Otherwise a call is handed to another thread than the one that waits for it. Read when XLA starts.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -50,12 +51,12 @@ class XlaEngine(Engine):
         try:
             self.device = jax.devices(device)[0]
         except RuntimeError as error:
-            raise EngineError(f"jax {jax.__version__} has no {device} device here: {str(error)[:300]}") from error
+            raise EngineError(f"jax {jax.__version__} has no {device} device here: {in_one_line(error)}") from error
         try:
             self.program = jax.export.deserialize(bytearray(program.read_bytes()))
             kept = load_file(weights)
         except Exception as error:  # flatbuffers, MLIR and safetensors each raise their own kinds
-            raise EngineError(f"jax {jax.__version__} cannot open {program}: {str(error)[:500]}") from error
+            raise EngineError(f"jax {jax.__version__} cannot open {program}: {in_one_line(error)}") from error
         self.inputs = self.program.in_avals[len(kept):]
         self.bound = device == "cpu" and sum(x.nbytes for x in kept.values()) <= BOUND
         place = np.asarray if self.bound else functools.partial(jax.device_put, device=self.device)

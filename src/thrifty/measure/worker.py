@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import gc
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -23,10 +21,9 @@ from typing import Any, BinaryIO, final
 import numpy as np
 
 from thrifty.measure import memory
+from thrifty.measure.parent import end_with_parent
 from thrifty.measure.protocol import Message, decode, encode
 from thrifty.measure.sides import Runner, Side, from_json
-
-_PR_SET_PDEATHSIG = 1
 
 
 @final
@@ -128,15 +125,10 @@ class Worker:
         return answer, []
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent dies: a stopped worker would never see its input close."""
-    with contextlib.suppress(OSError, AttributeError):
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Linux only
-        if os.getppid() != parent:
-            os._exit(1)
+def _go_first() -> None:
+    """Out of memory takes the worker, not its parent."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # out of memory takes the worker, not its parent
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def serve(worker: Worker, requests: BinaryIO, replies: BinaryIO) -> None:
@@ -179,7 +171,8 @@ def serve(worker: Worker, requests: BinaryIO, replies: BinaryIO) -> None:
 
 def main() -> None:
     """Keep the protocol's two pipes to ourselves: libraries print to stderr and read nothing."""
-    _die_with_parent()
+    end_with_parent()
+    _go_first()
     sys.stdout.flush()
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -74,6 +74,7 @@ class Context:
         fit: trains a model for a short time, charged; None where nothing can be trained.
         rehearsal: whether this is a rehearsal: nothing is timed, scored or trained, and a search may try one candidate.
         remaining: () -> seconds that may still be spent on measuring.
+        batch: requests that are served at once, at most: what an engine is made for where the batch is free.
     """
 
     example: tuple[Tensor, ...]
@@ -89,6 +90,7 @@ class Context:
     fit: Trainer | None = None
     rehearsal: bool = False
     remaining: Callable[[], float] = lambda: math.inf
+    batch: int = 1
 
     @staticmethod
     def of(data: Iterable[Any], seed: int = 0, inputs: int | None = None) -> Context:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.errors import ThriftyError
+from thrifty.report.words import shortened
 
 
 def emit(value: Any) -> None:
     """The one JSON object of a command, on stdout; what was not measured, and what is not finite, is null."""
     from thrifty.report.document import finite
 
-    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False)
+    # Letters stay readable; what could steer a terminal is escaped as JSON has it, which changes nothing for who parses.
+    print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def show_layers(place: Path, as_json: bool) -> None:
@@ -48,7 +51,7 @@ def show_store(store: Path, as_json: bool, requests_per_day: float | None = None
         return
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
     if found.doubt is not None:
-        print(f"\n{found.doubt}")
+        print(f"\n{shortened(found.doubt)}")
     if found.bars is not None:
         print()
         print_choice(found.choice, found.bars, found.spent, requests_per_day)

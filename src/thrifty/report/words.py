@@ -18,6 +18,16 @@ def literal(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """A message of several lines, each as `literal` has it: its first lines, as many characters as a reader bears.
+
+    >>> shortened("a\x1b[31m\nb"), len(shortened("x" * 5000))
+    ('a\\x1b[31m\nb', 1003)
+    """
+    told = "\n".join(map(literal, text.split("\n")))
+    return told if len(told) <= most else f"{told[:most]}..."
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number with that many significant digits and no exponent where it is between 0.001 and a million.
 

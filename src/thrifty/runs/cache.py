@@ -2,6 +2,7 @@
 
 An entry is a directory, built aside and renamed into place. Whoever builds or uses one holds a ``flock`` on the
 directory itself: the kernel drops it with the process, however it ends, so that a killed one blocks nothing.
+Between the processes of one run nobody holds an entry: a `session` spares whatever was used since it began.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -27,6 +29,7 @@ DEFAULT_QUOTA = 10 * 10**9
 _TAG = "CACHEDIR.TAG"  # the sign by which back-ups skip a cache, and by which this one knows itself
 _SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of Thrifty; `thrifty cache --clean` empties it.\n"
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
+_SESSIONS = "sessions"
 _BUILDING, _REMOVING = ".building-", ".removing-"
 _GRACE = 60.0  # seconds between making a directory and locking it are far fewer
 
@@ -206,6 +209,55 @@ def building(kind: str, key: str) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """Whatever is used or built by any process from now on stays until the context ends.
+
+    Its sign is a file that is locked; of a killed process it is unlocked, and `clean` removes it.
+    """
+    room = _root() / _SESSIONS
+    room.mkdir(exist_ok=True)
+    path = room / f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def pin(kind: str, key: str) -> None:
+    """Keep an entry, where there is one, until this process ends."""
+    if (kind, key) not in _pins and (lock := _lock(_entry(kind, key), fcntl.LOCK_SH)) is not None:
+        _pins[kind, key] = lock
+
+
+_pins: dict[tuple[str, str], int] = {}
+
+
+def _sessions_began() -> float:
+    """When the oldest session of those that last began (seconds since 1970); removes the signs of killed ones."""
+    began = math.inf
+    try:
+        signs = list((directory() / _SESSIONS).iterdir())
+    except FileNotFoundError:
+        return began
+    for path in signs:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                age = os.fstat(descriptor).st_mtime
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - age > _GRACE:  # a younger one may not have been locked yet
+                    path.unlink(missing_ok=True)
+            except BlockingIOError:
+                began = min(began, age)
+            finally:
+                os.close(descriptor)
+    return began
+
+
 def _lock(path: Path, mode: int) -> int | None:
     """Lock a directory; None where it is not there, or (with LOCK_NB) is locked by another."""
     try:
@@ -250,12 +302,12 @@ def clean(everything: bool = False) -> Cleaned:
     if not (root / _TAG).exists():
         return Cleaned((), 0, ())
     freed = sum(_remove_leftover(path) for kind in KINDS for path in _listed(root / kind))
-    held = usage()
+    began, held = _sessions_began(), usage()
     total, removed, in_use = sum(entry.bytes for entry in held.entries), [], []
     for entry in held.entries:
         if not everything and total <= held.quota:
             break
-        if _remove(root / entry.kind / entry.key):
+        if entry.used < began and _remove(root / entry.kind / entry.key, entry.used):
             removed.append(entry)
             total -= entry.bytes
             freed += entry.bytes
@@ -264,12 +316,14 @@ def clean(everything: bool = False) -> Cleaned:
     return Cleaned(tuple(removed), freed, tuple(in_use))
 
 
-def _remove(path: Path) -> bool:
-    """Remove a directory that nobody holds: first out of sight, at once, then its files."""
+def _remove(path: Path, used: float = math.inf) -> bool:
+    """Remove a directory that nobody holds, nor has used since: first out of sight, at once, then its files."""
     lock = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if lock is None:
         return False
     try:
+        if os.fstat(lock).st_mtime > used:
+            return False
         aside = path.with_name(f"{_REMOVING}{path.name.lstrip('.')}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)

@@ -304,6 +304,7 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
         example=workload.example(1), calibration=lambda: calibration(workload, seed, examples),
         seed=seed, target=target, shapes=workload.served_shapes, progress=lambda text: tell(Noted(text)),
         labelled=None if workload.train is None else lambda: labelled(workload, seed, examples),
+        batch=workload.scenario.largest_batch,
     )
     if measurements is not None:
         found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,

@@ -17,6 +17,7 @@ from thrifty.runs.job import teachers_of
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
 from thrifty.target import Target
+from thrifty.workloads.blame import users_code
 from thrifty.workloads.checks import check_workload
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.models import apart
@@ -93,8 +94,9 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
     """
     definition, parsed = resolve(workload), Recipe.of(recipe)
     found = check_recipe(definition, parsed, (target or Target()).device)
-    check_workload(definition)
-    rehearse(definition, parsed, target or Target(), ignore)
+    with users_code():
+        check_workload(definition)
+        rehearse(definition, parsed, target or Target(), ignore)
     return found
 
 

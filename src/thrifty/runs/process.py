@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from thrifty.errors import ThriftyError
+from thrifty.measure.parent import end_with_parent
+from thrifty.runs import cache
 from thrifty.runs.execution import Execution
 from thrifty.runs.job import Job, Task
 from thrifty.runs.phase import take
@@ -24,11 +26,12 @@ from thrifty.studies.events import Charged, Event, to_json
 from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
 from thrifty.target import cores
-from thrifty.workloads.blame import debugging, described
+from thrifty.workloads.blame import debugging, described, leave
 
 
 def main() -> int:
     """Read a message, do it, answer."""
+    end_with_parent()
     written = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be mistaken for an event
 
@@ -39,19 +42,20 @@ def main() -> int:
         write(to_json(event))
 
     message = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     torch.set_num_threads(cores())
     try:
         tell(Charged(Charge("start", "process", max(0.0, time.time() - message["spawned"]))))
-        if "task" in message:
-            take(typed(Task, message["task"]), tell)
-            write({"answer": None})
-        else:
-            write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
+        with cache.session():
+            if "task" in message:
+                take(typed(Task, message["task"]), tell)
+                write({"answer": None})
+            else:
+                write({"answer": plain(Execution(typed(Job, message["job"]), tell).outcome())})
         return 0
     except ThriftyError as error:
         write({"error": f"{error}{_trace()}"})
-    except Exception as error:
+    except BaseException as error:  # of the user's code, which may leave or raise what is below no Exception
         write({"error": f"{described(error)}{_trace()}"})
     return 1
 
@@ -60,13 +64,13 @@ def _trace() -> str:
     return f"\n{traceback.format_exc()}" if debugging() else ""
 
 
-def _end_with_parent() -> None:
+def _end_with_stdin() -> None:
     """Leave when the parent's end of stdin closes, however it died: nobody is left to tell."""
     sys.stdin.read()
-    os._exit(1)
+    leave(1)
 
 
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # all is told and written: tearing torch down would only make the parent wait
+    leave(code)  # all is told and written: tearing torch down would only make the parent wait

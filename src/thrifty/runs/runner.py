@@ -26,6 +26,7 @@ from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.registry import method_class
+from thrifty.runs import cache
 from thrifty.runs.job import Job, Outcome, place
 from thrifty.runs.launcher import Launcher, LocalLauncher
 from thrifty.runs.preflight import check_recipe, resolve
@@ -102,6 +103,7 @@ class Runner:
     def id(self, recipe: Recipe) -> str:
         return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
 
+    @cache.session()
     def run(self, recipe: Recipe, *, pairs: int = CLAIM_PAIRS, test: bool = False) -> Trial:
         """Run, measure and keep one recipe; what the store already has is not done again.
 
@@ -131,6 +133,7 @@ class Runner:
         self.tell(TrialEnded(trial))
         return trial
 
+    @cache.session()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
         """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
 
@@ -172,6 +175,7 @@ class Runner:
 
     # -- the reference ------------------------------------------------------------------------------------------
 
+    @cache.session()
     def reference(self) -> Reference:
         """The reference's model and its compiled fp32 engine, run once.
 
@@ -194,6 +198,9 @@ class Runner:
                 except RunFailed as error:
                     self.tell(Noted(f"no compiled baseline: {error}"))
             self._reference = Reference(outcome, compiled)
+            for kind, key in (("checkpoints", outcome.checkpoint), ("engines", compiled and compiled.engine)):
+                if key:
+                    cache.pin(kind, key)  # every trial is compared with it
             if recipe.phases:
                 self._doubt()
         return self._reference

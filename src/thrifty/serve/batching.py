@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import final
@@ -30,6 +33,14 @@ class QueueFull(ThriftyError):
 
 class Closed(ThriftyError):
     """The server is shutting down."""
+
+
+class Stuck(ThriftyError):
+    """The engine has not ended what it began in time."""
+
+
+class Died(ThriftyError):
+    """The engine's thread ended for a reason of its own."""
 
 
 @final
@@ -161,16 +172,19 @@ class Batcher:
         start: entered and left in the thread, which alone touches the engine: its call, and the most rows of a batch.
         wait: seconds that a request may wait for others.
         queue: requests that may wait; one more is refused.
+        patience: seconds that a batch may run before no more requests are taken.
         heard: told the rows of each batch and the seconds it ran.
     """
 
-    def __init__(self, start: Start, *, wait: float, queue: int,
+    def __init__(self, start: Start, *, wait: float, queue: int, patience: float = math.inf,
                  heard: Callable[[int, float], None] = lambda rows, seconds: None) -> None:
-        self.wait, self.limit, self.heard = wait, queue, heard
+        self.wait, self.limit, self.patience, self.heard = wait, queue, patience, heard
         self.most = 1
         self._queue: deque[Request] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._died = False
+        self._running: list[Request] = []
+        self._began = math.inf
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(start, ready), name="engine", daemon=True)
         self._thread.start()
@@ -184,42 +198,89 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def running(self) -> bool:
+        """Whether the engine is at work on a batch."""
+        return bool(self._running)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a batch has run for longer than patience allows."""
+        return time.monotonic() - self._began > self.patience
+
     def submit(self, inputs: Arrays) -> Future[Arrays]:
         """Queue a request.
 
         Raises:
             QueueFull: as many wait as may.
             Closed: the batcher was closed.
+            Stuck: a batch is overdue.
+            Died: the engine's thread did.
         """
         request = Request(inputs)
         with self._changed:
-            if self._closing or not self.alive:
+            if self._died:
+                raise Died("the engine's thread has died")
+            if self._closing:
                 raise Closed("the server is shutting down")
+            if self.overdue:
+                raise Stuck(f"the engine has not ended a batch within {self.patience:g} s")
             if len(self._queue) >= self.limit:
                 raise QueueFull(f"{self.limit} requests wait already")
             self._queue.append(request)
             self._changed.notify()
         return request.answer
 
-    def close(self) -> None:
-        """Answer what waits, then end the thread."""
+    def close(self, within: float | None = None) -> bool:
+        """Answer what waits, then end the thread.
+
+        Args:
+            within: seconds to wait for it; None for as long as it takes.
+
+        Returns:
+            whether it ended.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(within)
+        return not self.alive
+
+    def abandon(self) -> None:
+        """Fail what waits and what runs, though the engine goes on."""
+        with self._changed:
+            self._closing = True
+            self._fail(Closed("the server is shutting down, and the engine did not answer in time"))
+            self._changed.notify()
 
     def _work(self, start: Start, ready: Future[None]) -> None:
         try:
             with start() as (run, self.most):
                 ready.set_result(None)
                 while requests := self._next():
-                    wanted = [request for request in requests if request.answer.set_running_or_notify_cancel()]
-                    if wanted:
-                        self._answer(run, wanted)
+                    self._running = [request for request in requests if request.answer.set_running_or_notify_cancel()]
+                    self._began = time.monotonic()
+                    if self._running:
+                        self._answer(run, self._running)
+                    self._began, self._running = math.inf, []
         except BaseException as error:
-            if ready.done():
-                raise
-            ready.set_exception(error)
+            if not ready.done():
+                ready.set_exception(error)
+                return
+            self._died = True
+            logging.getLogger(__name__).error("thrifty: the engine's thread died: %s: %s", type(error).__name__,
+                                              str(error).partition("\n")[0][:300])
+        finally:  # nobody would answer them
+            with self._changed:
+                self._closing = True
+                self._began = math.inf
+                self._fail(Died("the engine's thread has died"))
+
+    def _fail(self, error: ThriftyError) -> None:
+        for request in (*self._running, *self._queue):
+            with contextlib.suppress(InvalidStateError):  # answered, or given up
+                request.answer.set_exception(error)
+        self._queue.clear()
 
     def _next(self) -> list[Request]:
         """Wait for a batch; nothing once the batcher is closed and its queue empty."""
@@ -241,10 +302,18 @@ class Batcher:
             parts = split(run(join(requests)), requests)
         except Exception as error:
             if len(requests) == 1:
-                requests[0].answer.set_exception(error)
+                _settle(requests[0], error=error)
             for request in requests if len(requests) > 1 else ():  # one request must not fail its neighbours
                 self._answer(run, [request])
             return
         self.heard(sum(request.rows for request in requests), time.perf_counter() - began)
         for request, part in zip(requests, parts, strict=True):
-            request.answer.set_result(part)
+            _settle(request, part)
+
+
+def _settle(request: Request, answer: Arrays | None = None, error: Exception | None = None) -> None:
+    with contextlib.suppress(InvalidStateError):  # it was given up meanwhile
+        if error is not None:
+            request.answer.set_exception(error)
+        else:
+            request.answer.set_result(answer or [])

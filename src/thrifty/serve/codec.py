@@ -11,11 +11,17 @@ import numpy as np
 from thrifty.artifacts.arrays import ArraysError, from_npy, from_npz, to_npy, to_npz
 from thrifty.artifacts.artifact import InputError, check_inputs
 from thrifty.errors import ThriftyError
+from thrifty.serve import json_arrays
 
 Spec = Mapping[str, Any]
+Body = bytes | bytearray
 JSON, NPY, NPZ, SAFETENSORS = ("application/json", "application/x-npy", "application/x-npz", "application/vnd.safetensors")
 BINARY = "application/octet-stream"
 MALFORMED, TOO_LARGE, UNSUPPORTED, UNFIT = 400, 413, 415, 422
+LARGEST_HEADER = 100_000
+"""Bytes of the names and shapes before a safetensors file's numbers."""
+AT_ONCE = 2**14
+"""Numbers of an answer that become text at once."""
 
 
 class BodyError(ThriftyError):
@@ -41,14 +47,14 @@ def media_of(content_type: str | None) -> str:
     return named
 
 
-def sniffed(media: str, body: bytes) -> str:
+def sniffed(media: str, body: Body) -> str:
     """What a body of unnamed bytes is, by how it begins."""
     if media != BINARY:
         return media
     return NPY if body.startswith(b"\x93NUMPY") else NPZ if body.startswith(b"PK") else SAFETENSORS
 
 
-def decode(media: str, body: bytes, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
+def decode(media: str, body: Body, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
     """The inputs of a request, in the order of the artifact's.
 
     Args:
@@ -88,51 +94,30 @@ def encode(media: str, outputs: Mapping[str, np.ndarray]) -> tuple[str, bytes]:
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
-_PERMITTED: Mapping[str, frozenset[type]] = {
-    "b": frozenset({bool}), "i": frozenset({int}), "u": frozenset({int}), "f": frozenset({int, float}),
-    "c": frozenset({int, float}),
-}
 
-
-def _from_json(body: bytes, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
+def _from_json(body: Body, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
     try:
-        document = json.loads(body)
-    except ValueError as error:
-        raise BodyError(MALFORMED, f"the body is no JSON: {error}") from error
-    match document:
-        case {"inputs": dict(named)} if len(document) == 1:
-            return [_array(spec, value) for spec, value in zip(specs, _ordered(named, specs), strict=True)]
-        case {"inputs": list(values)} if len(document) == 1:
-            if len(values) != len(specs):
-                raise BodyError(UNFIT, f"inputs must be a list of {len(specs)} arrays but has {len(values)} elements")
-            return [_array(spec, value) for spec, value in zip(specs, values, strict=True)]
-    raise BodyError(MALFORMED, 'the body must be {"inputs": [ARRAY, ...]} or {"inputs": {"NAME": ARRAY, ...}}')
-
-
-def _array(spec: Spec, value: Any) -> np.ndarray:
-    dtype = np.dtype(spec["dtype"])
-    # Before NumPy sees them: beside a long text it would make room for as long a one in place of every number.
-    if strange := _types(value) - _PERMITTED[dtype.kind]:
-        raise BodyError(UNFIT, f"{spec['name']} must hold {dtype} but holds {', '.join(sorted(x.__name__ for x in strange))}")
-    try:
-        with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
-            return np.array(value, dtype)
-    except (ValueError, OverflowError) as error:
-        raise BodyError(UNFIT, f"{spec['name']} is no array of {dtype}: {error}") from error
-
-
-def _types(value: Any) -> set[type]:
-    """Of the numbers in nested lists."""
-    if not isinstance(value, list):
-        return {type(value)}
-    found = set(map(type, value))
-    if list in found:
-        found = found.difference([list]).union(*(_types(part) for part in value if isinstance(part, list)))
-    return found
+        return json_arrays.read(body, specs, limit)
+    except json_arrays.NoJson as error:
+        raise BodyError(MALFORMED, str(error)) from error
+    except json_arrays.Unfit as error:
+        raise BodyError(UNFIT, str(error)) from error
 
 
 def _to_json(outputs: Mapping[str, np.ndarray]) -> bytes:
-    return json.dumps({"outputs": {name: _listed(x) for name, x in outputs.items()}}, allow_nan=False).encode()
+    named = (json.dumps(name).encode() + b": " + _text(x) for name, x in outputs.items())
+    return b'{"outputs": {' + b", ".join(named) + b"}}"
+
+
+def _text(array: np.ndarray) -> bytes:
+    """Large arrays part by part: as Python's numbers they take many times their own memory."""
+    if array.size <= AT_ONCE or len(array) < 2:
+        return json.dumps(_listed(array), allow_nan=False).encode()
+    if array.ndim == 1:
+        parts = [_text(array[i:i + AT_ONCE])[1:-1] for i in range(0, len(array), AT_ONCE)]
+    else:
+        parts = [_text(part) for part in array]
+    return b"[" + b", ".join(parts) + b"]"
 
 
 def _listed(array: np.ndarray) -> Any:
@@ -153,19 +138,22 @@ def _ordered(named: Mapping[str, Any], specs: Sequence[Spec]) -> list[Any]:
     return [named[name] for name in names]
 
 
-def _from_npy(body: bytes, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
+def _from_npy(body: Body, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
     return [from_npy(body)]
 
 
-def _from_npz(body: bytes, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
+def _from_npz(body: Body, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
     return _ordered(from_npz(body, limit), specs)
 
 
-def _from_safetensors(body: bytes, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
+def _from_safetensors(body: Body, specs: Sequence[Spec], limit: int) -> list[np.ndarray]:
     from safetensors.numpy import load
 
+    header = int.from_bytes(body[:8], "little")
+    if header > LARGEST_HEADER:  # before it is made a table of names
+        raise BodyError(MALFORMED, f"the body is no safetensors file of these inputs: its header would have {header} bytes")
     try:
-        named = load(body)
+        named = load(bytes(body))
     except Exception as error:  # its own kind, and KeyError for dtypes that NumPy lacks
         raise BodyError(MALFORMED, f"the body is no safetensors file: {str(error)[:200]}") from error
     return _ordered(named, specs)
@@ -177,7 +165,7 @@ def _to_safetensors(outputs: Mapping[str, np.ndarray]) -> bytes:
     return save({name: np.ascontiguousarray(x) for name, x in outputs.items()})
 
 
-_READERS: Mapping[str, Callable[[bytes, Sequence[Spec], int], list[np.ndarray]]] = {
+_READERS: Mapping[str, Callable[[Body, Sequence[Spec], int], list[np.ndarray]]] = {
     JSON: _from_json, NPY: _from_npy, NPZ: _from_npz, SAFETENSORS: _from_safetensors,
 }
 _WRITERS: Mapping[str, Callable[[Mapping[str, np.ndarray]], bytes]] = {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import functools
 import importlib.util
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 import numpy as np
 
@@ -20,17 +23,24 @@ from thrifty.engines import open_engine
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.serve.batching import Arrays, Batcher, Run, largest, pays
+from thrifty.target import cores
 
 PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 COMPILES_EACH_SHAPE = frozenset({"xla", "compiled"})
 """Engines that take seconds for each new number of rows: batches do not pay unless they are asked for."""
 MAX_BATCH = 8
-GRACE = 30
-"""Seconds that requests in flight have to be answered in after SIGTERM."""
+SPARE = 3.0
+"""Seconds after the grace, at which the process ends whatever still keeps it."""
+OTHERS = 256
+"""Connections beside those of the requests that may wait."""
 
 
 class ServeError(ThriftyError):
     """A server that cannot start; the message says what to change."""
+
+
+class EngineStuck(ThriftyError):
+    """The server has ended, and its engine has not; the process should end too."""
 
 
 @final
@@ -46,6 +56,9 @@ class Settings:
         max_wait: seconds that a request waits for others, from 0.
         max_queue: requests that may wait, from 1; more are answered 503.
         max_body: bytes of a request, and of what it unpacks to.
+        timeout: seconds in which a request must be answered once it is read, above 0; 504 after them.
+        grace: seconds that requests in flight have to be answered in after SIGTERM, above 0.
+        hosts: names by which requests may call this server, beside localhost, the machine's name and any address.
         trust_native_code: whether machine code in the artifact may run.
     """
 
@@ -56,10 +69,14 @@ class Settings:
     max_wait: float = 0.002
     max_queue: int = 256
     max_body: int = 16 * 10**6
+    timeout: float = 30.0
+    grace: float = 30.0
+    hosts: tuple[str, ...] = ()
     trust_native_code: bool = False
 
     def __post_init__(self) -> None:
-        least = {"port": 0, "threads": 1, "max_batch": 1, "max_wait": 0, "max_queue": 1, "max_body": 1}
+        least = {"port": 0, "threads": 1, "max_batch": 1, "max_wait": 0, "max_queue": 1, "max_body": 1,
+                 "timeout": 1e-3, "grace": 1e-3}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
@@ -81,12 +98,14 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
         ArtifactError, EngineError: the artifact cannot be opened here.
         ServeError: the address cannot be listened at, the artifact takes what HTTP does not carry, or its engine answers the
             stored example with something else here.
+        EngineStuck: the engine did not end within the grace; its thread still runs.
     """
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "serve")
     import uvicorn
 
+    from thrifty.serve import connections, hosts
     from thrifty.serve.app import Service, make_app
     from thrifty.serve.metrics import Metrics
 
@@ -95,17 +114,23 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
     metrics = Metrics()
     with contextlib.closing(_listening(settings)) as listening:
         batcher = Batcher(lambda: start(Path(directory), manifest, settings), wait=settings.max_wait,
-                          queue=settings.max_queue, heard=metrics.ran)
+                          queue=settings.max_queue, patience=settings.timeout, heard=metrics.ran)
         metrics.watch(lambda: batcher.waiting)
         try:
-            app = make_app(Service(manifest, artifact.example(directory)[0], batcher, metrics, settings.max_body))
-            listening.listen(1024)
+            app = make_app(Service(manifest, artifact.example(directory)[0], batcher, metrics, settings.max_body,
+                                   settings.timeout, hosts.known(settings.host, settings.hosts)))
+            most = connections.most_connections(settings.max_queue + OTHERS)
+            listening.listen(connections.WAITING)
             announce(_announcement(directory, listening, manifest, batcher.most))
-            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none",
-                                    server_header=False, timeout_graceful_shutdown=GRACE)
-            _server(config).run(sockets=[listening])
+            config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", ws="none",
+                                    server_header=False, timeout_graceful_shutdown=settings.grace,  # type: ignore[arg-type]
+                                    http=connections.protocol(most), backlog=connections.ACCEPTED)
+            _server(config, batcher).run(sockets=[listening])
         finally:
-            batcher.close()
+            ended = batcher.close(2.0)  # it is idle, unless the grace is over
+    faulthandler.cancel_dump_traceback_later()
+    if not ended:
+        raise EngineStuck(f"the engine did not end within {settings.grace:g} s: the requests that it had were answered 503")
 
 
 @contextlib.contextmanager
@@ -114,7 +139,7 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> I
 
     Its first answers, which are the slowest, are given here.
     """
-    engine = open_engine(directory, manifest, threads=settings.threads or manifest.get("threads", 1),
+    engine = open_engine(directory, manifest, threads=threads_of(manifest, settings),
                          device=manifest.get("device", "cpu"), trust_native_code=settings.trust_native_code)
     inputs, _ = artifact.example(directory)
     bound = tolerance(manifest["precision"], manifest.get("device", "cpu"))
@@ -131,6 +156,11 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> I
             raise ServeError(f"{directory} is not served: {said}")
         most = largest(run, inputs, max_batch(manifest, settings), same)
         yield run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
+
+
+def threads_of(manifest: Mapping[str, Any], settings: Settings) -> int:
+    """Threads of inference: those that were asked for, or the artifact's own as far as this machine has them."""
+    return settings.threads or min(int(manifest.get("threads", 1)), cores())
 
 
 def max_batch(manifest: Mapping[str, Any], settings: Settings) -> int:
@@ -179,16 +209,38 @@ def _announcement(directory: Path | str, listening: socket.socket, manifest: Map
             f"try: curl -s {url}/example | curl -s {url}/predict -H 'content-type: application/json' -d @-")
 
 
-def _server(config: Any) -> Any:
+def _server(config: Any, batcher: Batcher) -> Any:
     """uvicorn's server, ended by a signal without raising it again: a server that was told to end has not failed."""
     import uvicorn
 
+    from thrifty.serve import connections
+
+    grace = config.timeout_graceful_shutdown
+
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listening in sockets or ():  # asyncio takes one number for what waits and for what is accepted at once
+                listening.listen(connections.WAITING)
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             loop = asyncio.get_running_loop()
+
+            def end(number: int) -> None:
+                if not self.should_exit:
+                    loop.call_later(max(0.5 * grace, grace - 1), batcher.abandon)
+                    # By a thread that waits for no lock of Python's; what it would print of the stack goes nowhere.
+                    faulthandler.dump_traceback_later(grace + SPARE, exit=True, file=_nowhere())
+                self.handle_exit(number, None)
+
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self.handle_exit, number, None)
+                loop.add_signal_handler(number, end, number)
             yield
 
     return Server(config)
+
+
+@functools.cache
+def _nowhere() -> IO[bytes]:
+    return open(os.devnull, "wb")

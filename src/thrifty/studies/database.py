@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, in_one_line
 
 FILE = "study.sqlite"
 
@@ -29,15 +31,31 @@ def connect(file: Path, mode: Mode) -> sqlite3.Connection:
     db = sqlite3.connect(f"{file.absolute().as_uri()}?mode={access}", uri=True, timeout=30, isolation_level=None,
                          check_same_thread=False)
     try:
-        if mode == "write":
-            db.execute("PRAGMA journal_mode = DELETE")
-            db.execute("PRAGMA synchronous = FULL")
-        else:
+        db.execute("PRAGMA trusted_schema = OFF")
+        if mode == "read":
             db.execute("PRAGMA query_only = ON")
     except BaseException:
         db.close()
         raise
     return db
+
+
+def make_durable(db: sqlite3.Connection) -> None:
+    """What a writer sets once it knows that the file is a study: it changes the file."""
+    db.execute("PRAGMA journal_mode = DELETE")
+    db.execute("PRAGMA synchronous = FULL")
+
+
+def foreign(db: sqlite3.Connection, schema: str) -> str | None:
+    """The first table, trigger or view that the statements of a schema do not make; None where there is none.
+
+    A view may be a query that never ends, and a trigger change what is written.
+    """
+    made = {" ".join(statement.split()) for statement in schema.split(";")}
+    for kind, name, text in db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
+        if kind != "table" or " ".join(str(text).split()) not in made:
+            return f"the {kind} {str(name)[:100]!r}"
+    return None
 
 
 _held: set[int] = set()
@@ -55,18 +73,35 @@ os.register_at_fork(after_in_child=_forget)
 
 def acquire(path: Path) -> int:
     """Take the writer's lock; the kernel gives it back when the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _no_lock(path) from error
+        raise
+    try:
+        found = os.fstat(descriptor)
+        owner = os.pread(descriptor, 64, 0).decode(errors="replace").strip() if stat.S_ISREG(found.st_mode) else "?"
+        # By another name, or with other content, it is a file of the user's.
+        if found.st_nlink > 1 or not (owner.isdigit() or not owner) or len(owner) > 20:
+            raise _no_lock(path)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
-        raise StoreError(f"{path.parent} is being written by process {owner}; wait for it, stop it, or use another "
+        raise StoreError(f"{path.parent} is being written by process {owner or 'unknown'}; wait for it, stop it, or use another "
                          "--store (reading needs no lock)") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     _held.add(descriptor)
     return descriptor
+
+
+def _no_lock(path: Path) -> StoreError:
+    return StoreError(f"{path} is no lock of a study but a link or a file of something else, which was left alone: remove it, "
+                      "or choose another directory")
 
 
 def release(descriptor: int) -> None:
@@ -82,6 +117,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StoreError(_explain(path, error)) from error
+    except UnicodeError as error:
+        raise StoreError(f"{path / FILE} is damaged ({in_one_line(error)}); restore it from a copy") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be used as a study's directory: {error.strerror or error}") from error
 

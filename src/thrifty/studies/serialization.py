@@ -11,6 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from thrifty.errors import in_one_line
+
 T = TypeVar("T")
 
 
@@ -39,7 +41,10 @@ def loads(cls: type[T], text: str) -> T:
     >>> loads(Drop, dumps(Drop(0.1, 0.0, 0.3)))
     Drop(value=0.1, low=0.0, high=0.3)
     """
-    return typing.cast(T, typed(cls, json.loads(text)))
+    try:
+        return typing.cast(T, typed(cls, json.loads(text)))
+    except (RecursionError, TypeError) as error:  # nested too deeply; bytes or a number where a text should be
+        raise ValueError(in_one_line(error)) from error
 
 
 def plain(value: Any, at: str = "value") -> Any:

@@ -21,7 +21,19 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from thrifty.studies.database import FILE, Mode, StoreError, acquire, connect, explained, release, version
+from thrifty.errors import in_one_line
+from thrifty.studies.database import (
+    FILE,
+    Mode,
+    StoreError,
+    acquire,
+    connect,
+    explained,
+    foreign,
+    make_durable,
+    release,
+    version,
+)
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.serialization import dumps, loads, plain
 from thrifty.studies.trial import Trial
@@ -104,7 +116,10 @@ class Store:
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = acquire(self.path / _LOCK)
-        elif not (self.path / FILE).is_file():
+        if mode == "write" and (self.path / FILE).exists() and not (self.path / FILE).is_file():
+            self._release()
+            raise StoreError(f"{self.path / FILE} is no file: choose another directory")
+        if mode == "read" and not (self.path / FILE).is_file():
             raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run --store makes one")
         try:
             with explained(self.path):
@@ -148,7 +163,7 @@ class Store:
     def noted(self, key: Literal["bars", "source", "doubt"]) -> Any:
         """What was noted, None where nothing was."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else None
+        return self._json(rows[0][0], key) if rows else None
 
     # -- trials -------------------------------------------------------------------------------------------------
 
@@ -187,7 +202,7 @@ class Store:
         try:
             return loads(Trial, text)
         except ValueError as error:
-            raise StoreError(f"a trial in {self.path} cannot be read: {error}; the file was changed by something "
+            raise StoreError(f"a trial in {self.path} cannot be read: {in_one_line(error)}; the file was changed by something "
                              "else, or written by a newer Thrifty") from error
 
     # -- scores -------------------------------------------------------------------------------------------------
@@ -226,7 +241,7 @@ class Store:
         try:
             return Ledger(tuple(loads(Charge, text) for (text,) in rows), price)
         except ValueError as error:
-            raise StoreError(f"a charge in {self.path} cannot be read: {error}") from error
+            raise StoreError(f"a charge in {self.path} cannot be read: {in_one_line(error)}") from error
 
     # -- rounds of measurement ----------------------------------------------------------------------------------
 
@@ -250,7 +265,13 @@ class Store:
         """The rounds measured so far, by number, in order."""
         rows = self._read("SELECT round, json FROM rounds WHERE trial = ? AND what = ? ORDER BY round",
                           _text(trial), _text(what))
-        return {number: json.loads(text) for number, text in rows}
+        return {number: self._json(text, f"round {number} of {what} of trial {trial}") for number, text in rows}
+
+    def _json(self, text: Any, what: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StoreError(f"{what} in {self.path} is damaged: {in_one_line(error)}; restore {FILE} from a copy") from error
 
     # -- failures -----------------------------------------------------------------------------------------------
 
@@ -262,7 +283,7 @@ class Store:
     def failures(self) -> tuple[Failure, ...]:
         """Every failure, in order."""
         rows = self._read("SELECT trial, recipe, reason, at FROM failures ORDER BY n")
-        return tuple(Failure(*row) for row in rows)
+        return tuple(Failure(trial if trial is None else str(trial), *map(str, others)) for trial, *others in rows)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -277,6 +298,7 @@ class Store:
         if empty:
             if study is None:
                 raise StoreError(f"{self.path} is a new study: say of which workload and target")
+            make_durable(db)
             with self._writing():
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
@@ -293,7 +315,11 @@ class Store:
                 f"{self.path} is a study of format {number}, and this Thrifty ({version()}) reads format {FORMAT}; "
                 "nothing was changed: use the Thrifty that made it, or choose a new directory"
             )
+        if strange := foreign(db, _SCHEMA):
+            raise StoreError(f"{self.path / FILE} holds {strange}, which Thrifty did not make; it was left alone: restore it "
+                             "from a copy")
         if self.mode == "write":
+            make_durable(db)
             verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
@@ -301,7 +327,7 @@ class Store:
         try:
             self.study = loads(Study, row[0] if row else "")
         except ValueError as error:
-            raise StoreError(f"{self.path / FILE} is damaged: {error}; restore it from a copy") from error
+            raise StoreError(f"{self.path / FILE} is damaged: {in_one_line(error)}; restore it from a copy") from error
         if study is not None:
             self._same(study)
         return self.study

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from thrifty.errors import ThriftyError, WorkloadError
-from thrifty.workloads.blame import described
+from thrifty.errors import ThriftyError, WorkloadError, in_one_line
+from thrifty.workloads.blame import described, part, users_code
 from thrifty.workloads.fingerprint import seeded
 from thrifty.workloads.nested_inputs import flattened
 from thrifty.workloads.workload import Workload
@@ -38,11 +38,17 @@ def load_workload(reference: str) -> Workload:
     from thrifty.workloads import huggingface
     from thrifty.workloads.embedded import EMBEDDED
 
-    if reference not in EMBEDDED and huggingface.is_reference(reference):
+    try:
+        is_directory = reference not in EMBEDDED and huggingface.is_reference(reference)
+    except (OSError, ValueError) as error:  # a name too long, say
+        raise WorkloadError(f"{reference[:200]!r} cannot be read: {in_one_line(error)[:100]}") from error
+    if is_directory:
         return huggingface.load(reference)
     place, _, attribute = _place(reference, EMBEDDED)
     module = _module(place, reference)
-    if not hasattr(module, attribute):
+    with part(f"looking up {attribute!r} in {place}"):
+        defined = hasattr(module, attribute)
+    if not defined:
         raise WorkloadError(
             f"{place} defines no {attribute!r}; end it with `{attribute} = thrifty.Workload(name=..., ...)`"
         )
@@ -59,9 +65,14 @@ def _place(reference: str, embedded: Mapping[str, Any]) -> tuple[str, str, str]:
     if not colon:
         place, attribute = reference, "workload"
     if place.endswith(".py"):
-        path = Path(place).expanduser().resolve()
-        if not path.is_file():
-            raise WorkloadError(f"there is no file {path}; give a file that defines `workload`, or one of: "
+        try:
+            path = Path(place).expanduser().resolve()
+            there = path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a circle of links
+            raise WorkloadError(f"{place[:200]} cannot be read: {in_one_line(error)}") from error
+        if not there:
+            shown = str(path) if str(path).isprintable() else repr(str(path))
+            raise WorkloadError(f"there is no file {shown}; give a file that defines `workload`, or one of: "
                                 + ", ".join(embedded))
         return str(path), colon, attribute
     if "/" not in place and (colon or "." in place):
@@ -79,7 +90,8 @@ def _place(reference: str, embedded: Mapping[str, Any]) -> tuple[str, str, str]:
 def _module(place: str, reference: str) -> ModuleType:
     try:
         if not place.endswith(".py"):
-            return importlib.import_module(place)
+            with users_code():
+                return importlib.import_module(place)
         path = Path(place)
         name = f"thrifty_workload_{hashlib.sha256(place.encode()).hexdigest()[:12]}"
         if name in sys.modules:
@@ -91,15 +103,15 @@ def _module(place: str, reference: str) -> ModuleType:
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))  # the file's own helpers import as when it is run
         try:
-            with seeded(0):  # what the file draws is the same in every process
+            with seeded(0), users_code():  # what the file draws is the same in every process
                 spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
             raise
         return module
-    except ThriftyError:
+    except (ThriftyError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise WorkloadError(f"loading {reference} raised {described(error)}{_needed(error)}") from error
 
 
