@@ -84,7 +84,7 @@ class SmallAttention(nn.Module):
         super().__init__()
         self.embedding = nn.Linear(12, 32)
         self.blocks = nn.ModuleList(Residual(layer, 32, 1e-5)
-                                    for layer in layers("attention mlp attention mlp", Sizes(32, heads=2, hidden=64)))
+                                    for layer in layers("attention mlp attention mlp", Sizes(32, heads=2, hidden=192)))
         self.head = nn.Linear(32, 4)
 
     def forward(self, x: Tensor) -> Tensor:
