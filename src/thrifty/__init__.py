@@ -12,6 +12,11 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thrifty.architectures.accelerate import accelerate as accelerate
+    from thrifty.architectures.backbone import Backbone as Backbone
+    from thrifty.architectures.blocks import Sizes as Sizes
+    from thrifty.architectures.huggingface import from_huggingface as from_huggingface
+    from thrifty.architectures.huggingface import to_huggingface as to_huggingface
     from thrifty.artifacts.artifact import load as load
     from thrifty.artifacts.bench import bench as bench
     from thrifty.artifacts.generator import Generator as Generator
@@ -79,6 +84,8 @@ if TYPE_CHECKING:
     from thrifty.studies.store import Store as Store
     from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
+    from thrifty.training.conversion.moe import Moe as Moe
+    from thrifty.training.conversion.ssm import Ssm as Ssm
     from thrifty.training.distillation.distill import Distill as Distill
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
@@ -167,6 +174,8 @@ _NAMES = {
     "training.nas.choice": "Choice",
     "training.nas.choices": "Choices choices",
     "training.nas.darts": "Darts",
+    "training.conversion.moe": "Moe",
+    "training.conversion.ssm": "Ssm",
     "posttraining.low_rank.low_rank": "LowRank",
     "posttraining.nas.nas": "Nas",
     "posttraining.pruning.prune": "Prune",
@@ -187,6 +196,11 @@ _NAMES = {
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
     "kernels.linear_divergence": "linear_divergence",
+    # architectures
+    "architectures.backbone": "Backbone",
+    "architectures.blocks": "Sizes",
+    "architectures.huggingface": "from_huggingface to_huggingface",
+    "architectures.accelerate": "accelerate",
     # running, searching, choosing
     "runs.preflight": "check",
     "runs.runner": "run",

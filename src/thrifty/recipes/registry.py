@@ -35,6 +35,7 @@ BUILT_IN = {
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",
     "vera": "thrifty.training.peft.vera:Vera",
+    "ssm": "thrifty.training.conversion.ssm:Ssm",
     "moe": "thrifty.training.conversion.moe:Moe",
     "low_rank": "thrifty.posttraining.low_rank.low_rank:LowRank",
     "prune": "thrifty.posttraining.pruning.prune:Prune",
