@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thrifty.architectures.blocks import Sizes as Sizes
     from thrifty.architectures.huggingface import from_huggingface as from_huggingface
     from thrifty.architectures.huggingface import to_huggingface as to_huggingface
+    from thrifty.architectures.moe import MoE as MoE
     from thrifty.artifacts.artifact import load as load
     from thrifty.artifacts.bench import bench as bench
     from thrifty.artifacts.generator import Generator as Generator
@@ -87,6 +88,10 @@ if TYPE_CHECKING:
     from thrifty.training.conversion.moe import Moe as Moe
     from thrifty.training.conversion.ssm import Ssm as Ssm
     from thrifty.training.distillation.distill import Distill as Distill
+    from thrifty.training.distributed.ddp import Ddp as Ddp
+    from thrifty.training.distributed.zero import Zero1 as Zero1
+    from thrifty.training.distributed.zero import Zero2 as Zero2
+    from thrifty.training.distributed.zero import Zero3 as Zero3
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
@@ -115,6 +120,7 @@ if TYPE_CHECKING:
     from thrifty.training.peft.save import save_adapter as save_adapter
     from thrifty.training.peft.vera import Vera as Vera
     from thrifty.training.qat.qat import Qat as Qat
+    from thrifty.training.ranks import Group as Group
     from thrifty.training.session import TrainingSession as TrainingSession
     from thrifty.workloads.huggingface.models import TokenLogits as TokenLogits
     from thrifty.workloads.loading import load_workload as load_workload
@@ -164,7 +170,11 @@ _NAMES = {
     "training.optimizers.adamw8bit": "AdamW8bit",
     "training.optimizers.ema": "Ema",
     "training.mixed_precision": "Bf16 Fp16 Fp8 Tf32",
+    "training.distributed.ddp": "Ddp",
+    "training.distributed.zero": "Zero1 Zero2 Zero3",
+    "training.ranks": "Group",
     "training.distillation.distill": "Distill",
+    "training.distillation.blockwise": "distil_block record",
     "training.qat.qat": "Qat",
     "training.peft.lora": "Lora",
     "training.peft.ia3": "Ia3",
@@ -197,6 +207,7 @@ _NAMES = {
     "kernels.linear_loss": "linear_cross_entropy",
     "kernels.linear_divergence": "linear_divergence",
     # architectures
+    "architectures.moe": "MoE",
     "architectures.backbone": "Backbone",
     "architectures.blocks": "Sizes",
     "architectures.huggingface": "from_huggingface to_huggingface",

@@ -294,7 +294,7 @@ class TrainingSession(Session):
         told = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, weights, parts that are not finite
         means = []
         for number, part in enumerate(parts, 1):
-            with self._parallel.part(self, number == len(parts)):
+            with self._parallel.micro_batch(self, number == len(parts)):
                 total, weight = self._losses(part)
                 weight = torch.as_tensor(weight, device=self.device).detach()
                 if number == 1:
