@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from thrifty.target import Target as Target
     from thrifty.training.conversion.moe import Moe as Moe
     from thrifty.training.conversion.ssm import Ssm as Ssm
+    from thrifty.training.distillation.blockwise import distil_block as distil_block
+    from thrifty.training.distillation.blockwise import record as record
     from thrifty.training.distillation.distill import Distill as Distill
     from thrifty.training.distributed.ddp import Ddp as Ddp
     from thrifty.training.distributed.zero import Zero1 as Zero1
