@@ -253,7 +253,7 @@ def scan_for(x: Tensor, sequences: int) -> Scan:
 
 
 def gradient_for(x: Tensor, groups: int) -> Gradient:
-    """What was fastest of 37 ways on an H200 in bfloat16 (B1 H128 P64 N128, 8192 tokens: 1.33 ms, the first guess 2.27); for other
+    """In bfloat16 what was fastest of 37 ways on an H200 (B1 H128 P64 N128, 8192 tokens: 1.33 ms, the first guess 2.27); in other
     precisions, which were not timed, what was found right there.
     """
     if x.dtype == torch.bfloat16:
