@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.hyperparameters import Range
+from thrifty.recipes.hyperparameters import HyperparameterError, Range
 from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
@@ -62,8 +62,16 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
 
 
 def made(cls: Any) -> st.SearchStrategy[Any]:
-    """Instances of a method's class."""
-    return st.builds(cls, **{spec.name: field_values(spec) for spec in dataclasses.fields(cls)})
+    """Instances of a method's class; what it refuses of hyperparameters that do not go together is drawn anew."""
+    return st.fixed_dictionaries({spec.name: field_values(spec) for spec in dataclasses.fields(cls)}).map(
+        lambda values: _built(cls, values)).filter(lambda method: method is not None)
+
+
+def _built(cls: Any, values: dict[str, Any]) -> Any:
+    try:
+        return cls(**values)
+    except HyperparameterError:
+        return None
 
 
 def methods(kind: type) -> st.SearchStrategy[Any]:
