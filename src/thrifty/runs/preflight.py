@@ -55,6 +55,10 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
             f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
             "its Workload, or leave train(...) out of the recipe"
         )
+    for method in recipe.methods():
+        if "logits" in method.needs and workload.loss is not None and not workload.loss.gives_logits:
+            raise WorkloadError(f"{method.name} needs logits, and the loss {type(workload.loss).__name__} gives none: leave "
+                                f"{method.name} out, or define logits(outputs, batch) in the loss where its outputs are some")
     return carry(recipe, initial_properties(workload))
 
 

@@ -51,7 +51,7 @@ class Distill(TrainingMethod):
         trade_off="the teacher's training, and a forward pass of it in every step",
         paper='"Distilling the Knowledge in a Neural Network", Hinton, Vinyals and Dean 2015, arXiv:1503.02531, '
               "section 2",
-        needs=frozenset({"labels", "teacher"}),
+        needs=frozenset({"labels", "logits", "teacher"}),
         requires=frozenset({"module", "float-weights"}),
     )
 
