@@ -23,8 +23,9 @@ import numpy as np
 
 from thrifty.recipes.recipe import Recipe
 from thrifty.report.progress import Progress
+from thrifty.runs.opening import open_study
 from thrifty.runs.preflight import resolve
-from thrifty.runs.runner import Runner, open_study
+from thrifty.runs.runner import Runner
 from thrifty.search.alone import alone, composed
 from thrifty.search.costs import Costs
 from thrifty.search.propose import propose
@@ -65,7 +66,7 @@ def space_of(workload: str) -> Space:
 def measure(workload: str, store: str) -> None:
     definition, target = resolve(workload), Target()
     recipes = sorted(space_of(workload).recipes())
-    with open_study(store, definition, target) as opened, Progress() as progress:
+    with open_study(store, definition, target) as (opened, _), Progress() as progress:
         runner = Runner(definition, opened, target=target, listener=progress.hear)
         progress.hear(SweepBegan(len(recipes)))
         for recipe in recipes:

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
-from thrifty.posttraining.factored import Factored
-from thrifty.posttraining.low_rank import LowRank
-from thrifty.posttraining.prune import parameters
+from thrifty.posttraining.elements import parameters
+from thrifty.posttraining.low_rank.factored import Factored
+from thrifty.posttraining.low_rank.low_rank import LowRank
 from thrifty.runs.context import make_context
 from thrifty.target import Target
 from thrifty.workloads.embedded.minilm import workload

@@ -52,6 +52,14 @@ class Drawn:
     words: tuple[str, ...]
     depth: int
 
+    def asked(self, n: int, seed: int) -> tuple[Tensor, ...]:
+        """As ``inputs``, but for a last row that is wholly masked where there are masks."""
+        given = self.inputs(n, seed)
+        for x in given:
+            if x.dtype == torch.bool:
+                x[-1] = False
+        return given
+
 
 def draw(seed: int) -> Drawn:
     """The model of that seed."""

@@ -44,7 +44,10 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     elif "recipe" in spec.metadata:
         values = st.sampled_from(["", "train(adamw)", "train(adamw(lr=0.01),  epochs=2) | prune(ratio=0.25)"])
     elif "table" in spec.metadata:
-        values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]), st.sampled_from(spec.metadata["table"]))
+        values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]),
+                                 st.sampled_from(spec.metadata["table"] or ["blocks.1", "head"]))
+    elif "workload" in spec.metadata:
+        values = st.sampled_from(["", "big.py:workload", "./a directory"])
     elif "pattern" in spec.metadata:
         values = st.sampled_from(["all-linear", "query|value", r"blocks\.0\..*"])
     elif "sizes" in spec.metadata:

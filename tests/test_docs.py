@@ -96,7 +96,10 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
     elif "sizes" in spec.metadata:
         said = "whole numbers of 1 or more"
     elif "table" in spec.metadata:
-        said = "patterns, each with " + ", ".join(f"`{word}`" for word in spec.metadata["table"])
+        words = ", ".join(f"`{word}`" for word in spec.metadata["table"])
+        said = f"patterns, each with {words}" if words else "layers, each with a layer"
+    elif "workload" in spec.metadata:
+        said = "a workload's reference"
     else:
         said = "`True`, `False`"
     return said + (", or `None`" if "None" in str(spec.type) else "")

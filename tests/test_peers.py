@@ -10,7 +10,7 @@ from torch import nn
 
 from thrifty import testing
 from thrifty.errors import EffectLost, NoEffect, RecipeError
-from thrifty.posttraining.prune import Prune
+from thrifty.posttraining.pruning.prune import Prune
 from thrifty.posttraining.quantize import Quantize
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.context import Context

@@ -40,6 +40,35 @@ def test_int8_is_right_on_an_emulated_processor_with_avx2_alone():
     assert len(errors) == 8 and all(error < 0.01 for error in errors.values()), errors
 
 
+HELD = """
+import sys, torch
+from pathlib import Path
+from thrifty import OpenVino, lower
+from thrifty.compilers.openvino import WEIGHTED, executed
+from tests.compilers.nets import conv_net, images, quantized
+
+net, x = conv_net(), images(8)
+for name, model, precision in (("fp32", net, "fp32"), ("int8", quantized(net, x), "int8")):
+    lower(model, OpenVino(), Path(sys.argv[1]) / name, (x[:1],))
+    ran = executed(Path(sys.argv[1]) / name / "model.xml", [x[:1].numpy()], precision)
+    print(*[kernel for operator, kernel in ran if operator.startswith(WEIGHTED)])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OpenVino.missing() is not None, reason=str(OpenVino.missing()))
+def test_openvino_follows_onednns_limit(tmp_path):
+    """So that its times under the limit mean something: the kernels that ran say which instructions they have."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", instructions.PRETENDED: "avx2 fma",
+                   "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", HELD, str(tmp_path)], capture_output=True, text=True, check=False,
+                          env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    floats, integers = (line.split() for line in done.stdout.splitlines()[-2:])
+    assert sum("avx2" in kernel for kernel in floats) == 4 and sum("avx2" in kernel for kernel in integers) == 4
+    assert not any("avx512" in kernel for kernel in floats + integers)
+
+
 @pytest.fixture
 def without_vnni(monkeypatch):
     monkeypatch.setenv(instructions.PRETENDED, "avx2 fma")

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from thrifty.errors import TrainingFailed as TrainingFailed
     from thrifty.interchange.compressed_tensors import export_compressed_tensors as export_compressed_tensors
     from thrifty.interchange.compressed_tensors import import_compressed_tensors as import_compressed_tensors
+    from thrifty.kernels.linear_divergence import linear_divergence as linear_divergence
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
-    from thrifty.posttraining.low_rank import LowRank as LowRank
-    from thrifty.posttraining.prune import Prune as Prune
+    from thrifty.posttraining.low_rank.low_rank import LowRank as LowRank
+    from thrifty.posttraining.pruning.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.recipes.card import Card as Card
     from thrifty.recipes.claim import Claim as Claim
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from thrifty.studies.store import Store as Store
     from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
-    from thrifty.training.distillation import Distill as Distill
+    from thrifty.training.distillation.distill import Distill as Distill
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
@@ -164,15 +165,15 @@ _NAMES = {
     "training.optimizers.adamw8bit": "AdamW8bit",
     "training.optimizers.ema": "Ema",
     "training.mixed_precision": "Bf16 Fp16 Fp8 Tf32",
-    "training.distillation": "Distill",
+    "training.distillation.distill": "Distill",
     "training.qat.qat": "Qat",
     "training.peft.lora": "Lora",
     "training.peft.ia3": "Ia3",
     "training.peft.vera": "Vera",
     "training.peft.prompt": "PromptTuning",
     "training.peft.save": "save_adapter",
-    "posttraining.low_rank": "LowRank",
-    "posttraining.prune": "Prune",
+    "posttraining.low_rank.low_rank": "LowRank",
+    "posttraining.pruning.prune": "Prune",
     "posttraining.quantize": "Quantize",
     "compilers.export": "Export",
     "compilers.inductor": "Inductor",
@@ -189,6 +190,7 @@ _NAMES = {
     "training.mixed_precision.scaled": "fp8_linear",
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
+    "kernels.linear_divergence": "linear_divergence",
     # running, searching, choosing
     "runs.preflight": "check",
     "runs.runner": "run",

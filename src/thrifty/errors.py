@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
 
 class ThriftyError(Exception):
     """The root of every error that Thrifty raises on purpose; its message is meant for the user."""
 
 
 def in_one_line(error: BaseException, most: int = 300) -> str:
-    """What an exception says, on one line; its type's name where it says nothing.
+    r"""What an exception says, on one line; its type's name where it says nothing.
 
     >>> in_one_line(ValueError("first\n  second")), in_one_line(ValueError())
     ('first second', 'ValueError')
@@ -60,3 +65,20 @@ class RecipeError(ThriftyError):
     def __init__(self, message: str, text: str = "", start: int = 0, end: int = 0) -> None:
         self.reason, self.text, self.start, self.end = message, text, start, end
         super().__init__(f"{message}\n  {text}\n  {' ' * start}{'^' * max(1, end - start)}" if text else message)
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """Keep stderr free of what a library prints and logs beside the exception that it raises (torch.export: whole graphs).
+
+    >>> import sys
+    >>> with told_once():
+    ...     print("a graph", file=sys.stderr)
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

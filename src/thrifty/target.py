@@ -64,9 +64,10 @@ class Machine:
     Args:
         device: "cpu" or "cuda".
         ranks: processes that train together.
+        threads: of training on a CPU; None for one a processor.
 
     Raises:
-        TargetError: the device is unknown, or there are no ranks.
+        TargetError: the device is unknown, there are no ranks, or threads exceed the processors at hand.
 
     >>> Machine().ranks
     1
@@ -74,9 +75,12 @@ class Machine:
 
     device: str = "cpu"
     ranks: int = 1
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
             raise TargetError(f"device must be 'cpu' or 'cuda' but is {self.device!r}")
         if not isinstance(self.ranks, int) or self.ranks < 1:
             raise TargetError(f"ranks must be a whole number, 1 or more, but is {self.ranks!r}")
+        if self.threads is not None and not (isinstance(self.threads, int) and 1 <= self.threads <= cores()):
+            raise TargetError(f"training threads must be 1 to {cores()} on this machine but are {self.threads}")

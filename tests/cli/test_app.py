@@ -61,7 +61,7 @@ def test_lists_read_well_off_a_terminal():
     (["explore", "digits", "--budget", "5m", "--max-drop", "some"], "1pt (absolute)"),
     (["explore", "digits", "--budget", "5m", "--minimize", "colour"], "latency, bytes, memory, training"),
     (["explore", "digits", "--budget", "5m", "--methods", "prun"], "did you mean 'prune'"),
-    (["explore", "minilm", "--budget", "5m", "--methods", "bf16"], "no training set"),
+    (["explore", "minilm", "--budget", "5m", "--methods", "bf16"], "the model comes trained"),
     (["explore", "digits"], "--budget"),
     (["tune", "digits"], "OPTIMIZER"),
     (["tune", "digits", "adamv"], "did you mean 'adamw'"),

@@ -77,3 +77,13 @@ def test_a_table_whose_rows_are_scaled_when_looked_up_is_captured_with_scaled_ro
     assert not any("renorm" in str(node.target) for node in program.graph.nodes)
     assert net[0].weight is before and net[0].max_norm == 1.5 and torch.equal(before, kept)
     torch.testing.assert_close(program.module()(ids), net(ids))
+
+
+def test_what_cannot_be_captured_is_told_by_the_error_alone(capfd):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if bool(x.sum() > 0) else -x
+
+    with pytest.raises(LoweringError, match="cannot capture Branches") as told:
+        capture(Branches(), (torch.ones(2, 2),), {0: {0: (1, 8)}})
+    assert "\n" not in str(told.value) and capfd.readouterr() == ("", "")

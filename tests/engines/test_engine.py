@@ -61,3 +61,8 @@ def test_a_file_that_is_no_model(tmp_path):
 def test_this_processor_has_its_own_instructions():
     assert missing_instructions(instruction_set()) == []
     assert missing_instructions("") == []
+
+
+def test_machine_code_of_another_machine_is_refused_by_the_machines_name(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert missing_instructions("x86_64 avx2 fma") == ["x86_64"]

@@ -144,7 +144,7 @@ def test_the_operator_keeps_torchs_contract() -> None:
     x, w, y = (t.detach() for t in drawn(150, 16, 48))
     for float8, flags in ((False, (True, True)), (False, (False, True)), (True, (False, False))):
         rows = 144 if float8 else 150
-        torch.library.opcheck(fused.linear_loss, (x[:rows], w, y[:rows], IGNORED, 128, float8, *flags))
+        torch.library.opcheck(fused.linear_loss, (x[:rows], w, y[:rows], IGNORED, 128, float8, *flags, True))
 
 
 def test_sizes_that_do_not_fit_say_so() -> None:

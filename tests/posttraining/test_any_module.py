@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from tests.generated_models import Drawn, draw
 from tests.rounding_noise import ROUNDING, SLACK, noisy
+from torch import nn
 
 from thrifty import testing
 from thrifty.errors import ThriftyError
 from thrifty.numerics.flat import distance
 from thrifty.numerics.plain import bake
-from thrifty.posttraining.dependency import Place, dependencies
-from thrifty.posttraining.factored import product
-from thrifty.posttraining.low_rank import LowRank
-from thrifty.posttraining.prune import Prune, masked
+from thrifty.posttraining.low_rank.factored import product
+from thrifty.posttraining.low_rank.low_rank import LowRank
+from thrifty.posttraining.pruning.cutting import masked
+from thrifty.posttraining.pruning.dependency import Place, dependencies
+from thrifty.posttraining.pruning.prune import Prune
 from thrifty.posttraining.quantize import Quantize
 from thrifty.recipes.context import Context
 from thrifty.recipes.transform import Plan, Transform
@@ -61,7 +61,7 @@ def law(seed: int, name: str) -> tuple[float, float] | str:
         (the error of its answers, that of noise), or the words of its refusal.
     """
     (drawn, model, other), method = models(seed), METHODS[name]
-    data, requests = drawn.inputs(CALIBRATION, 1), drawn.inputs(REQUESTS, SEED)
+    data, requests = drawn.inputs(CALIBRATION, 1), drawn.asked(REQUESTS, SEED)
 
     def score(other: nn.Module) -> float:
         return 1 - distance(copy.deepcopy(other).eval()(*data), copy.deepcopy(model)(*data))

@@ -249,6 +249,21 @@ def test_bfloat16_refuses_what_torch_cannot_run_in_it():
         Quantize("bf16").plan(net.eval(), Context.of([torch.randn(4, 1, 6, 6, 6)]))
 
 
+def test_a_bfloat16_rest_is_refused_where_the_models_own_code_asks_for_another_type():
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 8)
+            self.b.register_full_backward_hook(lambda *given: None)  # which keeps it float
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(h if h.dtype == torch.float32 else h.float())
+
+    with pytest.raises(ThriftyError, match="rest=bf16.*: torch cannot run this model in bfloat16: .*dtype"):
+        Quantize("w4a16", rest="bf16", group=32)(Asks(), [torch.randn(16, 32)])
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a16", "fp8"])
 def test_a_transformer_layer_of_torch_runs_quantized(scheme):
     torch.manual_seed(0)

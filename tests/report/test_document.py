@@ -28,7 +28,8 @@ def test_every_part_of_a_study():
         "frontier": ["aaa"], "objectives": ["quality", "training", "inference"],
         "standings": [{"id": "aaa", "status": "front", "by": None}, {"id": "bbb", "status": "dominated", "by": "aaa"}],
         "not_ranked": [{"id": "ccc", "reason": "failed: nan"}],
-        "recommended": None, "nearest": None, "bars": None,
+        "recommended": None, "nearest": None, "bars": None, "keep": None, "ended": None,
+        "as_it_is": {"bytes": None, "seconds": None},
         "failures": [{"trial": "ccc", "recipe": "prune(ratio=0.9)", "reason": "nan", "at": "now"}],
         "spent": {"seconds": 80.0, "flops": 1e12, "joules": None, "dollars": 0.08, "charges": spent.to_json()},
     }))
@@ -38,6 +39,8 @@ def test_what_a_search_chose():
     bars = {"max_drop": "0.5", "max_bytes": None, "max_latency": None, "minimize": "latency"}
     found = study_json(Findings.of([trial("aaa")], asked=bars))
     assert (found["recommended"], found["nearest"], found["bars"]) == ("aaa", "aaa", bars)
+    slow = study_json(Findings.of([trial("aaa", speed=0.5)], asked=bars))
+    assert (slow["recommended"], slow["nearest"]) == (None, "aaa") and "0.50x" in slow["keep"]
     missed = study_json(Findings.of([trial("aaa")], asked={"max_bytes": 1}))
     assert (missed["recommended"], missed["nearest"]) == (None, "aaa")
 

@@ -248,9 +248,17 @@ def by_hand(trials, limits, minimise):
     def rank(each):
         return (speed and each.inference.speedup.low is None, read(each))
 
-    meeting = [t for t in done if excess(t) == 0]
+    def beats(each):
+        speed = each.inference.speedup
+        if minimise == "inference":
+            return speed.low is not None and speed.low > 1
+        return (speed.high or speed.value) >= 1
+
+    meeting = sorted((t for t in done if excess(t) == 0), key=rank)
+    if better := [t for t in meeting if beats(t)]:
+        return better[0].id, better[0].id
     if meeting:
-        return min(meeting, key=rank).id, min(meeting, key=rank).id
+        return "", meeting[0].id
     least = min(map(excess, done))
     return "", min((t for t in done if excess(t) == least), key=rank).id
 
@@ -295,7 +303,19 @@ def test_screened_comes_after_measured(quiet):
     quiet.open([trial("aaa", speed=2.0), trial("bbb", speed=9.0, width=0)])
     assert answer(quiet)[0] == "aaa" == best([trial("aaa", speed=2.0), trial("bbb", speed=9.0, width=0)], "1pt").trial.id
     quiet.open([trial("bbb", speed=9.0, width=0)])
-    assert answer(quiet)[0] == "bbb" and "has no interval" in quiet.one("#answer").text
+    assert answer(quiet) == ("", "bbb") and "has no interval" in quiet.one("#answer").text
+    assert "Keep the model as it is: no trial that meets this is significantly faster" in quiet.one("#answer").text
+
+
+def test_the_model_as_it_is_is_kept_where_nothing_beats_it(quiet):
+    slow = trial("aaa", speed=0.28)
+    quiet.open([slow], keep=best([slow], "1pt").keep, bars={"max_drop": "0.01", "minimize": "latency"}, nearest="aaa")
+    assert answer(quiet) == ("", "aaa") and quiet.one("#answer").text.startswith("Keep the model as it is:")
+    assert "says to keep the model as it is; nearest is" in quiet.one("#answer").text
+    quiet.open([trial("aaa", speed=3.0)], ended={"says": "stopped after 58 of 60 s: no recipe fits into 2.0 s"})
+    assert "The exploration stopped after 58 of 60 s: no recipe fits into 2.0 s." in quiet.one("#spent").text
+    quiet.open([trial("aaa", speed=3.0)], doubt="the reference guesses")
+    assert quiet.one("#answer").text.startswith("Keep the model as it is: the reference guesses.")
 
 
 def test_what_a_search_was_asked(quiet):

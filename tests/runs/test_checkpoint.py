@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from thrifty import testing
-from thrifty.posttraining.prune import Prune
+from thrifty.posttraining.pruning.prune import Prune
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.transform import Plan
 from thrifty.runs import checkpoint

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thrifty import AdamW, OnnxRuntime, Prune, testing
+from thrifty import AdamW, Offline, OnnxRuntime, Prune, SingleStream, testing
 from thrifty.errors import ThriftyError
 from thrifty.recipes.context import SearchBudgetSpent
 from thrifty.runs.context import (
@@ -53,6 +53,12 @@ def test_flops_of_a_score_are_those_of_all_its_batches():
     counted = scored(testing.workload, testing.trained())[1]
     one = 2 * 12 * 12 * 9 * (32 + 2 * 32 * 32) + 2 * (32 * 64 + 64 * 4)
     assert counted == 64 * one
+
+
+def test_engines_are_made_for_the_batch_that_the_scenario_serves():
+    for scenario, batch in ((SingleStream(), 1), (Offline(max_batch=8), 8)):
+        workload = dataclasses.replace(testing.workload, scenario=scenario)
+        assert make_context(workload, Target(), 0, lambda event: None).batch == batch
 
 
 def test_calibration_repeats_with_its_seed_and_differs_with_another():
@@ -119,6 +125,21 @@ def test_a_short_training_is_kept_with_its_weights(tmp_path):
     assert not second.made
     with pytest.raises(ThriftyError, match="prune cannot modify a training"):
         second.fit(testing.trained(), [Prune(ratio=0.5)], 1)
+
+
+def test_a_distilled_block_is_kept_with_its_errors(tmp_path):
+    torch.manual_seed(0)
+    net, student = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)), torch.nn.Linear(8, 8)
+    context = make_context(testing.workload, Target(), 0, print, measurements=measurements(Journal(tmp_path)))
+    examples = context.record(net, ["1"], [(torch.randn(16, 4),) for _ in range(8)])["1"]
+    found = context.distil(student, examples, steps=20)
+    assert found.error < found.error_before and found.steps == 20
+    second = measurements(Journal(tmp_path))
+    kept = second.distil(student, examples, steps=20)
+    assert testing.fingerprint(kept.student) == testing.fingerprint(found.student) and not second.made
+    assert (kept.error, kept.error_before, kept.steps) == (found.error, found.error_before, 20)
+    rehearsed = rehearsal_context(testing.workload, Target(), 0, 8).distil(student, examples)
+    assert rehearsed.steps == 0 and testing.fingerprint(rehearsed.student) == testing.fingerprint(student)
 
 
 def test_a_spent_budget_ends_the_search():

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from thrifty import testing
-from thrifty.posttraining.prune import Prune
+from thrifty.posttraining.pruning.prune import Prune
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
 from thrifty.runs import cache

@@ -16,7 +16,7 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import MethodClaim
 from thrifty.runs.execution import Execution
-from thrifty.runs.job import Job, Task, checkpoint_key, place
+from thrifty.runs.job import Job, Task, Taught, Teacher, checkpoint_key, place
 from thrifty.runs.launcher import LocalLauncher
 from thrifty.runs.phase import reprobe
 from thrifty.studies.events import Charged
@@ -37,7 +37,7 @@ def test_phases_in_processes_of_their_own_leave_what_one_process_leaves(tmp_path
     phases = Recipe.parse(TAUGHT).phases
     keys = [checkpoint_key(JOB, Recipe(phases[:i])) for i in range(len(phases) + 1)]
     for i in range(len(phases)):
-        teachers = {"train(steps=6)": taught.checkpoint} if i == 2 else {}
+        teachers = (Taught(Teacher("train(steps=6)"), taught.checkpoint),) if i == 2 else ()
         launcher.take(Task(JOB, i, keys[i] if i else None, keys[i + 1], teachers))
     apart = checkpoint.load(place("checkpoints", keys[-1]), testing.SmallNet())[1]
     assert keys[-1] == together.checkpoint

@@ -51,7 +51,20 @@ def test_what_needs_logits_is_refused_where_the_loss_gives_none(recipe):
 def test_a_loss_of_ones_own_trains_by_its_call_alone():
     own = dataclasses.replace(testing.workload, loss=OwnLoss())
     assert "trained" in check(own, "train(adamw, epochs=1)")
-    assert "trained" in check_recipe(own, Recipe.parse('train(sophia("hutchinson"))'))
+    for recipe in ('train(sophia("hutchinson"))', "train(adamw, distill(similarity))"):
+        assert "trained" in check_recipe(own, Recipe.parse(recipe))
+
+
+def test_inputs_alone_need_a_teacher():
+    alone = dataclasses.replace(testing.workload, train=None, loss=None, reference="", unlabelled=testing.stripes(8, 0))
+    with pytest.raises(WorkloadError, match="unlabelled inputs alone.*put distill"):
+        check_recipe(alone, Recipe.parse("train(adamw, epochs=1)"))
+    assert "trained" in check_recipe(alone, Recipe.parse("train(adamw, distill, epochs=1)"))
+
+
+def test_a_teacher_of_another_workload_is_looked_for_before_anything_runs():
+    with pytest.raises(WorkloadError, match="there is no file"):
+        check_recipe(testing.workload, Recipe.parse('train(distill(teacher_workload="nowhere.py"))'))
 
 
 def test_checking_rehearses():

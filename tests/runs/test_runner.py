@@ -17,8 +17,9 @@ from thrifty import testing
 from thrifty.errors import RunFailed
 from thrifty.measure.process import WorkerDied
 from thrifty.recipes.recipe import Recipe
+from thrifty.runs.opening import open_study
 from thrifty.runs.preflight import resolve
-from thrifty.runs.runner import Runner, open_study
+from thrifty.runs.runner import Runner
 from thrifty.studies.events import Charged
 from thrifty.studies.store import Store
 from thrifty.target import Target, cores
@@ -36,7 +37,7 @@ def study(tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path_factory.mktemp("cache")))  # empty: what is trained is seen
     workload = resolve(WORKLOAD)
-    with open_study(place, workload, Target()) as store:
+    with open_study(place, workload, Target()) as (store, _):
         runner = Runner(workload, store, price=3.6, listener=events.append)
         trials = [runner.run(Recipe.parse(text), pairs=1)
                   for text in (REFERENCE, PRUNED, "train(adamw(lr=1e30), clip=None, epochs=1)")]

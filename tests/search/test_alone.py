@@ -57,3 +57,20 @@ def test_of_options_that_differ_in_numbers_alone_the_middle_one_stands_for_all()
     parts = Space.of(WORKLOAD, ("prune", "quantize")).parts
     assert representative({option: part for option, part in parts["structure.prune"].items() if part}) == ["prune(ratio=0.75)"]
     assert representative(parts["length"]) == ["0.5"]
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_fails_with_the_best_compiler_is_tried_with_the_next():
+    space = Space.of(PRETRAINED, ("quantize", "onnxruntime", "inductor"))
+    ran = [trial("o", recipe="compile(onnxruntime)", speedup=(3.0, 2.9, 3.1)),
+           trial("i", recipe="compile(inductor)", speedup=(2.0, 1.9, 2.1))]
+    first = [str(recipe) for recipe in alone(space, ran, Bars())]
+    assert first and all(text.endswith("compile(onnxruntime)") for text in first)
+    fine = [trial(text, recipe=text, speedup=(4.0, 3.9, 4.1)) for text in first if "w8a8" not in text]
+    refused = trial("r", recipe="quantize(w8a8) | compile(onnxruntime)", status="failed", error="it has no such operator")
+    second = [str(recipe) for recipe in alone(space, [*ran, *fine, refused], Bars())]
+    assert second == ["quantize(w8a8) | compile(inductor)"]
+    too = trial("t", recipe=second[0], status="failed", error="nor has it")
+    assert alone(space, [*ran, *fine, refused, too], Bars()) == []  # no compiler is left
+    took = trial("t", recipe=second[0], speedup=(6.0, 5.9, 6.1))
+    assert alone(space, [*ran, *fine, refused, took], Bars()) == []

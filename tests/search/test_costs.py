@@ -4,7 +4,7 @@ from tests.factories import trial
 from tests.search.test_space import RECOVERY, registered  # noqa: F401
 from thrifty.recipes.cost import Known
 from thrifty.recipes.recipe import Recipe
-from thrifty.search.costs import Costs
+from thrifty.search.costs import COMPILERS, Costs
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import InferenceFigure, Ratio
 
@@ -31,8 +31,8 @@ def test_what_is_kept_costs_nothing_again():
 
 
 def test_a_training_that_never_ran_costs_its_share_of_the_references():
-    assert costs().seconds(Recipe.parse("train(adamw, bf16, epochs=2)")) == 20 + 10 + 10
-    assert costs().seconds(REFERENCE) == 10 + 10
+    assert costs().seconds(Recipe.parse("train(adamw, bf16, epochs=2)")) == 20 + 10 + 1
+    assert costs().seconds(REFERENCE) == 10 + 1
 
 
 def test_a_failed_trial_keeps_no_prefix():
@@ -56,9 +56,9 @@ def test_a_method_that_has_not_run_is_asked_what_it_will_cost():
     in_steps = Recipe.parse("train(adamw, steps=200)")
     found = Costs.of([], {}, Ledger((Charge("training", str(in_steps), 10.0),)), in_steps)
     assert found.known == Known(step=0.05)
-    assert found.seconds(in_steps | "convert(share=0.5)") == pytest.approx(100 * 0.5 * 0.05 + 20)
-    assert found.seconds(in_steps | "prune(ratio=0.5)") == 1 + 20  # which says nothing
-    assert costs().seconds(REFERENCE | "convert(share=0.5)") == 1 + 20  # who cannot tell, without a step's seconds
+    assert found.seconds(in_steps | "convert(share=0.5)") == pytest.approx(100 * 0.5 * 0.05 + 11)
+    assert found.seconds(in_steps | "prune(ratio=0.5)") == 1 + 11  # which says nothing
+    assert costs().seconds(REFERENCE | "convert(share=0.5)") == 1 + 11  # who cannot tell, without a step's seconds
     ran = trial("a", recipe=f"{REFERENCE} | convert(share=0.5)",
                 ledger=Ledger((*TRAINED.charges, Charge("calibration", "convert(share=0.5)", 30.0))))
     assert costs(ran).phases["convert(share=0.5)"] == 30  # asked no more
@@ -70,7 +70,7 @@ def test_compilers_and_methods_of_a_training_are_asked_too(monkeypatch, name, te
 
     before = costs().seconds(Recipe.parse(text))
     monkeypatch.setattr(method_class(name), "estimate", lambda self, known: 17.0 + known.epoch)
-    assert costs().seconds(Recipe.parse(text)) == before + 27 - (10 if name == "inductor" else 0)
+    assert costs().seconds(Recipe.parse(text)) == before + 27 - (COMPILERS[name] if name == "inductor" else 0)
 
 
 def test_of_a_model_that_comes_trained_a_training_costs_what_its_requests_take_until_one_ran():
@@ -78,12 +78,26 @@ def test_of_a_model_that_comes_trained_a_training_costs_what_its_requests_take_u
         return Costs.of(trials, {t.id: Ledger() for t in trials}, Ledger(), Recipe())
 
     recovered = Recipe.parse(f"prune(ratio=0.5) | {RECOVERY}")
-    assert of().seconds(recovered) == 1 + 20
+    assert of().seconds(recovered) == 1 + 11
     figure = InferenceFigure("SingleStream", 0.001, 0.001, Ratio(2.0), Ratio(None), 1000.0, None, None)
     quick = trial("a", recipe="compile(inductor)", inference=figure)
     assert of(quick).known == Known(forward=pytest.approx(256 * 0.002))
-    assert of(quick).seconds(recovered) == pytest.approx(1 + 200 * 0.5 * 256 * 0.002 + 10)
+    assert of(quick).seconds(recovered) == pytest.approx(1 + 200 * 0.5 * 256 * 0.002 + 1)
     ran = trial("b", recipe="prune(ratio=0.75) | train(adamw, steps=100)",
                 ledger=Ledger((Charge("training", "train(adamw, steps=100)", 4.0),)))
     assert of(quick, ran).known.step == 0.04
-    assert of(quick, ran).seconds(recovered) == pytest.approx(1 + 8 + 10)
+    assert of(quick, ran).seconds(recovered) == pytest.approx(1 + 8 + 1)
+
+
+def test_a_compiler_that_has_not_run_costs_its_usual_by_what_the_others_took():
+    slow = trial("a", recipe="compile(onnxruntime)", ledger=Ledger((Charge("compilation", "compile(onnxruntime)", 6.0),)))
+    scale = 6.0 / COMPILERS["onnxruntime"]
+    assert costs(slow).seconds(Recipe.parse("compile(inductor)")) == pytest.approx(7 + scale * COMPILERS["inductor"])
+    assert costs(slow).cheapest_compiler == 6.0 and costs().cheapest_compiler == COMPILERS["onnxruntime"]
+
+
+def test_what_a_claim_measured_is_no_part_of_screening():
+    spent = Ledger((Charge("start", "process", 1.0), Charge("scoring", "validation[1000]", 2.0),
+                    Charge("timing", "rounds", 3.0, amount=1),
+                    Charge("scoring", "test", 50.0), *(Charge("timing", "rounds", 3.0, amount=1) for _ in range(5))))
+    assert costs(trial("a", recipe="compile(onnxruntime)"), spent=spent).overhead == 6.0

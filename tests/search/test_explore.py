@@ -38,7 +38,8 @@ def test_everything_is_run_once_and_the_best_is_claimed(study):
     assert all(trial.status == "done" for trial in found.trials)
     claimed = [trial for trial in found.trials if trial.inference.speedup.low is not None]
     assert len(claimed) == 1 and claimed[0].test is not None
-    assert found.choice.trial is claimed[0]
+    assert found.choice.nearest is claimed[0]  # and recommended where it is faster, which a busy machine may not show
+    assert (found.choice.trial is None) == (claimed[0].inference.speedup.verdict != "faster") == (found.choice.keep is not None)
     assert [event.id for event in heard if isinstance(event, RecipeBegan)].count(claimed[0].id) == 2
 
 
@@ -47,7 +48,7 @@ def test_asking_again_runs_nothing(study):
     heard = []
     again = explore(WORKLOAD, 3600, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1,
                     listener=heard.append)
-    assert again == found
+    assert (again.trials, again.frontier, again.choice, again.ended) == (found.trials, found.frontier, found.choice, found.ended)
     assert {event.id for event in heard if isinstance(event, RecipeBegan)} <= {"reference"}
 
 
@@ -89,7 +90,7 @@ def test_an_error_ends_with_the_frontier_so_far(study, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["thrifty.search.explore"], "alone", full)
+    monkeypatch.setattr(sys.modules["thrifty.search.exploration"], "alone", full)
     ended = explore(WORKLOAD, 7200, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
     assert ended.ended == "error" and "No space left" in ended.error
     assert ended.trials == found.trials and ended.choice == found.choice
@@ -159,7 +160,8 @@ def test_a_budget_too_small_for_the_reference_says_how_much_it_needs(tmp_path, m
     (tmp_path / "long.py").write_text(
         "import dataclasses\nfrom thrifty.testing import workload as base\n"
         'workload = dataclasses.replace(base, reference="train(adamw, steps=100000)")\n')
-    with pytest.raises(ExploreError, match=r"alone takes about \d+ s here, and the budget is 30 s: .*--budget \d+s"):
+    says = r"alone takes about \d+ s here \(\d+ s at the very least\), and the budget is 30 s: .*--budget \d+s"
+    with pytest.raises(ExploreError, match=says):
         explore(str(tmp_path / "long.py"), 30, store=tmp_path / "study")
 
 

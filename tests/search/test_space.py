@@ -19,6 +19,7 @@ from thrifty.recipes.training_method import TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.runs.preflight import initial_properties
 from thrifty.search.space import NONE, RECOVERY_RATE, RECOVERY_STEPS, Space, SpaceError
+from thrifty.workloads.embedded.retrieval import Recall
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.losses import MSE
 
@@ -149,6 +150,17 @@ def test_a_workload_that_cannot_be_trained_has_no_training_in_its_space():
     assert all(not isinstance(phase, Train) for text in space.recipes() for phase in Recipe.parse(text))
 
 
+def test_a_model_that_comes_trained_is_recovered_by_its_own_teaching_where_inputs_have_no_labels():
+    alone = dataclasses.replace(UNTRAINED, unlabelled=WORKLOAD.validation)
+    space = Space.of(alone, ("prune", "distill", "quantize", "onnxruntime"))
+    recovery = RECOVERY.replace("),", "), distill,")
+    assert space.slot("recovery").options == (NONE, recovery)
+    assert f"prune(ratio=0.5) | {recovery} | quantize(w8a8) | compile(onnxruntime)" in set(space.recipes())
+    assert Space.of(alone, ("prune", "onnxruntime")).slot("recovery") is None  # nobody is asked to teach
+    vectors = dataclasses.replace(alone, quality=Recall())
+    assert "distill(embedding)" in Space.of(vectors, ("prune", "distill")).slot("recovery").options[1]
+
+
 def test_a_model_that_comes_trained_is_recovered_where_it_can_be_trained():
     space = Space.of(PRETRAINED, ("prune", "distill", "quantize", "onnxruntime"))
     assert set(kinds_of(space).values()) == {"structure", "last", "recovery", "compiler"}
@@ -237,9 +249,18 @@ def test_methods_that_cannot_be_explored(workload, methods, says):
 
 
 def test_nothing_to_explore_is_said():
-    with pytest.raises(SpaceError, match="nothing to explore"):
+    with pytest.raises(SpaceError, match="export cannot be explored on stripes: recipes without a compiler end as export"):
         Space.of(UNTRAINED, ("export",))
 
 
 def test_a_recipe_of_elsewhere_has_no_choice():
     assert SPACE.choice(Recipe.parse("train(steps=3) | quantize(w8a8)")) is None
+
+
+def test_methods_that_spread_a_training_are_offered_where_there_are_ranks_to_spread_it_over():
+    alone, two = Space.of(WORKLOAD), Space.of(WORKLOAD, ranks=2)
+    assert alone.slot("training") is not None and "parallelism" not in {slot.name for slot in alone.slots}
+    (slot,) = [slot for slot in two.slots if slot.name == "parallelism"]
+    assert set(slot.parts) == {"-", "ddp", "zero1", "zero2", "zero3"}
+    with pytest.raises(SpaceError, match="ddp spreads a training over ranks, and there is one: give --nproc"):
+        Space.of(WORKLOAD, ("ddp",))

@@ -1,14 +1,17 @@
 """Choosing: bars are met or said to be missed, and nothing unmeasured is ever chosen."""
 
 import math
+import re
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.factories import trial
+from thrifty.studies.as_it_is import AsItIs
 from thrifty.studies.constraints import Bars, DropBar, best, choose
 from thrifty.studies.frontier import FrontierError
+from thrifty.studies.trial import InferenceFigure, Ratio
 
 drops = st.integers(0, 5).flatmap(lambda v: st.integers(0, 3).map(lambda w: (v / 100, (v - w) / 100, (v + w) / 100)))
 speeds = st.integers(1, 9).flatmap(lambda v: st.sampled_from([0.0, 0.5]).map(lambda w: (float(v), v - w, v + w)))
@@ -20,7 +23,7 @@ def test_the_upper_end_of_the_drop_is_judged():
     assert best([risky, safe], "1pt").trial is safe
     assert best([risky, safe], "2pt").trial is risky
     assert best([risky, safe], "1%").trial is None  # of 0.9
-    assert best([trial("exact", (0.0, 0.0, 0.98 - 0.97))], "1pt").trial is not None  # 0.01 and a rounding
+    assert best([trial("exact", (0.0, 0.0, 0.98 - 0.97))], "1pt").misses == ()  # 0.01 and a rounding
     assert best([], "1pt") == best([trial("x", None)], "1pt")
 
 
@@ -36,11 +39,12 @@ def test_nothing_good_enough_is_said_not_hidden():
 def test_a_speed_with_an_interval_comes_before_a_screened_one():
     screened, claimed = trial("screened", speedup=(9.0, None, None)), trial("claimed", speedup=(3.0, 2.9, 3.1))
     assert best([screened, claimed], "1pt").trial is claimed
-    assert best([screened], "1pt").trial is screened
+    alone = best([screened], "1pt")
+    assert alone.trial is None and alone.nearest is screened and "screened at 9.00x with one pair" in alone.keep
 
 
 def test_other_things_to_minimize():
-    a, b = trial("a", size=10, seconds=20.0), trial("b", size=20, seconds=10.0)
+    a, b = trial("a", size=10, seconds=20.0), trial("b", size=20, seconds=10.0)  # neither is slower than the model
     assert best([a, b], "1pt", minimize="bytes").trial is a
     assert best([a, b], "1pt", minimize="training").trial is b
 
@@ -50,10 +54,11 @@ def test_the_choice_is_the_fastest_that_meets_the_bar(rows, points):
     trials = [trial(i, d, speedup=s) for i, (d, s) in enumerate(rows)]
     choice = best(trials, f"{points}pt")
     good = [t for t in trials if t.quality.drop.high <= points / 100]
-    assert (choice.trial is None) == (not good)
+    faster = [t for t in good if t.inference.speedup.low > 1]
+    assert (choice.trial is None) == (not faster) and (choice.keep is None) == (bool(faster) or not trials)
     if good:
-        assert choice.trial in good
-        assert choice.trial.inference.speedup.low == max(t.inference.speedup.low for t in good)
+        assert choice.nearest in good
+        assert choice.nearest.inference.speedup.low == max(t.inference.speedup.low for t in good)
     elif trials:
         assert choice.nearest.quality.drop.high == min(t.quality.drop.high for t in trials)
 
@@ -87,8 +92,54 @@ def test_every_bar_counts():
     assert choose([small], Bars.read(max_latency="10ms")).trial is small
 
 
+# -- the model as it is -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speed, says", [
+    ((0.28, 0.27, 0.29), "no trial that meets the bars is faster than it: the nearest is 0.28x"),
+    ((1.02, 0.97, 1.07), r"significantly faster: the nearest is 1.02x \[0.97, 1.07\]"),
+    ((0.5, None, None), "no trial that meets the bars is faster than it"),
+])
+def test_nothing_that_is_not_faster_is_recommended(speed, says):
+    choice = best([trial("x", speedup=speed)], "1pt")
+    assert choice.trial is None and choice.nearest.id == "x" and choice.misses == ()
+    assert re.search(says, choice.keep)
+
+
+@pytest.mark.parametrize("minimize", ["bytes", "training"])
+def test_what_is_slower_is_not_recommended_whatever_is_minimised(minimize):
+    slow, fine = trial("slow", size=10, seconds=1.0, speedup=(0.5, 0.4, 0.6)), trial("fine", size=20, seconds=2.0)
+    assert best([slow, fine], "1pt", minimize=minimize).trial is fine
+    alone = best([slow], "1pt", minimize=minimize)
+    assert alone.trial is None and "0.50x [0.40, 0.60] as fast" in alone.keep
+
+
+def test_what_is_not_less_than_the_model_has_is_not_recommended():
+    one = trial("one", size=1000, seconds=10.0)
+    assert choose([one], Bars.read(minimize="bytes"), AsItIs(bytes=1001)).trial is one
+    assert "significantly less bytes" in choose([one], Bars.read(minimize="bytes"), AsItIs(bytes=1000)).keep
+    assert choose([one], Bars.read(minimize="training"), AsItIs(seconds=12.0)).trial is one
+    assert choose([one], Bars.read(minimize="training"), AsItIs(seconds=10.5)).trial is None  # within what trainings vary by
+    assert choose([one], Bars.read(minimize="training"), AsItIs(seconds=0.0)).trial is None  # it comes trained
+    eater = trial("eater", raw={"figures": {"eager": {"peak_memory_bytes": 5}}}, inference=InferenceFigure(
+        "SingleStream", 0.01, 0.02, Ratio(2.0, 1.9, 2.1), Ratio(None), None, 6, None))
+    assert choose([eater], Bars.read(minimize="memory")).trial is None
+
+
+def test_where_nothing_can_be_concluded_nothing_is_recommended():
+    choice = choose([trial("fast", speedup=(4.0, 3.9, 4.1))], Bars.read("1pt"), AsItIs(doubt="the reference guesses"))
+    assert (choice.trial, choice.nearest.id, choice.keep) == (None, "fast", "the reference guesses")
+
+
+def test_the_model_as_it_is_must_meet_the_bars_too():
+    lossy = trial("lossy", (0.5, 0.4, 0.6), speedup=(4.0, 3.9, 4.1))
+    assert "no trial meets the bars, and it does" in choose([lossy], Bars.read("1pt")).keep
+    assert choose([lossy], Bars.read("1pt", max_bytes=10)).keep is None  # nobody knows its bytes
+    assert choose([lossy], Bars.read("1pt", max_bytes=10), AsItIs(bytes=9)).keep is not None
+
+
 def test_without_a_bar_the_fastest_is_chosen():
-    fast = trial("fast", (0.5, 0.4, 0.6), speedup=(4.0, 4.0, 4.0))
+    fast = trial("fast", (0.5, 0.4, 0.6), speedup=(4.0, 3.9, 4.1))
     assert choose([trial("slow"), fast], Bars()).trial is fast
 
 

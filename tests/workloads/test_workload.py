@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from thrifty.errors import WorkloadError
 from thrifty.workloads.quality import Accuracy
@@ -26,6 +26,32 @@ def workload(**changes: Any) -> Workload:
         "reference": "train(adamw, epochs=1)",
     }
     return Workload(**{**fields, **changes})
+
+
+# -- unlabelled inputs ------------------------------------------------------------------------------------------
+
+
+class Alone(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((2,), float(index))
+
+
+def test_unlabelled_inputs_are_learnt_from_where_there_is_no_training_set() -> None:
+    found = workload(train=None, loss=None, reference="", unlabelled=Alone())
+    assert found.lessons is not None
+    data, loss = found.lessons
+    assert len(data) == 12 and torch.equal(data[3][0], torch.full((2,), 3.0)) and data[3][1] == 0
+    total, weight = loss(torch.zeros(5, 2), ((torch.zeros(5, 2),), torch.zeros(5)))
+    assert float(total) == 0 and int(weight) == 5
+    for shape, rows in (((5, 3), 5), ((2, 4, 3), 8), ((2, 3, 4, 5), 40)):
+        logits, valid = loss.logits(torch.zeros(shape), ((torch.zeros(shape[0], 2),), None))
+        assert logits.shape == (rows, 3) and valid.shape == (rows,) and bool(valid.all())
+    labelled = workload(unlabelled=Alone())
+    assert labelled.lessons == (labelled.train, labelled.loss)
+    assert workload(train=None, loss=None, reference="").lessons is None
 
 
 # -- the value --------------------------------------------------------------------------------------------------

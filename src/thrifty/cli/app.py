@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import os
 import sys
@@ -15,8 +17,9 @@ import typer
 from thrifty.cli import artifacts, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
+from thrifty.measure import command
 from thrifty.report.words import shortened
-from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, where
+from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, leave, where
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -25,8 +28,9 @@ app = typer.Typer(
 )
 
 VERBS: tuple[Callable[..., None], ...] = (
-    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.run, recipes.sweep, recipes.explore,
-    recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve, studies.show, studies.report, listings.cache,
+    listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.plan, recipes.run, recipes.sweep,
+    recipes.orders, recipes.explore, recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve,
+    studies.show, studies.report, listings.cache,
 )
 """In the order of ``thrifty --help``."""
 for verb in VERBS:
@@ -41,19 +45,43 @@ def settings(debug: Annotated[bool, typer.Option("--debug", help="Show whole tra
 
 
 def main() -> NoReturn:
-    """Run the command line: 0 done, 1 the run failed, 2 usage."""
+    """Run the command line: 0 done, 1 the run failed, 2 usage, 3 keep the model as it is."""
+    command.begin()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: threads that spin take the time of what else runs
     if not debugging():
         warnings.simplefilter("ignore")  # of libraries: what Thrifty has to say it says itself
-    sys.exit(guarded(app))
+    code = guarded(_among_ranks)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    atexit._run_exitfuncs()
+    leave(code)  # tearing torch down takes a third of a second, seconds on a busy machine, and serves nobody
 
 
-def guarded(command: Callable[..., Any]) -> int:
+def _among_ranks() -> None:
+    """The first process of torchrun does what it was told; the others take their parts of its trainings."""
+    if int(os.environ.get("WORLD_SIZE") or 1) <= 1:  # nothing of ranks is imported where there are none
+        app()
+        return
+    from thrifty.runs.ranks import Elastic, follow, leading
+
+    here = Elastic.here()
+    if here is None:
+        app()
+    elif here.index:
+        raise SystemExit(follow(here))
+    else:
+        with leading(here):
+            app()
+
+
+def guarded(verb: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
         if not here():
             raise ThriftyError("the current directory was deleted: change to one that is there")
         with ending_refused():
-            command()
+            verb()
     except RunFailed as error:
         _tell(str(error))
         return FAILED

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+if TYPE_CHECKING:
+    from thrifty.studies.constraints import Choice
+
+DONE, FAILED, USAGE, KEEP, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. `KEEP`: all went well, and nothing is better than the model as it is."""
+
+
+def answered(choice: Choice) -> int:
+    """The exit code of a verb that chooses a trial."""
+    if choice.trial is not None:
+        return DONE
+    return KEEP if choice.keep is not None else FAILED
+
 
 
 class SavedAs(enum.Enum):
@@ -31,10 +42,14 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Fa
 StoreOption = Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
+TrainingThreadsOption = Annotated[int | None, typer.Option(
+    "--training-threads", min=1, help="Of every training; one a processor by default. Fewer where the machine is busy.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of every random stream.")]
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+NprocOption = Annotated[int | None, typer.Option("--nproc", min=1, help="Processes that train together; torchrun's, under it.")]
+RestartsOption = Annotated[int, typer.Option("--max-restarts", min=0, help="How often they start again after one failed.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run a precision even where this processor emulates it.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and run nothing.")]
 BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]

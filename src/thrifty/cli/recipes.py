@@ -22,16 +22,21 @@ from thrifty.cli.options import (
     MaxDropOption,
     MaxLatencyOption,
     MinimizeOption,
+    NprocOption,
     PairsOption,
     PriceOption,
     RecipeArgument,
+    RestartsOption,
     SeedOption,
     StoreOption,
     TaskOption,
     ThreadsOption,
     TrafficOption,
+    TrainingThreadsOption,
     WorkloadArgument,
+    answered,
 )
+from thrifty.errors import ThriftyError
 from thrifty.report.shown import emit, show_store
 from thrifty.report.words import shortened
 
@@ -44,6 +49,14 @@ def progress() -> Progress:
     from thrifty.report.terminal import Progress
 
     return Progress()
+
+
+def begin_warm(device: str, dry_run: bool) -> None:
+    """Have the process that runs jobs import while this one does."""
+    from thrifty.runs import warm
+
+    if device == "cpu" and not dry_run:
+        warm.begin()
 
 
 def target_of(device: str, threads: int) -> Target:
@@ -80,27 +93,32 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
         store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
         seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
+        nproc: NprocOption = None, max_restarts: RestartsOption = 0, training_threads: TrainingThreadsOption = None,
         as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
     """
+    begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.report import terminal
-    from thrifty.runs.preflight import check_recipe, resolve
+    from thrifty.runs.preflight import check_ranks, check_recipe, resolve
+    from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
 
-    parsed, target = Recipe.parse(recipe), target_of(device, threads)
+    parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
     definition = resolve(workload_reference(workload, task, data))
     if dry_run:
         properties = check_recipe(definition, parsed, target.device)
+        check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
         emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
-                           force=force, listener=shown.hear)
+                           force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
+                           listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:
@@ -108,15 +126,30 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
 
 
+def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
+         nproc: NprocOption = None, device: DeviceOption = "cpu", as_json: JsonOption = False) -> None:
+    """Predict a training before it runs: bytes on each rank by stage, the most at once, a step's seconds, which stage fits.
+
+    Example: thrifty plan digits "train(zero3, adamw)" --nproc 2
+    """
+    from thrifty.report.plans import print_plans
+    from thrifty.runs.ranks import count_here
+    from thrifty.search.planner import plan as plan_recipe
+
+    found = plan_recipe(workload_reference(workload, task, data), recipe, count_here(nproc), device)
+    emit({"plans": [one.to_json() for one in found]}) if as_json else print_plans(found)
+
+
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"),
           device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None,
-          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+          training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
     Example: thrifty sweep digits --store study/
     """
+    begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check_recipe, resolve
     from thrifty.search.sweep import sweep as sweep_recipes
@@ -132,9 +165,39 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         return
     with progress() as shown:
         found = sweep_recipes(definition, chosen, store=store, target=target, seed=seed, price=price,
-                              listener=shown.hear)
+                              training_threads=training_threads, listener=shown.hear)
     show_store(store, as_json)
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
+
+
+def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
+               metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
+           compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
+           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each training.")] = 1,
+           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"), device: DeviceOption = "cpu",
+           threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
+           dry_run: DryRunOption = False) -> None:
+    """Measure the orders in which methods can follow one another, after the workload's reference.
+
+    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)" --out study/
+    """
+    from thrifty.report.orders import print_orders
+    from thrifty.runs.preflight import resolve
+    from thrifty.search.orders import measure_orders
+    from thrifty.search.orders import orders as possible
+
+    definition = resolve(workload_reference(workload, task, data))
+    if dry_run:
+        found = possible(definition, methods, epochs, compiler)
+        texts = {order: str(recipe) for order, recipe in found.recipes.items()}
+        emit({"workload": definition.name, "recipes": texts, "refused": found.refused}) if as_json else print(
+            "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
+        return
+    with progress() as shown:
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, store=store,
+                             target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
+    emit(ran.to_json()) if as_json else print_orders(ran)
+    raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
 
 
 def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption = None, data: DataOption = None,
@@ -145,33 +208,50 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
-            workers: Annotated[int, typer.Option("--workers", min=1, help="Recipes compiled side by side.")] = 1,
-            requests_per_day: TrafficOption = None, price: PriceOption = None, as_json: JsonOption = False,
-            dry_run: DryRunOption = False) -> None:
+            workers: Annotated[str, typer.Option("--workers", help="Recipes compiled side by side: a number, or ray.")] = "1",
+            worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="With ray: processors a recipe.")] = 1,
+            worker_gpus: Annotated[int, typer.Option("--worker-gpus", min=0, help="With ray: GPUs a recipe.")] = 0,
+            worker_memory: Annotated[str | None, typer.Option("--worker-memory", help="With ray: memory a recipe, 4GB.")] = None,
+            nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
+            training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
 
-    Ctrl-C ends it with the frontier so far; the same command goes on from there.
+    Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
+    than the model as it is, so keep that.
 
     Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
     """
+    begin_warm(device, dry_run)
     from thrifty.runs.preflight import resolve
+    from thrifty.runs.ranks import count_here
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
     from thrifty.studies.constraints import Bars
-    from thrifty.units import seconds
+    from thrifty.units import seconds, size
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
-    space = Space.of(definition, methods, target.device)
+    count = count_here(nproc)
+    space = Space.of(definition, methods, target.device, count)
     if dry_run:
         slots = {slot.name: list(slot.options) for slot in space.slots}
         emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(
             "\n".join(f"{name}: {', '.join(options)}" for name, options in slots.items()))
         return
+    launcher = None
+    if workers == "ray":
+        from thrifty.runs.launcher_ray import RayLauncher
+
+        launcher = RayLauncher(cpus=worker_cpus, gpus=worker_gpus,
+                               memory=None if worker_memory is None else size(worker_memory))
+        workers = str(launcher.workers)
+    elif not workers.isdecimal() or not int(workers):
+        raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
     with progress() as shown:
         found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
-                                price=price, workers=workers, listener=shown.hear)
+                                price=price, workers=int(workers), launcher=launcher, nproc=count,
+                                training_threads=training_threads, listener=shown.hear)
     show_store(store, as_json, requests_per_day)
     if not as_json:
         print(f"\nThe page: thrifty report {store}")
@@ -181,7 +261,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     if found.error:
         print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(FAILED)
-    raise typer.Exit(DONE if found.choice.trial is not None else FAILED)
+    raise typer.Exit(answered(found.choice))
 
 
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
@@ -195,12 +275,13 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          task: TaskOption = None, data: DataOption = None,
          store: StoreOption = Path("study"),
-         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
-         dry_run: DryRunOption = False) -> None:
+         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
+         training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
 
     Example: thrifty tune digits adamw muon sophia --trials 6 --out study/
     """
+    begin_warm(device, dry_run)
     from thrifty.report.tuning import print_tuned
     from thrifty.runs.preflight import resolve
     from thrifty.search.tune import plan
@@ -215,6 +296,6 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
     with progress() as shown:
         found = tune_optimizers(definition, optimizers, store=store, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
-                                listener=shown.hear)
+                                training_threads=training_threads, listener=shown.hear)
     emit(found.to_json()) if as_json else print_tuned(found)
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from thrifty.cli.options import (
-    DONE,
-    FAILED,
     JsonOption,
     MaxBytesOption,
     MaxDropOption,
@@ -17,6 +15,7 @@ from thrifty.cli.options import (
     MinimizeOption,
     SavedAs,
     TrafficOption,
+    answered,
 )
 from thrifty.errors import ThriftyError
 from thrifty.report.shown import emit, show_layers, show_store
@@ -33,6 +32,9 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Choose the best trial of a study that keeps to the bars, and save its artifact.
 
+    Exit code 3: nothing is significantly better than the model as it is, so keep that; 1: no trial meets the bars,
+    and the model as it is is not known to.
+
     Example: thrifty best study/ --max-drop 0.5pt --save model/
     """
     from thrifty.report.choice import print_choice
@@ -44,21 +46,22 @@ def best(store: Annotated[Path, typer.Argument(help="A study's directory.")] = P
     if place is not None and place.exists():
         raise ThriftyError(f"{place} is there already: name a new directory to save in")
     found = Findings.read(store)
-    choice = choose(found.trials, bars)
+    choice = choose(found.trials, bars, found.as_it_is)
     saved = place if place is not None and choice.trial is not None else None
     if saved is not None and choice.trial is not None:
         save(saved, choice.trial, format.value, found.source)
     if as_json:
-        emit({"trial": choice.trial and choice.trial.to_json(), "nearest": choice.nearest and choice.nearest.id,
+        emit({"keep": choice.keep, "trial": choice.trial and choice.trial.to_json(),
+              "nearest": choice.nearest and choice.nearest.id,
               "misses": [vars(miss) for miss in choice.misses], "bars": bars.to_json(),
               "saved": None if saved is None else str(saved)})
     else:
         print_choice(choice, bars, found.spent, requests_per_day)
-    raise typer.Exit(DONE if choice.trial is not None else FAILED)
+    raise typer.Exit(answered(choice))
 
 
 def show(store: Annotated[Path, typer.Argument(help="A study's directory; with --layers, or an artifact's.")] = Path("study"),
-         layers: Annotated[bool, typer.Option("--layers", help="Of quantized layers: scheme, bytes and error of each.")] = False,
+         layers: Annotated[bool, typer.Option("--layers", help="What became of each layer: scheme, bytes and error.")] = False,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from thrifty.artifacts.lowered import TensorSpec
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, told_once
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 Shapes = Mapping[int, Mapping[int, tuple[int, int]]]
 
@@ -37,10 +38,13 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
     """
     check_shapes(example, shapes)
     example = tuple(_grown(x, shapes.get(i, {})) for i, x in enumerate(example))
+    from torch.export import Dim
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # half a second, for who captures
+
     dynamic = [{d: Dim.AUTO(min=low, max=high) for d, (low, high) in shapes.get(i, {}).items() if high > low}
                for i in range(len(example))]
     try:
-        with torch.no_grad(), _steady(model):
+        with torch.no_grad(), _steady(model), told_once():
             program = torch.export.export(model.eval(), example, dynamic_shapes=_by_parameter(model, dynamic))
     except Exception as error:
         raise LoweringError(

@@ -31,7 +31,8 @@ def packed_for(batch: int) -> Iterator[None]:
 
     ir = sys.modules.get("torch._inductor.mkldnn_ir")
     operators = getattr(fusion, "MkldnnDeviceOpBase", None)
-    kinds = [kind for kind in (operators.__subclasses__() if operators is not None else []) if "pack_conv_weight" in vars(kind)]
+    kinds = [kind for kind in (operators.__subclasses__() if operators is not None else [])
+             if "pack_conv_weight" in vars(kind)]
     free, plain = getattr(fusion, "has_free_symbols", None), getattr(ir, "is_contiguous_storage_and_layout", None)
     if free is None or plain is None or not kinds:
         yield
@@ -48,7 +49,8 @@ def packed_for(batch: int) -> Iterator[None]:
         stack.enter_context(mock.patch.object(fusion, "has_free_symbols", asked))
         stack.enter_context(mock.patch.object(ir, "is_contiguous_storage_and_layout", first_order))
         for kind in kinds:
-            stack.enter_context(mock.patch.object(kind, "pack_conv_weight", _with_known_sizes(kind.pack_conv_weight, batch, done)))
+            packed = _with_known_sizes(kind.pack_conv_weight, batch, done)
+            stack.enter_context(mock.patch.object(kind, "pack_conv_weight", packed))
         yield
 
 

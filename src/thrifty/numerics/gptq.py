@@ -58,7 +58,7 @@ def gptq(weight: Tensor, moment: Tensor, bits: int, group: int, *, ratio: float 
     h = h + torch.diag(dead.double())
     scale, zero = per_group(w.float(), bits, group, ratio)
     order = torch.argsort(h.diagonal(), descending=True, stable=True) if reordered else torch.arange(w.shape[1])
-    upper = _upper(h[order][:, order], damping)
+    upper = upper_factor(h[order][:, order], damping)
     # Rows of these are the columns of W: the loop below goes along them.
     columns, step, middle = w.T[order].contiguous(), scale.double().T[order // group], zero.double().T[order // group]
     q = torch.empty_like(columns)
@@ -73,7 +73,7 @@ def gptq(weight: Tensor, moment: Tensor, bits: int, group: int, *, ratio: float 
     return Grouped(q[torch.argsort(order)].T.to(torch.uint8).contiguous(), scale, zero, bits, smooth)
 
 
-def _upper(h: Tensor, damping: float) -> Tensor:
+def upper_factor(h: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor of the inverse of the damped h."""
     damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
     root, failed = torch.linalg.cholesky_ex(damped)

@@ -163,14 +163,13 @@ class Quantize(Transform):
         if self.scheme == "bf16":
             if not any(p.dtype == torch.float32 for p in model.parameters()):
                 raise NoEffect("quantize(bf16) changed nothing: the model has no float32 parameters")
-            self._check_runs(model, context)
-            return Plan({"bf16": True})
+            return self._runs(model, Plan({"bf16": True}), context)
         if self.scheme == MIXED:
             if context.score is None:
                 raise HyperparameterError("quantize(mixed) is judged by the quality of a workload, and none is at hand here: "
                                           "run it as a phase of a recipe, or give schemes by layers={...}")
             return mixed.decide(model, self, self.max_drop, context)
-        model = ready(copy.deepcopy(model).eval())
+        given, model = model, ready(copy.deepcopy(model).eval())
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         blind = self._of_weights in weights.BLIND
@@ -188,9 +187,9 @@ class Quantize(Transform):
         way = integers.Way(smooth=self.algorithm != "rtn", static=self.activations == "static")
         plan = refined(model, work, marked, assigned, way, wanted, context)
         alone = rounding.planned(assigned.rounded)
-        return Plan({**plan.values, **decided.values, **alone.values, "float8": list(assigned.float8),
-                     "left": left},
-                    {**plan.tensors, **decided.tensors})
+        found = Plan({**plan.values, **decided.values, **alone.values, "float8": list(assigned.float8), "left": left},
+                     {**plan.tensors, **decided.tensors})
+        return self._runs(given, found, context) if self.rest == "bf16" else found
 
     def of(self, scheme: str, layers: Mapping[str, str], **changes: Any) -> Quantize:
         """The same with one scheme, and others for some layers: what ``mixed`` is made of."""
@@ -209,14 +208,19 @@ class Quantize(Transform):
         reached = look(model, batches, seeing).reached if batches else seeing
         return dict.fromkeys(sorted(seeing - reached), UNREACHED)
 
-    def _check_runs(self, model: nn.Module, context: Context) -> None:
-        """Whether torch has the model's operators in bfloat16."""
+    def _runs(self, model: nn.Module, plan: Plan, context: Context) -> Plan:
+        """The plan, where torch runs in bfloat16 what is built by it.
+
+        Raises:
+            ThriftyError: torch lacks an operator there, or the model's own code asks for another type.
+        """
         try:
             if context.example:
-                self.build(copy.deepcopy(model), Plan({"bf16": True}))(*context.example)
+                self.build(copy.deepcopy(model), plan)(*context.example)
         except (RuntimeError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
-            raise ThriftyError(f"quantize(bf16): torch cannot run this model in bfloat16: {reason}") from error
+            raise ThriftyError(f"{self}: torch cannot run this model in bfloat16: {reason}") from error
+        return plan
 
     def _check_real(self, model: nn.Module) -> None:
         name = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_complex()), None)

@@ -36,6 +36,7 @@ PROPERTIES: Mapping[str, str] = {
     "bfloat16": "computes in bfloat16",
     "mixture": "feed-forward layers are mixtures of experts",
     "pruned": "structures were removed",
+    "masked": "single weights are zero and stay so",
     "factorized": "weights are products of thinner ones",
     "compiled": "lowered to an engine",
     "packed-rows": "examples share the rows of a batch",

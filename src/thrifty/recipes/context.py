@@ -47,6 +47,56 @@ class Trainer(Protocol):
         ...
 
 
+@final
+@dataclass(frozen=True)
+class DistilledBlock:
+    """A block that learnt to stand in another's place.
+
+    Args:
+        student: the trained block, in eval mode.
+        error_before: of the block as it came, relative to the square of what the teacher's block gives, on held-out examples.
+        error: likewise after training; never above ``error_before``.
+        steps: optimizer steps taken.
+        seconds: that training and judging took.
+        flops: likewise.
+    """
+
+    student: nn.Module
+    error_before: float
+    error: float
+    steps: int
+    seconds: float
+    flops: float
+
+
+class Distiller(Protocol):
+    """Distils a block from recorded examples on behalf of a method."""
+
+    def __call__(self, student: nn.Module, examples: Sequence[Any], *, steps: int = 100,
+                 seconds: float = math.inf) -> DistilledBlock:
+        """As `thrifty.training.distillation.blockwise.distil_block`.
+
+        Args:
+            student: copied, not changed.
+            examples: calls of the teacher's block, from `Context.record`.
+            steps: most optimizer steps.
+            seconds: most seconds; what is left of the budget where that is less.
+
+        Raises:
+            SearchBudgetSpent: no time is left for it.
+        """
+        ...
+
+
+class Recorder(Protocol):
+    """Records what blocks of a model read and give."""
+
+    def __call__(self, model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]],
+                 valid: int | None = None) -> Mapping[str, Sequence[Any]]:
+        """As `thrifty.training.distillation.blockwise.record`: {name: [an example for each batch]}."""
+        ...
+
+
 class SearchBudgetSpent(ThriftyError):
     """The seconds that a method may spend on measuring are spent."""
 
@@ -71,9 +121,12 @@ class Context:
             depend on beside the method and the model that it was given, weights and all, which are part of it already.
         progress: told in a few words what goes on.
         labelled: () -> a fresh iterator over batches (inputs, target) of the training set; None where there are no targets.
+        loss: (model, batch of ``labelled``) -> the mean loss, which carries gradients; None where there is none.
         fit: trains a model for a short time, charged; None where nothing can be trained.
         rehearsal: whether this is a rehearsal: nothing is timed, scored or trained, and a search may try one candidate.
         remaining: () -> seconds that may still be spent on measuring.
+        record: what blocks of a model read and give, to distil from; None where nothing can be trained.
+        distil: trains one block to stand in another's place, charged and kept; None likewise.
         batch: requests that are served at once, at most: what an engine is made for where the batch is free.
     """
 
@@ -87,9 +140,12 @@ class Context:
     recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None
     labelled: Callable[[], Iterator[Batch]] | None = None
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None
     fit: Trainer | None = None
     rehearsal: bool = False
     remaining: Callable[[], float] = lambda: math.inf
+    record: Recorder | None = None
+    distil: Distiller | None = None
     batch: int = 1
 
     @staticmethod

@@ -102,7 +102,10 @@ class Table(dict[str, str]):
 
 
 def table(*options: str) -> Any:
-    """A hyperparameter that gives one of a few words to each of some patterns: ``layers={'head|blocks.0.*': fp32}``."""
+    """A hyperparameter that gives one of a few words to each of some patterns: ``layers={'head|blocks.0.*': fp32}``.
+
+    Without words, it gives each of some layers of one model a layer of another: ``hidden={'blocks.0': 'blocks.1'}``.
+    """
     return field(default=Table(), metadata={"table": options})
 
 
@@ -118,6 +121,11 @@ def matches(pattern: str, name: str) -> bool:
 def recipe_text(default: str = "") -> Any:
     """A hyperparameter that is itself a recipe's text, such as a teacher's."""
     return field(default=default, metadata={"recipe": True})
+
+
+def workload_text() -> Any:
+    """A hyperparameter that is a workload's reference, such as "big.py:workload"; "" for the workload at hand."""
+    return field(default="", metadata={"workload": True})
 
 
 def validate(method: Any, name: str) -> None:
@@ -144,16 +152,23 @@ def validate(method: Any, name: str) -> None:
         elif "options" in meta and not any(value == option and type(value) is type(option) for option in meta["options"]):
             raise HyperparameterError(f"{says} must be one of {', '.join(map(str, meta['options']))}")
         elif "table" in meta and not (isinstance(value, Table) and all(map(_is_pattern, value))
-                                      and all(word in meta["table"] for word in value.values())):
-            raise HyperparameterError(f"{says} must give each regular expression one of {', '.join(meta['table'])}")
+                                      and all(_permitted_word(word, meta["table"]) for word in value.values())):
+            wanted = f"one of {', '.join(meta['table'])}" if meta["table"] else "the name of a layer"
+            raise HyperparameterError(f"{says} must give each {'regular expression' if meta['table'] else 'layer'} {wanted}")
         elif "sizes" in meta and not (isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)):
             raise HyperparameterError(f"{says} must be sizes, whole numbers of 1 or more, as (1, 4, 16)")
         elif "recipe" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a recipe's text")
+        elif "workload" in meta and not isinstance(value, str):
+            raise HyperparameterError(f"{says} must be a workload's file, module, name or directory")
         elif "pattern" in meta and not _is_pattern(value):
             raise HyperparameterError(f"{says} must be a regular expression")
         elif str(spec.type) == "bool" and not isinstance(value, bool):
             raise HyperparameterError(f"{says} must be True or False")
+
+
+def _permitted_word(word: Any, options: tuple[str, ...]) -> bool:
+    return word in options if options else isinstance(word, str) and bool(word)
 
 
 def _is_pattern(value: Any) -> bool:

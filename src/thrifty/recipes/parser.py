@@ -196,7 +196,8 @@ class _Parser:
         if spec.metadata.get("words"):
             what = "a number, " + ", ".join(spec.metadata["words"])
         if "table" in spec.metadata:
-            what = f"patterns in quotes, each with a word: {{'head': {spec.metadata['table'][0]}}}"
+            what = (f"patterns in quotes, each with a word: {{'head': {spec.metadata['table'][0]}}}" if spec.metadata["table"]
+                    else "layers in quotes, each with a layer: {'blocks.0': 'blocks.1'}")
         self.fail(node, f"{spec.name} must be {what}; code in a recipe is refused and never executed")
 
 
@@ -211,8 +212,9 @@ class _Parser:
                     found[text] = name
                 case _:
                     at = word if isinstance(key, ast.Constant) and isinstance(key.value, str) else key or word
-                    self.fail(at, f"{spec.name} takes patterns in quotes, each with one of "
-                                  f"{', '.join(spec.metadata['table'])}; code in a recipe is never executed")
+                    options = ", ".join(spec.metadata["table"])
+                    what = f"patterns in quotes, each with one of {options}" if options else "layers in quotes, each with a layer"
+                    self.fail(at, f"{spec.name} takes {what}; code in a recipe is never executed")
         return found
 
 

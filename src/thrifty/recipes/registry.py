@@ -24,14 +24,18 @@ BUILT_IN = {
     "fp16": "thrifty.training.mixed_precision:Fp16",
     "fp8": "thrifty.training.mixed_precision:Fp8",
     "tf32": "thrifty.training.mixed_precision:Tf32",
-    "distill": "thrifty.training.distillation:Distill",
+    "ddp": "thrifty.training.distributed.ddp:Ddp",
+    "zero1": "thrifty.training.distributed.zero:Zero1",
+    "zero2": "thrifty.training.distributed.zero:Zero2",
+    "zero3": "thrifty.training.distributed.zero:Zero3",
+    "distill": "thrifty.training.distillation.distill:Distill",
     "qat": "thrifty.training.qat.qat:Qat",
     "lora": "thrifty.training.peft.lora:Lora",
     "ia3": "thrifty.training.peft.ia3:Ia3",
     "vera": "thrifty.training.peft.vera:Vera",
     "moe": "thrifty.training.conversion.moe:Moe",
-    "low_rank": "thrifty.posttraining.low_rank:LowRank",
-    "prune": "thrifty.posttraining.prune:Prune",
+    "low_rank": "thrifty.posttraining.low_rank.low_rank:LowRank",
+    "prune": "thrifty.posttraining.pruning.prune:Prune",
     "quantize": "thrifty.posttraining.quantize:Quantize",
     "export": "thrifty.compilers.export:Export",
     "inductor": "thrifty.compilers.inductor:Inductor",
@@ -44,6 +48,8 @@ BUILT_IN = {
 }
 """Name -> "module:Class"; the module is imported when the method is asked for."""
 
+ALIASES = {"fsdp": "zero3"}
+"""Names that the field has beside ours; recipes print ours."""
 DEFAULT_OPTIMIZER = "adamw"
 """Of a training that names none."""
 DEFAULT_COMPILER = "export"
@@ -78,6 +84,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UnknownMethod: no method has that name.
     """
+    name = ALIASES.get(name, name)
     if name not in places():
         raise UnknownMethod(name, names())
     module, _, attribute = places()[name].partition(":")

@@ -16,6 +16,9 @@ from thrifty.workloads.workload import Batch, Forward, Loss
 
 T = TypeVar("T")
 
+Teachers = Callable[..., nn.Module]
+"""A recipe's text -> the model that it leaves; called with a workload's reference too where the recipe is another workload's."""
+
 
 class Session(abc.ABC):
     """A training under way, as the hooks of a `TrainingMethod` see it.
@@ -33,6 +36,7 @@ class Session(abc.ABC):
         optimizer: there after every method's `prepare`.
         schedule: name of the learning rate's schedule after warm-up; a method may choose another while it prepares.
         loss_scale: the factor on the loss under the backward pass; 1 but for fp16.
+        products: precision of the matrix products; the methods that set it do so while they prepare.
         weight: scalar, the weight of the last batch's loss, over all ranks.
         plans: (transform, plan) of every method that changed the model's structure; they rebuild it.
         ranks: the processes that train together.
@@ -50,6 +54,7 @@ class Session(abc.ABC):
     optimizer: torch.optim.Optimizer
     schedule: str
     loss_scale: float
+    products: torch.dtype
     weight: Tensor
     plans: list[tuple[Transform, Plan]]
     ranks: Ranks
@@ -59,11 +64,12 @@ class Session(abc.ABC):
         """What a method remembers during this training: a dictionary of its own, empty at first."""
 
     @abc.abstractmethod
-    def teacher(self, recipe: str) -> nn.Module:
+    def teacher(self, recipe: str, workload: str = "") -> nn.Module:
         """The model that a recipe leaves, frozen, in eval mode, on the device.
 
         Args:
             recipe: its text; "" for the workload's reference.
+            workload: whose recipe it is; "" for the one that is trained.
 
         Raises:
             ThriftyError: nobody provides teachers here.

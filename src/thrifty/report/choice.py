@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.text import Text
 
 from thrifty.report.console import pairs, show
-from thrifty.report.words import NOT_MEASURED, drop, ratio, scaled, seconds, significant
+from thrifty.report.words import NOT_MEASURED, drop, literal, ratio, scaled, seconds, significant
 from thrifty.studies.constraints import Bars, Choice, Miss
 from thrifty.studies.ledger import Ledger
 from thrifty.studies.trial import Trial
@@ -29,6 +29,8 @@ def print_choice(choice: Choice, bars: Bars, spent: Ledger, requests_per_day: fl
         show(Text("Nothing was measured, so nothing is recommended."), file=file)
         return
     trial = choice.nearest
+    if choice.keep is not None:
+        show(Text(f"Keep the model as it is: {literal(choice.keep)}.", style="bold"), file=file)
     asked = ", ".join(f"{name} {value}" for name, value in bars.to_json().items() if value is not None)
     rows: list[tuple[str, object]] = [
         ("trial", f"{trial.id} seed {trial.seed}"),
@@ -44,7 +46,8 @@ def print_choice(choice: Choice, bars: Bars, spent: Ledger, requests_per_day: fl
         ("break-even", payback(trial.break_even_requests, requests_per_day)),
         ("with the search", payback(searched(trial, spent), requests_per_day)),
     ]
-    title = "Recommended" if choice.trial is not None else "No trial meets the bars; the nearest"
+    title = "Recommended" if choice.trial is not None else (
+        "No trial meets the bars; the nearest" if choice.keep is None else "The nearest, which is not recommended")
     show(pairs(rows, title=title), file=file)
 
 

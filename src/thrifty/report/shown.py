@@ -20,7 +20,7 @@ def emit(value: Any) -> None:
 
 
 def show_layers(place: Path, as_json: bool) -> None:
-    """The quantized layers of an artifact, or of every one of a study."""
+    """What became of the layers of an artifact, or of every one of a study."""
     from thrifty.artifacts.manifest import MANIFEST, read
     from thrifty.report.artifacts import print_layers
 
@@ -29,8 +29,8 @@ def show_layers(place: Path, as_json: bool) -> None:
     found = {str(directory): read(directory) for directory in directories}
     found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
     if not found:
-        raise ThriftyError(f"{place} holds no artifact of a quantized model: run a recipe with quantize(...) first, and show "
-                           "its study or its artifact")
+        raise ThriftyError(f"{place} holds no artifact of a quantized model, nor of a pruned or factored one: run a "
+                           "recipe with quantize(...) first, and show its study or its artifact")
     if as_json:
         emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
               for directory, manifest in found.items()])
@@ -43,15 +43,20 @@ def show_store(store: Path, as_json: bool, requests_per_day: float | None = None
     from thrifty.report import terminal
     from thrifty.report.choice import print_choice
     from thrifty.report.document import study_json
+    from thrifty.report.words import literal
     from thrifty.studies.findings import Findings
 
     found = Findings.read(store)
     if as_json:
         emit(study_json(found))
         return
+    if found.bars is not None and found.choice.keep is not None:
+        print(f"Keep the model as it is: {literal(found.choice.keep)}.\n")
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
     if found.doubt is not None:
         print(f"\n{shortened(found.doubt)}")
+    if found.ended is not None:
+        print(f"\nThe exploration {literal(found.ended['says'])}")
     if found.bars is not None:
         print()
         print_choice(found.choice, found.bars, found.spent, requests_per_day)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -24,16 +25,18 @@ from thrifty.compilers.parity import as_tuple
 from thrifty.errors import ThriftyError
 from thrifty.measure.meter import Meter, Metered
 from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.context import Context, SearchBudgetSpent
+from thrifty.recipes.context import Context, DistilledBlock, SearchBudgetSpent
 from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.registry import method_class
+from thrifty.recipes.session import Teachers
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.runs import cache
 from thrifty.runs.journal import Entry, Journal
 from thrifty.studies.events import Event, Noted
 from thrifty.target import Target
+from thrifty.training.distillation.blockwise import Example, distil_block, record
 from thrifty.training.flops import count_flops
 from thrifty.training.loop import train
 from thrifty.training.setup import Setup
@@ -64,16 +67,23 @@ def calibration(workload: Workload, seed: int, examples: int = CALIBRATION_EXAMP
     return (inputs for inputs, _ in labelled(workload, seed, examples))
 
 
-def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Callable[[str], nn.Module],
+def mean_loss(workload: Workload, model: nn.Module, batch: Batch) -> Tensor:
+    """The workload's loss of a model on one batch."""
+    assert workload.loss is not None
+    total, weight = workload.loss(workload.forward(model, batch), batch)
+    return total / weight
+
+
+def training_setup(workload: Workload, phase: Train, seed: int, device: str, teacher: Teachers,
                    ranks: Ranks = Alone()) -> Setup:
     """One ``train`` phase of a workload, put together.
 
     Raises:
         ThriftyError: the workload has no training set or no loss.
     """
-    if workload.train is None or workload.loss is None:
+    if workload.lessons is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
-    return Setup(phase, workload.train, workload.loss, workload.batch_size, seed, workload.forward, workload.collate, device,
+    return Setup(phase, *workload.lessons, workload.batch_size, seed, workload.forward, workload.collate, device,
                  teacher, ranks)
 
 
@@ -226,9 +236,28 @@ class Measurements:
             meter.flops = done.flops
         metered = meter.read()
         self.made.append(metered)
-        weights = {name: x.detach().clone().contiguous() for name, x in done.model.state_dict().items()}
-        self._journal.add(Entry("fit", None, metered.seconds, done.flops), weights)
+        self._journal.add(Entry("fit", None, metered.seconds, done.flops), _weights(done.model))
         return done.model
+
+    def distil(self, student: nn.Module, examples: Sequence[Example], *, steps: int = 100,
+               seconds: float = math.inf) -> DistilledBlock:
+        """As `thrifty.recipes.context.Distiller` says."""
+        if (kept := self._journal.next("distil")) is not None:
+            self.recalled.append(kept.seconds)
+            student = copy.deepcopy(student).eval()
+            student.load_state_dict(self._journal.weights())
+            assert kept.value is not None and kept.flops is not None
+            return DistilledBlock(student, kept.details["error_before"], kept.value, int(kept.details["steps"]), kept.seconds,
+                                  kept.flops)
+        self._require_time()
+        with Meter(self._device) as meter:
+            done = distil_block(student, examples, steps=steps, seconds=min(seconds, self.remaining()), seed=self._seed)
+            meter.flops = done.flops
+        metered = meter.read()
+        self.made.append(metered)
+        self._journal.add(Entry("distil", done.error, metered.seconds, done.flops,
+                                {"error_before": done.error_before, "steps": done.steps}), _weights(done.student))
+        return done
 
     def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]]) -> float:
         if (kept := self._journal.next(kind)) is not None:
@@ -245,6 +274,10 @@ class Measurements:
     def _require_time(self) -> None:
         if self.remaining() <= 0:
             raise SearchBudgetSpent(f"the {self._budget:g} s that this search may measure are spent")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: x.detach().clone().contiguous() for name, x in model.state_dict().items()}
 
 
 def _no_teacher(text: str) -> nn.Module:
@@ -304,11 +337,13 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
         example=workload.example(1), calibration=lambda: calibration(workload, seed, examples),
         seed=seed, target=target, shapes=workload.served_shapes, progress=lambda text: tell(Noted(text)),
         labelled=None if workload.train is None else lambda: labelled(workload, seed, examples),
+        loss=None if workload.train is None or workload.loss is None else functools.partial(mean_loss, workload),
         batch=workload.scenario.largest_batch,
     )
     if measurements is not None:
         found = dataclasses.replace(found, time=measurements.time, score=measurements.score, remaining=measurements.remaining,
-                                    fit=None if workload.loss is None or workload.train is None else measurements.fit)
+                                    record=record, distil=measurements.distil,
+                                    fit=None if workload.train is None or workload.loss is None else measurements.fit)
     return found if recall is None else dataclasses.replace(found, recall=recall)
 
 
@@ -317,6 +352,10 @@ def rehearsal_context(workload: Workload, target: Target, seed: int, examples: i
     def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
         return 1e-6 + 1e-9 * sum(p.numel() for p in module.parameters())
 
+    def untrained(student: nn.Module, examples: Sequence[Example], *, steps: int = 100,
+                  seconds: float = math.inf) -> DistilledBlock:
+        return distil_block(student, examples, steps=0)
+
     return dataclasses.replace(
         make_context(workload, target, seed, lambda event: None, examples=examples), rehearsal=True, time=supposed,
-        score=lambda model: 0.0, fit=lambda model, methods, steps: model)
+        score=lambda model: 0.0, fit=lambda model, methods, steps: model, record=record, distil=untrained)

@@ -24,9 +24,22 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import MethodClaim
 from thrifty.runs.context import Tell, calibration, make_context, outputs_of
-from thrifty.runs.job import Job, Outcome, Task, checkpoint_key, engine_key, place, seed_of, teachers_of
+from thrifty.runs.job import (
+    Job,
+    Outcome,
+    Task,
+    Taught,
+    Teacher,
+    checkpoint_key,
+    engine_key,
+    place,
+    seed_of,
+    teachers_of,
+)
+from thrifty.runs.making import home
 from thrifty.runs.phase import Model, charge, keep, loaded, take_phase
 from thrifty.runs.precision import require_precision_pays
+from thrifty.runs.ranks import Gang
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
@@ -34,6 +47,7 @@ from thrifty.studies.trial import Effect
 from thrifty.target import cores
 from thrifty.workloads.blame import part
 from thrifty.workloads.checks import check_workload
+from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.models import apart
 
@@ -44,10 +58,11 @@ class Execution:
     Args:
         job: what to do.
         tell: hears of phases, steps and charges.
+        gang: who takes trainings of several ranks.
     """
 
-    def __init__(self, job: Job, tell: Tell) -> None:
-        self.job, self.tell = job, tell
+    def __init__(self, job: Job, tell: Tell, gang: Gang) -> None:
+        self.job, self.tell, self.gang = job, tell, gang
         self.workload = apart(load_workload(job.workload))
         self.recipe = Recipe.parse(job.recipe)
         self.phases = self.recipe.transforms.phases
@@ -59,6 +74,9 @@ class Execution:
         for i in range(done, len(self.phases)):
             self.tell(PhaseBegan(str(self.phases[i])))
             task, teachers = self._task(i)
+            if task.ranks > 1:
+                model = self._spread(task, model)
+                continue
             with part(str(self.phases[i])):
                 model = take_phase(task, self.workload, model, teachers, self.tell)
             del teachers
@@ -68,6 +86,13 @@ class Execution:
             return Outcome(self.keys[-1], None, state.charges, tuple(effect(entry) for entry in state.claims), state.curve)
         key, paid, effects = self._lower(model)
         return Outcome(self.keys[-1], key, state.charges + paid, effects, state.curve)
+
+    def _spread(self, task: Task, before: Model) -> Model:
+        """A training by several ranks, which find the model before it in the cache and leave the one after it there."""
+        if task.checkpoint is not None:
+            keep(task.checkpoint, before)
+        self.gang.take(task, self.tell)
+        return loaded(self.workload, self.job, task.key)
 
     def _start(self) -> tuple[int, Model]:
         """How many phases are done, and the model of the longest prefix that is kept; rehearsed where training is still to
@@ -85,27 +110,31 @@ class Execution:
 
     # -- teachers -----------------------------------------------------------------------------------------------
 
-    def _task(self, i: int) -> tuple[Task, dict[str, nn.Module]]:
+    def _task(self, i: int) -> tuple[Task, dict[Teacher, nn.Module]]:
         """The i-th phase, its teachers made first; and their models."""
-        keys, models, taught = {}, {}, []
-        for text in teachers_of(self.phases[i]):
-            inner = self._teaching(text)
+        keys, models, taught = [], {}, []
+        for teacher in teachers_of(self.phases[i]):
+            inner = self._teaching(teacher)
             done = inner.outcome()
-            keys[text] = done.checkpoint
-            models[text] = loaded(self.workload, inner.job, done.checkpoint).module
+            keys.append(Taught(teacher, done.checkpoint))
+            models[teacher] = loaded(inner.workload, inner.job, done.checkpoint).module
             if done.checkpoint not in self.keys[: i + 1]:  # what this recipe had to train anyway costs nothing more
                 taught += [dataclasses.replace(paid, kind="teacher") for paid in done.charges]
-        task = Task(self.job, i, self.keys[i] if i else None, self.keys[i + 1], keys, tuple(taught))
+        task = Task(self.job, i, self.keys[i] if i else None, self.keys[i + 1], tuple(keys), tuple(taught))
         return task, models
 
-    def _teaching(self, text: str) -> Execution:
-        recipe = Recipe.parse(text or self.workload.reference)
-        if not recipe.phases and self.workload.reference:
+    def _teaching(self, teacher: Teacher) -> Execution:
+        workload, job = home(teacher, self.workload), self.job
+        if teacher.workload:
+            job = dataclasses.replace(job, workload=workload.source, workload_hash=fingerprint(workload))
+        recipe = Recipe.parse(teacher.recipe or workload.reference)
+        if not recipe.phases and workload.reference:
             raise ThriftyError("a teacher needs a recipe")
         if len(recipe) and recipe.transforms != recipe:
             raise ThriftyError(f"a teacher is a model, not an engine: leave the compiler out of {recipe}")
-        self.tell(PhaseBegan(f"teacher: {recipe or 'the model as it comes'}"))
-        return Execution(dataclasses.replace(self.job, recipe=str(recipe), lower=False), self.tell)
+        whose = f" of {teacher.workload}" if teacher.workload else ""
+        self.tell(PhaseBegan(f"teacher: {recipe or 'the model as it comes'}{whose}"))
+        return Execution(dataclasses.replace(job, recipe=str(recipe), lower=False), self.tell, self.gang)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +15,7 @@ import torch
 from thrifty.engines.instructions import instruction_set
 from thrifty.measure.environment import VERSION, processor, runtime_versions
 from thrifty.recipes.compiler import Compiler
+from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Phase, methods_of
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
@@ -23,6 +24,8 @@ from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain
 from thrifty.studies.trial import Effect
 from thrifty.target import Machine, Target
+from thrifty.workloads.fingerprint import fingerprint
+from thrifty.workloads.loading import load_workload
 
 
 @final
@@ -53,6 +56,29 @@ class Job:
 
 @final
 @dataclass(frozen=True)
+class Teacher:
+    """A recipe whose model teaches.
+
+    Args:
+        recipe: text; "" for its workload's reference.
+        workload: a reference that `load_workload` takes; "" for the job's own.
+    """
+
+    recipe: str = ""
+    workload: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Taught:
+    """A teacher, and the key of its checkpoint."""
+
+    teacher: Teacher
+    checkpoint: str
+
+
+@final
+@dataclass(frozen=True)
 class Task:
     """One phase of a job, as a process is handed it: keys of the cache, no paths.
 
@@ -61,7 +87,7 @@ class Task:
         index: of the phase among the recipe's.
         checkpoint: key of the model before it; None for the model as it comes.
         key: under which the model after it is kept.
-        teachers: {recipe's text: key of its checkpoint}, every one that the phase's methods name.
+        teachers: every one that the phase's methods name.
         taught: what those teachers cost this recipe.
     """
 
@@ -69,12 +95,25 @@ class Task:
     index: int
     checkpoint: str | None
     key: str
-    teachers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    teachers: tuple[Taught, ...] = ()
     taught: tuple[Charge, ...] = ()
 
     @property
     def phase(self) -> Phase:
         return Recipe.parse(self.job.recipe).transforms.phases[self.index]
+
+    @property
+    def ranks(self) -> int:
+        """Processes that take it together: only a training whose methods spread it has several."""
+        return self.job.machine.ranks if spread(self.phase) else 1
+
+    @property
+    def state_key(self) -> str:
+        """Where the cache keeps the state of a training under way: another number of ranks takes it up."""
+        if self.ranks == 1:
+            return self.key
+        several = dataclasses.replace(self.job, machine=dataclasses.replace(self.job.machine, ranks=2))
+        return checkpoint_key(several, Recipe(Recipe.parse(self.job.recipe).transforms.phases[: self.index + 1]))
 
     def seed(self, stream: str) -> int:
         """Of one of the phase's random streams."""
@@ -110,7 +149,9 @@ def checkpoint_key(job: Job, prefix: Recipe) -> str:
     What serves (threads, memory) decides nothing of a training. It does where a plan was timed; and this processor does where
     a method looked at it. Recipes with a common prefix share its checkpoint.
     """
-    facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(job.machine)]
+    machine = job.machine if any(map(spread, prefix)) else dataclasses.replace(job.machine, ranks=1)
+    facts: list[Any] = [job.workload_hash, prefix.hash(), job.seed, VERSION, torch.__version__, plain(machine)]
+    facts += [_hash_of(reference) for reference in foreign(prefix)]
     if any(method.hardware_bound for method in prefix.methods()):
         facts += [processor(), instruction_set()]
     if any(isinstance(phase, Transform) and phase.timed for phase in prefix):
@@ -122,6 +163,11 @@ def engine_key(job: Job, prefix: Recipe, compiler: Compiler) -> str:
     """Of the engine that a compiler makes of the model which some phases left."""
     return _digest([checkpoint_key(job, prefix), Recipe((compiler,)).hash(), plain(job.target), processor(), instruction_set(),
                     runtime_versions()])
+
+
+def spread(phase: Phase) -> bool:
+    """Whether one of the phase's methods spreads it over several ranks."""
+    return any(method.card.slot == "parallelism" for method in methods_of(phase))
 
 
 def place(kind: str, key: str) -> Path:
@@ -147,7 +193,26 @@ def seed_of(seed: int, phase: int, stream: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def teachers_of(phase: Phase) -> tuple[str, ...]:
-    """Texts of the recipes that the phase's methods name, each once; "" stands for the workload's reference."""
-    return tuple(dict.fromkeys(getattr(method, spec.name) for method in methods_of(phase)
+def teachers_of(phase: Phase) -> tuple[Teacher, ...]:
+    """The teachers that the phase's methods name, each once."""
+    return tuple(dict.fromkeys(Teacher(getattr(method, spec.name), _workload_of(method)) for method in methods_of(phase)
                                for spec in dataclasses.fields(method) if "recipe" in spec.metadata))
+
+
+def _workload_of(method: Method) -> str:
+    """The workload that a method names beside a recipe."""
+    return next((getattr(method, spec.name) for spec in dataclasses.fields(method) if "workload" in spec.metadata), "")
+
+
+def foreign(recipe: Recipe) -> list[str]:
+    """References of other workloads whose models teach in a recipe, or teach its teachers."""
+    found = set()
+    for phase in recipe:
+        for teacher in teachers_of(phase):
+            found |= {teacher.workload} - {""} | set(foreign(Recipe.parse(teacher.recipe)))
+    return sorted(found)
+
+
+@functools.cache
+def _hash_of(reference: str) -> str:
+    return fingerprint(load_workload(reference))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -21,16 +21,18 @@ class Entry:
     """One thing that was measured.
 
     Args:
-        kind: "time", "score" or "fit".
+        kind: "time", "score", "fit" or "distil".
         value: the figure; None of a training, whose weights lie beside the journal.
         seconds: that it took when it was measured.
         flops: likewise; None where they were not counted.
+        details: further figures by name.
     """
 
     kind: str
     value: float | None
     seconds: float
     flops: float | None = None
+    details: dict[str, float] = field(default_factory=dict)
 
 
 class Journal:
@@ -42,7 +44,7 @@ class Journal:
 
     >>> journal = Journal(entries=[Entry("time", 0.25, 1.0)])
     >>> journal.next("time"), journal.next("time")
-    (Entry(kind='time', value=0.25, seconds=1.0, flops=None), None)
+    (Entry(kind='time', value=0.25, seconds=1.0, flops=None, details={}), None)
     """
 
     def __init__(self, directory: Path | None = None, entries: list[Entry] | None = None) -> None:

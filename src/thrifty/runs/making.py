@@ -8,6 +8,11 @@ from torch.nn.parameter import is_lazy
 
 from thrifty.errors import WorkloadError
 from thrifty.numerics.plain import refuse_old_norms
+from thrifty.recipes.session import Teachers
+from thrifty.runs.job import Teacher
+from thrifty.workloads import huggingface
+from thrifty.workloads.loading import load_workload
+from thrifty.workloads.models import apart
 from thrifty.workloads.workload import Workload
 
 
@@ -23,6 +28,24 @@ def made(workload: Workload) -> nn.Module:
     if lazy(model):
         _initialise(model, workload)
     return model
+
+
+def home(teacher: Teacher, workload: Workload) -> Workload:
+    """The workload whose recipe a teacher is.
+
+    Raises:
+        WorkloadError: it cannot be loaded, or reads other tokens than the workload that is taught.
+    """
+    if not teacher.workload:
+        return workload
+    found = apart(load_workload(teacher.workload))
+    huggingface.require_same_tokens(found.source, workload.source)
+    return found
+
+
+def untrained_teachers(workload: Workload) -> Teachers:
+    """Teachers for a rehearsal: models as they come, in the place of those that recipes would leave."""
+    return lambda *named: made(home(Teacher(*named), workload)).eval()
 
 
 def lazy(model: nn.Module) -> list[str]:

@@ -14,14 +14,15 @@ from torch import nn
 from thrifty.errors import EffectLost, TrainingFailed
 from thrifty.measure.meter import Meter, Metered
 from thrifty.recipes.phases import Train
+from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
 from thrifty.runs import cache, checkpoint
 from thrifty.runs.checkpoint import Checkpoint, MethodClaim
 from thrifty.runs.context import Measurements, Recall, Tell, make_context, score, training_setup
-from thrifty.runs.job import Job, Task, place, seed_of
+from thrifty.runs.job import Job, Task, Teacher, place, seed_of
 from thrifty.runs.journal import Journal
-from thrifty.runs.making import made
+from thrifty.runs.making import home, made
 from thrifty.studies.events import Charged, Stepped
 from thrifty.studies.ledger import Charge, Kind
 from thrifty.training.loop import Step, train
@@ -60,23 +61,26 @@ def keep(key: str, model: Model) -> None:
             checkpoint.save(model.state, model.module, directory)
 
 
-def take(task: Task, tell: Tell) -> None:
-    """Take a phase in a process of its own: models come from the cache, and go there."""
+def take(task: Task, tell: Tell, ranks: Ranks = Alone()) -> None:
+    """Take a phase in a process of its own, or a rank's part of one: models come from the cache, and go there."""
     workload = apart(load_workload(task.job.workload))
     before = loaded(workload, task.job, task.checkpoint)
-    teachers = {text: loaded(workload, task.job, key).module for text, key in task.teachers.items()}
-    take_phase(task, workload, before, teachers, tell)
+    teachers = {taught.teacher: loaded(home(taught.teacher, workload), task.job, taught.checkpoint).module
+                for taught in task.teachers}
+    take_phase(task, workload, before, teachers, tell, ranks)
 
 
-def take_phase(task: Task, workload: Workload, before: Model, teachers: Mapping[str, nn.Module], tell: Tell) -> Model:
+def take_phase(task: Task, workload: Workload, before: Model, teachers: Mapping[Teacher, nn.Module], tell: Tell,
+               ranks: Ranks = Alone()) -> Model:
     """Take a phase in this process.
 
     Args:
         task: which.
         workload: of the job.
         before: the model that the phase changes.
-        teachers: {recipe's text: its model}.
+        teachers: their models.
         tell: hears of steps and charges.
+        ranks: that take it together, a training alone; the first of them keeps the model.
 
     Returns:
         the model after it, which is in the cache under the task's key too.
@@ -86,12 +90,13 @@ def take_phase(task: Task, workload: Workload, before: Model, teachers: Mapping[
     """
     torch.manual_seed(task.seed("global"))  # dropout and other draws that take no generator
     phase = task.phase
-    after = (_train(phase, task, workload, before, teachers, tell) if isinstance(phase, Train)
+    after = (_train(phase, task, workload, before, teachers, tell, ranks) if isinstance(phase, Train)
              else _transform(phase, task, workload, before, tell))
     phases = Recipe.parse(task.job.recipe).transforms.phases[: task.index + 1]
     after = dataclasses.replace(after, state=dataclasses.replace(
         after.state, recipe=str(Recipe(phases)), claims=reprobe(after.state.claims, after.module)))
-    keep(task.key, after)
+    if ranks.index == 0:
+        keep(task.key, after)
     return after
 
 
@@ -109,25 +114,29 @@ def charge(tell: Tell, kind: Kind, what: str, metered: Metered, *, seconds: floa
 # -- trainings --------------------------------------------------------------------------------------------------
 
 
-def _train(phase: Train, task: Task, workload: Workload, before: Model, teachers: Mapping[str, nn.Module],
-           tell: Tell) -> Model:
+def _train(phase: Train, task: Task, workload: Workload, before: Model, teachers: Mapping[Teacher, nn.Module],
+           tell: Tell, ranks: Ranks) -> Model:
     device, text = task.job.machine.device, str(phase)
-    meter = Meter(device, task.job.machine.ranks)
+    meter = Meter(device, ranks.count)
     try:
-        with cache.keeping("trainings", task.key) as room, meter:
-            setup = training_setup(workload, phase, task.seed("train"), device, teachers.__getitem__)
-            done = train(setup, before.module, evaluate=lambda model: score(workload, model), keep=room / "state.pt",
-                         progress=_told(tell))
+        with cache.keeping("trainings", task.state_key) as room, meter:
+            setup = training_setup(workload, phase, task.seed("train"), device, lambda *named: teachers[Teacher(*named)],
+                                   ranks)
+            done = train(setup, before.module, evaluate=lambda model: score(workload, model),
+                         keep=room / ("state" if ranks.count > 1 else "state.pt"), progress=_told(tell))
             meter.flops = done.flops
     except TrainingFailed as error:
         meter.flops = error.flops
-        charge(tell, "failure", text, meter.read(), seconds=error.seconds)
+        charge(tell, "failure", text, meter.read(), seconds=min(error.seconds, meter.read().seconds))
         raise
     metered = meter.read()
-    # The loop counts seconds over interruptions; energy and device-seconds are those of this process, in proportion.
-    paid = charge(tell, "training", text, dataclasses.replace(metered, seconds=done.seconds), uncounted=done.uncounted)
-    if done.evaluation_seconds:
-        charge(tell, "evaluation", text, Metered(done.evaluation_seconds, done.evaluation_seconds))
+    # The loop counts seconds over interruptions, which are what it cost; what is spent now is this process's part of them.
+    # Energy and device-seconds are those of this process, in proportion.
+    now = min(done.seconds, metered.seconds)
+    spent = charge(tell, "training", text, dataclasses.replace(metered, seconds=now), uncounted=done.uncounted)
+    paid = dataclasses.replace(spent, seconds=done.seconds)
+    if looking := min(done.evaluation_seconds, metered.seconds - now):
+        charge(tell, "evaluation", text, Metered(looking, looking))
     sign = 1 if workload.quality.higher_is_better else -1
     state = before.state
     earlier = sum(entry.seconds for entry in (*state.charges, *task.taught))

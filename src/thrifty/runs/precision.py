@@ -13,7 +13,7 @@ from thrifty.errors import ThriftyError
 from thrifty.recipes.phases import Phase, Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import Tell, training_setup
-from thrifty.runs.making import made
+from thrifty.runs.making import made, untrained_teachers
 from thrifty.studies.events import Noted
 from thrifty.target import Target
 from thrifty.workloads.workload import Workload
@@ -71,7 +71,7 @@ def training_ratio(workload: Workload, phase: Train, target: Target) -> float:
     plain = phase.but(methods=tuple(method for method in phase.methods if method.card.slot != "precision"))
     model, steps = made(workload), []
     for each in (phase, plain):
-        setup = training_setup(workload, each, 0, target.device, lambda text: made(workload).eval())
+        setup = training_setup(workload, each, 0, target.device, untrained_teachers(workload))
         session, batch = setup.session(copy.deepcopy(model), steps=2 * TRIES + 2), next(setup.loader.batches())
         steps.append(lambda session=session, batch=batch: session.step(batch))
     return _ratio(*steps)

@@ -13,7 +13,9 @@ from thrifty.recipes.method import require_device
 from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs.job import teachers_of
+from thrifty.recipes.registry import method_class, names
+from thrifty.runs.job import spread, teachers_of
+from thrifty.runs.making import home
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
 from thrifty.target import Target
@@ -21,6 +23,7 @@ from thrifty.workloads.blame import users_code
 from thrifty.workloads.checks import check_workload
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.models import apart
+from thrifty.workloads.quality import length
 from thrifty.workloads.workload import Workload
 
 
@@ -28,6 +31,30 @@ def initial_properties(workload: Workload) -> frozenset[str]:
     """What can be said of the workload's model as it comes."""
     trained = frozenset() if workload.reference else frozenset({"trained"})
     return frozenset({"module", "float-weights"}) | trained
+
+
+def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
+    """What can be said against a number of ranks without starting them.
+
+    Raises:
+        ThriftyError: no training is spread over them, a batch cannot be divided, or groups of them cannot be made.
+    """
+    if nproc == 1:
+        return
+    spreading = [phase for phase in recipe if isinstance(phase, Train) and spread(phase)]
+    if not spreading:
+        givers = ", ".join(name for name in names() if method_class(name).card.slot == "parallelism")
+        raise ThriftyError(f"--nproc {nproc} asks for {nproc} ranks, and no training of {recipe} is spread over them: name one "
+                           f"of {givers} in it")
+    for phase in spreading:
+        assert workload.train is not None
+        size = min(phase.batch_size or workload.batch_size, length(workload.train))
+        if size < nproc * phase.accumulate:
+            raise ThriftyError(f"a batch of {size} cannot be divided over {nproc} ranks and {phase.accumulate} micro-batches: "
+                               f"give a larger batch_size, or fewer ranks")
+        for method in phase.methods:
+            if nproc % getattr(method, "replicas", 1):
+                raise ThriftyError(f"{method} does not divide {nproc} ranks: give replicas that do")
 
 
 def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> frozenset[str]:
@@ -40,23 +67,30 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
         ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks, a method that
             does not run on the device.
     """
-    for text in filter(None, itertools.chain.from_iterable(map(teachers_of, recipe))):
-        teacher = Recipe.parse(text)
+    for named in itertools.chain.from_iterable(map(teachers_of, recipe)):
+        teacher = Recipe.parse(named.recipe)
         if teacher.transforms != teacher:
-            raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {text!r}")
-        check_recipe(workload, teacher, device)
+            raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {named.recipe!r}")
+        other = home(named, workload)
+        if len(teacher):
+            check_recipe(other, teacher, device)
     for method in recipe.methods():
         require_device(method, device)
         if isinstance(method, Compiler) and (missing := type(method).missing()):
             raise ThriftyError(missing)
     _require_float8(recipe, device)
-    if any(isinstance(phase, Train) for phase in recipe) and (workload.train is None or workload.loss is None):
+    trainings = [phase for phase in recipe if isinstance(phase, Train)]
+    if trainings and workload.lessons is None:
         raise WorkloadError(
-            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in "
-            "its Workload, or leave train(...) out of the recipe"
+            f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in its Workload, "
+            "or inputs alone as `unlabelled` to distil on, or leave train(...) out of the recipe"
         )
+    for phase in () if workload.labelled else trainings:
+        if not any("teacher" in method.card.needs for method in phase.methods):
+            raise WorkloadError(f"{workload.name} has unlabelled inputs alone, so {phase} has nothing to learn from: put distill "
+                                "into it, train(distill(embedding), ...) where the model gives embeddings")
     for method in recipe.methods():
-        if "logits" in method.needs and workload.loss is not None and not workload.loss.gives_logits:
+        if "logits" in method.needs and workload.lessons is not None and not workload.lessons[1].gives_logits:
             raise WorkloadError(f"{method.name} needs logits, and the loss {type(workload.loss).__name__} gives none: leave "
                                 f"{method.name} out, or define logits(outputs, batch) in the loss where its outputs are some")
     return carry(recipe, initial_properties(workload))

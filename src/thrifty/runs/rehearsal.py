@@ -21,7 +21,7 @@ from thrifty.runs import checkpoint
 from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import Tell, calibration, rehearsal_context, training_setup
 from thrifty.runs.job import seed_of
-from thrifty.runs.making import made
+from thrifty.runs.making import made, untrained_teachers
 from thrifty.studies.events import Noted
 from thrifty.target import Target
 from thrifty.workloads.blame import part
@@ -75,7 +75,7 @@ def rehearse_transform(phase: Transform, workload: Workload, model: nn.Module, t
 def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> tuple[nn.Module, Plans]:
     """One optimizer step on a few examples, with every method's hooks."""
     settings = phase.but(batch_size=phase.batch_size or workload.batch_size)  # for methods that look ahead
-    setup = training_setup(workload, settings, 0, target.device, lambda text: made(workload).eval())
+    setup = training_setup(workload, settings, 0, target.device, untrained_teachers(workload))
     setup = dataclasses.replace(setup, most=min(settings.batch_size or 1, EXAMPLES, length(setup.data)))
     if not settings.packing:  # which examples fit with which, all of them say
         setup = dataclasses.replace(setup, data=Subset(setup.data, range(setup.size)))

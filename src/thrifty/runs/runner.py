@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -23,13 +22,14 @@ from thrifty.measure.predict import predictor
 from thrifty.measure.process import Worker
 from thrifty.measure.scenarios import measure
 from thrifty.measure.sides import ArtifactSide, ModuleSide, Side
-from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.recipe import Recipe
-from thrifty.recipes.registry import method_class
 from thrifty.runs import cache
+from thrifty.runs.baseline import compilers, weighed
+from thrifty.runs.cures import cures
 from thrifty.runs.job import Job, Outcome, place
 from thrifty.runs.launcher import Launcher, LocalLauncher
-from thrifty.runs.preflight import check_recipe, resolve
+from thrifty.runs.opening import open_study
+from thrifty.runs.preflight import check_ranks, check_recipe, initial_properties, resolve
 from thrifty.studies.card import write_card
 from thrifty.studies.events import (
     Charged,
@@ -51,11 +51,10 @@ from thrifty.studies.figures import (
     training_speedup,
 )
 from thrifty.studies.ledger import Charge, Kind, Ledger
-from thrifty.studies.store import Store, Study, trial_id
+from thrifty.studies.store import Store, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.target import Machine, Target, cores
 from thrifty.workloads.blame import part
-from thrifty.workloads.fingerprint import fingerprint
 from thrifty.workloads.quality import Scores, Split, length
 from thrifty.workloads.workload import Workload
 
@@ -67,15 +66,6 @@ SCREENING_EXAMPLES = 1000
 # -- running ----------------------------------------------------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True)
-class Reference:
-    """What trials are compared with: the reference recipe's model, and its compiled fp32 engine where there is one."""
-
-    outcome: Outcome
-    compiled: Outcome | None
-
-
 class Runner:
     """Runs recipes of one workload on one target with one seed, and keeps everything in one store.
 
@@ -85,20 +75,23 @@ class Runner:
         target: what the models will run on.
         seed: of every random stream.
         price: dollars an hour of this machine; None where money is not asked for.
+        machine: what trains; one process on the target's device where None.
         launcher: where jobs run; in processes of this machine where None.
         force: whether to run a precision that is slower here than fp32.
         listener: hears events while things go on.
     """
 
     def __init__(self, workload: str | Workload, store: Store, *, target: Target | None = None, seed: int = 0,
-                 price: float | None = None, launcher: Launcher | None = None, force: bool = False,
-                 listener: Listener = ignore) -> None:
+                 price: float | None = None, machine: Machine | None = None, launcher: Launcher | None = None,
+                 force: bool = False, listener: Listener = ignore) -> None:
         self.workload = resolve(workload)
         self.hash = store.study.workload_hash
         self.store, self.target, self.seed, self.price = store, target or Target(), seed, price
+        self.machine = machine or Machine(self.target.device)
         self.launcher, self.tell, self.force = launcher or LocalLauncher(), listener, force
-        self._reference: Reference | None = None
+        self._reference: Outcome | None = None
         self._prepared: dict[str, Outcome] = {}
+        self._phase = ""
 
     def id(self, recipe: Recipe) -> str:
         return trial_id(self.hash, str(recipe), self.seed, self.target.to_json())
@@ -128,26 +121,25 @@ class Runner:
             outcome = self._prepared.pop(name, None) or self.launcher.run(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
         except ThriftyError as error:  # of this recipe alone: the next one may well run
-            trial = self.failed(recipe, name, error)
+            hint = cures(recipe, self._phase, initial_properties(self.workload), self.target.device)
+            trial = self.failed(recipe, name, f"{error}; {hint}" if hint else str(error))
         self.store.put_trial(trial)
         self.tell(TrialEnded(trial))
         return trial
 
     @cache.session()
     def prepare(self, recipes: Sequence[Recipe]) -> None:
-        """Train and lower recipes side by side, each on its share of the processors; `run` then only measures them.
+        """Train and lower recipes side by side, each where the launcher has room for it; `run` then only measures them.
 
         One that fails says so when it is run. Their events are not told: they would be of several at once.
         """
-        shares = np.array_split(sorted(os.sched_getaffinity(0)), len(recipes))
-
-        def one(recipe: Recipe, processors: Sequence[int]) -> None:
+        def one(recipe: Recipe, launcher: Launcher) -> None:
             with contextlib.suppress(ThriftyError):
                 name = self.id(recipe)
-                self._prepared[name] = LocalLauncher(tuple(processors)).run(self.job(recipe), self.spender(name, ignore))
+                self._prepared[name] = launcher.run(self.job(recipe), self.spender(name, ignore))
 
         with ThreadPoolExecutor(len(recipes)) as pool:
-            for done in [pool.submit(one, *pair) for pair in zip(recipes, (share.tolist() for share in shares), strict=True)]:
+            for done in [pool.submit(one, *pair) for pair in zip(recipes, self.launcher.beside(len(recipes)), strict=True)]:
                 done.result()
 
     @staticmethod
@@ -157,7 +149,7 @@ class Runner:
                 and trial.artifact is not None and Path(trial.artifact.path).is_dir())
 
     def job(self, recipe: Recipe, lower: bool = True) -> Job:
-        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, Machine(self.target.device), lower,
+        return Job(self.workload.source, self.hash, str(recipe), self.seed, self.target, self.machine, lower,
                    self.force)
 
     def spender(self, trial: str | None, tell: Listener | None = None) -> Listener:
@@ -166,6 +158,8 @@ class Runner:
         def hear(event: Event) -> None:
             if isinstance(event, Charged):
                 self.store.charge(trial, event.charge)
+            if isinstance(event, PhaseBegan):
+                self._phase = event.text
             (tell or self.tell)(event)
 
         return hear
@@ -176,8 +170,8 @@ class Runner:
     # -- the reference ------------------------------------------------------------------------------------------
 
     @cache.session()
-    def reference(self) -> Reference:
-        """The reference's model and its compiled fp32 engine, run once.
+    def reference(self) -> Outcome:
+        """The reference recipe's model, with which trials are compared; run once.
 
         Raises:
             RunFailed: the reference itself fails, so that nothing can be compared with it.
@@ -186,27 +180,36 @@ class Runner:
             recipe = Recipe.parse(self.workload.reference)
             self.tell(RecipeBegan(f"reference: {recipe or 'the model as it comes'}", "reference"))
             try:
-                outcome = self.launcher.run(self.job(recipe, lower=False), self.spender("reference"))
+                self._reference = self.launcher.run(self.job(recipe, lower=False), self.spender("reference"))
             except RunFailed as error:
                 raise RunFailed(f"the reference failed, and trials are compared with it: {error}") from error
-            inductor = method_class("inductor")
-            assert issubclass(inductor, Compiler)
-            compiled = None
-            if inductor.missing() is None:
-                try:
-                    compiled = self.launcher.run(self.job(recipe | inductor()), self.spender("reference"))
-                except RunFailed as error:
-                    self.tell(Noted(f"no compiled baseline: {error}"))
-            self._reference = Reference(outcome, compiled)
-            for kind, key in (("checkpoints", outcome.checkpoint), ("engines", compiled and compiled.engine)):
-                if key:
-                    cache.pin(kind, key)  # every trial is compared with it
-            if recipe.phases:
-                self._doubt()
+            cache.pin("checkpoints", self._reference.checkpoint)  # every trial is compared with it
+            self.store.note("as it is", weighed(self._reference).to_json())
+            self._doubt()
         return self._reference
 
+    @functools.cached_property
+    def compiled(self) -> tuple[str, Outcome] | None:
+        """The compiled fp32 engine of the reference, the second baseline of claims, and the compiler that made it.
+
+        It is the quickest that is installed: what an engine gains over *some* compiler, no search asked for more. None where none
+        is installed, or none takes the model.
+        """
+        recipe = Recipe.parse(self.workload.reference)
+        for name, compiler in compilers(self.target.device, self.store.noted("compiled")):
+            try:
+                found = self.launcher.run(self.job(recipe | compiler), self.spender("reference"))
+            except RunFailed as error:
+                self.tell(Noted(f"no compiled baseline by {name}: {error}"))
+            else:
+                self.store.note("compiled", name)
+                if found.engine is not None:
+                    cache.pin("engines", found.engine)
+                return name, found
+        return None
+
     def _doubt(self) -> None:
-        """Say so where the trained reference is no better than an answer that does not look at its input."""
+        """Say so where comparisons with the reference say nothing: it guesses, or too few examples judge."""
         quality = self.workload.quality
         with part("quality.constant"):
             constant = quality.constant(quality.sample(self.workload.validation, SCREENING_EXAMPLES))
@@ -224,7 +227,7 @@ class Runner:
 
     def reference_scores(self, split: Split, most: int | None = None) -> Scores:
         """The reference's own scores."""
-        base = ModuleSide(self.workload.source, str(place("checkpoints", self.reference().outcome.checkpoint)))
+        base = ModuleSide(self.workload.source, str(place("checkpoints", self.reference().checkpoint)))
         return self.scores(f"reference-{self.seed}", base, None, split, most)
 
     def scores(self, name: str, side: Side, batch: int | None, split: Split, most: int | None = None) -> Scores:
@@ -263,8 +266,9 @@ class Runner:
         quality = self.quality(name, engine, batch, "validation", SCREENING_EXAMPLES if pairs < CLAIM_PAIRS else None)
         final = self.quality(name, engine, batch, "test") if test else None
         comparison = self.timed(name, engine, pairs)
-        inference = inference_figure(comparison, manifest.get("precision"))
-        cost, base = (Ledger(run.charges, self.price) for run in (outcome, self.reference().outcome))
+        compiled_by = self.compiled[0] if "compiled" in comparison.figures and self.compiled is not None else None
+        inference = inference_figure(comparison, manifest.get("precision"), compiled_by)
+        cost, base = (Ledger(run.charges, self.price) for run in (outcome, self.reference()))
         eager, served = comparison.figures["eager"], comparison.figures["engine"]
         saved = eager.p50 / eager.batch - served.p50 / served.batch
         trial = dataclasses.replace(
@@ -289,24 +293,27 @@ class Runner:
 
         Screening's rounds are no part of a claim's: the trial was promoted for them, so they flatter it.
         """
-        reference, what = self.reference(), "screen" if pairs < CLAIM_PAIRS else "claim"
-        eager = ModuleSide(self.workload.source, str(place("checkpoints", reference.outcome.checkpoint)))
+        what = "screen" if pairs < CLAIM_PAIRS else "claim"
+        eager = ModuleSide(self.workload.source, str(place("checkpoints", self.reference().checkpoint)))
         sides: dict[str, Side] = {"eager": eager, "engine": engine}
-        if reference.compiled is not None and reference.compiled.engine is not None:
-            sides["compiled"] = ArtifactSide(str(place("engines", reference.compiled.engine)), trust_native_code=True)
+        if what == "claim" and self.compiled is not None and self.compiled[1].engine is not None:
+            sides["compiled"] = ArtifactSide(str(place("engines", self.compiled[1].engine)), trust_native_code=True)
         done = sorted(self.store.rounds(name, what).items())[:pairs]
         kept = [Reading.from_json(value) for _, row in done for value in row["readings"]]
         began = time.perf_counter()
         self.tell(PhaseBegan(f"timing, {pairs} rounds of fresh processes"))
-        comparison = measure(
-            self.workload.scenario, sides, "eager", self.inputs, threads=self.target.threads,
-            device=self.target.device, rounds=pairs, memory=self.target.memory, kept=kept,
-            on_round=lambda index, readings: self.store.put_round(
-                name, index, {"readings": [dataclasses.asdict(r) for r in readings]}, what),
+
+        def keep(index: int, readings: Sequence[Reading]) -> None:
+            nonlocal began
+            self.store.put_round(name, index, {"readings": [dataclasses.asdict(reading) for reading in readings]}, what)
+            self.spend(name, "timing", "rounds of fresh processes", began, 1)
+            began = time.perf_counter()
+
+        return measure(
+            self.workload.scenario, sides, "eager", self.inputs, threads=self.target.threads, device=self.target.device,
+            rounds=pairs, memory=self.target.memory, kept=kept, on_round=keep,
             progress=lambda done, total, text: self.tell(Stepped(done, total, text)),
         )
-        self.spend(name, "timing", "rounds of fresh processes", began, pairs - len(done))
-        return comparison
 
     def inputs(self, n: int) -> list[np.ndarray]:
         """n requests as arrays."""
@@ -319,9 +326,9 @@ class Runner:
             target=self.target.to_json(), status="failed", environment=environment(), created=now(),
         )
 
-    def failed(self, recipe: Recipe, name: str, error: ThriftyError) -> Trial:
+    def failed(self, recipe: Recipe, name: str, why: str) -> Trial:
         spent = Ledger(self.store.spent(name).charges, self.price)
-        return dataclasses.replace(self.blank(recipe, name), error=str(error), training=training_figure(spent),
+        return dataclasses.replace(self.blank(recipe, name), error=why, training=training_figure(spent),
                                    ledger=spent)
 
 
@@ -333,23 +340,12 @@ def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
     return int(shape[0]) if shape else 1
 
 
-def open_study(path: str | Path, workload: Workload, target: Target) -> Store:
-    """The study of a workload on a target, for writing; made where there is none.
-
-    Raises:
-        StoreError: it is another workload's or target's, of another version, or being written by another process.
-    """
-    store = Store.open(path, "write", Study(workload.name, fingerprint(workload), target.to_json()))
-    store.note("source", workload.source)
-    return store
-
-
 # -- verbs ------------------------------------------------------------------------------------------------------
 
 
 def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
-        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False,
-        listener: Listener = ignore) -> Trial:
+        seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False, nproc: int = 1,
+        max_restarts: int = 0, training_threads: int | None = None, listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
 
     Args:
@@ -361,6 +357,9 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
         pairs: process pairs: 1 screens, 5 or more claim.
         price: dollars an hour of this machine.
         force: whether to run a precision that is slower here than fp32.
+        nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
+        max_restarts: how often they are started again, from the last kept state, after one of them failed.
+        training_threads: of every training; one a processor where None.
         listener: hears events while things go on.
 
     Returns:
@@ -371,6 +370,9 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     """
     definition, parsed, served = resolve(workload), Recipe.of(recipe), target or Target()
     check_recipe(definition, parsed, served.device)
-    with open_study(store, definition, served) as opened:
-        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener)
+    check_ranks(definition, parsed, nproc)
+    machine = Machine(served.device, nproc, training_threads)
+    with open_study(store, definition, served) as (opened, _):
+        runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
+                        machine=machine, launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

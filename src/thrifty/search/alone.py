@@ -22,8 +22,9 @@ TOGETHER: frozenset[Kind] = frozenset({"place", "recovery", "compiler"})
 def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """Each method that has not run, on its own: compilers on the reference, then the others with the best compiler.
 
-    A transform that no training follows comes with the one that recovers from it, where there is one. Compilers that refuse
-    integer products come last: with what matters most after training, fewer bits, they cannot be composed.
+    What fails with the best compiler is tried with the next (`again`). A transform that no training follows comes with the one
+    that recovers from it, where there is one. Compilers that refuse integer products come last: with what matters most after
+    training, fewer bits, they cannot be composed.
 
     Args:
         space: of recipes.
@@ -36,8 +37,33 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     if waiting := [recipe for recipe in compilers if recipe not in narrow and str(recipe) not in known]:
         return waiting
     singles = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])
-    return [recipe for recipe in singles if str(recipe) not in known] or [
+    return [recipe for recipe in singles if str(recipe) not in known] or again(space, trials, bars) or [
         recipe for recipe in narrow if str(recipe) not in known]
+
+
+def again(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
+    """What failed alone with the best compiler, by the next best, until one takes it: what one engine refuses another may do.
+
+    Args:
+        space: of recipes.
+        trials: all that ran, failed ones too.
+        bars: what makes a compiler better than another.
+    """
+    slot, status = space.slot("compiler"), {trial.recipe: trial.status for trial in trials}
+    ranked = _ranked(space, trials, bars)
+    if slot is None:
+        return []
+    found = []
+    for _, choice in _singles(space, _base(space, trials, bars)):
+        for option in (choice[slot.name], *ranked):
+            recipe = space.recipe({**choice, slot.name: option})
+            if recipe is None:
+                continue
+            if str(recipe) not in status:
+                found.append(recipe)
+            if status.get(str(recipe)) != "failed":  # it is to be tried, or it went well
+                break
+    return list(dict.fromkeys(found))
 
 
 def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
@@ -53,22 +79,25 @@ def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     if start is None:
         return []
     best: dict[str, tuple[float, dict[str, str]]] = {}
-    for slot, choice in _singles(space, base):
-        trial = ran.get(str(space.recipe(choice)))
+    engine = space.slot("compiler")
+    ranked = _ranked(space, trials, bars)
+    for slot, single in _singles(space, base):
+        choices = [single] if engine is None else [single, *({**single, engine.name: option} for option in ranked)]
+        choice, trial = next(((each, ran[text]) for each in choices if (text := str(space.recipe(each))) in ran), (single, None))
         figures = [objectives_of(one, (bars.objective,))[1] for one in (start, trial) if one is not None]
         if trial is not None and len(figures) == 2 and all(figures) and bars.open(trial):
             gain = figures[0][0].value - figures[1][0].value
             if gain > best.get(slot, (0.0, {}))[0]:
                 best[slot] = gain, {name: option for name, option in choice.items() if option != base[name]}
-    ranked = sorted(best.values(), key=lambda entry: -entry[0])
-    choices = []
-    for count in range(2, len(ranked) + 1):
-        choice = dict(base)
-        for _, changes in ranked[:count]:
-            choice |= changes
-        choices.append(choice)
+    gains = sorted(best.values(), key=lambda entry: -entry[0])
+    together = []
+    for count in range(2, len(gains) + 1):
+        joint = dict(base)
+        for _, changes in gains[:count]:
+            joint |= changes
+        together.append(joint)
     known = {trial.recipe for trial in trials}
-    return [recipe for recipe in _recipes(space, choices) if str(recipe) not in known]
+    return [recipe for recipe in _recipes(space, together) if str(recipe) not in known]
 
 
 def _base(space: Space, trials: Sequence[Trial], bars: Bars) -> dict[str, str]:
@@ -76,6 +105,16 @@ def _base(space: Space, trials: Sequence[Trial], bars: Bars) -> dict[str, str]:
     ran = {str(recipe) for recipe in _compiled(space)}
     quickest = choose([trial for trial in trials if trial.recipe in ran], bars).nearest
     return (space.choice(Recipe.parse(quickest.recipe)) if quickest else None) or space.plain
+
+
+def _ranked(space: Space, trials: Sequence[Trial], bars: Bars) -> list[str]:
+    """The compiler slot's options that took the reference, the best first."""
+    slot = space.slot("compiler")
+    if slot is None:
+        return []
+    option = {str(space.recipe({**space.plain, slot.name: name})): name for name in slot.changes}
+    ran = [(objectives_of(trial, (bars.objective,))[1], option[trial.recipe]) for trial in trials if trial.recipe in option]
+    return [name for _, name in sorted((row[0].value, name) for row, name in ran if row)]
 
 
 def _compiled(space: Space) -> list[Recipe]:

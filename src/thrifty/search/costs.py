@@ -17,6 +17,8 @@ from thrifty.studies.trial import Trial
 
 TRANSFORM, COMPILER, OVERHEAD = 1.0, 10.0, 10.0
 """Seconds of a transform, of a compiler, and of measuring, while nothing better is known."""
+COMPILERS = {"export": 1.0, "onnxruntime": 1.5, "openvino": 3.0, "executorch": 4.0, "xla": 5.0, "inductor": 18.0, "tvm": 30.0}
+"""Seconds in which each compiles a small net, on two processors: what one that has run took, against this, mends the others'."""
 STEP = 0.5
 """An optimizer step in forward passes over the calibration examples, while no training ran: each of a batch of about 40
 examples goes forward, and backward at twice that."""
@@ -61,7 +63,7 @@ class Costs:
                 compilers[parsed.compiler.name].append(charge.seconds)
             if trial.status == "done":
                 kept |= {str(Recipe(parsed.phases[:i])) for i in range(len(parsed.transforms.phases) + 1)}
-                overheads.append(spent[trial.id].only("start", "rehearsal", "scoring", "timing").seconds)
+                overheads.append(_screening(spent[trial.id]))
         return Costs(
             {text: statistics.fmean(values) for text, values in phases.items()},
             _known(ran, reference, recipe),
@@ -81,7 +83,17 @@ class Costs:
         if compiler.name in self.compilers:
             return self.compilers[compiler.name]
         estimate = compiler.estimate(self.known)
-        return max(self.compilers.values(), default=COMPILER) if estimate is None else estimate
+        return self._usual(compiler.name) if estimate is None else estimate
+
+    def _usual(self, name: str) -> float:
+        """A compiler's prior, by what those that have run took against theirs."""
+        ratios = [seconds / COMPILERS[other] for other, seconds in self.compilers.items() if other in COMPILERS]
+        return COMPILERS.get(name, COMPILER) * (statistics.median(ratios) if ratios else 1.0)
+
+    @property
+    def cheapest_compiler(self) -> float:
+        """Of the quickest compiler that has run; of a prior where none has."""
+        return min(self.compilers.values(), default=COMPILERS["onnxruntime"])
 
     def _phase(self, phase: Phase) -> float:
         if str(phase) in self.phases:
@@ -96,6 +108,16 @@ class Costs:
         if phase.steps is None:
             return _epochs(phase) * (self.known.epoch or 0.0)
         return phase.steps * (STEP * (self.known.forward or 0.0) if self.known.step is None else self.known.step)
+
+
+def _screening(ledger: Ledger) -> float:
+    """Seconds of starting, scoring and timing once: what comes after the first round of timing is a claim's."""
+    seconds = 0.0
+    for charge in ledger.only("start", "rehearsal", "scoring", "timing").charges:
+        if charge.kind == "timing":
+            return seconds + charge.seconds / (charge.amount or 1)
+        seconds += charge.seconds
+    return seconds
 
 
 def _paid(recipe: Recipe, ledger: Ledger) -> dict[str, float]:

@@ -78,7 +78,7 @@ def propose(space: Space, trials: Sequence[Trial], bars: Bars, count: int, seed:
                 study.tell(asked, known.get(str(recipe)) or worst)
             else:
                 found[str(recipe)] = recipe  # left running: the next ask keeps away from it
-    return [*found.values(), *_by_chance(space, {*known, *found}, count - len(found), seed)]
+    return [*found.values(), *by_chance(space, {*known, *found}, count - len(found), seed)]
 
 
 def outcomes(space: Space, trials: Iterable[Trial], bars: Bars) -> list[tuple[dict[str, str], Values | None]]:
@@ -104,7 +104,7 @@ def values_of(trial: Trial, bars: Bars) -> Values | None:
     return (drop, *(math.log(max(part.value, 1e-9)) for part in row[1:]))
 
 
-def _by_chance(space: Space, known: set[str], count: int, seed: int) -> list[Recipe]:
+def by_chance(space: Space, known: set[str], count: int, seed: int) -> list[Recipe]:
     """Recipes that are not known, drawn without end where the space is large, from all that are left where it is small."""
     if count <= 0:
         return []

@@ -97,23 +97,27 @@ class Space:
     slots: tuple[Slot, ...]
 
     @staticmethod
-    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu") -> Space:
+    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu", ranks: int = 1) -> Space:
         """The space of a workload.
 
         Args:
             workload: it decides whether there is training.
             methods: names of those to use; all that are installed where none is given.
             device: that the recipes will run on.
+            ranks: processes that train together; with one there is nothing to spread.
 
         Raises:
             SpaceError: a method is unknown, not installed, or no use to the workload.
         """
         reference = Recipe.parse(workload.reference)
-        slots = _slots(reference, _recovery(workload, reference), _chosen(workload, methods, device))
+        classes = _chosen(workload, methods, device, ranks)
+        slots = _slots(reference, _recovery(workload, reference, classes), classes)
         used = set().union(*(_names(part) for slot in slots for part in slot.parts.values()))
         if unused := [name for name in methods if name not in used]:
             why = dict.fromkeys(_unused(method_class(name), reference) for name in unused)
             raise SpaceError(f"{', '.join(unused)} cannot be explored on {workload.name}: {'; '.join(why)}")
+        if not any(len(slot.parts) > 1 for slot in slots):
+            raise SpaceError("there is nothing to explore: no method that is installed applies")
         return Space(initial_properties(workload), reference, slots)
 
     @property
@@ -203,7 +207,7 @@ class Space:
 # -- what stands where --------------------------------------------------------------------------------------------
 
 
-def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[type[Method]]:
+def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int) -> list[type[Method]]:
     """The classes to use."""
     chosen = []
     for name in methods or names():
@@ -211,6 +215,10 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[typ
         if device not in cls.card.devices:
             if methods:
                 raise SpaceError(f"{name} does not run on {device}")
+            continue
+        if cls.card.slot == "parallelism" and ranks == 1:
+            if methods:
+                raise SpaceError(f"{name} spreads a training over ranks, and there is one: give --nproc")
             continue
         if issubclass(cls, Compiler) and (missing := cls.missing()):
             if methods:
@@ -231,11 +239,11 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str) -> list[typ
 
 
 def _can_train(workload: Workload) -> bool:
-    return workload.train is not None and workload.loss is not None
+    return workload.lessons is not None
 
 
 def _gives_logits(workload: Workload) -> bool:
-    return workload.loss is not None and workload.loss.gives_logits
+    return workload.lessons is not None and workload.lessons[1].gives_logits
 
 
 def _slots(reference: Recipe, recovery: Train | None, classes: Sequence[type[Method]]) -> tuple[Slot, ...]:
@@ -260,13 +268,13 @@ def _slots(reference: Recipe, recovery: Train | None, classes: Sequence[type[Met
         if any(slot.kind == "structure" for slot in slots):
             slots.append(Slot("place", "place", {place: place for place in get_args(Place)}))
     if recovery is not None and any(slot.kind in _recovered(reference) for slot in slots):
-        loose = [recovery.but(methods=(*recovery.methods, method)) for method in methods if method.card.slot is None]
+        present = {method.name for method in recovery.methods}
+        loose = [recovery.but(methods=(*recovery.methods, method)) for method in methods
+                 if method.card.slot is None and method.name not in present]
         slots.append(Slot("recover", "recovery", {NONE: None} | {str(phase): phase for phase in (recovery, *loose)}))
     compilers: dict[str, Part] = {cls.name: cls() for cls in classes if issubclass(cls, Compiler) and cls.name not in APART}
     if compilers:
         slots.append(Slot("compile", "compiler", {"export": None} | compilers))
-    if not any(len(slot.parts) > 1 for slot in slots):
-        raise SpaceError("there is nothing to explore: no method that is installed applies")
     return tuple(slots)
 
 
@@ -311,9 +319,9 @@ def _recovered(reference: Recipe) -> frozenset[Kind]:
     return follow if _trainings(reference) else follow | {"before"}
 
 
-def _recovery(workload: Workload, reference: Recipe) -> Train | None:
+def _recovery(workload: Workload, reference: Recipe, classes: Sequence[type[Method]]) -> Train | None:
     """A short training by the reference's own methods at a smaller learning rate; by the default optimizer where the model
-    comes trained, and None where it cannot be trained."""
+    comes trained, with a teacher where its inputs have no labels; None where it cannot be trained."""
     default: Any = method_class(DEFAULT_OPTIMIZER)()
     if trainings := _trainings(reference):
         last = _shorter(trainings[-1], RECOVERY)
@@ -321,7 +329,14 @@ def _recovery(workload: Workload, reference: Recipe) -> Train | None:
         return last.but(methods=tuple(map(_slowed, last.methods if named else (default, *last.methods))))
     if not _can_train(workload):
         return None
-    return Train(dataclasses.replace(default, lr=RECOVERY_RATE), steps=RECOVERY_STEPS)
+    plain = Train(dataclasses.replace(default, lr=RECOVERY_RATE), steps=RECOVERY_STEPS)
+    if workload.labelled:
+        return plain
+    teaching = next((cls for cls in classes if "teacher" in cls.card.needs), None)
+    if teaching is None:
+        return None
+    objective = {"objective": "embedding"} if workload.quality.embeds else {}
+    return plain.but(methods=(*plain.methods, teaching(**objective)))
 
 
 def _slowed(method: Any) -> Any:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import final
 
 from thrifty.recipes.recipe import Recipe
+from thrifty.runs.opening import open_study
 from thrifty.runs.preflight import check_recipe, resolve
-from thrifty.runs.runner import CLAIM_PAIRS, Runner, open_study
+from thrifty.runs.runner import CLAIM_PAIRS, Runner
 from thrifty.studies.events import Listener, Promoted, SweepBegan, ignore
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.trial import Trial
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads.workload import Workload
 
 
@@ -28,7 +29,7 @@ class Swept:
 
 def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: str | Path = "study",
           target: Target | None = None, seed: int = 0, price: float | None = None, promote: int = 4,
-          listener: Listener = ignore) -> Swept:
+          training_threads: int | None = None, listener: Listener = ignore) -> Swept:
     """Run recipes one by one and find their frontier.
 
     Args:
@@ -40,6 +41,7 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
         price: dollars an hour of this machine.
         promote: largest number of front trials, fastest first, that are measured again with five pairs and scored
             on test.
+        training_threads: of every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:
@@ -49,8 +51,9 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
     parsed = [Recipe.of(recipe) for recipe in recipes]
     for recipe in parsed:
         check_recipe(definition, recipe, place.device)
-    with open_study(store, definition, place) as opened:
-        runner = Runner(definition, opened, target=place, seed=seed, price=price, listener=listener)
+    with open_study(store, definition, place) as (opened, _):
+        runner = Runner(definition, opened, target=place, seed=seed, price=price,
+                        machine=Machine(place.device, threads=training_threads), listener=listener)
         listener(SweepBegan(len(parsed)))
         trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
         chosen = promoted(list(trials.values()), promote)

@@ -16,9 +16,11 @@ from thrifty.errors import RunFailed
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import training_setup
 from thrifty.runs.job import Outcome
+from thrifty.runs.making import untrained_teachers
+from thrifty.runs.opening import open_study
 from thrifty.runs.preflight import check_recipe, resolve
 from thrifty.runs.rehearsal import rehearse
-from thrifty.runs.runner import Runner, open_study
+from thrifty.runs.runner import Runner
 from thrifty.search.attain import Attained, Trained, attained
 from thrifty.search.contender import Contender, Point, TuneError, fewest, reference_of, training_of
 from thrifty.search.estimate import training_seconds
@@ -27,7 +29,7 @@ from thrifty.studies.figures import training_figure
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.serialization import typed
 from thrifty.studies.trial import Drop, QualityFigure, Trial
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.training.loop import Evaluation
 from thrifty.workloads.workload import Workload
 
@@ -105,7 +107,7 @@ class Tuned:
 def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Path = "study",
          trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
          target: Target | None = None, seed: int = 0, price: float | None = None,
-         listener: Listener = ignore) -> Tuned:
+         training_threads: int | None = None, listener: Listener = ignore) -> Tuned:
     """Tune optimizers alike, and say how soon each attains the quality that the reference ends with.
 
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
@@ -128,6 +130,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
         target: what is trained on.
         seed: of the trials; the final seeds follow it.
         price: dollars an hour of this machine.
+        training_threads: of every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:
@@ -146,8 +149,9 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
             raise TuneError(f"{name} must be {least} or more but are {value}")
     if budget is not None and not budget > 0:
         raise TuneError(f"a budget is above 0 seconds, but here is {budget:g}")
-    with open_study(store, definition, place) as opened:
-        runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price, listener=listener)
+    with open_study(store, definition, place) as (opened, _):
+        runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,
+                               machine=Machine(place.device, threads=training_threads), listener=listener)
                         for i in range(seeds + 1))
         return _Tune(runners, contenders, trials, budget, fewest(also), evaluations).run()
 
@@ -203,7 +207,7 @@ class _Tune:
     def steps(self) -> int:
         """Of the reference's training."""
         phase = training_of(self.reference)
-        return training_setup(self.workload, phase, 0, self.runner.target.device, lambda text: self.workload.model()).steps
+        return training_setup(self.workload, phase, 0, self.runner.target.device, untrained_teachers(self.workload)).steps
 
     def rehearse(self) -> None:
         """One step of each optimizer, so that one that is not installed is told before anything is trained."""
@@ -215,7 +219,7 @@ class _Tune:
                 self.runner.spend(self.runner.id(recipe), "rehearsal", str(recipe), began)
         if self.budget is not None and not self.store.rounds(self.finals[0].id(self.reference), KEPT):
             count, seeds = len(self.contenders), len(self.finals)
-            needed = training_seconds(self.runner, self.reference) * (seeds + count * (self.least + seeds))
+            needed = training_seconds(self.runner, self.reference)[1] * (seeds + count * (self.least + seeds))
             if needed > self.budget:
                 raise TuneError(f"{self.least} trials and {seeds} seeds of each of {count} optimizers, and {seeds} of "
                                 f"the reference, take about {needed:.0f} s here, and the budget is {self.budget:g} s: "
@@ -286,8 +290,9 @@ class _Tune:
         try:
             outcome = runner.launcher.run(runner.job(recipe, lower=False), runner.spender(name, hear))
         except RunFailed as error:
-            self.keep(runner.failed(recipe, name, error))
-            if not any(charge.kind == "failure" for charge in charged):  # which a loss that is not finite leaves
+            self.keep(runner.failed(recipe, name, str(error)))
+            # A loss that is not finite leaves a failure that its process metered; one that died is charged by the clock alone.
+            if not any(charge.kind == "failure" and charge.device_seconds is not None for charge in charged):
                 raise RunFailed(f"{recipe}, seed {runner.seed}: {error}") from error
             found = Trained(runner.seed, (), time.perf_counter() - began, error=str(error))
         else:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from thrifty.studies.as_it_is import AsItIs, slower
 from thrifty.studies.frontier import FrontierError, comparable, objectives_of
-from thrifty.studies.trial import Trial
+from thrifty.studies.trial import Ratio, Trial
 from thrifty.units import NUMBER, seconds, size
 
 MINIMIZE = {"latency": "inference", "bytes": "bytes", "memory": "memory", "training": "training"}
@@ -143,28 +144,33 @@ class Bars:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """The best trial that meets the bars, or None; then ``nearest`` is the one that misses them by least.
+    """The best trial that meets the bars and beats the model as it is, or None; then what comes nearest to that.
 
     Args:
-        trial: meets every bar; None where nothing does.
+        trial: meets every bar and is significantly better than the model as it is; None where nothing is.
         nearest: the same trial, or what comes closest; None where nothing was measured.
         misses: the bars that ``nearest`` is over; none where it meets them.
+        keep: why the model as it is should be kept; None where a trial is recommended, where the model as it is misses a bar
+            itself, or where nothing was measured.
     """
 
     trial: Trial | None
     nearest: Trial | None
     misses: tuple[Miss, ...] = ()
+    keep: str | None = None
 
 
-def choose(trials: Iterable[Trial], bars: Bars) -> Choice:
-    """Choose the trial with the least of something among those that meet the bars.
+def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> Choice:
+    """Choose the trial with the least of something among those that meet the bars and beat the model as it is.
 
     The drop is judged by the upper end of its interval, and so is what is minimised: a speed that was screened with
-    one pair comes after every speed that has an interval. Failed and unmeasured trials are never chosen.
+    one pair comes after every speed that has an interval, and beats nothing. What is slower than the model as it is is
+    never chosen, whatever is minimised. Failed and unmeasured trials are never chosen.
 
     Args:
         trials: as for `frontier`.
         bars: what to keep to, and what to minimise.
+        as_it_is: what is known of the model that nothing was done to; with a doubt, nothing is chosen.
 
     Raises:
         FrontierError: the trials cannot be compared.
@@ -176,10 +182,39 @@ def choose(trials: Iterable[Trial], bars: Bars) -> Choice:
             ranked.append((row[1].high, row[1].value, row[0].high, trial))
     comparable([trial for *_, trial in ranked])
     ranked.sort(key=lambda entry: entry[:3])
-    chosen = next((trial for *_, trial in ranked if not bars.misses(trial)), None)
-    nearest = chosen or min((trial for *_, trial in ranked),
-                            key=lambda t: max(miss.share for miss in bars.misses(t)), default=None)
-    return Choice(chosen, nearest, bars.misses(nearest) if nearest else ())
+    meeting = [trial for *_, trial in ranked if not bars.misses(trial)]
+    chosen = next((trial for trial in meeting if as_it_is.beaten(bars.objective, trial)), None)
+    nearest = chosen or next(iter(meeting), None) or min(
+        (trial for *_, trial in ranked), key=lambda t: max(miss.share for miss in bars.misses(t)), default=None)
+    if as_it_is.doubt is not None:
+        chosen = None
+    keep = None if chosen is not None or nearest is None else _kept(nearest, bars, as_it_is)
+    return Choice(chosen, nearest, bars.misses(nearest) if nearest else (), keep)
+
+
+def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
+    """Why the model as it is should be kept, seen from the trial that comes nearest; None where it misses a bar itself."""
+    if as_it_is.doubt is not None:
+        return as_it_is.doubt
+    if bars.misses(nearest):
+        meets = as_it_is.meets({"max_bytes": bars.max_bytes, "max_latency": bars.max_latency}, nearest)
+        return "no trial meets the bars, and it does" if meets else None
+    speed = nearest.inference and nearest.inference.speedup
+    if slower(speed):
+        return f"no trial that meets the bars is faster than it: the nearest is {_times(speed)} as fast"
+    if bars.objective != "inference":
+        return f"no trial that meets the bars needs significantly less {bars.minimize}"
+    if speed is not None and speed.low is None:
+        return (f"no trial that meets the bars is significantly faster: the nearest was screened at {_times(speed)} with one "
+                "pair of processes, which is no evidence; run its recipe again with --pairs 5")
+    return f"no trial that meets the bars is significantly faster: the nearest is {_times(speed)} as fast"
+
+
+def _times(speed: Ratio | None) -> str:
+    if speed is None or speed.value is None:
+        return "not known to be"
+    ends = "" if speed.low is None or speed.high is None else f" [{speed.low:.2f}, {speed.high:.2f}]"
+    return f"{speed.value:.2f}x{ends}"
 
 
 def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,

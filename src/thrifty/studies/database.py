@@ -15,9 +15,14 @@ from typing import Literal
 
 from thrifty.errors import ThriftyError, in_one_line
 
-FILE = "study.sqlite"
+FILE, LOCK = "study.sqlite", "study.lock"
 
 Mode = Literal["read", "write"]
+
+Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended", "session"]
+"""What the last search was asked for, where the workload was found, why nothing follows from the study, what is known of the
+model as it is, which compiler made the compiled baseline, how well costs were estimated, how the last exploration ended, who
+writes now."""
 
 
 class StoreError(ThriftyError):
@@ -102,6 +107,20 @@ def acquire(path: Path) -> int:
 def _no_lock(path: Path) -> StoreError:
     return StoreError(f"{path} is no lock of a study but a link or a file of something else, which was left alone: remove it, "
                       "or choose another directory")
+
+
+def alive(path: Path) -> float | None:
+    """Seconds since 1970 at which the last writer was known to live, by the time of its lock file; None where there was none."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return None
+
+
+def touch(study: Path) -> None:
+    """Say that the writer which holds the lock of a study's directory lives."""
+    with contextlib.suppress(OSError):
+        os.utime(study / LOCK, follow_symlinks=False)
 
 
 def release(descriptor: int) -> None:

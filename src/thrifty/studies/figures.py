@@ -18,8 +18,8 @@ def quality_figure(quality: Quality, reference: Scores, scores: Scores, split: S
                          Drop(drop.value, _known(drop.low), _known(drop.high)), split)
 
 
-def inference_figure(comparison: Comparison, precision: str | None) -> InferenceFigure:
-    """Latency, speed and memory of the side "engine", against "eager" and, where it ran, "compiled"."""
+def inference_figure(comparison: Comparison, precision: str | None, compiled_by: str | None = None) -> InferenceFigure:
+    """Latency, speed and memory of the side "engine", against "eager" and, where it ran, "compiled" (by which compiler)."""
     engine, eager = comparison.figures["engine"], comparison.figures["eager"]
     over = comparison.ratio("engine", "compiled") if "compiled" in comparison.figures else None
     return InferenceFigure(
@@ -33,6 +33,7 @@ def inference_figure(comparison: Comparison, precision: str | None) -> Inference
         first_inference_seconds=engine.first_inference_seconds,
         precision=precision,
         baseline_seconds=eager.p50,
+        compiled_by=compiled_by,
     )
 
 
@@ -101,15 +102,22 @@ def _known(value: float | None) -> float:
 
 
 def no_better(quality: Quality, scores: Scores, constant: float) -> str | None:
-    """What to say where a model is no better, by more than a standard error, than an answer that does not look at its input.
+    """What to say where a model is no better, by more than noise, than an answer that does not look at its input.
 
     Args:
         quality: that judged.
         scores: of the model.
         constant: value of that answer, by the same quality on the same examples.
+
+    Returns:
+        None where it is better by more than a standard error, and where a drop to that answer could be told from none.
     """
     gain = (scores.value - constant) * (1 if quality.higher_is_better else -1)
-    if gain > standard_error(scores):
-        return None
-    return (f"the reference is no better than answering the same always ({scores.value:.2f} against {constant:.2f}): nothing can "
-            "be concluded from it")
+    if gain <= standard_error(scores):
+        return (f"the reference is no better than answering the same always ({scores.value:.2f} against {constant:.2f}): nothing "
+                "can be concluded from it")
+    resolution = paired_drop(scores, scores, quality.higher_is_better).high
+    if resolution is not None and resolution >= gain:
+        return (f"{len(scores.numerator)} validation examples cannot tell a drop of {resolution:.3f} from none, and the "
+                f"reference is better than answering the same always by {gain:.3f} alone: nothing can be concluded from it")
+    return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from thrifty.studies.as_it_is import AsItIs
 from thrifty.studies.constraints import Bars, Choice, choose
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
@@ -28,6 +29,8 @@ class Findings:
         failures: every run that failed.
         source: where the workload was found, as `load_workload` takes it; None where that was not noted.
         doubt: why nothing can be concluded from it; None where there is no such reason.
+        as_it_is: what is known of the model that nothing was done to, the doubt included.
+        ended: how the last exploration ended, as `thrifty.search.ending` says; None where there was none.
     """
 
     trials: tuple[Trial, ...]
@@ -38,6 +41,8 @@ class Findings:
     failures: tuple[Failure, ...]
     source: str | None = None
     doubt: str | None = None
+    as_it_is: AsItIs = AsItIs()
+    ended: Mapping[str, Any] | None = None
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Findings:
@@ -48,20 +53,21 @@ class Findings:
         """
         with Store.open(path) as store:
             return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"),
-                               store.noted("source"), store.noted("doubt"))
+                               store.noted("source"), store.noted("doubt"), store.noted("as it is"), store.noted("ended"))
 
     @staticmethod
     def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
            asked: Mapping[str, Any] | None = None, source: str | None = None,
-           doubt: str | None = None) -> Findings:
+           doubt: str | None = None, as_it_is: Mapping[str, Any] | None = None,
+           ended: Mapping[str, Any] | None = None) -> Findings:
         """The findings of trials, judged by the bars that were asked for.
 
         >>> Findings.of([]).choice.trial is None
         True
         """
-        bars = Bars.of(asked)
+        bars, model = Bars.of(asked), AsItIs.of(as_it_is, doubt)
         return Findings(tuple(trials), frontier(trials, objectives(bars)), None if asked is None else bars,
-                        choose(trials, bars), spent, tuple(failures), source, doubt)
+                        choose(trials, bars, model), spent, tuple(failures), source, doubt, model, ended)
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 Kind = Literal["teacher", "search", "calibration", "training", "evaluation", "compilation", "failure",
-               "start", "rehearsal", "scoring", "timing"]
-"""What for. The last four are spent on measuring: part of a study's *spent*, not of a trial's *cost*."""
+               "start", "rehearsal", "scoring", "timing", "harness"]
+"""What for. The last five are spent on measuring, or on none of it: part of a study's *spent*, not of a trial's *cost*."""
 
 
 @final

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 
@@ -25,9 +25,12 @@ from thrifty.errors import in_one_line
 from thrifty.measure.bootstrap import Statistic
 from thrifty.studies.database import (
     FILE,
+    LOCK,
     Mode,
+    Note,
     StoreError,
     acquire,
+    alive,
     connect,
     explained,
     foreign,
@@ -43,7 +46,6 @@ from thrifty.workloads.quality import Scores
 FORMAT = 1
 """Raised whenever a store written by an older Thrifty could not be read as it is."""
 
-_LOCK = "study.lock"
 _APPLICATION = 0x54485254  # "THRT", in the file's header: tells a study from any other SQLite file
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -111,12 +113,14 @@ class Store:
         self.path, self.mode = Path(path), mode
         self._mutex = threading.RLock()
         self._lock: int | None = None
+        self.last_alive: float | None = None  # seconds since 1970 at which the last writer was known to live
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file; a study is a directory that holds {FILE}")
         if mode == "write":
             with explained(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = acquire(self.path / _LOCK)
+                self.last_alive = alive(self.path / LOCK)
+                self._lock = acquire(self.path / LOCK)
         if mode == "write" and (self.path / FILE).exists() and not (self.path / FILE).is_file():
             self._release()
             raise StoreError(f"{self.path / FILE} is no file: choose another directory")
@@ -155,13 +159,12 @@ class Store:
 
     # -- what whoever reads the study should know -----------------------------------------------------------------
 
-    def note(self, key: Literal["bars", "source", "doubt"], value: Any) -> None:
-        """Keep what the last search was asked for, where the workload was found, or why nothing follows from the study; replaces
-        what was noted."""
+    def note(self, key: Note, value: Any) -> None:
+        """Keep what a reader should know; replaces what was noted under that key."""
         with self._writing() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, dumps(value)))
 
-    def noted(self, key: Literal["bars", "source", "doubt"]) -> Any:
+    def noted(self, key: Note) -> Any:
         """What was noted, None where nothing was."""
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
         return self._json(rows[0][0], key) if rows else None

@@ -73,6 +73,8 @@ class InferenceFigure:
     first_inference_seconds: float | None
     precision: str | None = None
     baseline_seconds: float | None = None
+    compiled_by: str | None = None
+    """The compiler of the compiled baseline, which is made for claims."""
 
 
 @final
@@ -151,6 +153,7 @@ class Trial:
                 "first_inference_seconds": inference.first_inference_seconds,
                 "precision": inference.precision,
                 "baseline_seconds": inference.baseline_seconds,
+                "compiled_by": inference.compiled_by,
             },
             "artifact": self.artifact and dataclasses.asdict(self.artifact),
             "break_even_requests": self.break_even_requests,

@@ -34,7 +34,7 @@ class _Names(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
-        if packet not in flop_registry and not func.is_view and packet not in _FREE and func.namespace != "profiler":
+        if packet not in flop_registry and not func.is_view and packet not in _FREE and func.namespace not in _SENDING:
             self.names.add(str(packet))
         return out
 
@@ -49,6 +49,10 @@ _FREE = {
     if hasattr(torch.ops.aten, name)
 }
 """Operators that move or make data: no arithmetic to count."""
+
+
+_SENDING = {"profiler", "c10d", "_c10d_functional", "fsdp"}
+"""Namespaces of operators that watch, or send to other ranks."""
 
 
 def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:

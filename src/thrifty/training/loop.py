@@ -18,11 +18,13 @@ from thrifty.errors import TrainingFailed
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.session import Teachers
 from thrifty.recipes.transform import Plan
-from thrifty.training import resume
 from thrifty.training.data import Loader
+from thrifty.training.distributed.kept import RanksKeeper
 from thrifty.training.flops import count_flops
 from thrifty.training.packing import PackedLoader
+from thrifty.training.resume import FileKeeper
 from thrifty.training.setup import Setup
 from thrifty.workloads.quality import length
 from thrifty.workloads.workload import Forward, Loss, call_model
@@ -91,7 +93,7 @@ class TrainingResult:
 def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, settings: Train | None = None,
         batch_size: int = 64, seed: int = 0, forward: Forward = call_model,
         collate: Callable[[list[Any]], Any] | None = None, device: str = "cpu",
-        teachers: Callable[[str], nn.Module] | None = None, evaluate: Callable[[nn.Module], float] | None = None,
+        teachers: Teachers | None = None, evaluate: Callable[[nn.Module], float] | None = None,
         progress: Callable[[Step], None] | None = None, keep: Path | None = None,
         keep_seconds: float = KEEP_SECONDS, ranks: Ranks = Alone()) -> TrainingResult:
     """Train a model.
@@ -107,11 +109,11 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         forward: (model, batch) -> outputs.
         collate: joins dataset items.
         device: "cpu" or "cuda".
-        teachers: recipe's text -> its model, for methods that distil.
+        teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         evaluate: model -> quality, higher is better; its seconds are counted apart.
         progress: told where training stands.
-        keep: a file for the training's state, written every so often; where it is there already, training goes on from it,
-            step by step as if it had not been interrupted (bit for bit on a CPU).
+        keep: a file for the training's state (several ranks make a directory of it), written every so often; where it is there
+            already, training goes on from it, step by step as if it had not been interrupted (bit for bit on a CPU).
         keep_seconds: between two states.
         ranks: that train together, each calling this with its own; all end with the same model.
 
@@ -142,8 +144,7 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
     began = time.perf_counter()
     loader, steps = setup.loader, setup.steps
     planned = time.perf_counter() - began
-    if keep is not None and ranks.count > 1:
-        keep = keep.with_name(f"{keep.name}.{ranks.index}")
+    keeper = RanksKeeper(keep, ranks) if keep is not None and ranks.count > 1 else FileKeeper(keep)
 
     # Dropout and the like draw from torch's own generators: seeded here, and left as they were found.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
@@ -151,13 +152,9 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
         session = setup.session(model)
         if ranks.index:  # methods drew alike on all ranks; what is dropped from now on is each rank's own
             torch.manual_seed(setup.seed + ranks.index)
-        identity = (f"{session} on {length(setup.data)} examples, batches of {setup.size}, seed {setup.seed}, {device}"
-                    + (f", rank {ranks.index} of {ranks.count}" if ranks.count > 1 else ""))
-        found = resume.load(keep, identity, device) if keep is not None else None
-        told = (_Told(**found.told) if found is not None
-                else _Told(seconds=planned + session.prepared_seconds, flops=session.prepared_flops))
-        if found is not None:
-            session.load_state_dict(found.session)
+        identity = f"{session} on {length(setup.data)} examples, batches of {setup.size}, seed {setup.seed}, {device}"
+        found = keeper.restore(session, identity)
+        told = _Told(**found) if found else _Told(seconds=planned + session.prepared_seconds, flops=session.prepared_flops)
         clock, watch = _Clock(device, told.seconds, told.apart), _Watch(progress, steps, loader, session.step_number)
         due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
         kept = clock.seconds
@@ -171,7 +168,7 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
                     value, count = count_flops(functools.partial(session.step, batch))
                     told.counts[alike] = count.flops
                     told.uncounted |= set(count.uncounted)
-                told.flops += told.counts[alike]
+                told.flops += told.counts[alike] * ranks.count  # whose parts of a batch are nearly equal
                 told.history.append((number, float(value)))
                 watch(number, told.history[-1][1])
                 if number in due and evaluate is not None:
@@ -179,10 +176,11 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
                         quality = ranks.gather(evaluate(session.evaluated()))[0]  # a sharded model needs all ranks
                         session.model.train()
                     told.evaluations.append((number, clock.seconds, told.flops, quality))
-                if keep is not None and number < steps and clock.seconds - kept >= keep_seconds:
+                if number < steps and keeper.due(clock.seconds - kept >= keep_seconds):
                     kept = told.seconds = clock.seconds
                     told.apart = clock.apart
-                    resume.save(resume.Progress(identity, session.state_dict(), dataclasses.asdict(told)), keep)
+                    keeper.keep(session, identity, dataclasses.asdict(told))
+            keeper.close()
         except TrainingFailed as error:
             error.seconds, error.flops = clock.seconds, told.flops
             raise

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 TIMEOUT = 600.0
 """Seconds that a rank waits for the others at one point."""
+BOTH = "cpu:gloo,cuda:nccl"
+"""Backends of a group on GPUs."""
 _FAILURE = "thrifty/failure"
 _POLL = 0.05
 
@@ -39,7 +41,7 @@ class Group(Ranks):
         store: where the ranks meet; the same for all.
         index: of this rank.
         count: of ranks.
-        backend: "gloo" on CPUs, "nccl" on GPUs.
+        backend: "gloo" on CPUs; `BOTH` where GPUs train, whose flags stay on CPUs.
         timeout: seconds that a rank waits for the others at one point.
 
     >>> with Group(dist.HashStore(), 0, 1) as ranks:
@@ -75,11 +77,14 @@ class Group(Ranks):
 
     def sum(self, x: Tensor) -> Tensor:
         total = x.detach().clone()
-        self._wait(lambda: dist.all_reduce(total, async_op=True))
+        if total.is_cuda:  # ordered on the GPU: nothing waits here, and whoever started the ranks sees one that died
+            dist.all_reduce(total)
+        else:
+            self._wait(lambda: dist.all_reduce(total, async_op=True))
         return total
 
     def any(self, flag: bool) -> bool:
-        return bool(self.sum(torch.tensor(float(flag), device=self._device)) > 0)
+        return bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def gather(self, value: T) -> list[T]:
         """Values are sent as torch saves them, and read as plain values and tensors alone."""
@@ -87,20 +92,16 @@ class Group(Ranks):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _device(self) -> str:
-        return "cuda" if self._backend == "nccl" else "cpu"
-
     def _broadcast(self, value: Any, source: int) -> Any:
         sent = io.BytesIO()
         if source == self._index:
             torch.save(value, sent)
-        size = self.sum(torch.tensor(float(len(sent.getvalue())), device=self._device))
-        data = torch.zeros(int(size), dtype=torch.uint8, device=self._device)
+        size = self.sum(torch.tensor(len(sent.getvalue())))
+        data = torch.zeros(int(size), dtype=torch.uint8)
         if source == self._index:
             data.copy_(torch.frombuffer(bytearray(sent.getvalue()), dtype=torch.uint8))
         self._wait(lambda: dist.broadcast(data, source, async_op=True))
-        return torch.load(io.BytesIO(data.cpu().numpy().tobytes()), weights_only=True)
+        return torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)
 
     def _wait(self, begin: Any) -> None:
         """Begin a collective call and wait for it, with an eye on failures."""

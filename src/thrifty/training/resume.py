@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from dataclasses import dataclass
@@ -11,12 +12,65 @@ from typing import Any, final
 import torch
 
 from thrifty.errors import ThriftyError
+from thrifty.training.session import TrainingSession
 
 FORMAT = 1
 
 
 class ResumeError(ThriftyError):
     """A file that is no training's state, or another training's."""
+
+
+class Keeper(abc.ABC):
+    """Keeps the state of a training every so often, and finds what was kept."""
+
+    @abc.abstractmethod
+    def restore(self, session: TrainingSession, identity: str) -> dict[str, Any] | None:
+        """Put a fresh session, and torch's generators, where the kept one was.
+
+        Returns:
+            what the loop had counted; None where nothing was kept.
+
+        Raises:
+            ResumeError: what was kept is damaged, or of another training.
+        """
+
+    def due(self, due: bool) -> bool:
+        """Whether to keep now.
+
+        Args:
+            due: whether it is time, by this process's clock.
+        """
+        return due
+
+    @abc.abstractmethod
+    def keep(self, session: TrainingSession, identity: str, told: dict[str, Any]) -> None:
+        """Keep the state of this step."""
+
+    def close(self) -> None:
+        """Wait until what was kept is written."""
+
+
+@final
+@dataclass(frozen=True)
+class FileKeeper(Keeper):
+    """One process's training in one file; nothing where there is no path."""
+
+    path: Path | None
+
+    def restore(self, session: TrainingSession, identity: str) -> dict[str, Any] | None:
+        found = load(self.path, identity, session.device) if self.path is not None else None
+        if found is None:
+            return None
+        session.load_state_dict(found.session)
+        return found.told
+
+    def due(self, due: bool) -> bool:
+        return due and self.path is not None
+
+    def keep(self, session: TrainingSession, identity: str, told: dict[str, Any]) -> None:
+        assert self.path is not None
+        save(Progress(identity, session.state_dict(), told), self.path)
 
 
 @final

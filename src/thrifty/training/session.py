@@ -15,16 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
+from thrifty.posttraining.pruning.zeros import Held, held_weights
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.method import Method, require_device
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.registry import DEFAULT_OPTIMIZER, method_class
-from thrifty.recipes.session import Session
+from thrifty.recipes.session import Session, Teachers
 from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
+from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, trained
 from thrifty.training.flops import count_flops
 from thrifty.training.schedules import rate
 from thrifty.workloads.workload import Batch, Forward, Loss, call_model
@@ -51,7 +53,7 @@ class TrainingSession(Session):
         settings: schedule, warm-up, clipping, accumulation, checkpointing, compilation; those of ``Train()`` where None.
         forward: (model, batch) -> outputs.
         device: that the model is trained on.
-        teachers: recipe's text -> its model, for methods that distil.
+        teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         aside: (number of examples, batches to pass over) -> endless batches of so many, drawn apart from those that are
             trained on.
         ranks: that train together; each takes its own part of every batch, and all end with the same weights.
@@ -62,7 +64,7 @@ class TrainingSession(Session):
 
     def __init__(self, model: nn.Module, methods: Sequence[TrainingMethod], loss: Loss, *, steps: int,
                  settings: Train | None = None, forward: Forward = call_model, device: str = "cpu",
-                 teachers: Callable[[str], nn.Module] | None = None,
+                 teachers: Teachers | None = None,
                  aside: Callable[[int, int], Iterator[Batch]] | None = None, ranks: Ranks = Alone()) -> None:
         if isinstance(model, DistributedDataParallel):
             raise ThriftyError("the model is wrapped in DistributedDataParallel, and a session adds the gradients of its ranks "
@@ -80,9 +82,13 @@ class TrainingSession(Session):
         self.prepared_seconds = self.prepared_flops = 0.0
         self.step_number = 0
         self.loss_scale = 1.0
+        self.products = torch.float32
         self.weight = torch.ones(())
+        self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
+        self._factor = ranks.count if self._parallel.averages else 1
         for method in self.methods:
             require_device(method, device)
+        masked = held_weights(model)  # a method may put other modules around them
         for stage in STAGES:
             self._enter(stage)
             for method in self.methods:
@@ -92,6 +98,7 @@ class TrainingSession(Session):
         self._rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(self.schedule, step, self.steps, self.settings.warmup))
         self._run = self._chain()
+        self._zeros = Held(masked)  # where the model's device and numbers are by now
 
     def _enter(self, stage: Stage) -> None:
         """What the settings of the training do in a stage, before its methods prepare."""
@@ -108,10 +115,11 @@ class TrainingSession(Session):
     def memory(self, method: Method) -> dict[str, Any]:
         return self._memory.setdefault(method.name, {})
 
-    def teacher(self, recipe: str) -> nn.Module:
+    def teacher(self, recipe: str, workload: str = "") -> nn.Module:
         if self._teachers is None:
             raise ThriftyError("a teacher is needed: fit(..., teachers=lambda recipe: my_teacher)")
-        return self._teachers(recipe).to(self.device).eval().requires_grad_(False)
+        found = self._teachers(recipe, workload) if workload else self._teachers(recipe)
+        return found.to(self.device).eval().requires_grad_(False)
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         return self.forward(model, batch)
@@ -153,12 +161,12 @@ class TrainingSession(Session):
         return tuple(method.step_kind(self) for method in self.methods)
 
     def backward(self, loss: Tensor) -> bool:
-        (loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
-        gradients = self._summed_gradients()
+        (loss * (self.loss_scale * self._factor)).backward()  # type: ignore[no-untyped-call]
+        gradients = self._parallel.gradients(self)
         if self.loss_scale == 1:
             return True
         torch._foreach_mul_(gradients, 1 / self.loss_scale)
-        return bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all())
+        return all_finite(gradients, self.ranks)
 
     # -- a step -------------------------------------------------------------------------------------------------
 
@@ -175,6 +183,7 @@ class TrainingSession(Session):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(batch)
         self._update()
+        self._zeros.restore()
         with warnings.catch_warnings():  # torch warns where the very first step was skipped, as fp16 may have to
             if self.step_number == 1:
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -280,54 +289,31 @@ class TrainingSession(Session):
             the mean, detached, the same on every rank.
         """
         parts = micro_batches(batch, self.settings.accumulate)
-        sums, weights = [], []
-        for part in parts:
-            total, weight = self._losses(part)
-            sums.append(total.detach())
-            weights.append(torch.as_tensor(weight).detach())
-            if len(sums) == 1:
-                first = self.ranks.sum(weights[0])
-                supposed = first * len(parts) if len(parts) == 1 or float(first) else torch.ones(())
-            self._backward(total / supposed)
-        self._require_finite(parts, sums, weights, supposed)
-        self.weight = first if len(parts) == 1 else self.ranks.sum(torch.stack(weights).sum())
-        gradients = self._summed_gradients()
+        told = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, weights, parts that are not finite
+        means = []
+        for number, part in enumerate(parts, 1):
+            with self._parallel.part(self, number == len(parts)):
+                total, weight = self._losses(part)
+                weight = torch.as_tensor(weight, device=self.device).detach()
+                if number == 1:
+                    supposed = self.ranks.sum(weight) * len(parts)
+                    if len(parts) > 1:
+                        supposed = torch.where(supposed > 0, supposed, torch.ones_like(supposed))
+                share = total / supposed
+                told += torch.stack([total.detach().double(), weight.double(), (~share.detach().isfinite()).double()])
+                means.append(total.detach() / weight)
+                self._backward(share * self._factor if self._factor > 1 else share)
+        summed = self.ranks.sum(told)
+        self.weight = summed[1]
+        _, count, bad = summed.tolist()  # read once a step, after the backward passes: the host waits for the device here
+        if bad or not count:  # on every rank where it is so on one of them
+            mean = next((x for x in map(float, means) if not math.isfinite(x)), math.nan)
+            reasons = self.ranks.gather(self._why(batch, mean) if float(told[2]) or not count else "")
+            raise TrainingFailed(next(reason for reason in reasons if reason))
+        gradients = self._parallel.gradients(self)
         if len(parts) > 1:
-            if not float(self.weight):
-                raise TrainingFailed(self._why(batch, math.nan))
-            torch._foreach_mul_(gradients, float(supposed / self.weight))
-        return self.ranks.sum(torch.stack(sums).sum()) / self.weight
-
-    def _require_finite(self, parts: Sequence[Batch], sums: Sequence[Tensor], weights: Sequence[Tensor],
-                        supposed: Tensor) -> None:
-        """End the training on every rank where a loss is not finite on one of them.
-
-        Losses are read once a step, after the backward passes: reading one makes the host wait for the device, and
-        meanwhile the host could launch nothing.
-        """
-        losses = (torch.stack(list(sums)) / supposed).tolist()
-        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if self.ranks.any(bad is not None):
-            reason = ""
-            if bad is not None:
-                self.weight = weights[bad]
-                reason = self._why(parts[bad], float(sums[bad] / weights[bad]))
-            raise TrainingFailed(next(found for found in self.ranks.gather(reason) if found))
-
-    def _summed_gradients(self) -> list[Tensor]:
-        """The parameters' gradients, each added over all ranks."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.ranks.count > 1:  # what one rank's examples did not reach, another's may have
-            reached = self.ranks.sum(torch.tensor([float(p.grad is not None) for p in parameters], device=self.device))
-            for p, count in zip(parameters, reached.tolist(), strict=True):
-                if count and p.grad is None:
-                    p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.ranks.count > 1 and gradients:
-            whole = self.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-            parts = whole.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
-        return gradients
+            torch._foreach_mul_(gradients, float(supposed) / count)
+        return (summed[0] / summed[1]).to(means[0].dtype)
 
     def _backward(self, loss: Tensor) -> None:
         proceed: Callable[[Tensor], None] = torch.Tensor.backward
@@ -343,8 +329,7 @@ class TrainingSession(Session):
 
     def _clip_and_step(self) -> None:
         if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]],
-                                     self.settings.clip)
+            clip([p.grad for p in trained(self) if p.grad is not None], self.settings.clip)
         self.optimizer.step()
 
     def _why(self, batch: Batch, loss: float) -> str:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from thrifty.errors import ThriftyError
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
+from thrifty.recipes.session import Teachers
 from thrifty.training.data import Loader
 from thrifty.training.packing import PackedLoader, make_loader
 from thrifty.training.session import TrainingSession
@@ -37,7 +38,7 @@ class Setup:
         forward: (model, batch) -> outputs.
         collate: joins dataset items.
         device: "cpu" or "cuda".
-        teachers: recipe's text -> its model, for methods that distil.
+        teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         ranks: that train together.
         most: largest batch, where a rehearsal takes fewer examples than the settings say.
     """
@@ -50,7 +51,7 @@ class Setup:
     forward: Forward = call_model
     collate: Callable[[list[Any]], Any] | None = None
     device: str = "cpu"
-    teachers: Callable[[str], nn.Module] | None = None
+    teachers: Teachers | None = None
     ranks: Ranks = Alone()
     most: int | None = None
 

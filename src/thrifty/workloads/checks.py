@@ -14,12 +14,13 @@ from thrifty.workloads.blame import part
 from thrifty.workloads.fingerprint import LOOKED_AT, SPLITS, item, leaves, spread
 from thrifty.workloads.models import answers, check_steady, made, tensors_of
 from thrifty.workloads.quality import Accuracy, Scores, as_inputs, length
-from thrifty.workloads.workload import Batch, CrossEntropy, Workload, call_model
+from thrifty.workloads.workload import Batch, CrossEntropy, Inputs, Workload, call_model
 
 EXAMPLES = 8
 """Of a batch that a part is tried on."""
-LARGEST = 64
+LARGEST = 16
 """Examples that are really answered, where the quality asks for more."""
+UNLABELLED = "unlabelled"
 READ_TWICE = 16
 """Items of a split that is judged on, which must be the same at every look."""
 
@@ -40,6 +41,9 @@ def check_workload(workload: Workload) -> None:
     check_quality(workload, model, example, labels)
     if workload.train is not None and workload.loss is not None:
         check_loss(workload, model, example)
+    if workload.unlabelled is not None:
+        batch = _batch(workload, Inputs(workload.unlabelled), UNLABELLED, min(EXAMPLES, workload.batch_size))
+        _check_inputs(workload, batch[0], example, UNLABELLED)
 
 
 # -- data -------------------------------------------------------------------------------------------------------
@@ -75,6 +79,9 @@ def check_data(workload: Workload) -> dict[str, list[int]]:
                     "judged from one class"
                 )
         seen[split] = [x for x in labels if x is not None]
+    if workload.unlabelled is not None:
+        for i in spread(_length(workload.unlabelled, UNLABELLED), LOOKED_AT):
+            _check_item((item(workload.unlabelled, UNLABELLED, i), 0), f"item {i} of the {UNLABELLED} set")
     return seen
 
 
@@ -266,7 +273,7 @@ def _check_inputs(workload: Workload, inputs: Sequence[Any], example: tuple[Tens
         if x.dtype != like.dtype:
             raise WorkloadError(f"input {i} is {_name(x)} in the {split} set and {_name(like)} in example(n): convert one "
                                 f"of them (x.to(torch.{_name(like)}) in the data set)")
-        fixed = [d for d in range(1, x.ndim) if d not in varies.get(i, {})] if split != "train" else []
+        fixed = [d for d in range(1, x.ndim) if d not in varies.get(i, {})] if split not in ("train", UNLABELLED) else []
         if x.ndim != like.ndim or any(x.shape[d] != like.shape[d] for d in fixed):
             raise WorkloadError(f"input {i} is {list(x.shape)} in the {split} set and {list(like.shape)} in example(1): an "
                                 "engine takes the example's sizes, but for the batch; make them alike, or name what "

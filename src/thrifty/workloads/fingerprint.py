@@ -47,7 +47,7 @@ def fingerprint(workload: Workload) -> str:
     else:
         for path in _sources(workload):
             digest.update(path.read_bytes())
-    for split in SPLITS:
+    for split in (*SPLITS, "unlabelled"):
         dataset = getattr(workload, split)
         if dataset is not None:
             digest.update(f"{split}{length(dataset)}".encode())

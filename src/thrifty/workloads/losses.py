@@ -132,5 +132,28 @@ class MAE(Loss):
         return _total(nn.functional.l1_loss, *compared("MAE", outputs, batch[1]))
 
 
+# -- of inputs alone -------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Unlabelled(Loss):
+    """The loss of inputs alone: 0, of one example each; what is learnt is what a teacher says.
+
+    Logits are the outputs with their classes last, in dimension 1 of images [batch, classes, height, width].
+    """
+
+    def __call__(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        x = batch[0][0]
+        return x.new_zeros((), dtype=torch.float32), torch.tensor(len(x), device=x.device)
+
+    def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not isinstance(outputs, Tensor):
+            raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits to be distilled "
+                                "without labels: take it out in the model's forward")
+        logits = (outputs.movedim(1, -1) if outputs.dim() == 4 else outputs).flatten(0, -2)
+        return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+
+
 def _total(function: Callable[..., Tensor], outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return function(outputs.float(), target.float(), reduction="sum"), torch.tensor(target.numel(), device=target.device)

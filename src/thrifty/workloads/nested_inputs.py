@@ -108,6 +108,34 @@ def _class(names: tuple[str, ...]) -> type[Flat]:
 
 
 @final
+class AloneInOrder(Dataset[tuple[Tensor, ...]]):
+    """A data set of inputs alone, mappings of tensors, in the order of the names."""
+
+    def __init__(self, dataset: Dataset[Any], names: tuple[str, ...]) -> None:
+        self.dataset, self.names = dataset, names
+
+    def __len__(self) -> int:
+        assert isinstance(self.dataset, Sized)
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return in_order(self.dataset[index], self.names, index)
+
+
+def in_order(inputs: Any, names: tuple[str, ...], index: int) -> tuple[Tensor, ...]:
+    """An item's tensors by names.
+
+    Raises:
+        FlattenError: the item is no mapping, or lacks one.
+    """
+    if not isinstance(inputs, Mapping) or not set(names) <= set(inputs):
+        given = ", ".join(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+        raise FlattenError(f"the example has inputs named {', '.join(names)}, so an item's inputs must be a dictionary of these, "
+                           f"and item {index} has {given}")
+    return tuple(inputs[name] for name in names)
+
+
+@final
 class InOrder(Dataset[tuple[tuple[Tensor, ...], Any]]):
     """A data set whose items' inputs are mappings, with their tensors in the order of the names."""
 
@@ -120,11 +148,7 @@ class InOrder(Dataset[tuple[tuple[Tensor, ...], Any]]):
 
     def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], Any]:
         inputs, target = self.dataset[index]
-        if not isinstance(inputs, Mapping) or not set(self.names) <= set(inputs):
-            given = ", ".join(inputs) if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
-            raise FlattenError(f"the example has inputs named {', '.join(self.names)}, so an item's inputs must be a dictionary "
-                               f"of these, and item {index} has {given}")
-        return tuple(inputs[name] for name in self.names), target
+        return in_order(inputs, self.names, index), target
 
 
 def flattened(workload: Workload) -> Workload:
@@ -137,10 +161,11 @@ def flattened(workload: Workload) -> Workload:
         return workload
     names, make, draw = tuple(example), workload.model, workload.example
 
-    def in_order(dataset: Dataset[Any] | None) -> Any:
+    def ordered(dataset: Dataset[Any] | None) -> Any:
         return None if dataset is None else InOrder(dataset, names)
 
     return dataclasses.replace(
         workload, model=lambda: flatten(make(), example)[0], example=lambda n: tuple(draw(n)[name] for name in names),
-        train=in_order(workload.train), validation=in_order(workload.validation), test=in_order(workload.test),
+        train=ordered(workload.train), validation=ordered(workload.validation), test=ordered(workload.test),
+        unlabelled=None if workload.unlabelled is None else AloneInOrder(workload.unlabelled, names),
     )

@@ -69,6 +69,11 @@ class Quality(abc.ABC):
     @abc.abstractmethod
     def higher_is_better(self) -> bool: ...
 
+    @property
+    def embeds(self) -> bool:
+        """Whether the model's answers are embeddings, which distillation then compares; else they are logits."""
+        return False
+
     @abc.abstractmethod
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores: ...
 

@@ -15,7 +15,39 @@ from thrifty.errors import WorkloadError
 from thrifty.workloads.losses import Batch as Batch
 from thrifty.workloads.losses import CrossEntropy as CrossEntropy
 from thrifty.workloads.losses import Loss as Loss
+from thrifty.workloads.losses import Unlabelled
 from thrifty.workloads.quality import Quality
+
+# -- inputs alone ------------------------------------------------------------------------------------------------
+
+
+@final
+class Inputs(Dataset[tuple[Any, int]]):
+    """Inputs alone as items (input, 0), which training reads."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[index], 0
+
+
+@final
+class Alone(Dataset[Any]):
+    """The inputs of a data set of (input, target)."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index][0]
+
 
 # -- how it is served -------------------------------------------------------------------------------------------
 
@@ -90,7 +122,7 @@ class Workload:
         model: () -> nn.Module in fp32, with its pretrained weights where it has any.
         train: map-style Dataset of (input, target), or None where the model comes trained.
         validation, test: likewise; choices are scored on validation, the final front alone on test.
-        loss: needed by every ``train`` phase; None where nothing is trained.
+        loss: needed by every ``train`` phase with labels; None where nothing is trained, or on unlabelled inputs alone.
         quality: scores predictions per example.
         example: n -> n requests' tensors, as the server gets them: a tuple in the order of the model's forward, or a
             dictionary by its names; items of the data sets then hold inputs of those names. `load_workload` puts them in order.
@@ -98,6 +130,8 @@ class Workload:
         reference: the recipe by which it is trained today; "" where the model comes trained.
         forward: (model, batch) -> outputs, where it is more than the model on the inputs.
         collate: joins dataset items; torch's default_collate otherwise.
+        unlabelled: map-style Dataset of inputs alone, for where there is no ``train`` or no ``loss``: a model that comes trained
+            is distilled on them. Where ``collate`` is given, it gets items (input, 0).
         batch_size: of training, examples.
         shapes: {input position: {dimension: (low, high)}}: which dimensions vary when served.
         source: where a fresh process finds it, "file.py:workload" or "package.module:workload"; set by
@@ -119,6 +153,7 @@ class Workload:
     reference: str = ""
     forward: Forward = call_model
     collate: Callable[[list[Any]], Any] | None = None
+    unlabelled: Dataset[Any] | None = None
     batch_size: int = 64
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
     source: str = ""
@@ -153,6 +188,19 @@ class Workload:
             for i in range(len(self.example(1))):
                 varying.setdefault(i, {}).setdefault(0, (1, self.scenario.largest_batch))
         return varying
+
+    @property
+    def lessons(self) -> tuple[Dataset[Any], Loss] | None:
+        """What a training takes: ``train`` and ``loss``; or where one is missing, the unlabelled inputs and the loss of no
+        labels; None where there are neither."""
+        if self.train is not None and self.loss is not None:
+            return self.train, self.loss
+        return None if self.unlabelled is None else (Inputs(self.unlabelled), Unlabelled())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a training has labels to learn from."""
+        return self.train is not None and self.loss is not None
 
     @property
     def training_set(self) -> Dataset[Any]:

@@ -67,7 +67,7 @@ def law(seed: int) -> tuple[float, float] | str:
         (the error of its answers, that of noise), or the words of its refusal.
     """
     drawn, scheme = draw(seed), SCHEMES[seed % len(SCHEMES)]
-    requests = drawn.inputs(24, 5)
+    requests = drawn.asked(24, 5)
     method = Qat(scheme, freeze=0.0, group=32) if INTEGERS[scheme].grouped else Qat(scheme, freeze=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

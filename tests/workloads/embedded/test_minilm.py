@@ -8,8 +8,9 @@ import torch
 
 from thrifty.errors import MissingExtra
 from thrifty.workloads.checks import check_example
-from thrifty.workloads.embedded import functions, minilm, sources
+from thrifty.workloads.embedded import functions, minilm, package_text, sources
 from thrifty.workloads.embedded.functions import PAIRS, first_sentence, pairs
+from thrifty.workloads.loading import load_workload
 
 SPLITS = ("validation", "test")
 
@@ -18,6 +19,27 @@ def test_splits_share_no_file():
     validation, test = ({f.path for f in pairs(split)} for split in SPLITS)
     assert not validation & test
     assert min(len(validation), len(test)) > 50
+
+
+LIBRARY = "def add(a, b):\n    'Return the sum of both numbers.'\n    return a + b\n" + (
+    "def long(a):\n    'Return a very long list of names.'\n    return [" + "a, " * 99 + "]\n")
+
+
+def test_unlabelled_text_is_cut_and_padded_to_its_length(monkeypatch, tmp_path):
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
+    monkeypatch.setattr(package_text, "package_functions", lambda name: list(functions.functions(LIBRARY, name)))
+    text = package_text.PackageText(minilm.tokenizer, 16, ["numpy"])
+    assert len(text) == 4  # each function's code and sentence
+    (ids, mask), (long, whole) = text[1], text[2]
+    assert ids.shape == mask.shape == (16,) and int(mask.sum()) == 9 and not ids[9:].any() and ids.dtype == torch.int64
+    assert bool(whole.all()) and int(long[-1]) == int(ids[8])  # cut, and ended by the same token
+    found = load_workload("minilm")
+    assert found.train is None and found.lessons is not None and not found.labelled
+
+
+def test_functions_of_packages_leave_tests_out():
+    found = package_text.package_functions("safetensors")
+    assert all(f.path.startswith("safetensors/") and "test" not in f.path for f in found) and found
 
 
 @pytest.mark.parametrize("split", SPLITS)

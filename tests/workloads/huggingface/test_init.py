@@ -59,6 +59,22 @@ def workload(request: pytest.FixtureRequest, folders: dict[str, Path], monkeypat
     return found
 
 
+def test_a_teacher_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    def directory(name: str, vocabulary: Any) -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+        return f"hf:{tmp_path / name}?task=causal-lm"
+
+    ours, same = directory("ours", {"a": 0, "b": 1}), directory("same", {"b": 1, "a": 0, "padding": 2})
+    moved, lacks = directory("moved", {"a": 1, "b": 0}), directory("lacks", [["a", -1.0], ["c", -2.0]])
+    huggingface.require_same_tokens(same, ours)
+    huggingface.require_same_tokens("file.py:workload", ours)
+    with pytest.raises(WorkloadError, match="numbers 'a' 1, and the student's numbers it 0"):
+        huggingface.require_same_tokens(moved, ours)
+    with pytest.raises(WorkloadError, match="has no 'b'"):
+        huggingface.require_same_tokens(lacks, ours)
+
+
 # -- what is found ----------------------------------------------------------------------------------------------
 
 
@@ -75,7 +91,7 @@ def test_a_directory_is_a_workload(workload: Workload) -> None:
 
 
 def test_recipes_are_rehearsed_on_it(workload: Workload) -> None:
-    train = "train(adamw) | " if workload.loss is not None else ""
+    train = "train(adamw) | " if workload.loss is not None else "train(adamw, distill(embedding)) | "
     assert "quantized" in check(workload, f"{train}prune(ratio=0.1) | quantize(w8a8)")
 
 

@@ -21,7 +21,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor, *, igno
 
     The gradient of row i's logits is softmax - onehot, known as soon as the row is: it is written over the logits, and both
     gradients are made in the forward pass, for part of the rows at a time. Products run in autocast's precision where it is
-    on, else in hidden's; the loss and the sums over parts are float32, so is the weight's gradient where the weight is.
+    on, else in hidden's; the loss is float32, and the parts of the weight's gradient are added in the weight's precision.
 
     Args:
         hidden: x, [..., h].
@@ -71,14 +71,22 @@ class _LinearLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, part: int, float8: bool,
                 low: torch.dtype, for_hidden: bool, for_weight: bool) -> Tensor:
         total, by_hidden, by_weight = fused.linear_loss(hidden.to(low).contiguous(), weight.to(low).contiguous(), target,
-                                                        ignore_index, part, float8, for_hidden, for_weight)
-        ctx.save_for_backward(by_hidden, by_weight)
+                                                        ignore_index, part, float8, for_hidden, for_weight,
+                                                        weight.dtype == torch.float32)
+        ctx.gradients = by_hidden, by_weight
         ctx.kinds, ctx.for_hidden, ctx.for_weight = (hidden.dtype, weight.dtype), for_hidden, for_weight
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        by_hidden, by_weight = ctx.saved_tensors
-        return ((by_hidden * upstream[0]).to(ctx.kinds[0]) if ctx.for_hidden else None,
-                (by_weight * upstream[0]).to(ctx.kinds[1]) if ctx.for_weight else None,
-                None, None, None, None, None, None, None)
+        return (*scaled(ctx, upstream[0]), None, None, None, None, None, None, None)
+
+
+def scaled(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients that a forward pass left, times what comes from above: in their own place, for they are as large as the
+    weight, and handed over, so that they become the parameter's without a copy. A second pass back finds none."""
+    if ctx.gradients is None:
+        raise ThriftyError("the gradients of this loss were handed over in the first pass back: compute the loss anew")
+    (by_hidden, by_weight), ctx.gradients = ctx.gradients, None
+    return (by_hidden.mul_(upstream).to(ctx.kinds[0]) if ctx.for_hidden else None,
+            by_weight.mul_(upstream).to(ctx.kinds[1]) if ctx.for_weight else None)

@@ -1,7 +1,7 @@
 """Losses of rows of logits and their gradients on a GPU: as few passes over the logits as there can be.
 
-The gradient in 16 bits takes the logits' own place: one program a row, which reads it twice, the second time from the L2
-cache. The gradient in 8 bits leaves in both of the layouts that products of 8 bits want, tile by tile.
+The gradient in 16 bits takes the logits' own place: a program takes a row at a time and reads it twice, the second time from
+the L2 cache. The gradient in 8 bits leaves in both of the layouts that products of 8 bits want, tile by tile.
 """
 
 from __future__ import annotations
@@ -15,29 +15,38 @@ from thrifty.kernels.float8 import E5M2
 from thrifty.kernels.float8.triton import TILE_COLUMNS, TILE_ROWS, TILE_WARPS, pair, tiles
 from thrifty.kernels.linear_loss.naive import GRADIENT_SCALE
 
-BLOCK, WARPS = 4096, 8
+BLOCK, WARPS, EACH = 8192, 32, 1
+"""Columns at a time, warps of a program, programs a multiprocessor: few rows at once stay in the L2 cache until they are read
+again."""
 
 
 @triton.jit
-def _losses(logits, target, lost, norm, stride, columns, ignored, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+def _rows(logits, target, lost, norm, rows, stride, columns, ignored, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+    for row in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+        _losses(logits, target, lost, norm, row, stride, columns, ignored, GRADIENT, BLOCK)
+
+
+@triton.jit
+def _losses(logits, target, lost, norm, row, stride, columns, ignored, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
     start = logits + row * stride
     offsets = tl.arange(0, BLOCK)
     label = tl.load(target + row)
     valid = label != ignored
-    peak = -float("inf")
-    total = 0.0
-    chosen = 0.0
+    # Lanes keep running sums of their own, and are joined once: no barrier in the loop.
+    peak = tl.full((BLOCK,), -1e30, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    chosen = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, columns, BLOCK):
         at = first + offsets
         x = tl.load(start + at, mask=at < columns, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(peak, tl.max(x, 0))
-        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(x - higher), 0)
-        chosen += tl.sum(tl.where(at == label, x, 0.0), 0)
+        higher = tl.maximum(peak, x)
+        total = total * tl.exp(peak - higher) + tl.exp(x - higher)
+        chosen += tl.where(at == label, x, 0.0)
         peak = higher
-    level = peak + tl.log(total)
+    top = tl.max(peak, 0)
+    level = top + tl.log(tl.sum(total * tl.exp(peak - top), 0))
     tl.store(norm + row, level)
-    tl.store(lost + row, tl.where(valid, level - chosen, 0.0))
+    tl.store(lost + row, tl.where(valid, level - tl.sum(chosen, 0), 0.0))
     if GRADIENT:
         for first in range(0, columns, BLOCK):
             at = first + offsets
@@ -67,13 +76,18 @@ def _store8(logits, norm, target, place, i, j, rows, columns, by_row, by_column,
     tl.store(place + i * by_row + j * by_column, small, mask=there)
 
 
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def losses(logits: Tensor, target: Tensor, ignore_index: int, gradient: bool) -> tuple[Tensor, Tensor]:
     """As `naive.losses`; rows of logits are contiguous."""
     rows, columns = logits.shape
     lost, norm = (torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(2))
     if rows:
-        _losses[(rows,)](logits, target, lost, norm, logits.stride(0), columns, ignore_index, GRADIENT=gradient, BLOCK=BLOCK,
-                         num_warps=WARPS)
+        programs = min(rows, EACH * multiprocessors(logits.device))
+        _rows[(programs,)](logits, target, lost, norm, rows, logits.stride(0), columns, ignore_index, GRADIENT=gradient,
+                           BLOCK=BLOCK, num_warps=WARPS)
     return lost, norm
 
 

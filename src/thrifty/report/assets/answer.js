@@ -83,6 +83,17 @@ function asked() {
   return bars.length ? bars.join(", ") : "no bar at all";
 }
 
+// Why the model as it is should be kept, where no trial is recommended; null where it may miss a bar itself.
+function keeping({ nearest, misses }) {
+  if (STUDY.doubt) return STUDY.doubt;
+  if (!nearest) return null;
+  if (misses.length)
+    return misses.every((key) => key === "drop" && state.limits.drop >= 0)
+      ? `no trial meets this, and it does: ${asked()}`
+      : null;
+  return `no trial that meets this is significantly ${state.minimise === "inference" ? "faster" : "better and no slower"}: ${asked()}`;
+}
+
 function drawAnswer() {
   showBars();
   const { row, nearest, misses, meeting } = state.best;
@@ -94,6 +105,8 @@ function drawAnswer() {
     found &&
     ["drop", "latency", "speedup", "bytes", "training"].map((key) => [FIGURES[key].label, figureText(found, key)]);
   const name = found && element("p", { class: "name" }, mark(found), row ? "Best: " : "Nearest: ", link(found));
+  const kept = row ? null : keeping(state.best);
+  by("answer").dataset.keep = kept ? "yes" : "";
   fill(
     "answer",
     row
@@ -101,8 +114,12 @@ function drawAnswer() {
       : element(
           "p",
           {},
-          element("strong", {}, found ? "No trial meets this: " : "No trial has these figures: "),
-          asked(),
+          element(
+            "strong",
+            {},
+            kept ? "Keep the model as it is: " : found ? "No trial meets this: " : "No trial has these figures: ",
+          ),
+          kept || asked(),
           ".",
         ),
     name,
@@ -116,6 +133,7 @@ function drawAnswer() {
       ),
     !row &&
       found &&
+      misses.length > 0 &&
       element(
         "p",
         { class: "note" },
@@ -144,7 +162,8 @@ function searchText() {
   const words = Object.entries(STUDY.bars)
     .filter(([, value]) => value != null)
     .map(([key, value]) => `${key.replaceAll("_", " ")} ${value}`);
-  const [id, says] = STUDY.recommended ? [STUDY.recommended, "recommended"] : [STUDY.nearest, "found none; nearest is"];
+  const none = STUDY.keep ? "says to keep the model as it is; nearest is" : "found none; nearest is";
+  const [id, says] = STUDY.recommended ? [STUDY.recommended, "recommended"] : [STUDY.nearest, none];
   return element(
     "p",
     { class: "note" },

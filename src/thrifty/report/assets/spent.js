@@ -51,6 +51,7 @@ function drawSpent() {
   const { charges, dollars } = STUDY.spent;
   fill(
     "spent",
+    STUDY.ended ? element("p", { class: "note" }, `The exploration ${STUDY.ended.says}.`) : null,
     charges.length
       ? spentTable(
           charges,

@@ -17,7 +17,7 @@ from thrifty.numerics.plain import bake, told
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.context import Context
-from thrifty.recipes.hyperparameters import choice, matches, number, pattern
+from thrifty.recipes.hyperparameters import HyperparameterError, choice, matches, number, pattern
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.conversion.networks import Network, networks
 
@@ -79,11 +79,11 @@ class Moe(Transform):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.top_k > self.experts:
-            raise ThriftyError(f"moe(experts={self.experts}, top_k={self.top_k}): a token goes to at most all {self.experts} "
-                               "experts; lower top_k")
+            raise HyperparameterError(f"moe(experts={self.experts}, top_k={self.top_k}): a token goes to at most all "
+                                      f"{self.experts} experts; lower top_k")
         if self.drop and self.experts_from == "parts":
-            raise ThriftyError(f"moe(drop={self.drop:g}, experts_from=parts): parts differ already, and dropping units of them "
-                               "would lose what they know; leave drop out")
+            raise HyperparameterError(f"moe(drop={self.drop:g}, experts_from=parts): parts differ already, and dropping units "
+                                      "of them would lose what they know; leave drop out")
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Decide which networks become mixtures.

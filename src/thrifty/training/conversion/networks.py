@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from thrifty.numerics.plain import why_kept
-from thrifty.posttraining.dependency import Group, dependencies
+from thrifty.posttraining.pruning.dependency import Group, dependencies
 
 
 @final
@@ -48,7 +48,7 @@ def networks(model: nn.Module, example: tuple[Tensor, ...]) -> list[Network]:
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found, taken = [], set[str]()
     for group in dependencies(model, example).groups:
-        network = _network(group, linears, calls)
+        network = _network(group, linears, calls) if group.kind == "channels" else None  # heads and streams are no networks
         layers = () if network is None else (*network.ups, network.down)
         if network is not None and all(owners[id(linears[name].weight)] == 1 for name in layers) and taken.isdisjoint(layers):
             found.append(network)

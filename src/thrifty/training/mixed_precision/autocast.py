@@ -16,6 +16,7 @@ from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
 from thrifty.recipes.training_method import Stage, TrainingMethod
+from thrifty.training.distributed.parallel import all_finite
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -35,6 +36,9 @@ class Autocast(TrainingMethod):
     def counted(self) -> torch.dtype:
         """Precision of the operands whose FLOPs are claimed."""
         return self.dtype
+
+    def prepare(self, session: Session) -> None:
+        session.products = self.dtype
 
     def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
         with torch.autocast(session.device, dtype=self.dtype):
@@ -117,6 +121,7 @@ class Fp16(Autocast):
     )
 
     def prepare(self, session: Session) -> None:
+        super().prepare(session)
         session.memory(self).update(unbroken=0, skipped=0)
         session.loss_scale = self.scale
 
@@ -127,7 +132,7 @@ class Fp16(Autocast):
         memory = session.memory(self)
         gradients = [p.grad for group in session.optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / session.loss_scale)
-        if gradients and not bool(torch.stack(torch._foreach_norm(gradients, float("inf"))).isfinite().all()):
+        if not all_finite(gradients, session.ranks):
             memory.update(unbroken=0, skipped=memory["skipped"] + 1)
             session.loss_scale /= 2
             return

@@ -47,6 +47,7 @@ class Ema(TrainingMethod):
         paper='"Acceleration of Stochastic Approximation by Averaging", Polyak and Juditsky 1992; as in "Rethinking the '
               'Inception Architecture for Computer Vision", Szegedy et al. 2015, arXiv:1512.00567, section 8',
         requires=frozenset({"module", "float-weights"}),
+        refuses=frozenset({"sharded"}),  # a sharded model cannot be copied
     )
 
     def update(self, session: Session, proceed: Callable[[], None]) -> None:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
 from thrifty.training.optimizers.optimizer import Optimizer, fusable, optimizer_card
+from thrifty.training.optimizers.owners import OwnedMuon
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -81,7 +83,8 @@ class Muon(Optimizer):
 
     torch's implementation, with Nesterov's momentum and the scale that lets AdamW's learning rate and decay be reused.
     Hidden matrices are weights of two dimensions that are no embedding's and not the last linear layer's (nor tied to
-    either); the iteration runs in bfloat16. Biases and the scales of norms are not decayed.
+    either); the iteration runs in bfloat16. Where matrices are sharded, one rank makes each of them orthogonal. Biases and
+    the scales of norms are not decayed.
 
     Args:
         lr: learning rate after warm-up, of both parts.
@@ -123,9 +126,12 @@ class Muon(Optimizer):
         if not first:
             raise NoEffect("muon found no hidden matrix to train (a weight of two dimensions that is no embedding and "
                            "not the last linear layer): use adamw")
-        # Nesterov always: without it torch 2.13 lets the normalisation write into the momentum of bfloat16 weights.
-        muon = torch.optim.Muon(first, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
-                                nesterov=True, adjust_lr_fn="match_rms_adamw")
+        muon: torch.optim.Optimizer
+        if isinstance(first[0]["params"][0], DTensor):
+            muon = OwnedMuon(first, self.lr, self.weight_decay, self.momentum)
+        else:  # Nesterov always: without it torch 2.13 lets the normalisation write into the momentum of bfloat16 weights
+            muon = torch.optim.Muon(first, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
+                                    nesterov=True, adjust_lr_fn="match_rms_adamw")
         if not rest:
             return muon
         adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,

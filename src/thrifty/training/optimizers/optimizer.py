@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.recipes.card import Card
@@ -68,8 +69,8 @@ class Optimizer(TrainingMethod):
         return (Claim("bytes of optimizer state a parameter", 8.0, state_bytes(session.optimizer), minimum=1.0),)
 
 
-def optimizer_card(*, trade_off: str, paper: str) -> Card:
-    """The card of an optimizer: all but what it costs and where it comes from is the same for each."""
+def optimizer_card(*, trade_off: str, paper: str, refuses: frozenset[str] = frozenset()) -> Card:
+    """The card of an optimizer: all but what it costs, where it comes from and what it cannot train is the same for each."""
     return Card(
         family="optimizers",
         benefit="training time",
@@ -77,6 +78,7 @@ def optimizer_card(*, trade_off: str, paper: str) -> Card:
         paper=paper,
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights"}),
+        refuses=refuses,
         slot="optimizer",
     )
 
@@ -138,12 +140,16 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> float:
     return held / sum(p.numel() for group in optimizer.param_groups for p in group["params"])
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any) -> float:
+    if isinstance(value, DTensor):  # of all ranks: each of them holds a part
+        part = value.to_local()
+        return _bytes(part) * value.numel() / part.numel() if part.numel() else 0.0
     if isinstance(value, Tensor):
         inner = getattr(value, "__tensor_flatten__", None)
         parts: Iterable[Any] = [value] if inner is None else [getattr(value, name) for name in inner()[0]]
         return sum(part.nbytes for part in parts if part.numel() > 1)
     return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
 
 def fusable(groups: list[dict[str, Any]]) -> bool:
     """Whether torch's fused kernel takes all parameters: it takes no complex ones."""

@@ -49,6 +49,7 @@ class ScheduleFree(Optimizer):
     name: ClassVar[str] = "schedule_free"
     tuned: ClassVar[tuple[str, ...]] = ("lr", "beta1")
     card: ClassVar[Card] = optimizer_card(
+        refuses=frozenset({"sharded"}),  # a copy of the model is evaluated, and a sharded one cannot be copied
         trade_off="two states for each parameter, as AdamW has; a copy of the model while it is evaluated",
         paper='"The Road Less Scheduled", Defazio et al. 2024, arXiv:2405.15682, algorithm 1',
     )

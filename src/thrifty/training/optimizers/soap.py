@@ -51,6 +51,7 @@ class Soap(Optimizer):
     card: ClassVar[Card] = optimizer_card(
         trade_off="two covariances and two bases for each matrix beside Adam's state; products and decompositions in "
                   "the step",
+        refuses=frozenset({"sharded"}),  # its covariances and bases are of whole matrices
         paper='"SOAP: Improving and Stabilizing Shampoo using Adam", Vyas et al. 2024, arXiv:2409.11321, algorithm 3',
     )
 

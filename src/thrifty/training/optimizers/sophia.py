@@ -252,8 +252,8 @@ estimator_batch=0.5, correct=True)
 
     @property
     def refuses(self) -> frozenset[str]:
-        """Compiled steps have no second derivative."""
-        return self.card.refuses | ({"compiled-steps"} if self.estimator == "hutchinson" else set())
+        """Compiled steps have no second derivative, and sharded parameters are not whole."""
+        return self.card.refuses | ({"compiled-steps", "sharded"} if self.estimator == "hutchinson" else set())
 
     @property
     def needs(self) -> frozenset[str]:
@@ -295,11 +295,16 @@ estimator_batch=0.5, correct=True)
 
     def state_dict(self, session: Session) -> dict[str, Any]:
         assert isinstance(session.optimizer, SophiaOptimizer)
-        return {"noise": session.memory(self)["noise"].get_state(), "estimates": session.memory(self)["estimates"],
+        return {"noise": session.memory(self)["noise"].get_state(), "rank": session.ranks.index,
+                "estimates": session.memory(self)["estimates"],
                 "counters": session.optimizer.counters, "counted": session.memory(self)["counted"]}
 
     def load_state_dict(self, session: Session, state: dict[str, Any]) -> None:
-        session.memory(self)["noise"].set_state(state["noise"])
+        if state.get("rank", 0) == session.ranks.index:
+            session.memory(self)["noise"].set_state(state["noise"])
+        else:  # of fewer ranks: noise that nobody has drawn
+            seed = _noise_seed(torch.initial_seed() + session.step_number, session.ranks.index)
+            session.memory(self)["noise"].manual_seed(seed)
         session.memory(self)["estimates"] = state["estimates"]
         assert isinstance(session.optimizer, SophiaOptimizer)
         session.optimizer.counters = state["counters"]

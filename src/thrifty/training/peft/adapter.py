@@ -16,6 +16,7 @@ from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import choice, pattern
 from thrifty.recipes.training_method import Stage, TrainingMethod
+from thrifty.training.distributed.parallel import whole
 from thrifty.training.peft.held import Held
 from thrifty.training.peft.layers import ALL_LINEAR, chosen
 
@@ -111,7 +112,8 @@ class Adapter(TrainingMethod):
         moved: dict[str, bool] = {}
         for name, p in self._telling(session.model):
             layer = re.split(self.telling, name)[0]
-            moved[layer] = moved.get(layer, False) or not torch.equal(p.detach().cpu(), memory["start"][name])
+            now = whole(p.detach()).cpu()  # of all ranks, where each holds a part
+            moved[layer] = moved.get(layer, False) or not torch.equal(now, memory["start"][name])
         found = [Claim("share of trainable parameters", 1.0, memory["share"], minimum=0.1),
                  Claim("share of adapters that moved", 0.0, sum(moved.values()) / len(moved), minimum=0.5)]
         if memory["held"]:

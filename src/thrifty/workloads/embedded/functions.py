@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import functools
 import hashlib
 import re
@@ -74,7 +75,7 @@ def functions(source: str, path: str) -> Iterator[Function]:
     except (SyntaxError, ValueError):
         return
     lines = source.splitlines(keepends=True)
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or len(node.body) < 2:
             continue
         documentation = ast.get_docstring(node)
@@ -82,6 +83,16 @@ def functions(source: str, path: str) -> Iterator[Function]:
             text = node.body[0]
             kept = lines[node.lineno - 1 : text.lineno - 1] + lines[text.end_lineno : node.end_lineno]
             yield Function(path, _dedent(kept, node.col_offset), first_sentence(documentation))
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As `ast.walk` has them, but for expressions, which are nine nodes of ten and hold no function."""
+    todo: collections.deque[ast.AST] = collections.deque([tree])
+    while todo:
+        node = todo.popleft()
+        todo.extend(child for child in ast.iter_child_nodes(node)
+                    if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case))
+        yield node
 
 
 def first_sentence(documentation: str) -> str:

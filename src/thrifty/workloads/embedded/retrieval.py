@@ -34,6 +34,10 @@ class Recall(Quality):
         """The whole set: with fewer documents, every query is easier."""
         return dataset
 
+    @property
+    def embeds(self) -> bool:
+        return True
+
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
         embeddings, sides, numbers, clusters = [], [], [], []
         for inputs, (side, pair, cluster) in batches(dataset, self.batch_size):

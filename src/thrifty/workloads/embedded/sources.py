@@ -93,6 +93,7 @@ def library_files() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+@cache
 def library_root() -> Path:
     """Folder of the running Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset, default_collate
 
 from thrifty.errors import WorkloadError
 from thrifty.workloads.embedded.retrieval import Recall
-from thrifty.workloads.huggingface.directory import DESCRIPTIONS, Directory, digest, open_directory, weights
+from thrifty.workloads.huggingface.directory import DESCRIPTIONS, TOKENIZER, Directory, digest, open_directory, weights
 from thrifty.workloads.huggingface.images import Images, image_path, pixels_of
 from thrifty.workloads.huggingface.jsonl import SPLITS, Format, Line, Lines, read, values
 from thrifty.workloads.huggingface.models import Embedder, ImageLogits, TextLogits, TokenLogits, load_body, pooling_of
@@ -39,7 +40,7 @@ from thrifty.workloads.huggingface.text import (
     words_of,
 )
 from thrifty.workloads.quality import Accuracy, BitsPerByte, as_inputs, length
-from thrifty.workloads.workload import CrossEntropy, SingleStream, Workload
+from thrifty.workloads.workload import Alone, CrossEntropy, SingleStream, Workload
 
 SCHEME = "hf:"
 DATA = "data.jsonl"
@@ -152,6 +153,34 @@ class Reference:
         directory = Path(place).expanduser().resolve()
         data = Path(given["data"]).expanduser().resolve() if given.get("data") else directory / DATA
         return Reference(directory, given.get("task", ""), data, int(tokens) if tokens else None)
+
+
+def require_same_tokens(teacher: str, student: str) -> None:
+    """Refuse a directory whose tokenizer gives a text other numbers than another's: what one wrote the other would misread.
+
+    Args:
+        teacher, student: sources of workloads; what is no directory of texts is not looked at.
+
+    Raises:
+        WorkloadError: a token that both know has another number.
+    """
+    if not (teacher.startswith(SCHEME) and student.startswith(SCHEME)):
+        return
+    known = [Reference.parse(each).directory / TOKENIZER for each in (teacher, student)]
+    if not all(path.is_file() for path in known):
+        return
+    theirs, ours = map(_vocabulary, known)
+    for token, number in ours.items():
+        if theirs.get(token) != number:
+            where = f"has no {token!r}" if token not in theirs else f"numbers {token!r} {theirs[token]}"
+            raise WorkloadError(f"the teacher's tokenizer {where}, and the student's numbers it {number}: a teacher must read "
+                                "the student's own tokens; take one of the same tokenizer")
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """{token: number} of a tokenizer.json."""
+    model = json.loads(path.read_text())["model"].get("vocab", {})
+    return dict(model) if isinstance(model, dict) else {piece[0]: i for i, piece in enumerate(model)}
 
 
 def is_reference(text: str) -> bool:
@@ -284,7 +313,7 @@ def _feature_extraction(directory: Directory, lines: Lines, asked: int | None) -
         sets[split] = Texts(words, texts, targets, tokens)
     return {
         "model": lambda: Embedder(load_body(directory.path, TASKS["feature-extraction"].auto), pooling).eval(),
-        "quality": Recall(k=RECALL), **_present(sets),
+        "quality": Recall(k=RECALL), **_present(sets), **({"unlabelled": Alone(sets["train"])} if len(sets["train"]) else {}),
     }, tokens
 
 

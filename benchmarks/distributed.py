@@ -1,0 +1,260 @@
+"""Trainings spread over the GPUs of one host, against plain torch written by hand in the same run.
+
+    python benchmarks/distributed.py --json distributed.json          # one process a GPU, started here
+    python benchmarks/distributed.py --device cpu --ranks 2 --small   # the script itself, tried on a CPU
+
+Two shapes of GPT-2 with an untied head (163 million and 1.42 billion parameters), rows of 1,024 random tokens, bf16 products
+(autocast, or FSDP2's own policy with float32 reduction), blocks compiled one by one, fused AdamW. Of a pair both trainings are
+built, then timed in turns A B B A; figures are tokens a second of all GPUs, medians of the two turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from thrifty import AdamW, Bf16, CrossEntropy, Train
+from thrifty.recipes.ranks import Alone
+from thrifty.recipes.registry import method_class
+from thrifty.training.distributed.parallel import local
+from thrifty.training.ranks import BOTH, Group
+from thrifty.training.session import TrainingSession
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    width: int
+    layers: int
+    heads: int
+    rows: int
+    """A GPU."""
+    vocabulary: int = 50_304
+    context: int = 1024
+
+
+SHAPES = (Shape("163M", 768, 12, 12, 32), Shape("1.42B", 2048, 24, 16, 8))
+SMALL = (Shape("small", 64, 4, 4, 2, 512, 64),)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """ids [batch, tokens] -> logits."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(shape.vocabulary, shape.width), nn.Embedding(shape.context, shape.width)
+        self.blocks = nn.ModuleList(Block(shape.width, shape.heads) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+        self.head = nn.Linear(shape.width, shape.vocabulary, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.places.weight[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+Step = Callable[[], Any]
+
+
+class Bench:
+    """One rank's side of every measurement."""
+
+    def __init__(self, ranks: Any, device: str, steps: int, warm: int) -> None:
+        self.ranks, self.device, self.steps, self.warm = ranks, device, steps, warm
+        self.rows: list[dict[str, Any]] = []
+
+    def model(self, shape: Shape) -> nn.Module:
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            return GPT(shape)
+
+    def batch(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(self.device).manual_seed(1 + self.ranks.index)
+        ids = torch.randint(0, shape.vocabulary, (shape.rows, shape.context + 1), generator=generator, device=self.device)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    # -- plain torch ----------------------------------------------------------------------------------------------
+
+    def plain(self, shape: Shape, kind: str) -> tuple[Step, nn.Module, torch.optim.Optimizer]:
+        model: Any = self.model(shape)
+        inner = model
+        for block in model.blocks:
+            block.compile()
+        if kind == "ddp":
+            model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        if kind.startswith("fsdp"):
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            for block in model.blocks:
+                fully_shard(block, mp_policy=policy, reshard_after_forward=kind == "fsdp")
+            fully_shard(model, mp_policy=policy)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+        ids, target = self.batch(shape)
+        autocast = contextlib.nullcontext if kind.startswith("fsdp") else lambda: torch.autocast(self.device, torch.bfloat16)
+
+        def step() -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            with autocast():
+                loss = F.cross_entropy(model(ids).flatten(0, 1).float(), target.flatten())
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step, inner, optimizer
+
+    # -- ours -----------------------------------------------------------------------------------------------------
+
+    def ours(self, shape: Shape, text: str) -> tuple[Step, nn.Module, torch.optim.Optimizer]:
+        name, _, value = text.partition(":")
+        methods: list[Any] = [AdamW(lr=1e-4, weight_decay=0.1), Bf16()]
+        if name != "alone":
+            methods.append(method_class(name)(**({"reshard": value.split()[0]} if value else {})))
+        session = TrainingSession(self.model(shape), methods, CrossEntropy(), steps=10_000, device=self.device,
+                                  ranks=Alone() if name == "alone" or text.endswith("one") else self.ranks,
+                                  settings=Train(compiled=True, clip=None, schedule="constant", warmup=0.0))
+        ids, target = self.batch(shape)
+        return lambda: session.step(((ids,), target)), session.model, session.optimizer
+
+    # -- timing ---------------------------------------------------------------------------------------------------
+
+    def seconds(self, step: Step) -> float:
+        self.wait()
+        began = time.perf_counter()
+        for _ in range(self.steps):
+            loss = step()
+        float(loss)
+        self.wait()
+        return (time.perf_counter() - began) / self.steps
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.ranks.any(False)
+
+    def run(self, shape: Shape, plans: list[tuple[str, str, int]]) -> None:
+        """Sides (who, kind, GPUs) that are built together and timed in turns."""
+        built = []
+        for who, kind, gpus in plans:
+            gc.collect()
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            torch._dynamo.reset()
+            try:
+                step, model, optimizer = (self.plain if who == "plain" else self.ours)(shape, kind)
+                for _ in range(self.warm):
+                    step()
+                loss = float(step())
+            except Exception:
+                print(f"{shape.name} {who} {kind} failed on rank {self.ranks.index}", flush=True)
+                traceback.print_exc()
+                continue
+            peak = torch.cuda.max_memory_allocated() - before if self.device == "cuda" else 0
+            held = sum(local(p.data).nbytes for p in model.parameters())
+            held += sum(local(x).nbytes for state in optimizer.state.values() for x in state.values() if x.numel() > 1)
+            built.append((who, kind, gpus, step, peak, held, loss))
+        turns: list[list[float]] = [[] for _ in built]
+        for i in [*range(len(built)), *reversed(range(len(built)))]:
+            turns[i].append(self.seconds(built[i][3]))
+        for (who, kind, gpus, _, peak, held, loss), seconds in zip(built, turns, strict=True):
+            rate = gpus * shape.rows * shape.context / statistics.median(seconds)
+            row = {"shape": shape.name, "who": who, "kind": kind, "gpus": gpus, "tokens_per_second": rate, "peak": peak,
+                   "state_bytes": held, "loss": loss, "turns": seconds}
+            self.rows.append(row)
+            if self.ranks.index == 0:
+                print(f"{shape.name:6} {who:6} {kind:14} {gpus} GPU  {rate / 1e3:9.1f} k tok/s  peak {peak / 2**30:6.1f} GiB  "
+                      f"held {held / 2**30:6.2f}  "
+                      f"loss {loss:.3f}  {[round(1e3 * x, 1) for x in seconds]} ms", flush=True)
+
+
+PAIRS = (
+    ("plain", "one", "alone", "zero3:auto one"),
+    ("plain", "ddp", "ddp"),
+    ("plain", "fsdp", "zero3:always"),
+    ("plain", "fsdp-kept", "zero3:never", "zero2"),
+)
+
+
+def rank(arguments: argparse.Namespace) -> None:
+    """What each process does."""
+    index, count, device = arguments.rank, arguments.ranks, arguments.device
+    if device == "cuda":
+        torch.cuda.set_device(index)
+    with Group(dist.FileStore(arguments.meet, count), index, count, backend=BOTH if device == "cuda" else "gloo") as ranks:
+        bench = Bench(ranks, device, arguments.steps, arguments.warm)
+        began = time.perf_counter()
+        for shape in SMALL if arguments.small else SHAPES:
+            if arguments.only and shape.name not in arguments.only:
+                continue
+            for who, kind, *others in PAIRS:
+                if ranks.any(time.perf_counter() - began > arguments.limit):
+                    print("out of time", flush=True)
+                    break
+                gpus = 1 if kind == "one" else count
+                bench.run(shape, [(who, kind, gpus), *(("ours", other, gpus) for other in others)])
+                if index == 0 and arguments.json:
+                    Path(arguments.json).write_text(json.dumps({"torch": torch.__version__, "rows": bench.rows}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--warm", type=int, default=4)
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which no new pair is begun")
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--json")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--meet")
+    arguments = parser.parse_args()
+    if arguments.rank is not None:
+        rank(arguments)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, *sys.argv, "--ranks", str(arguments.ranks), "--meet", f"{place}/meet"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "4"}
+        processes = [subprocess.Popen([*command, "--rank", str(i)], env=environment) for i in range(arguments.ranks)]
+        codes = [process.wait() for process in processes]
+    sys.exit(max(map(abs, codes)))
+
+
+if __name__ == "__main__":
+    main()

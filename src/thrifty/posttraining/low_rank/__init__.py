@@ -1,0 +1,1 @@
+"""Low-rank factorization: weights as products of thinner ones."""

@@ -1,0 +1,1 @@
+"""Pruning: what is removed (channels, heads, the residual stream, blocks, single weights), by which criterion."""

@@ -1,0 +1,31 @@
+"""What trainings will take on each rank, as a terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from rich.table import Column, Table
+
+from thrifty.report.console import pairs, show, table
+from thrifty.report.words import scaled, seconds
+
+if TYPE_CHECKING:
+    from thrifty.search.planner import Planned
+
+
+def print_plans(found: Sequence[Planned], file: TextIO | None = None) -> None:
+    """A table for each training, on stdout where no file is given."""
+    for one in found:
+        facts = {"ranks": f"{one.ranks}, {one.examples} examples of a batch each",
+                 "a step's arithmetic": f"{seconds(one.seconds)}, without what is sent", "a rank has": scaled(one.room, "B"),
+                 "advice": one.advice}
+        show(_stages(one), pairs(list(facts.items()), title="Plan"), file=file)
+
+
+def _stages(one: Planned) -> Table:
+    rows = [(f"{stage.name} *" if stage.name == one.chosen else stage.name,
+             *(scaled(value, "B") for value in (stage.held.parameters, stage.held.gradients, stage.held.state, stage.held.passing,
+                                                stage.peak)), "fits" if stage.fits else "does not fit") for stage in one.stages]
+    names = ("parameters", "gradients", "state", "whole for a while", "most at once")
+    return table(f"{one.phase}, bytes of a rank", ["stage", *(Column(name, justify="right") for name in names), ""], rows)

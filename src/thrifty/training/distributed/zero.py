@@ -1,0 +1,203 @@
+"""ZeRO: ranks share out the optimizer's state, the gradients, and the parameters themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from thrifty.errors import ThriftyError
+from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
+from thrifty.recipes.hyperparameters import choice, number
+from thrifty.training.distributed.memory import spare
+from thrifty.training.distributed.parallel import Parallel, added, fill_unreached, local, trained
+from thrifty.training.distributed.sharding import gathered_groups, put_together, shard, sharded_modules
+
+if TYPE_CHECKING:
+    from thrifty.recipes.session import Session
+    from thrifty.workloads.workload import Batch
+
+KEPT = 0.1
+"""Share of the memory that is left over which gathered parameters may take before they are given back after their use."""
+
+
+def zero_card(trade_off: str) -> Card:
+    """The card of a stage: all but what it costs is the same for each."""
+    return Card(
+        family="distributed",
+        benefit="training time",
+        trade_off=trade_off,
+        paper='"ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", Rajbhandari et al. 2019, '
+              'arXiv:1910.02054; "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", Zhao et al. 2023, '
+              "arXiv:2304.11277",
+        requires=frozenset({"module", "float-weights"}),
+        holds=frozenset({"sharded"}),
+        slot="parallelism",
+    )
+
+
+@dataclass(frozen=True)
+class Zero(Parallel):
+    """Each rank holds its rows of every parameter and of the optimizer's state, by torch's `fully_shard`."""
+
+    replicas: int = number(1, 1)
+
+    def resharded(self, session: Session) -> bool:
+        """Whether a block's parameters are given back between its forward and its backward pass."""
+        return False
+
+    def prepare(self, session: Session) -> None:
+        count = session.ranks.count
+        if count == 1:
+            return
+        if count % self.replicas:
+            raise ThriftyError(f"{self.name}(replicas={self.replicas}) does not divide {count} ranks: give a divisor of {count}")
+        if self.replicas == count:
+            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves each of {count} ranks everything: use ddp")
+        names = ("replicate", "shard")
+        mesh = (init_device_mesh(session.device, (count,)) if self.replicas == 1 else
+                init_device_mesh(session.device, (self.replicas, count // self.replicas), mesh_dim_names=names))
+        before = sum(p.nbytes for p in session.model.parameters())
+        gathered = None if session.products == torch.float32 else session.products
+        shard(session.model, mesh, reshard=self.resharded(session), gathered=gathered)
+        after = sum(local(p).nbytes for p in session.model.parameters())
+        session.memory(self).update(share=after / before, reached=set())
+
+    def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What is sharded and what is not stands in groups apart: torch's optimizers take no mixture."""
+        split = [{**group, "params": [p for p in group["params"] if isinstance(p, DTensor) == parted]}
+                 for group in groups for parted in (True, False)]
+        return [group for group in split if group["params"]]
+
+    def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
+        outputs = proceed(batch)
+        memory = session.memory(self)
+        if memory and "watched" not in memory and torch.is_grad_enabled():
+            memory["watched"] = list(_watched(session.model, memory["reached"]))
+        return outputs
+
+    def gradients(self, session: Session) -> list[Tensor]:
+        memory, parameters = session.memory(self), trained(session)
+        if not memory:
+            return super().gradients(session)
+        if plain := [p for p in parameters if not isinstance(p, DTensor)]:
+            fill_unreached(plain, session.ranks, session.device)
+            added([p.grad for p in plain if p.grad is not None], session.ranks)
+        if memory.get("watched"):
+            self._drop_unreached(session, [p for p in parameters if isinstance(p, DTensor)])
+        return super().gradients(session)
+
+    def _drop_unreached(self, session: Session, parameters: list[Tensor]) -> None:
+        """A parameter that no rank reached has no gradient, as with one process; torch adds up zeros for it."""
+        memory = session.memory(self)
+        told = torch.tensor([float(id(p) in memory["reached"]) for p in parameters], device=session.device)
+        reached = session.ranks.sum(told).tolist()
+        memory["reached"].clear()
+        for p, count in zip(parameters, reached, strict=True):
+            if not count:
+                p.grad = None
+        if all(reached):  # the first step's passes reached everything: it is not looked at any more
+            for handle in memory["watched"]:
+                handle.remove()
+            memory["watched"] = []
+
+    def evaluate(self, session: Session, model: nn.Module) -> nn.Module:
+        return model
+
+    def finish(self, session: Session, model: nn.Module) -> nn.Module:
+        return put_together(model) if sharded_modules(model) else model
+
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        if session.ranks.count == 1:
+            return ()
+        return (Claim("share of the parameters' bytes that a rank holds", 1.0, session.memory(self)["share"], minimum=0.1),)
+
+
+def _watched(model: nn.Module, reached: set[int]) -> Iterator[Any]:
+    """Note the parameters that get a gradient: torch's gathered parameters stay the same objects from step to step."""
+    for group in gathered_groups(model):
+        for fsdp_param in group.fsdp_params:
+            found = getattr(fsdp_param, "_unsharded_param", None)
+            if found is not None and found.requires_grad:
+                yield found.register_post_accumulate_grad_hook(
+                    functools.partial(_note, reached, id(fsdp_param.sharded_param)))
+
+
+def _note(reached: set[int], which: int, parameter: Tensor) -> None:
+    reached.add(which)
+
+
+@final
+@dataclass(frozen=True)
+class Zero1(Zero):
+    """Each rank holds its rows of the optimizer's state and of the parameters it updates; whole gradients are kept until the
+    step's last micro-batch, and added over ranks once.
+
+    Args:
+        replicas: groups of ranks that hold the same: state is shared out within each.
+
+    >>> Zero1()
+    Zero1(replicas=1)
+    """
+
+    name: ClassVar[str] = "zero1"
+    card: ClassVar[Card] = zero_card("every rank holds all parameters and gradients while a step lasts; parameters are gathered "
+                                     "once a step")
+
+    def part(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
+        for module in sharded_modules(session.model)[:1]:  # the model itself: what is inside follows
+            module.set_requires_gradient_sync(last)
+            module.set_reshard_after_backward(last)
+        return contextlib.nullcontext()
+
+
+@final
+@dataclass(frozen=True)
+class Zero2(Zero):
+    """Each rank holds its rows of the optimizer's state and of the gradients; parameters are gathered for a pass forward and
+    back.
+
+    Args:
+        replicas: groups of ranks that hold the same: state is shared out within each.
+
+    >>> Zero2()
+    Zero2(replicas=1)
+    """
+
+    name: ClassVar[str] = "zero2"
+    card: ClassVar[Card] = zero_card("every rank holds all parameters while a pass lasts; gradients are sent in every "
+                                     "micro-batch")
+
+
+@final
+@dataclass(frozen=True)
+class Zero3(Zero):
+    """Each rank holds its rows of the optimizer's state, the gradients and the parameters; a block's parameters are gathered
+    when they are used.
+
+    Args:
+        reshard: whether they are given back between the forward and the backward pass: "always", "never" (faster, and takes
+            the bytes of all parameters more), or "auto": never where they take less than a tenth of the memory that is left.
+        replicas: groups of ranks that hold the same: everything is shared out within each.
+
+    >>> Zero3(reshard="always")
+    Zero3(replicas=1, reshard='always')
+    """
+
+    reshard: str = choice("auto", "auto", "always", "never")
+
+    name: ClassVar[str] = "zero3"
+    card: ClassVar[Card] = zero_card("parameters are sent twice a micro-batch, gradients once")
+
+    def resharded(self, session: Session) -> bool:
+        if self.reshard != "auto":
+            return self.reshard == "always"
+        return sum(p.numel() for p in session.model.parameters()) * session.products.itemsize > KEPT * spare(session)
