@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thrifty.measure.bootstrap import RESAMPLES, ends, replicates, whole
+from thrifty.measure.bootstrap import RESAMPLES, ends, one_lost, replicates, whole
 from thrifty.measure.statistics import paired_drop, standard_error
 from thrifty.workloads.quality import Scores
 
@@ -90,6 +90,18 @@ def test_an_interval_covers_what_it_should() -> None:
 
 def log_mean(numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return counts @ np.log(numerator[:, 0]) / counts.sum(1)
+
+
+def test_what_one_cluster_costs_is_found_by_losing_each() -> None:
+    draw = np.random.default_rng(6)
+    numerator, cluster = draw.integers(0, 3, 40).astype(float), np.arange(40) // 2
+    changes = []
+    for g in range(20):
+        lost = np.where(cluster == g, 0, numerator)
+        if numerator[cluster == g].any():
+            changes.append(whole(root, lost, np.ones(40)) - whole(root, numerator, np.ones(40)))
+    assert one_lost(root, numerator, np.ones(40), cluster) == pytest.approx(np.sqrt(np.mean(np.square(changes))))
+    assert one_lost(root, np.zeros(40), np.ones(40), cluster) == 0
 
 
 def test_what_cannot_be_paired_is_refused() -> None:

@@ -98,7 +98,24 @@ def test_a_worse_model_loses_significantly_and_an_equal_one_does_not() -> None:
         worse = paired_drop(reference, judged(quality, logits + 2 * noise, target), True)
         assert worse.low is not None and worse.low > 0
         alike = paired_drop(reference, judged(quality, logits + 0.05 * noise, target), True)
-        assert alike.low is not None and alike.high is not None and alike.low <= 0 <= alike.high < 0.03
+        assert alike.low is not None and alike.high is not None and alike.low <= 0 <= alike.high < 0.04
+
+
+@pytest.mark.parametrize("quality", [F1(), F1(average="macro"), IoU(), IoU(average="binary")])
+def test_no_difference_among_few_examples_is_no_certainty(quality: Quality) -> None:
+    """The end is near what one answer lost would cost, as that of accuracy is; with more examples it comes nearer."""
+    ends = []
+    for n in (50, 500):
+        logits, target = drawn(n, 2, 5)
+        reference = judged(quality, logits, target)
+        drop = paired_drop(reference, reference, True)
+        assert drop.value == 0 and drop.low is not None and drop.high is not None and drop.low == -drop.high
+        right = int(((logits.argmax(-1) == target) & (target == 1)).nonzero()[0])
+        logits[right] = torch.tensor([9.0, -9.0])
+        once = paired_drop(reference, judged(quality, logits, target), True)
+        assert once.value < drop.high < 8 * once.value
+        ends.append(drop.high)
+    assert 7 < ends[0] / ends[1] < 14
 
 
 @pytest.mark.parametrize(("quality", "outputs", "target", "says"), [

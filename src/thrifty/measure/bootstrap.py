@@ -17,6 +17,8 @@ RESAMPLES = 2000
 """The 2.5% ends are then order statistics of 50, known to about a tenth of a standard error."""
 _AT_ONCE = 2**22
 """Counts that are held at a time."""
+_ASKED = 100
+"""Clusters whose loss is tried."""
 
 
 def whole(statistic: Statistic, numerator: np.ndarray, denominator: np.ndarray) -> float:
@@ -51,6 +53,23 @@ def _counts(index: np.ndarray) -> Iterator[np.ndarray]:
         b = min(most, RESAMPLES - start)
         drawn = draw.integers(0, groups, (b, groups)) + groups * np.arange(b)[:, None]
         yield np.bincount(drawn.ravel(), minlength=b * groups).reshape(b, groups)[:, index].astype(np.float64)
+
+
+def one_lost(statistic: Statistic, numerator: np.ndarray, denominator: np.ndarray, index: np.ndarray) -> float:
+    """By how much the value changes where the answers of one cluster become wrong, which is to make its numerators 0.
+
+    Arguments as those of `replicates`.
+
+    Returns:
+        the root mean square of the changes, of at most `_ASKED` clusters evenly spread, of those with a numerator.
+    """
+    numerator, denominator = _columns(numerator, denominator)
+    right = np.unique(index[numerator.any(1)])
+    asked = right[:: -(-len(right) // _ASKED)] if len(right) else right
+    lost = (index == asked[:, None]).astype(np.float64)
+    both = np.concatenate([numerator, np.zeros_like(numerator)]), np.concatenate([denominator, denominator])
+    changes = statistic(*both, np.concatenate([1 - lost, lost], 1)) - whole(statistic, numerator, denominator)
+    return float(np.sqrt(np.mean(changes**2))) if len(asked) else 0.0
 
 
 def ends(values: np.ndarray, groups: int, confidence: float = 0.95) -> tuple[float, float] | None:

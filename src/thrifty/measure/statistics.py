@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, final
 
 import numpy as np
 
-from thrifty.measure.bootstrap import Statistic, ends, replicates, whole
+from thrifty.measure.bootstrap import Statistic, ends, one_lost, replicates, whole
 from thrifty.measure.student import student_quantile
 
 _ENOUGH = 30
@@ -167,6 +167,8 @@ def paired_drop(
     example are added, so that zero differences among n leave an upper end near 2.8 / n and not 0. With clusters
     it counts n / design effect examples. Other scores that are equal on every example leave a width of 0.
     Scores with a ``statistic`` of their own are resampled instead, the same clusters for both: `thrifty.measure.bootstrap`.
+    Where they count one answer an example, as F1 does, the variance of a cluster lost and one gained is added, so that
+    there too no difference among few examples is no certainty.
 
     Args:
         reference, trial: scores of the same examples in the same order.
@@ -190,12 +192,16 @@ def paired_drop(
     clusters = len(groups)
     if clusters < 2:
         return Interval(value, None, None, clusters)
-    low: float | None
-    high: float | None
     if reference.statistic is not None:
         drawn = replicates(reference.statistic, [(x.numerator, x.denominator) for x in (reference, trial)], index)
-        low, high = ends(sign * (drawn[:, 0] - drawn[:, 1]), clusters, confidence) or (None, None)
-        return Interval(value, low, high, clusters)
+        found = ends(sign * (drawn[:, 0] - drawn[:, 1]), clusters, confidence)
+        if found is None:
+            return Interval(value, None, None, clusters)
+        if _is_answers(reference) and _is_answers(trial):
+            one = one_lost(reference.statistic, reference.numerator, reference.denominator, index)
+            more = student_quantile(0.5 + 0.5 * confidence, clusters - 1) * math.sqrt(2) * one
+            found = value - math.hypot(value - found[0], more), value + math.hypot(found[1] - value, more)
+        return Interval(value, *found, clusters)
     quantile = student_quantile(0.5 + 0.5 * confidence, _freedom(reference.denominator, index))
     if _is_hits(reference) and _is_hits(trial):
         low, high = _hits_ends(reference.numerator, trial.numerator, index, sign, quantile)
@@ -246,6 +252,13 @@ def _value(scores: Paired) -> float:
 
 def _is_hits(scores: Paired) -> bool:
     return bool(np.all(scores.denominator == 1) and np.all((scores.numerator == 0) | (scores.numerator == 1)))
+
+
+def _is_answers(scores: Paired) -> bool:
+    """Counts of one answer an example: predicted once and actual once at most."""
+    both = scores.numerator, scores.denominator
+    return all(bool(np.all((x >= 0) & (x == np.floor(x)))) for x in both) and bool(
+        scores.denominator.reshape(len(scores.denominator), -1).sum(1).max() <= 2)
 
 
 def _freedom(denominator: np.ndarray, index: np.ndarray) -> float:
