@@ -43,6 +43,8 @@ def field_values(spec: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
             values |= st.sampled_from(spec.metadata["words"])
     elif "recipe" in spec.metadata:
         values = st.sampled_from(["", "train(adamw)", "train(adamw(lr=0.01),  epochs=2) | prune(ratio=0.25)"])
+    elif "recipes" in spec.metadata:
+        values = st.lists(st.sampled_from(["quantize(w8a8)", "prune(ratio=0.25)", "low_rank(ratio=0.5)"]), unique=True).map(tuple)
     elif "table" in spec.metadata:
         values = st.dictionaries(st.sampled_from(["head", r"blocks\.0\..*", "a|'b\"c"]),
                                  st.sampled_from(spec.metadata["table"] or ["blocks.1", "head"]))

@@ -95,6 +95,10 @@ def permitted(spec: dataclasses.Field[Any]) -> str:
         said = "a regular expression"
     elif "sizes" in spec.metadata:
         said = "whole numbers of 1 or more"
+    elif "recipes" in spec.metadata:
+        said = "recipes' texts"
+    elif "read" in spec.metadata:
+        said = spec.metadata["permitted"]
     elif "table" in spec.metadata:
         words = ", ".join(f"`{word}`" for word in spec.metadata["table"])
         said = f"patterns, each with {words}" if words else "layers, each with a layer"
@@ -109,7 +113,7 @@ def hyperparameter_rows(cls: type[Method]) -> list[str]:
     """The first three columns of the card's table, a row a hyperparameter."""
     rows = []
     for spec in dataclasses.fields(cls):
-        default = spec.default if "options" in spec.metadata else repr(spec.default)
+        default = spec.default if "options" in spec.metadata else repr(spec.default).replace("|", "\\|")  # a table's own bars
         rows.append(f"| `{spec.name}` | `{default}` | {permitted(spec)} |")
     return rows
 

@@ -9,7 +9,8 @@ from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.registry import method_class, names
 from thrifty.recipes.transform import Transform
 
-HURRIED = {"auto": {"seconds": 2.0}}
+HURRIED = {"auto": {"seconds": 2.0},
+           "nas": {"alternatives": ("prune(ratio=0.25)", "low_rank(ratio=0.25)"), "engine": "eager", "steps": 4, "rounds": 1}}
 """Hyperparameters under which a method that may take minutes takes seconds."""
 STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
 """Laws under which nothing runs."""

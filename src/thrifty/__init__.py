@@ -12,6 +12,12 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thrifty.architectures.accelerate import accelerate as accelerate
+    from thrifty.architectures.backbone import Backbone as Backbone
+    from thrifty.architectures.blocks import Sizes as Sizes
+    from thrifty.architectures.huggingface import from_huggingface as from_huggingface
+    from thrifty.architectures.huggingface import to_huggingface as to_huggingface
+    from thrifty.architectures.moe import MoE as MoE
     from thrifty.artifacts.artifact import load as load
     from thrifty.artifacts.bench import bench as bench
     from thrifty.artifacts.generator import Generator as Generator
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from thrifty.kernels.linear_divergence import linear_divergence as linear_divergence
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
     from thrifty.posttraining.low_rank.low_rank import LowRank as LowRank
+    from thrifty.posttraining.nas.nas import Nas as Nas
     from thrifty.posttraining.pruning.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.recipes.card import Card as Card
@@ -78,7 +85,13 @@ if TYPE_CHECKING:
     from thrifty.studies.store import Store as Store
     from thrifty.studies.trial import Trial as Trial
     from thrifty.target import Target as Target
+    from thrifty.training.conversion.moe import Moe as Moe
+    from thrifty.training.conversion.ssm import Ssm as Ssm
     from thrifty.training.distillation.distill import Distill as Distill
+    from thrifty.training.distributed.ddp import Ddp as Ddp
+    from thrifty.training.distributed.zero import Zero1 as Zero1
+    from thrifty.training.distributed.zero import Zero2 as Zero2
+    from thrifty.training.distributed.zero import Zero3 as Zero3
     from thrifty.training.loop import TrainingResult as TrainingResult
     from thrifty.training.loop import fit as fit
     from thrifty.training.mixed_precision import Bf16 as Bf16
@@ -86,6 +99,10 @@ if TYPE_CHECKING:
     from thrifty.training.mixed_precision import Fp16 as Fp16
     from thrifty.training.mixed_precision import Tf32 as Tf32
     from thrifty.training.mixed_precision.scaled import fp8_linear as fp8_linear
+    from thrifty.training.nas.choice import Choice as Choice
+    from thrifty.training.nas.choices import Choices as Choices
+    from thrifty.training.nas.choices import choices as choices
+    from thrifty.training.nas.darts import Darts as Darts
     from thrifty.training.optimizers import AdamW as AdamW
     from thrifty.training.optimizers.adafactor import Adafactor as Adafactor
     from thrifty.training.optimizers.adamw8bit import AdamW8bit as AdamW8bit
@@ -103,6 +120,7 @@ if TYPE_CHECKING:
     from thrifty.training.peft.save import save_adapter as save_adapter
     from thrifty.training.peft.vera import Vera as Vera
     from thrifty.training.qat.qat import Qat as Qat
+    from thrifty.training.ranks import Group as Group
     from thrifty.training.session import TrainingSession as TrainingSession
     from thrifty.workloads.classification import AUC as AUC
     from thrifty.workloads.classification import F1 as F1
@@ -165,14 +183,24 @@ _NAMES = {
     "training.optimizers.adamw8bit": "AdamW8bit",
     "training.optimizers.ema": "Ema",
     "training.mixed_precision": "Bf16 Fp16 Fp8 Tf32",
+    "training.distributed.ddp": "Ddp",
+    "training.distributed.zero": "Zero1 Zero2 Zero3",
+    "training.ranks": "Group",
     "training.distillation.distill": "Distill",
+    "training.distillation.blockwise": "distil_block record",
     "training.qat.qat": "Qat",
     "training.peft.lora": "Lora",
     "training.peft.ia3": "Ia3",
     "training.peft.vera": "Vera",
     "training.peft.prompt": "PromptTuning",
     "training.peft.save": "save_adapter",
+    "training.nas.choice": "Choice",
+    "training.nas.choices": "Choices choices",
+    "training.nas.darts": "Darts",
+    "training.conversion.moe": "Moe",
+    "training.conversion.ssm": "Ssm",
     "posttraining.low_rank.low_rank": "LowRank",
+    "posttraining.nas.nas": "Nas",
     "posttraining.pruning.prune": "Prune",
     "posttraining.quantize": "Quantize",
     "compilers.export": "Export",
@@ -191,6 +219,12 @@ _NAMES = {
     "compilers.inprocess": "compiled",
     "kernels.linear_loss": "linear_cross_entropy",
     "kernels.linear_divergence": "linear_divergence",
+    # architectures
+    "architectures.moe": "MoE",
+    "architectures.backbone": "Backbone",
+    "architectures.blocks": "Sizes",
+    "architectures.huggingface": "from_huggingface to_huggingface",
+    "architectures.accelerate": "accelerate",
     # running, searching, choosing
     "runs.preflight": "check",
     "runs.runner": "run",

@@ -31,6 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from thrifty.architectures.backbone import Residual
+from thrifty.architectures.blocks import Sizes, layers
 from thrifty.artifacts import artifact
 from thrifty.compilers.export import Export
 from thrifty.errors import NoEffect, ThriftyError
@@ -56,7 +58,7 @@ from thrifty.workloads.workload import CrossEntropy, Workload
 TRAINED = frozenset({"module", "float-weights", "trained"})
 
 
-# -- a small workload -------------------------------------------------------------------------------------------
+# -- small workloads --------------------------------------------------------------------------------------------
 
 
 class SmallNet(nn.Module):
@@ -73,6 +75,23 @@ class SmallNet(nn.Module):
         y = self.stem(x)
         y = torch.relu(y + self.inner(y))
         return self.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class SmallAttention(nn.Module):
+    """A transformer over an image's rows, for methods that change what mixes tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(12, 32)
+        self.blocks = nn.ModuleList(Residual(layer, 32, 1e-5)
+                                    for layer in layers("attention mlp attention mlp", Sizes(32, heads=2, hidden=192)))
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embedding(x[:, 0])
+        for block in self.blocks:
+            y = block(y)
+        return self.head(y.mean(1))  # type: ignore[no-any-return]
 
 
 def stripes(n: int, seed: int) -> TensorDataset:
@@ -100,17 +119,28 @@ workload = Workload(
     source="thrifty.testing:workload",
 )
 
+attending = dataclasses.replace(workload, name="rows", model=SmallAttention, source="thrifty.testing:attending")
+
+
+def bench(method: Method) -> Workload:
+    """The small workload whose model has what the method works on."""
+    return attending if "attention" in method.card.needs else workload
+
 
 @functools.cache
-def _trained() -> nn.Module:
+def _trained(model: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
-    model: nn.Module = train(training_setup(workload, Train(epochs=2), 0, "cpu", teacher), SmallNet()).model
-    return model
+    found: nn.Module = train(training_setup(workload, Train(epochs=2), 0, "cpu", teacher), model()).model
+    return found
 
 
-def trained() -> nn.Module:
-    """The small net as its reference leaves it; a copy each time."""
-    return copy.deepcopy(_trained())
+def trained(method: Method | None = None) -> nn.Module:
+    """The small net as its reference leaves it; a copy each time.
+
+    Args:
+        method: for which it is; one that works on any model where None.
+    """
+    return copy.deepcopy(_trained(SmallNet if method is None or bench(method) is workload else SmallAttention))
 
 
 def teacher(text: str) -> nn.Module:
@@ -132,7 +162,7 @@ def apply(method: Method, model: nn.Module, seed: int = 0) -> nn.Module:
 
 @apply.register
 def _(method: Transform, model: nn.Module, seed: int = 0) -> nn.Module:
-    context = make_context(workload, Target(), seed, _hear, examples=64)
+    context = make_context(bench(method), Target(), seed, _hear, examples=64)
     with torch.no_grad():
         return method.build(copy.deepcopy(model), method.plan(model, context)).eval()
 
@@ -224,7 +254,7 @@ def input_untouched(method: Method) -> None:
 @functools.cache
 def _applied(method: Method) -> tuple[nn.Module, bool]:
     """The model after the method alone, and whether the model that it was given is as it was. Once for all laws."""
-    model = trained()
+    model = trained(method)
     before = fingerprint(model)
     after = apply(method, model, seed=7)
     return after, fingerprint(model) == before
@@ -232,7 +262,7 @@ def _applied(method: Method) -> tuple[nn.Module, bool]:
 
 def same_seed_same_result(method: Method) -> None:
     """The same seed gives the same answers: bit by bit, and to rounding from an engine, which measuring may choose."""
-    first, second = (answers(after) for after in (_applied(method)[0], apply(method, trained(), seed=7)))
+    first, second = (answers(after) for after in (_applied(method)[0], apply(method, trained(method), seed=7)))
     if isinstance(method, Compiler):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
     else:
@@ -247,19 +277,19 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
         directory = Path(place)
         text = str(Recipe.of(method))
         if isinstance(method, Transform):
-            context = make_context(workload, Target(), 0, _hear, examples=64)
-            model = trained()
+            context = make_context(bench(method), Target(), 0, _hear, examples=64)
+            model = trained(method)
             with torch.no_grad():
                 plan = method.plan(model, context)
-                after = method.build(trained(), plan).eval()
+                after = method.build(trained(method), plan).eval()
             plans: tuple[Any, ...] = ((text, plan),)
         else:
             assert isinstance(method, TrainingMethod)
             fitted = _fitted(method, trained())
             after, plans = fitted.model, fitted.plans
-        checkpoint.save(Checkpoint(workload.source, text, plans), after, directory)
+        checkpoint.save(Checkpoint(bench(method).source, text, plans), after, directory)
         script = ("import sys, numpy, thrifty.testing as t, thrifty.runs.checkpoint as c\n"
-                  f"m = c.load_module({workload.source!r}, sys.argv[1])\n"
+                  f"m = c.load_module({bench(method).source!r}, sys.argv[1])\n"
                   "numpy.save(sys.argv[1] + '/answers.npy', t.answers(m))")
         done = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -280,10 +310,12 @@ def replays_from_its_timings(method: Method) -> None:
 
 def _planned(method: Transform, journal: Journal) -> tuple[Plan, tuple[float, ...]]:
     """A plan, and the timings by which it was decided; scores are taken anew."""
-    measured = Measurements(workload, Target(), "cpu", 0, journal)
-    context = make_context(workload, Target(), 0, _hear, measurements=measured, examples=64)
+    given = bench(method)
+    measured = Measurements(given, Target(), "cpu", 0, journal)
+    context = make_context(given, Target(), 0, _hear, measurements=measured, examples=64)
+    model = trained(method)  # which trains, the first time
     with torch.no_grad():
-        plan = method.plan(trained(), dataclasses.replace(context, score=lambda model: score(workload, model)))
+        plan = method.plan(model, dataclasses.replace(context, score=lambda model, *, key="": score(given, model)))
     return plan, measured.timings
 
 
@@ -292,7 +324,7 @@ def claims_are_true(method: Method) -> None:
     if isinstance(method, Compiler):
         return
     if isinstance(method, Transform):
-        before, after = trained(), apply(method, trained())
+        before, after = trained(method), apply(method, trained(method))
         found = method.claims(before, after)
         assert found, f"{method.name} claims nothing, so nothing can be checked of it"
         for claim in found:
@@ -320,14 +352,14 @@ def check_agrees(method: Method) -> None:
             assert "requires" in str(error), f"{recipe} was refused without a reason: {error}"
             continue
         compiled = recipe.transforms != recipe
-        _rehearsed(str(recipe.transforms | Export() if compiled else recipe))
+        _rehearsed(str(recipe.transforms | Export() if compiled else recipe), bench(method) is attending)
 
 
 @functools.cache
-def _rehearsed(text: str) -> None:
+def _rehearsed(text: str, attends: bool) -> None:
     """Once for both of two neighbours, and for every compiler: all are rehearsed by the graph that they start from."""
     with contextlib.suppress(NoEffect):  # on so small a net a neighbour may truly find nothing left to do
-        rehearse(workload, Recipe.parse(text), Target(), _hear)
+        rehearse(attending if attends else workload, Recipe.parse(text), Target(), _hear)
 
 
 def neighbours(method: Method) -> Iterator[Recipe]:

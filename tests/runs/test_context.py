@@ -24,7 +24,7 @@ from thrifty.runs.context import (
     scored,
     seconds_a_call,
 )
-from thrifty.runs.journal import FILE, Journal
+from thrifty.runs.journal import FILE, Entry, Journal
 from thrifty.target import Target
 
 
@@ -181,3 +181,23 @@ def test_a_rehearsal_measures_nothing():
     model = testing.trained()
     assert context.fit(model, [AdamW()], 5) is model
     assert Slow.calls == 0 and sum(len(x) for (x,) in context.calibration()) == 8
+
+
+def test_a_question_with_a_key_is_answered_by_its_own_entry_in_any_order(tmp_path):
+    first = measurements(Journal(tmp_path))
+    kept = {key: first.time(Slow(), key=key) for key in ("a", "b")}
+    plain = first.time(Slow())
+    Slow.calls = 0
+    second = measurements(Journal(tmp_path))
+    assert [second.time(Slow(), key="b"), second.time(Slow()), second.time(Slow(), key="a")] == [kept["b"], plain, kept["a"]]
+    assert Slow.calls == 0 and not second.made
+    second.time(Slow(), key="c")
+    assert Slow.calls > 0 and [entry.key for entry in Journal(tmp_path).entries] == ["a", "b", "", "c"]
+
+
+def test_timings_without_keys_answer_questions_with_keys_in_order():
+    recorded = Journal(entries=[Entry("time", 0.1, 0.0), Entry("time", 0.2, 0.0)])
+    replayed = measurements(recorded)
+    assert replayed.time(Slow(), key="x") == 0.1
+    replayed.score(testing.trained(), key="z")  # is not recorded, and takes nothing from what is
+    assert replayed.time(Slow(), key="y") == 0.2

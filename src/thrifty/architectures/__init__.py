@@ -1,0 +1,1 @@
+"""Layers and language models that cost less than a transformer's: state-space models, and backbones that mix them."""

@@ -19,13 +19,31 @@ from thrifty.workloads.workload import Batch
 class Clock(Protocol):
     """Times modules on behalf of a method."""
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = "eager") -> float:
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = "eager",
+                 key: str = "") -> float:
         """Median seconds of one call on the target.
 
         Args:
             module: what is timed, in eval mode.
             inputs: that it is called on; the context's example where None.
             engine: "eager", or a compiler's name: the module is lowered by it and its engine timed.
+            key: names the question, where it may be asked in another order by a search that goes on after it was killed.
+
+        Raises:
+            SearchBudgetSpent: no time is left for it.
+        """
+        ...
+
+
+class Judge(Protocol):
+    """Scores models on behalf of a method."""
+
+    def __call__(self, model: nn.Module, *, key: str = "") -> float:
+        """Quality on validation, higher is better.
+
+        Args:
+            model: in any mode.
+            key: as a `Clock` has it.
 
         Raises:
             SearchBudgetSpent: no time is left for it.
@@ -73,7 +91,7 @@ class Distiller(Protocol):
     """Distils a block from recorded examples on behalf of a method."""
 
     def __call__(self, student: nn.Module, examples: Sequence[Any], *, steps: int = 100,
-                 seconds: float = math.inf) -> DistilledBlock:
+                 seconds: float = math.inf, key: str = "") -> DistilledBlock:
         """As `thrifty.training.distillation.blockwise.distil_block`.
 
         Args:
@@ -81,6 +99,7 @@ class Distiller(Protocol):
             examples: calls of the teacher's block, from `Context.record`.
             steps: most optimizer steps.
             seconds: most seconds; what is left of the budget where that is less.
+            key: as a `Clock` has it.
 
         Raises:
             SearchBudgetSpent: no time is left for it.
@@ -135,7 +154,7 @@ class Context:
     seed: int = 0
     target: Target = Target()
     time: Clock | None = None
-    score: Callable[[nn.Module], float] | None = None
+    score: Judge | None = None
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
     recall: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda key, compute: compute()
     progress: Callable[[str], None] = lambda text: None

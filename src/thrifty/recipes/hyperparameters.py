@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -123,6 +123,22 @@ def recipe_text(default: str = "") -> Any:
     return field(default=default, metadata={"recipe": True})
 
 
+def recipe_texts(*default: str) -> Any:
+    """A hyperparameter that is a tuple of recipes' texts, such as the alternatives of a search."""
+    return field(default=default, metadata={"recipes": True})
+
+
+def read_text(default: str, read: Callable[[str], Any], permitted: str) -> Any:
+    """A hyperparameter that is a text with a meaning of its own.
+
+    Args:
+        default: the text.
+        read: text -> its meaning; raises a `ThriftyError` that says what is wrong with it.
+        permitted: what it may be, in a few words.
+    """
+    return field(default=default, metadata={"read": read, "permitted": permitted})
+
+
 def workload_text() -> Any:
     """A hyperparameter that is a workload's reference, such as "big.py:workload"; "" for the workload at hand."""
     return field(default="", metadata={"workload": True})
@@ -161,6 +177,15 @@ def validate(method: Any, name: str) -> None:
             raise HyperparameterError(f"{says} must be a recipe's text")
         elif "workload" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a workload's file, module, name or directory")
+        elif "read" in meta and not isinstance(value, str):
+            raise HyperparameterError(f"{says} must be a text: {meta['permitted']}")
+        elif "recipes" in meta and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
+            raise HyperparameterError(f"{says} must be recipes' texts, as ('quantize(w8a8)', 'prune(ratio=0.5)')")
+        elif "read" in meta:
+            try:
+                meta["read"](value)
+            except ThriftyError as error:
+                raise HyperparameterError(f"{says}: {error}") from error
         elif "pattern" in meta and not _is_pattern(value):
             raise HyperparameterError(f"{says} must be a regular expression")
         elif str(spec.type) == "bool" and not isinstance(value, bool):

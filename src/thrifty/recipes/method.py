@@ -49,6 +49,11 @@ class Method(abc.ABC):
         return self.card.provides
 
     @property
+    def removes(self) -> frozenset[str]:
+        """Properties that it takes from a model: its card's, and those that its hyperparameters take."""
+        return self.card.removes
+
+    @property
     def refuses(self) -> frozenset[str]:
         """Properties that a model must not have: its card's, and what its hyperparameters make of it."""
         return self.card.refuses

@@ -176,6 +176,8 @@ class _Parser:
         for spec in fields.values():
             if "recipe" in spec.metadata:
                 parse_phases(getattr(made, spec.name))
+            for text in getattr(made, spec.name) if "recipes" in spec.metadata else ():
+                parse_phases(text)
         return made
 
     def value(self, node: ast.expr, spec: dataclasses.Field[Any]) -> Any:

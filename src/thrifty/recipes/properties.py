@@ -58,10 +58,10 @@ class _Carried:
             if why := self._meets(phase, self.properties, self.gave):
                 return why
         for method in methods_of(phase):
-            for gone in method.card.removes & self.properties:
+            for gone in method.removes & self.properties:
                 self.took[gone] = method.name if not isinstance(method, Compiler) else f"compile({method.name})"
             self.gave |= dict.fromkeys(method.provides - self.properties, method.name)
-            self.properties = (self.properties - method.card.removes) | method.provides
+            self.properties = (self.properties - method.removes) | method.provides
         return None
 
     def _within(self, phase: Train) -> str | None:

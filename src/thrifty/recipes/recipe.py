@@ -101,6 +101,12 @@ class Recipe:
                     if isinstance(phase, Train) and not any(m.card.slot == "optimizer" for m in phase.methods)]
         for method in self.methods():
             versions.append(f"{method.name}{method.version}")
-            versions += [Recipe.parse(getattr(method, spec.name)).hash() for spec in dataclasses.fields(method)
-                         if "recipe" in spec.metadata]
+            versions += [Recipe.parse(text).hash() for spec in dataclasses.fields(method) for text in _inner(method, spec)]
         return hashlib.sha256(f"{self}#{','.join(versions)}".encode()).hexdigest()
+
+
+def _inner(method: Method, spec: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """Texts of the recipes that one hyperparameter names."""
+    if "recipe" in spec.metadata:
+        return (str(getattr(method, spec.name)),)
+    return tuple(getattr(method, spec.name)) if "recipes" in spec.metadata else ()

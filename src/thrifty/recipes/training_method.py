@@ -69,6 +69,18 @@ class TrainingMethod(Method):
         """
         return ""
 
+    def part(self, session: Session, batch: Batch) -> Batch:
+        """Give the part of a batch that the step is trained on.
+
+        Args:
+            session: the training.
+            batch: (inputs, target), on the device.
+
+        Returns:
+            the batch, or some of its examples.
+        """
+        return batch
+
     def before(self, session: Session, batch: Batch) -> None:
         """Do something before a step: no gradient is held yet, nor need any be left.
 

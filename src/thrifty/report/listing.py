@@ -88,7 +88,8 @@ def _hyperparameter(field: dataclasses.Field[Any]) -> dict[str, Any]:
     elif "options" in meta:
         permitted = ", ".join(map(str, meta["options"]))
     else:
-        permitted = "a recipe's text" if "recipe" in meta else "a workload's reference" if "workload" in meta else ""
+        says = {"recipe": "a recipe's text", "recipes": "recipes' texts", "workload": "a workload's reference"}
+        permitted = next((text for key, text in says.items() if key in meta), meta.get("permitted", ""))
     default = None if field.default is dataclasses.MISSING else field.default
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
     return {"name": field.name, "type": kind, "default": default, "permitted": permitted}

@@ -17,6 +17,7 @@ from thrifty.report.progress import Progress
 from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant
 from thrifty.studies.frontier import Frontier, Standing
 from thrifty.studies.ledger import Kind, Ledger
+from thrifty.studies.searches import nets
 from thrifty.studies.store import Failure
 from thrifty.studies.trial import QualityFigure, Trial
 
@@ -61,6 +62,11 @@ def study(trials: Sequence[Trial], found: Frontier, spent: Ledger, failures: Seq
         rows = [(x.trial, cell("not ranked")) for x in unranked]
         why = {x.trial.id: x.reason for x in unranked}
         parts.append(_figures("Not ranked: a figure is missing", rows, marks, width, why))
+    if searches := nets(trials):
+        parts.append(table("Searches, and the requests that pay them back",
+                           [_right("trial"), "search", _right("cost"), _right("saved a request"), "break-even"],
+                           [(marks.get(net.trial, net.trial), net.phase, seconds(net.seconds), _saving(net.saving),
+                             _break_even(net.requests)) for net in searches]))
     if failures:
         parts.append(table("Failures", ["recipe", "reason", "when"], [(f.recipe, f.reason, f.at) for f in failures]))
     if spent.charges:
@@ -247,6 +253,10 @@ def _quality(quality: QualityFigure | None) -> str:
 
 def _rate(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{significant(value)} a second"
+
+
+def _saving(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"-{seconds(-value)}" if value < 0 else seconds(value)
 
 
 def _break_even(requests: object) -> str:

@@ -210,14 +210,14 @@ class Measurements:
         """Seconds that are left of the budget."""
         return self._budget - sum(metered.seconds for metered in self.made) - sum(self.recalled)
 
-    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
+    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
         """As `thrifty.recipes.context.Clock` says."""
         given = self._workload.example(1) if inputs is None else inputs
-        return self._measured("time", lambda: (seconds_a_call(module, given, self._target, engine), None))
+        return self._measured("time", lambda: (seconds_a_call(module, given, self._target, engine), None), key)
 
-    def score(self, model: nn.Module) -> float:
+    def score(self, model: nn.Module, *, key: str = "") -> float:
         """Quality on validation, higher is better."""
-        return self._measured("score", lambda: scored(self._workload, model))
+        return self._measured("score", lambda: scored(self._workload, model), key)
 
     def fit(self, model: nn.Module, methods: Sequence[Method], steps: int) -> nn.Module:
         """As `thrifty.recipes.context.Trainer` says."""
@@ -240,9 +240,9 @@ class Measurements:
         return done.model
 
     def distil(self, student: nn.Module, examples: Sequence[Example], *, steps: int = 100,
-               seconds: float = math.inf) -> DistilledBlock:
+               seconds: float = math.inf, key: str = "") -> DistilledBlock:
         """As `thrifty.recipes.context.Distiller` says."""
-        if (kept := self._journal.next("distil")) is not None:
+        if (kept := self._journal.next("distil", key)) is not None:
             self.recalled.append(kept.seconds)
             student = copy.deepcopy(student).eval()
             student.load_state_dict(self._journal.weights())
@@ -256,11 +256,11 @@ class Measurements:
         metered = meter.read()
         self.made.append(metered)
         self._journal.add(Entry("distil", done.error, metered.seconds, done.flops,
-                                {"error_before": done.error_before, "steps": done.steps}), _weights(done.student))
+                                {"error_before": done.error_before, "steps": done.steps}, key), _weights(done.student))
         return done
 
-    def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]]) -> float:
-        if (kept := self._journal.next(kind)) is not None:
+    def _measured(self, kind: str, measure: Callable[[], tuple[float, float | None]], key: str) -> float:
+        if (kept := self._journal.next(kind, key)) is not None:
             self.recalled.append(kept.seconds)
             assert kept.value is not None
             return kept.value
@@ -268,7 +268,7 @@ class Measurements:
         with Meter(self._device) as meter:
             value, meter.flops = measure()
         self.made.append(meter.read())
-        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops))
+        self._journal.add(Entry(kind, value, meter.read().seconds, meter.flops, key=key))
         return value
 
     def _require_time(self) -> None:
@@ -349,13 +349,13 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
 
 def rehearsal_context(workload: Workload, target: Target, seed: int, examples: int) -> Context:
     """A context in which nothing is timed, judged or trained: a module takes as long as its parameters are many."""
-    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER) -> float:
+    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
         return 1e-6 + 1e-9 * sum(p.numel() for p in module.parameters())
 
     def untrained(student: nn.Module, examples: Sequence[Example], *, steps: int = 100,
-                  seconds: float = math.inf) -> DistilledBlock:
+                  seconds: float = math.inf, key: str = "") -> DistilledBlock:
         return distil_block(student, examples, steps=0)
 
     return dataclasses.replace(
         make_context(workload, target, seed, lambda event: None, examples=examples), rehearsal=True, time=supposed,
-        score=lambda model: 0.0, fit=lambda model, methods, steps: model, record=record, distil=untrained)
+        score=lambda model, *, key="": 0.0, fit=lambda model, methods, steps: model, record=record, distil=untrained)

@@ -18,6 +18,7 @@ import numpy as np
 from thrifty.errors import RunFailed
 from thrifty.runs import warm
 from thrifty.runs.job import Job, Outcome, Task
+from thrifty.runs.surroundings import environment, place
 from thrifty.studies.events import Charged, Event, Listener, PhaseBegan, from_json, ignore
 from thrifty.studies.ledger import Charge
 from thrifty.studies.serialization import plain, typed
@@ -113,7 +114,7 @@ class LocalLauncher(Launcher):
         stderr = _drain(process.stderr, told)
         try:
             process.stdin.write(json.dumps({
-                **message, **warm.place(threads, self.processors)}) + "\n")
+                **message, **place(threads, self.processors)}) + "\n")
             process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
             for line in process.stdout:
                 last = json.loads(line)
@@ -167,7 +168,7 @@ class Started:
     def __init__(self, threads: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "thrifty.runs.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=warm.environment(threads),
+            stderr=subprocess.PIPE, text=True, env=environment(threads),
         )
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self.stdin, self.stdout, self.stderr = self._process.stdin, self._process.stdout, self._process.stderr

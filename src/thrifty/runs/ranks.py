@@ -18,8 +18,8 @@ from typing import Any, final
 import torch.distributed as dist
 
 from thrifty.errors import RunFailed, ThriftyError
-from thrifty.runs import warm
 from thrifty.runs.job import Task
+from thrifty.runs.surroundings import environment, place
 from thrifty.studies.events import Listener, Noted, from_json
 from thrifty.studies.serialization import plain
 from thrifty.target import cores
@@ -105,12 +105,12 @@ class Member:
         threads = max(1, (message["task"]["job"]["machine"]["threads"] or cores()) // count)
         self._process = subprocess.Popen([sys.executable, "-m", "thrifty.runs.process"], stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                         env=warm.environment(threads))
+                                         env=environment(threads))
         self._last: dict[str, Any] = {}
         self._told: list[str] = []
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({**message, **warm.place(threads)}) + "\n")
+            self._process.stdin.write(json.dumps({**message, **place(threads)}) + "\n")
             self._process.stdin.flush()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (lambda: self._hear(listener), self._drain)]
         for thread in self._threads:

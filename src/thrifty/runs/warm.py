@@ -21,37 +21,17 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any, NoReturn, final
+from typing import IO, NoReturn, final
 
+from thrifty.runs.surroundings import environment
 from thrifty.target import cores
 from thrifty.workloads.blame import leave
 
 _AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS", "NUMEXPR", "TORCH", "LD_", "ATEN_", "DNNL_", "ONEDNN_")
 """Variables that count when a process starts, by how they begin: with others, another process is needed."""
 _PIPES = 4
-
-
-def environment(threads: int) -> dict[str, str]:
-    """Of a process that runs jobs.
-
-    Waiting threads sleep: two that spin while others work took 10 times as long for a tiny net's step (2.7 s of 250 steps, for
-    0.2 s) on two processors that were busy, and are no slower than sleeping ones where a step is long.
-    """
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-
-
-def place(threads: int, processors: Sequence[int] = ()) -> dict[str, Any]:
-    """What a process is told of where and as what it runs, beside its job.
-
-    Args:
-        threads: of its libraries.
-        processors: that it may use; none for all.
-    """
-    return {"spawned": time.time(), "environment": environment(threads), "directory": os.getcwd(), "processors": list(processors),
-            "threads": threads}
 
 
 @final

@@ -41,6 +41,9 @@ so that its cost does not grow with the data. The net of `digits` (accuracy 0.98
 APART = ("export", "auto")
 """Compilers that are no options: the first is how a recipe without one ends, the second would race the others again."""
 
+SEARCHES = ("nas", "gradient-nas")
+"""Families that search by themselves, for minutes a trial: they take part where they are named."""
+
 Kind = Literal["before", "structure", "after", "last", "training", "length", "place", "recovery", "compiler"]
 """What a slot decides: a transform before the training, before or after it, after it, or at the end of the float weights; a
 method of the training; how much of it; on which side of it "structure" stands; what recovers; what lowers."""
@@ -212,6 +215,8 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
     chosen = []
     for name in methods or names():
         cls = method_class(name)
+        if not methods and cls.card.family in SEARCHES:
+            continue
         if device not in cls.card.devices:
             if methods:
                 raise SpaceError(f"{name} does not run on {device}")
@@ -281,7 +286,7 @@ def _slots(reference: Recipe, recovery: Train | None, classes: Sequence[type[Met
 def _kind(cls: type[Transform]) -> Kind:
     """Where a transform may stand."""
     card = cls.card
-    if "float-weights" in card.removes:
+    if "float-weights" in cls().removes:
         return "last"
     if "trained" in card.requires:
         return "after"

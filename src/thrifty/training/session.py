@@ -178,6 +178,8 @@ class TrainingSession(Session):
         """
         batch = moved(batch, self.device)
         for method in self.methods:
+            batch = method.part(self, batch)
+        for method in self.methods:
             method.before(self, batch)
         self.step_number += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -292,7 +294,7 @@ class TrainingSession(Session):
         told = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, weights, parts that are not finite
         means = []
         for number, part in enumerate(parts, 1):
-            with self._parallel.part(self, number == len(parts)):
+            with self._parallel.micro_batch(self, number == len(parts)):
                 total, weight = self._losses(part)
                 weight = torch.as_tensor(weight, device=self.device).detach()
                 if number == 1:

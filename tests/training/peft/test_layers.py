@@ -27,7 +27,8 @@ def pick(model: nn.Module, targets: str, kinds: tuple[type[nn.Module], ...] = LI
 
 def test_all_linear_is_every_linear_layer() -> None:
     assert pick(lm(), "all-linear") == [f"blocks.{i}.{name}" for i in range(2)
-                                       for name in ("query", "key", "value", "out", "up", "down")] + ["head"]
+                                       for name in ("attention.query", "attention.key", "attention.value",
+                                                    "attention.out", "up", "down")] + ["head"]
 
 
 @pytest.mark.parametrize(("targets", "count"), [
@@ -44,7 +45,7 @@ def test_a_name_is_no_end_of_a_longer_one() -> None:
 
 
 @pytest.mark.parametrize(("targets", "says"), [
-    ("qurey", "matches no layer; nearest: blocks.1.query"),
+    ("qurey", "matches no layer; nearest: blocks.1.attention.query"),
     ("norm1", "norm1 is LayerNorm, and it adapts Linear"),
     ("zzz", "matches no layer; nearest: "),
 ])
@@ -98,5 +99,6 @@ def test_what_is_no_regular_expression_is_refused_where_it_is_written() -> None:
 @pytest.mark.parametrize("method", [Ia3(targets="key|value|down", inputs="down"), Vera(rank=8, targets="query")])
 def test_others_take_patterns_too(method: Ia3 | Vera) -> None:
     session = TrainingSession(lm(), [method], CrossEntropy(), steps=1)
-    adapted = {n.split(".")[2] for n, p in session.model.named_parameters() if p.requires_grad}
+    layers = {"query", "key", "value", "out", "up", "down"}
+    adapted = {part for n, p in session.model.named_parameters() if p.requires_grad for part in n.split(".") if part in layers}
     assert adapted == ({"key", "value", "down"} if isinstance(method, Ia3) else {"query"})

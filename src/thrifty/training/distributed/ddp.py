@@ -83,7 +83,7 @@ class Ddp(Parallel):
         memory["inner"].proceed = proceed
         return memory["engine"](batch)
 
-    def part(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         memory = session.memory(self)
         return memory["engine"].no_sync() if memory and not last else contextlib.nullcontext()  # type: ignore[no-any-return]
 

@@ -27,7 +27,7 @@ class Parallel(TrainingMethod):
     averages: ClassVar[bool] = False
     """Whether its engine divides the sum of the ranks' gradients by their number."""
 
-    def part(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the passes of one micro-batch.
 
         Args:

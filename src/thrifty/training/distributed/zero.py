@@ -152,7 +152,7 @@ class Zero1(Zero):
     card: ClassVar[Card] = zero_card("every rank holds all parameters and gradients while a step lasts; parameters are gathered "
                                      "once a step")
 
-    def part(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         for module in sharded_modules(session.model)[:1]:  # the model itself: what is inside follows
             module.set_requires_gradient_sync(last)
             module.set_reshard_after_backward(last)

@@ -63,6 +63,16 @@ EMBEDDED: dict[str, Embedded] = {
             f"{_LM} | prune(ratio=0.25) | train(adamw(lr=0.001), distill, steps=100) | quantize(w8a8) | compile(onnxruntime)",
         ),
     ),
+    "python-lm-mamba2": Embedded(
+        "thrifty.workloads.embedded.python_lm_backbones:mamba2_workload",
+        "the same text for four layers of Mamba-2; bits per byte",
+        recipes=(_LM, f"{_LM} | compile(inductor)"),
+    ),
+    "python-lm-hybrid": Embedded(
+        "thrifty.workloads.embedded.python_lm_backbones:hybrid_workload",
+        "the same text for three layers of Mamba-2 and one of attention; bits per byte",
+        recipes=(_LM, f"{_LM} | compile(inductor)"),
+    ),
     "minilm": Embedded(
         "thrifty.workloads.embedded.minilm:workload",
         "the pretrained MiniLM encoder; recall@10 of functions by their docstring; no training",

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from thrifty.architectures.attention import Attention
+from thrifty.errors import WorkloadError
 from thrifty.workloads.embedded.python_text import START, VOCABULARY, tokens
 from thrifty.workloads.quality import BitsPerByte
 from thrifty.workloads.workload import CrossEntropy, SingleStream, Workload
@@ -38,33 +40,15 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.heads = heads
         self.norm1 = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        y = self.norm1(x)
-        query, key, value = (
-            project(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(
-            rotate(query, cos, sin), rotate(key, cos, sin), value, is_causal=True
-        )
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: turns each pair (i, i + half) of [batch, heads, tokens, size] by its position's angle."""
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
 
 class LanguageModel(nn.Module):
@@ -78,9 +62,6 @@ class LanguageModel(nn.Module):
     torch.Size([2, 8, 2048])
     """
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(
         self,
         vocabulary: int = VOCABULARY,
@@ -91,25 +72,23 @@ class LanguageModel(nn.Module):
         context: int = CONTEXT,
     ) -> None:
         super().__init__()
+        self.context = context
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
-        size = width // heads
-        angles = torch.outer(torch.arange(context), 10_000.0 ** (-torch.arange(0, size, 2) / size))
-        # Computed from the sizes alone, so not part of the weights.
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
         self.apply(_initialise)
         for name, weight in self.named_parameters():  # GPT-2's: the sum over all layers keeps the size of one
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers))
 
     def forward(self, ids: Tensor) -> Tensor:
-        length = ids.shape[1]
+        if ids.shape[1] > self.context:
+            raise WorkloadError(f"this language model takes {self.context} tokens at most, but got {ids.shape[1]}: make it with "
+                                "a larger context")
         x = self.embedding(ids)
         for block in self.blocks:
-            x = block(x, self.cos[:length], self.sin[:length])
+            x = block(x)
         return self.head(self.norm(x))
 
 

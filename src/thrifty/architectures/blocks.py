@@ -1,0 +1,81 @@
+"""The layers that a backbone's pattern may name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+from thrifty.architectures.attention import Attention
+from thrifty.architectures.mamba import Mamba
+from thrifty.architectures.mamba2 import FREE, Mamba2
+from thrifty.architectures.mixer import Mixer
+from thrifty.architectures.mlp import Mlp, SparseMlp
+from thrifty.errors import ThriftyError
+from thrifty.kernels.ssd import Limits
+
+
+@final
+@dataclass(frozen=True)
+class Sizes:
+    """Of all layers of a backbone; each takes those that concern it.
+
+    Args:
+        width: of what goes from layer to layer.
+        heads, kv_heads: of attention's queries, and of its keys and values (as many where 0).
+        hidden: of feed-forward layers, and of each of their experts.
+        experts, top_k: of `SparseMlp`.
+        state, head, expand, groups, limits: of `Mamba2`.
+        scan_state, rank: n of `Mamba`, and of its steps' bottleneck.
+        taps, bias, conv_bias: of both state-space layers.
+    """
+
+    width: int
+    heads: int = 6
+    kv_heads: int = 0
+    hidden: int = 1536
+    state: int = 64
+    head: int = 64
+    expand: float = 2
+    groups: int = 1
+    limits: Limits = FREE
+    scan_state: int = 16
+    rank: int = 0
+    taps: int = 4
+    bias: bool = False
+    conv_bias: bool = True
+    experts: int = 8
+    top_k: int = 2
+
+
+BLOCKS: Mapping[str, Callable[[Sizes], Mixer]] = {
+    "attention": lambda s: Attention(s.width, s.heads, s.kv_heads),
+    "mamba": lambda s: Mamba(s.width, state=s.scan_state, expand=s.expand, taps=s.taps, rank=s.rank, bias=s.bias,
+                             conv_bias=s.conv_bias),
+    "mamba2": lambda s: Mamba2(s.width, state=s.state, head=s.head, expand=s.expand, groups=s.groups, taps=s.taps,
+                               limits=s.limits, bias=s.bias, conv_bias=s.conv_bias),
+    "mlp": lambda s: Mlp(s.width, s.hidden),
+    "moe": lambda s: SparseMlp(s.width, s.hidden, s.experts, s.top_k),
+}
+"""{word of a pattern: what makes its layer}."""
+
+
+def layers(pattern: str, sizes: Sizes) -> list[Mixer]:
+    """The layers that a pattern names, in order.
+
+    Raises:
+        ThriftyError: it is empty, or names a layer that there is not.
+
+    >>> [type(layer).__name__ for layer in layers("mamba2 mlp attention mlp", Sizes(width=64, heads=4))]
+    ['Mamba2', 'Mlp', 'Attention', 'Mlp']
+    """
+    words = pattern.split()
+    if not words:
+        raise ThriftyError(f"a pattern names one layer or more, such as \"attention mlp\"; known: {', '.join(BLOCKS)}")
+    for word in words:
+        if word not in BLOCKS:
+            near = difflib.get_close_matches(word, BLOCKS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(BLOCKS)}"
+            raise ThriftyError(f"a pattern has {word!r}, which is no layer; {hint}")
+    return [BLOCKS[word](sizes) for word in words]

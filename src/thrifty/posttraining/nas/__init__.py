@@ -1,0 +1,1 @@
+"""Search over a trained model's own alternatives, block by block."""
