@@ -70,6 +70,16 @@ def test_an_exported_model_answers_as_it_did(place: Path, tmp_path: Path) -> Non
         export_directory(text, out, OnnxRuntime())
 
 
+def test_half_an_artifact_is_not_left(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ThriftyError("answers differ")
+
+    monkeypatch.setattr("thrifty.compilers.lower.check_parity", refuse)
+    with pytest.raises(ThriftyError, match="answers differ"):
+        export_directory(source(place, "bert", "reviews.jsonl"), tmp_path / "out", Export())
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_made_is_told_in_one_line(place: Path, tmp_path: Path) -> None:
     text = source(place, "llama", "prose.jsonl")
     for scheme in ("w8a8) | prune(", "w9a9"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from thrifty.compilers.lower import lower
@@ -54,8 +55,12 @@ def export_directory(source: str, directory: Path, compiler: Compiler, threads: 
     if directory.exists():
         raise ThriftyError(f"{directory} is there already: name a new directory")
     workload = _workload(source)
-    lower(workload.model().eval(), compiler, directory, workload.example(1), shapes=workload.served_shapes,
-          target=Target(threads=threads))
+    try:
+        lower(workload.model().eval(), compiler, directory, workload.example(1), shapes=workload.served_shapes,
+              target=Target(threads=threads))
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)  # half an artifact is none, and its name is free again
+        raise
     return directory
 
 
