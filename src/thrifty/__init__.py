@@ -124,15 +124,25 @@ if TYPE_CHECKING:
     from thrifty.training.qat.qat import Qat as Qat
     from thrifty.training.ranks import Group as Group
     from thrifty.training.session import TrainingSession as TrainingSession
+    from thrifty.workloads.classification import AUC as AUC
+    from thrifty.workloads.classification import F1 as F1
+    from thrifty.workloads.classification import IoU as IoU
     from thrifty.workloads.huggingface.models import TokenLogits as TokenLogits
     from thrifty.workloads.loading import load_workload as load_workload
+    from thrifty.workloads.losses import MAE as MAE
+    from thrifty.workloads.losses import MSE as MSE
+    from thrifty.workloads.losses import BCEWithLogits as BCEWithLogits
+    from thrifty.workloads.losses import CrossEntropy as CrossEntropy
+    from thrifty.workloads.losses import Loss as Loss
     from thrifty.workloads.quality import Accuracy as Accuracy
     from thrifty.workloads.quality import BitsPerByte as BitsPerByte
+    from thrifty.workloads.quality import Perplexity as Perplexity
     from thrifty.workloads.quality import Quality as Quality
     from thrifty.workloads.quality import Scores as Scores
     from thrifty.workloads.quality import batches as batches
-    from thrifty.workloads.workload import CrossEntropy as CrossEntropy
-    from thrifty.workloads.workload import Loss as Loss
+    from thrifty.workloads.regression import R2 as R2
+    from thrifty.workloads.regression import RMSE as RMSE
+    from thrifty.workloads.regression import MeanAbsoluteError as MeanAbsoluteError
     from thrifty.workloads.workload import Offline as Offline
     from thrifty.workloads.workload import Server as Server
     from thrifty.workloads.workload import SingleStream as SingleStream
@@ -142,9 +152,12 @@ __version__ = "0.1.0"
 
 _NAMES = {
     # what the user brings, and what it will run on
-    "workloads.workload": "Workload Loss CrossEntropy SingleStream Offline Server",
+    "workloads.workload": "Workload SingleStream Offline Server",
+    "workloads.losses": "Loss CrossEntropy BCEWithLogits MSE MAE",
     "workloads.loading": "load_workload",
-    "workloads.quality": "Quality Scores Accuracy BitsPerByte batches",
+    "workloads.quality": "Quality Scores Accuracy BitsPerByte Perplexity batches",
+    "workloads.classification": "F1 IoU AUC",
+    "workloads.regression": "R2 RMSE MeanAbsoluteError",
     "workloads.huggingface.models": "TokenLogits",
     "target": "Target",
     # recipes, and what methods are made of

@@ -19,6 +19,7 @@ class Scored:
     numerator: np.ndarray
     denominator: np.ndarray
     cluster: np.ndarray
+    statistic: None = None
 
 
 def hits(outcomes: list[int] | np.ndarray, cluster: list[int] | np.ndarray | None = None) -> Scored:

@@ -140,6 +140,8 @@ FAULTY: dict[str, tuple[str, str]] = {
     "loss raises": (loss("raise ValueError('no')"), "loss raised ValueError: no (faulty.py, line"),
     "quality raises": (quality("raise ValueError('no')"), "quality raised ValueError: no (faulty.py, line"),
     "quality gives a number": (quality("return 0.5"), "quality must return thrifty.Scores but returned float"),
+    "quality with a statistic of one place": (
+        quality("x = torch.arange(8).numpy(); return Scores(x, x, x, lambda a, b, c: c.sum(1))"), "name two statistics: what"),
     "quality gives a tensor to predict": (quality("predict(torch.zeros(3, 4))"), "predict takes the tuple of the model's inputs"),
     "one logit": (given(model="lambda: Net(classes=1)"), "hold one number for each target, and Accuracy() takes the highest"),
     "axis that fits twice": (net("return super().forward(x)[:, None].expand(-1, 2, -1)") + "\n" + items("(x, y.repeat(2))"),

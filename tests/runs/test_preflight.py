@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from thrifty import OnnxRuntime, OpenVino, load, lower, testing
+from thrifty import CrossEntropy, Loss, OnnxRuntime, OpenVino, load, lower, testing
 from thrifty.compilers.capture import LoweringError
 from thrifty.errors import RecipeError, ThriftyError, WorkloadError
 from thrifty.recipes.recipe import Recipe
@@ -31,6 +31,28 @@ def test_a_workload_that_cannot_be_trained_says_so():
     untrained = dataclasses.replace(testing.workload, train=None, reference="")
     with pytest.raises(WorkloadError, match="no training set"):
         check_recipe(untrained, Recipe.parse("train(epochs=1)"))
+
+
+class OwnLoss(Loss):
+    """__call__ alone."""
+
+    def __call__(self, outputs, batch):
+        return CrossEntropy()(outputs, batch)
+
+
+@pytest.mark.parametrize("recipe", ["train(sophia)", "train(distill)", "train | prune(ratio=0.5) | train(distill, epochs=1)"])
+def test_what_needs_logits_is_refused_where_the_loss_gives_none(recipe):
+    own = dataclasses.replace(testing.workload, loss=OwnLoss())
+    with pytest.raises(WorkloadError, match=r"(sophia|distill) needs logits, and the loss OwnLoss gives none: leave"):
+        check_recipe(own, Recipe.parse(recipe))
+    check_recipe(testing.workload, Recipe.parse(recipe))
+
+
+def test_a_loss_of_ones_own_trains_by_its_call_alone():
+    own = dataclasses.replace(testing.workload, loss=OwnLoss())
+    assert "trained" in check(own, "train(adamw, epochs=1)")
+    for recipe in ('train(sophia("hutchinson"))', "train(adamw, distill(similarity))"):
+        assert "trained" in check_recipe(own, Recipe.parse(recipe))
 
 
 def test_inputs_alone_need_a_teacher():

@@ -21,6 +21,7 @@ from thrifty.runs.preflight import initial_properties
 from thrifty.search.space import NONE, RECOVERY_RATE, RECOVERY_STEPS, Space, SpaceError
 from thrifty.workloads.embedded.retrieval import Recall
 from thrifty.workloads.loading import load_workload
+from thrifty.workloads.losses import MSE
 
 WORKLOAD = load_workload("thrifty.testing:workload")
 UNTRAINED = dataclasses.replace(WORKLOAD, train=None, loss=None, reference="")
@@ -224,7 +225,17 @@ def test_what_cannot_go_together_is_no_recipe():
     assert space.recipes() and all("lora" not in text and "quantize" not in text for text in space.recipes())
 
 
+def test_what_needs_logits_is_not_proposed_where_the_loss_gives_none():
+    numbers = dataclasses.replace(WORKLOAD, loss=MSE())
+    recipes = Space.of(numbers, ("muon", "prune", "bf16")).recipes()
+    assert recipes and not any("distill" in text or "sophia" in text for text in recipes)
+    for name, offered in (("distill", "recover"), ("sophia", "optimizer")):
+        assert any(name in option for option in Space.of(WORKLOAD).parts[offered])
+        assert not any(name in option for option in Space.of(numbers).parts[offered])
+
+
 @pytest.mark.parametrize("workload, methods, says", [
+    (dataclasses.replace(WORKLOAD, loss=MSE()), ("distill", "prune"), "distill needs logits, and the loss of stripes, MSE"),
     (WORKLOAD, ("prun",), "did you mean 'prune'"),
     (UNTRAINED, ("bf16",), "has no training set"),
     (WORKLOAD, ("adamw",), "its own training names it"),

@@ -17,6 +17,7 @@ from thrifty.studies.figures import (
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import Drop, QualityFigure, Ratio
 from thrifty.workloads.quality import Accuracy, BitsPerByte, Scores
+from thrifty.workloads.regression import R2
 
 
 @pytest.mark.parametrize(("extra", "saving", "verdict", "expected"), [
@@ -34,6 +35,14 @@ def test_a_reference_no_better_than_a_constant_is_told(hits, constant, told):
     assert (text is not None) == told
     if told:
         assert f"({scores.value:.2f} against {constant:.2f}): nothing can be concluded" in text
+
+
+def test_a_quality_that_is_no_sum_is_compared_with_a_constant_by_resampling():
+    draw = np.random.default_rng(0)
+    target, noise = draw.normal(size=200), draw.normal(size=200)
+    for share, told in ((1.0, False), (0.0, True)):
+        scores = Scores((target - share * target - 0.1 * noise)**2, target - target.mean(), np.arange(200), R2().statistic)
+        assert (no_better(R2(), scores, 0.0) is not None) == told
 
 
 def test_one_pair_gives_an_estimate_of_break_even():

@@ -92,6 +92,20 @@ def test_scores_come_back_bit_by_bit(tmp_path, rows):
         assert other.flags.writeable
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_scores_of_a_statistic_come_back_with_their_columns(tmp_path, columns):
+    def statistic(numerator, denominator, counts):
+        return (counts @ numerator).sum(1)
+
+    values = np.random.default_rng(0).normal(size=(5, columns))
+    scores = Scores(values, values + 1, np.arange(5), statistic)
+    with Store.open(tmp_path, "write", STUDY) as store:
+        store.put_scores("t1", "validation", scores)
+        back = store.scores("t1", "validation", statistic)
+        assert np.array_equal(back.numerator, values) and np.array_equal(back.denominator, values + 1)
+        assert back.value == scores.value and back.statistic is statistic
+
+
 def test_what_is_appended_comes_back_in_order(tmp_path):
     charges = [Charge("training", f"phase {i}", float(i), uncounted=("aten::sort",)) for i in range(3)]
     with Store.open(tmp_path, "write", STUDY) as store:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from thrifty.errors import WorkloadError
-from thrifty.workloads.quality import Accuracy, BitsPerByte, Scores, batches
+from thrifty.workloads.quality import Accuracy, BitsPerByte, Perplexity, Scores, batches
 from thrifty.workloads.workload import CrossEntropy
 
 
@@ -118,3 +118,27 @@ def test_a_constant_answer() -> None:
     assert Accuracy().constant(data) == 0.5
     windows = [(torch.zeros(4), (torch.tensor([0, 1, 2, 3]), 4, 0))] * 3
     assert BitsPerByte().constant(windows) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("shape", [(9, 6, 5), (9, 5, 6)])
+def test_perplexity_is_exp_of_torchs_mean_cross_entropy(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(shape, generator=generator), torch.randint(0, 5, (9, 6), generator=generator)
+    target[:, 0] = -100
+    scores = Perplexity(batch_size=4)(lambda inputs: logits[inputs[0]], TensorDataset(torch.arange(9), target))
+    expected = nn.functional.cross_entropy(logits if shape[1] == 5 else logits.mT, target)
+    assert scores.value == pytest.approx(float(expected.exp())) and scores.cluster.tolist() == list(range(9))
+
+
+def test_perplexity_judges_what_bits_per_byte_judges() -> None:
+    windows = [(torch.zeros(4), (torch.tensor([0, 1, 2, -100]), 4, i // 2)) for i in range(5)]
+    scores = Perplexity(batch_size=2)(lambda inputs: torch.zeros(*inputs[0].shape, 16), windows)  # type: ignore[arg-type]
+    assert scores.value == pytest.approx(16) and scores.cluster.tolist() == [0, 0, 1, 1, 2]
+    assert Perplexity().constant(windows) == pytest.approx(3.0)  # type: ignore[arg-type]
+
+
+def test_scores_of_a_statistic_may_have_columns() -> None:
+    columns = np.ones((3, 2))
+    assert Scores(columns, columns, np.arange(3), lambda a, b, counts: (counts @ a).sum(1)).value == 6
+    with pytest.raises(ValueError, match="equally long"):
+        Scores(columns, columns, np.arange(2), lambda a, b, counts: (counts @ a).sum(1))

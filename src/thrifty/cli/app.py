@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from thrifty.cli import artifacts, listings, recipes, studies
+from thrifty.cli import artifacts, conversion, listings, recipes, studies
 from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
 from thrifty.errors import RunFailed, ThriftyError
 from thrifty.measure import command
@@ -30,7 +30,7 @@ app = typer.Typer(
 VERBS: tuple[Callable[..., None], ...] = (
     listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.plan, recipes.run, recipes.sweep,
     recipes.orders, recipes.explore, recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve,
-    studies.show, studies.report, listings.cache,
+    studies.show, studies.report, conversion.quantize, conversion.export, listings.cache,
 )
 """In the order of ``thrifty --help``."""
 for verb in VERBS:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, final
 
 import numpy as np
 
+from thrifty.measure.bootstrap import Statistic, ends, one_lost, replicates, whole
 from thrifty.measure.student import student_quantile
 
 _ENOUGH = 30
@@ -38,7 +39,7 @@ class Interval:
 
 
 class Paired(Protocol):
-    """Quality per example, as `thrifty.workloads.workload.Scores` holds it; each array is [n]."""
+    """Quality per example, as `thrifty.workloads.quality.Scores` holds it; each array is [n], or what its statistic takes."""
 
     @property
     def numerator(self) -> np.ndarray: ...
@@ -46,6 +47,8 @@ class Paired(Protocol):
     def denominator(self) -> np.ndarray: ...
     @property
     def cluster(self) -> np.ndarray: ...
+    @property
+    def statistic(self) -> Statistic | None: ...
 
 
 # -- ratios of time --------------------------------------------------------------------------------
@@ -163,6 +166,9 @@ def paired_drop(
     adjusted interval instead, which stays sound where few examples or none differ: one lost and one gained
     example are added, so that zero differences among n leave an upper end near 2.8 / n and not 0. With clusters
     it counts n / design effect examples. Other scores that are equal on every example leave a width of 0.
+    Scores with a ``statistic`` of their own are resampled instead, the same clusters for both: `thrifty.measure.bootstrap`.
+    Where they count one answer an example, as F1 does, the variance of a cluster lost and one gained is added, so that
+    there too no difference among few examples is no certainty.
 
     Args:
         reference, trial: scores of the same examples in the same order.
@@ -170,10 +176,11 @@ def paired_drop(
         confidence: in (0, 1).
 
     Returns:
-        the drop in the value's own units; ends are None where there is one cluster; ``n`` counts clusters.
+        the drop in the value's own units; ends are None where there is one cluster, or resampled ones mostly have no value;
+        ``n`` counts clusters.
 
     Raises:
-        ValueError: the examples are not the same ones, or a score is not finite.
+        ValueError: the examples are not the same ones, a score is not finite, or they have no value.
 
     Source: Bonett & Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on
         paired data", J. Educational and Behavioral Statistics 2012; Shao & Wu on the jackknife, 1989.
@@ -185,6 +192,16 @@ def paired_drop(
     clusters = len(groups)
     if clusters < 2:
         return Interval(value, None, None, clusters)
+    if reference.statistic is not None:
+        drawn = replicates(reference.statistic, [(x.numerator, x.denominator) for x in (reference, trial)], index)
+        found = ends(sign * (drawn[:, 0] - drawn[:, 1]), clusters, confidence)
+        if found is None:
+            return Interval(value, None, None, clusters)
+        if _is_answers(reference) and _is_answers(trial):
+            one = one_lost(reference.statistic, reference.numerator, reference.denominator, index)
+            more = student_quantile(0.5 + 0.5 * confidence, clusters - 1) * math.sqrt(2) * one
+            found = value - math.hypot(value - found[0], more), value + math.hypot(found[1] - value, more)
+        return Interval(value, *found, clusters)
     quantile = student_quantile(0.5 + 0.5 * confidence, _freedom(reference.denominator, index))
     if _is_hits(reference) and _is_hits(trial):
         low, high = _hits_ends(reference.numerator, trial.numerator, index, sign, quantile)
@@ -193,7 +210,18 @@ def paired_drop(
     return Interval(value, value - margin, value + margin, clusters)
 
 
+def standard_error(scores: Paired) -> float:
+    """Of the value: by linearization over examples where it is a ratio of sums, otherwise over resampled clusters."""
+    if scores.statistic is None:
+        off = scores.numerator - _value(scores) * scores.denominator
+        return float(np.linalg.norm(off) / scores.denominator.sum())
+    index = np.unique(scores.cluster, return_inverse=True)[1]
+    return float(np.nanstd(replicates(scores.statistic, [(scores.numerator, scores.denominator)], index)))
+
+
 def _refuse_unpaired(reference: Paired, trial: Paired) -> None:
+    if reference.statistic is not trial.statistic:
+        raise ValueError("reference and trial must be scored by the same statistic")
     if reference.numerator.shape != trial.numerator.shape or not reference.numerator.size:
         raise ValueError(
             "reference and trial must score the same examples, 1 or more, but there are "
@@ -204,21 +232,33 @@ def _refuse_unpaired(reference: Paired, trial: Paired) -> None:
             "reference and trial must score the same examples in the same order: their clusters differ"
         )
     for name, scores in (("reference", reference), ("trial", trial)):
-        bad = ~(np.isfinite(scores.numerator) & np.isfinite(scores.denominator))
+        finite = np.isfinite(scores.numerator) & np.isfinite(scores.denominator)
+        bad = ~finite.reshape(len(finite), -1).all(1)
         if bad.any():
             raise ValueError(
                 f"{int(bad.sum())} scores of the {name} are not finite, first at {int(bad.argmax())}"
             )
-        if not scores.denominator.sum() > 0:
+        if scores.statistic is None and not scores.denominator.sum() > 0:
             raise ValueError(f"the denominators of the {name} must sum above 0")
+        if not math.isfinite(_value(scores)):
+            raise ValueError(f"the quality of the {name} has no value on these {len(finite)} examples: are all targets alike?")
 
 
 def _value(scores: Paired) -> float:
+    if scores.statistic is not None:
+        return whole(scores.statistic, scores.numerator, scores.denominator)
     return float(scores.numerator.sum() / scores.denominator.sum())
 
 
 def _is_hits(scores: Paired) -> bool:
     return bool(np.all(scores.denominator == 1) and np.all((scores.numerator == 0) | (scores.numerator == 1)))
+
+
+def _is_answers(scores: Paired) -> bool:
+    """Counts of one answer an example: predicted once and actual once at most."""
+    both = scores.numerator, scores.denominator
+    return all(bool(np.all((x >= 0) & (x == np.floor(x)))) for x in both) and bool(
+        scores.denominator.reshape(len(scores.denominator), -1).sum(1).max() <= 2)
 
 
 def _freedom(denominator: np.ndarray, index: np.ndarray) -> float:

@@ -59,7 +59,8 @@ class Card:
         benefit: "training time", "inference time" or both.
         trade_off: what the user pays.
         paper: title, authors' year and identifier of the source.
-        needs: of "attention" (layers of it that are Thrifty's own), "calibration", "labels", "teacher", "training".
+        needs: of "attention" (layers of it that are Thrifty's own), "calibration", "labels", "logits" (which not every loss
+            gives), "teacher", "training".
         requires, provides, removes: of `PROPERTIES`.
         refuses: of them, what a model must not have.
         holds: of them, what a model has while a training method trains it, and no longer.

@@ -59,6 +59,11 @@ class Method(abc.ABC):
         return self.card.refuses
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What it needs of the workload: its card's, and what its hyperparameters make of it."""
+        return self.card.needs
+
+    @property
     def hardware_bound(self) -> bool:
         """Whether what it decides holds for processors like this one alone: it is then part of the result's key."""
         return False

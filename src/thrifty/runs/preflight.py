@@ -89,6 +89,10 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
         if not any("teacher" in method.card.needs for method in phase.methods):
             raise WorkloadError(f"{workload.name} has unlabelled inputs alone, so {phase} has nothing to learn from: put distill "
                                 "into it, train(distill(embedding), ...) where the model gives embeddings")
+    for method in recipe.methods():
+        if "logits" in method.needs and workload.lessons is not None and not workload.lessons[1].gives_logits:
+            raise WorkloadError(f"{method.name} needs logits, and the loss {type(workload.loss).__name__} gives none: leave "
+                                f"{method.name} out, or define logits(outputs, batch) in the loss where its outputs are some")
     return carry(recipe, initial_properties(workload))
 
 

@@ -234,7 +234,7 @@ class Runner:
         dataset = getattr(self.workload, split)
         some = dataset if most is None else self.workload.quality.sample(dataset, most)
         what = split if some is dataset else f"{split}[{length(some)}]"
-        kept = self.store.scores(name, what)
+        kept = self.store.scores(name, what, self.workload.quality.statistic)
         if kept is None:
             kept = self.scored(side, batch, some, name, what)
             self.store.put_scores(name, what, kept)

@@ -154,7 +154,7 @@ def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: L
                               f"format of Hugging Face: {why}; {OTHER_FORMAT}")
         with quiet():
             _standard(transformers_model(model)[1]).save_pretrained(partial)
-        _take_over(partial, workload)
+        take_over(partial, workload)
         _compare(partial, model, workload)
         (partial / "README.md").write_text(_card(trial, type(transformers_model(model)[1]).__name__))
     return Path(directory).expanduser().absolute()
@@ -167,7 +167,7 @@ def save_compressed_tensors(directory: str | Path, trial: Trial, workload: Workl
     """
     model = model_of(trial, workload, listener)
     path = export_compressed_tensors(model, directory)
-    _take_over(path, workload)
+    take_over(path, workload)
     (path / "README.md").write_text(_card(trial, type(transformers_model(model)[1]).__name__))
     return path
 
@@ -257,7 +257,7 @@ def _filled(tensor: Tensor, shape: torch.Size) -> Tensor:
     return whole
 
 
-def _take_over(directory: Path, workload: Workload) -> None:
+def take_over(directory: Path, workload: Workload) -> None:
     """Copy what stands beside config and weights: the tokenizer, the processor, how to generate."""
     if not workload.source.startswith(huggingface.SCHEME):
         return

@@ -234,12 +234,21 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
                 raise SpaceError(f"{name} {'modifies' if issubclass(cls, TrainingMethod) else 'needs'} training, and "
                                  f"{workload.name} has no training set or no loss")
             continue
+        if issubclass(cls, TrainingMethod) and "logits" in cls().needs and not _gives_logits(workload):
+            if methods:
+                raise SpaceError(f"{name} needs logits, and the loss of {workload.name}, {type(workload.loss).__name__}, "
+                                 "gives none")
+            continue
         chosen.append(cls)
     return chosen
 
 
 def _can_train(workload: Workload) -> bool:
     return workload.lessons is not None
+
+
+def _gives_logits(workload: Workload) -> bool:
+    return workload.lessons is not None and workload.lessons[1].gives_logits
 
 
 def _slots(reference: Recipe, recovery: Train | None, classes: Sequence[type[Method]]) -> tuple[Slot, ...]:

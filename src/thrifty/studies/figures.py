@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-
 from thrifty.measure.comparison import Comparison
-from thrifty.measure.statistics import Interval, paired_drop, verdict
+from thrifty.measure.statistics import Interval, paired_drop, standard_error, verdict
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.trial import Drop, InferenceFigure, QualityFigure, Ratio, TrainingFigure
 from thrifty.workloads.quality import Quality, Scores, Split
@@ -115,8 +113,7 @@ def no_better(quality: Quality, scores: Scores, constant: float) -> str | None:
         None where it is better by more than a standard error, and where a drop to that answer could be told from none.
     """
     gain = (scores.value - constant) * (1 if quality.higher_is_better else -1)
-    off = scores.numerator - scores.value * scores.denominator
-    if gain <= float(np.linalg.norm(off) / scores.denominator.sum()):
+    if gain <= standard_error(scores):
         return (f"the reference is no better than answering the same always ({scores.value:.2f} against {constant:.2f}): nothing "
                 "can be concluded from it")
     resolution = paired_drop(scores, scores, quality.higher_is_better).high

@@ -22,6 +22,7 @@ from typing import Any, final
 import numpy as np
 
 from thrifty.errors import in_one_line
+from thrifty.measure.bootstrap import Statistic
 from thrifty.studies.database import (
     FILE,
     LOCK,
@@ -215,8 +216,8 @@ class Store:
         with self._writing() as db:
             _put_scores(db, trial, split, scores)
 
-    def scores(self, trial: str, split: str) -> Scores | None:
-        """A trial's scores on a split, None where it was not scored."""
+    def scores(self, trial: str, split: str, statistic: Statistic | None = None) -> Scores | None:
+        """A trial's scores on a split, None where it was not scored. The quality's statistic is code, which is not kept."""
         rows = self._read("SELECT numerator, denominator, cluster FROM scores WHERE trial = ? AND split = ?",
                           _text(trial), _text(split))
         if not rows:
@@ -225,7 +226,8 @@ class Store:
             numerator, denominator, cluster = (
                 np.frombuffer(blob, kind).astype(kind[1:]) for blob, kind in zip(rows[0], _KINDS, strict=True)
             )
-            return Scores(numerator, denominator, cluster)
+            shape = numerator.shape if statistic is None else (len(cluster), -1)
+            return Scores(numerator.reshape(shape), denominator.reshape(shape), cluster, statistic)
         except (ValueError, TypeError) as error:
             raise StoreError(f"the {split} scores of trial {trial} in {self.path} are damaged: {error}") from error
 

@@ -252,6 +252,9 @@ def check_quality(workload: Workload, model: nn.Module, example: tuple[Tensor, .
         scores = workload.quality(predict, Few(few.dataset, few.indices) if type(few) is Subset else few)
     if not isinstance(scores, Scores):
         raise WorkloadError(f"quality must return thrifty.Scores but returned {type(scores).__name__}")
+    if scores.statistic is not workload.quality.statistic:
+        raise WorkloadError("quality and its scores name two statistics: what its property `statistic` returns is the fourth of "
+                            "Scores(numerator, denominator, cluster, statistic) too")
     if not len(scores.numerator):
         raise WorkloadError("quality gave no scores for the validation set")
     _check_labels(workload, answered, labels)

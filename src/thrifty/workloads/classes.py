@@ -36,8 +36,8 @@ def paired(judge: str, outputs: Any, target: Any, axis: int | None = None) -> tu
     if outputs.shape in (target.shape, (*target.shape, 1)):
         raise WorkloadError(
             f"the outputs {list(outputs.shape)} hold one number for each target, and {judge}() takes the highest of several "
-            "logits: give the model two outputs with CrossEntropy() and Accuracy(), or write a Loss and a Quality that compare "
-            "the number itself with the target")
+            "logits: compare the number itself, by BCEWithLogits() and F1() or AUC() where it decides between two classes, by "
+            "MSE() and RMSE() where it is a quantity; or give the model two outputs")
     if target.is_floating_point() or target.is_complex():
         raise WorkloadError(f"the targets are {str(target.dtype).removeprefix('torch.')}, and {judge}() needs whole numbers: one "
                             "class each, as int64")

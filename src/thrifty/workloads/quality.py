@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, default_collate
 
 from thrifty.errors import WorkloadError
+from thrifty.measure.bootstrap import Statistic, whole
 from thrifty.workloads.classes import paired
 
 Predict = Callable[[tuple[Tensor, ...]], Any]
@@ -29,25 +30,31 @@ Split = Literal["validation", "test"]
 @final
 @dataclass(frozen=True)
 class Scores:
-    """Quality per example: the value is sum(numerator) / sum(denominator).
+    """Quality per example: the value is sum(numerator) / sum(denominator), or what a statistic makes of them.
 
     Args:
-        numerator: [n] float64: hits, bits, ...
-        denominator: [n] float64: ones, bytes, ...
+        numerator: [n] float64: hits, bits, ...; [n, k] where a statistic takes so many of each example.
+        denominator: [n] or [n, k] float64: ones, bytes, ...
         cluster: [n] int64: examples of one cluster (windows of one file) are not independent.
+        statistic: (numerator [n, k], denominator [n, k], counts [b, n]) -> values [b], of resampled examples, in which
+            example i stands counts[:, i] times; the quality's own.
     """
 
     numerator: np.ndarray
     denominator: np.ndarray
     cluster: np.ndarray
+    statistic: Statistic | None = None
 
     def __post_init__(self) -> None:
         shapes = {self.numerator.shape, self.denominator.shape, self.cluster.shape}
-        if len(shapes) != 1 or self.numerator.ndim != 1:
+        of_one = {self.numerator.shape, self.denominator.shape, (*self.cluster.shape, *self.numerator.shape[1:])}
+        if len(of_one) != 1 or self.cluster.ndim != 1 or (self.statistic is None and self.numerator.ndim != 1):
             raise ValueError(f"numerator, denominator and cluster must be [n] and equally long but are {shapes}")
 
     @property
     def value(self) -> float:
+        if self.statistic is not None:
+            return whole(self.statistic, self.numerator, self.denominator)
         return float(self.numerator.sum() / self.denominator.sum())
 
 
@@ -69,6 +76,11 @@ class Quality(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores: ...
+
+    @property
+    def statistic(self) -> Statistic | None:
+        """What makes the value where that is no ratio of sums; `Scores` are given it too. Intervals are then by resampling."""
+        return None
 
     def joined(self, collate: Collate | None) -> Quality:
         """This quality with a workload's way to join items, where it has none of its own."""
@@ -107,9 +119,29 @@ def length(dataset: Dataset[Any]) -> int:
     return len(dataset)
 
 
+@dataclass(frozen=True)
+class Batched(Quality):
+    """A quality that reads its data set batch by batch.
+
+    Args:
+        batch_size: of scoring.
+        collate: joins items; the workload's where None.
+    """
+
+    batch_size: int = 256
+    collate: Collate | None = field(default=None, kw_only=True)
+
+    def joined(self, collate: Collate | None) -> Batched:
+        return self if self.collate is not None else dataclasses.replace(self, collate=collate)
+
+    def batches(self, dataset: Dataset[Any]) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+        """(inputs, target) of the whole data set, in order."""
+        yield from batches(dataset, self.batch_size, self.collate)
+
+
 @final
 @dataclass(frozen=True)
-class Accuracy(Quality):
+class Accuracy(Batched):
     """Share of targets whose logit is the highest; numerator: an example's hits, denominator: its targets.
 
     Outputs and targets are those that `CrossEntropy` takes: a class for each example, or for each token or pixel.
@@ -121,16 +153,14 @@ class Accuracy(Quality):
         collate: joins items; the workload's where None.
     """
 
-    batch_size: int = 256
     ignore_index: int = -100
     axis: int | None = None
-    collate: Collate | None = None
     name = "accuracy"
     higher_is_better = True
 
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
         hits, counts = [], []
-        for inputs, target in batches(dataset, self.batch_size, self.collate):
+        for inputs, target in self.batches(dataset):
             logits, classes = paired("Accuracy", predict(inputs), target, self.axis)
             judged = (classes != self.ignore_index).reshape(len(classes), -1)
             hit = (logits.argmax(-1) == classes).reshape(judged.shape) & judged
@@ -139,19 +169,19 @@ class Accuracy(Quality):
         numerator = np.concatenate(hits)
         return Scores(numerator, np.concatenate(counts), np.arange(len(numerator)))
 
-    def joined(self, collate: Collate | None) -> Accuracy:
-        return self if self.collate is not None else dataclasses.replace(self, collate=collate)
-
     def constant(self, dataset: Dataset[Any]) -> float | None:
         """Of the most frequent class always."""
-        found = torch.cat([target.flatten() for _, target in batches(dataset, self.batch_size, self.collate)])
+        found = torch.cat([target.flatten() for _, target in self.batches(dataset)])
         counts = np.unique(found[found != self.ignore_index].numpy(), return_counts=True)[1]
         return float(counts.max() / counts.sum()) if len(counts) else None
 
 
+# -- of text ----------------------------------------------------------------------------------------------------
+
+
 @final
 @dataclass(frozen=True)
-class BitsPerByte(Quality):
+class BitsPerByte(Batched):
     """Bits a language model needs per byte of text: sum of -log2 p(token) / bytes, clustered by file.
 
     Dataset items are (ids [tokens], (target [tokens], bytes, file)); targets of -100 are not scored.
@@ -162,13 +192,12 @@ class BitsPerByte(Quality):
     """
 
     batch_size: int = 16
-    collate: Collate | None = None
     name = "bits_per_byte"
     higher_is_better = False
 
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
         bits, sizes, files = [], [], []
-        for inputs, (target, size, file) in batches(dataset, self.batch_size, self.collate):
+        for inputs, (target, size, file) in self.batches(dataset):
             logits = predict(inputs).float()
             nats = nn.functional.cross_entropy(
                 logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none"
@@ -178,14 +207,68 @@ class BitsPerByte(Quality):
             files.append(torch.as_tensor(file).long().numpy())
         return Scores(np.concatenate(bits), np.concatenate(sizes), np.concatenate(files))
 
-    def joined(self, collate: Collate | None) -> BitsPerByte:
-        return self if self.collate is not None else dataclasses.replace(self, collate=collate)
-
     def constant(self, dataset: Dataset[Any]) -> float | None:
         """Of the frequencies of the tokens always."""
         targets, total = [], 0.0
-        for _, (target, size, _) in batches(dataset, self.batch_size, self.collate):
+        for _, (target, size, _) in self.batches(dataset):
             targets.append(target[target != -100])
             total += float(torch.as_tensor(size).double().sum())
         counts = np.unique(torch.cat(targets).numpy(), return_counts=True)[1]
         return float(-(counts * np.log2(counts / counts.sum())).sum() / total) if len(counts) else None
+
+
+@final
+@dataclass(frozen=True)
+class Perplexity(Batched):
+    """exp of the mean of -log p(token) over the tokens that are scored.
+
+    Dataset items are (ids [tokens], target [tokens]), or those of `BitsPerByte`, clustered by file then. Outputs and targets
+    fit together as `CrossEntropy` takes them.
+
+    Args:
+        ignore_index: targets that do not count.
+        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+    """
+
+    batch_size: int = 16
+    ignore_index: int = -100
+    axis: int | None = None
+    name = "perplexity"
+    higher_is_better = False
+
+    @property
+    def statistic(self) -> Statistic:
+        return exp_of_ratio
+
+    def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
+        nats, tokens = [], []
+        files: list[np.ndarray] = []
+        for inputs, targets in self.batches(dataset):
+            target, *rest = targets if isinstance(targets, list | tuple) else (targets,)
+            logits, target = paired("Perplexity", predict(inputs), target, self.axis)
+            lost = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1),
+                                               ignore_index=self.ignore_index, reduction="none")
+            nats.append(lost.reshape(len(target), -1).double().sum(1).numpy())
+            tokens.append((target != self.ignore_index).reshape(len(target), -1).sum(1).double().numpy())
+            first = sum(len(file) for file in files)
+            files.append(torch.as_tensor(rest[-1]).long().numpy() if rest else np.arange(first, first + len(target)))
+        return Scores(np.concatenate(nats), np.concatenate(tokens), np.concatenate(files), exp_of_ratio)
+
+    def constant(self, dataset: Dataset[Any]) -> float | None:
+        """Of the frequencies of the tokens always."""
+        found = [targets[0] if isinstance(targets, list | tuple) else targets for _, targets in self.batches(dataset)]
+        tokens = torch.cat([target[target != self.ignore_index] for target in found]).numpy()
+        shares = np.unique(tokens, return_counts=True)[1] / max(1, len(tokens))
+        return float(np.exp(-(shares * np.log(shares)).sum())) if len(tokens) else None
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sum / sum, all columns together; NaN over 0: [b] for numerator and denominator [n, k] and counts [b, n]."""
+    total = counts @ denominator.sum(1)
+    found: np.ndarray = np.divide(counts @ numerator.sum(1), total, out=np.full(len(counts), np.nan), where=total > 0)
+    return found
+
+
+def exp_of_ratio(numerator: np.ndarray, denominator: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.exp(ratio(numerator, denominator, counts))
+    return found

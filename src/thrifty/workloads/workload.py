@@ -8,87 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from thrifty.errors import WorkloadError
-from thrifty.workloads.classes import paired
+from thrifty.workloads.losses import Batch as Batch
+from thrifty.workloads.losses import CrossEntropy as CrossEntropy
+from thrifty.workloads.losses import Loss as Loss
+from thrifty.workloads.losses import Unlabelled
 from thrifty.workloads.quality import Quality
 
-Batch = tuple[tuple[Tensor, ...], Any]
-"""A collated batch: (inputs, target). ``inputs`` is what the server gets; ``target`` what the loss needs."""
-
-
-# -- how it is trained ------------------------------------------------------------------------------------------
-
-
-class Loss(abc.ABC):
-    """Maps (outputs, batch) to (sum, weight): the mean loss of any grouping is sum of sums / sum of weights."""
-
-    @abc.abstractmethod
-    def __call__(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (sum of losses, number of valid examples or tokens), both scalars; the sum carries gradients."""
-
-    @abc.abstractmethod
-    def logits(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (logits [n, classes], valid [n] bool): what distillation and Sophia's estimator need."""
-
-
-@final
-@dataclass(frozen=True)
-class CrossEntropy(Loss):
-    """Sum of -log softmax(outputs)[target] over targets other than ``ignore_index``.
-
-    ``outputs``: [batch, classes] with targets [batch], [batch, tokens, classes] with targets [batch, tokens], or, as torch's
-    own, [batch, classes, height, width] with targets [batch, height, width].
-
-    Args:
-        ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
-
-    >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))
-    >>> round(float(loss_sum / weight), 4), int(weight)
-    (2.3026, 3)
-    """
-
-    ignore_index: int = -100
-    axis: int | None = None
-
-    def __call__(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, target = self._flat(outputs, batch)
-        total = nn.functional.cross_entropy(
-            logits.float(), target, ignore_index=self.ignore_index, reduction="sum"
-        )
-        return total, (target != self.ignore_index).sum()
-
-    def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, target = self._flat(outputs, batch)
-        return logits, target != self.ignore_index
-
-    def _flat(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, target = paired("CrossEntropy", outputs, batch[1], self.axis)
-        return logits.reshape(-1, logits.shape[-1]), target.reshape(-1)
-
-
-@final
-@dataclass(frozen=True)
-class Unlabelled(Loss):
-    """The loss of inputs alone: 0, of one example each; what is learnt is what a teacher says.
-
-    Logits are the outputs with their classes last, in dimension 1 of images [batch, classes, height, width].
-    """
-
-    def __call__(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        x = batch[0][0]
-        return x.new_zeros((), dtype=torch.float32), torch.tensor(len(x), device=x.device)
-
-    def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        if not isinstance(outputs, Tensor):
-            raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits to be distilled "
-                                "without labels: take it out in the model's forward")
-        logits = (outputs.movedim(1, -1) if outputs.dim() == 4 else outputs).flatten(0, -2)
-        return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+# -- inputs alone ------------------------------------------------------------------------------------------------
 
 
 @final

@@ -116,6 +116,11 @@ class Distill(TrainingMethod):
         packed = frozenset({"packed-rows"}) if self.hidden or self.attention or self.on_policy else frozenset()
         return self.card.refuses | packed
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Divergences compare logits; vectors and layers are compared as they are."""
+        return self.card.needs | ({"logits"} if self.objective in DIVERGENCES else set())
+
     # -- hooks ------------------------------------------------------------------------------------------------------
 
     def prepare(self, session: Session) -> None:

@@ -255,6 +255,11 @@ estimator_batch=0.5, correct=True)
         """Compiled steps have no second derivative, and sharded parameters are not whole."""
         return self.card.refuses | ({"compiled-steps", "sharded"} if self.estimator == "hutchinson" else set())
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Labels are drawn from logits by "gnb" alone."""
+        return self.card.needs | ({"logits"} if self.estimator == "gnb" else set())
+
     def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         noise = torch.Generator(session.device).manual_seed(_noise_seed(torch.initial_seed(), session.ranks.index))
         session.memory(self).update(noise=noise, estimates=0)
