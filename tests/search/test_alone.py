@@ -38,7 +38,7 @@ def test_what_stands_before_the_training_needs_no_recovery_unless_there_is_none(
 
 @pytest.mark.usefixtures("registered")
 def test_methods_of_a_training_stand_alone_too():
-    texts = every(Space.of(WORKLOAD, ("bf16", "lion", "ranked")))
+    texts = every(Space.of(WORKLOAD, ("bf16", "lion", "ranked"), ranks=2))
     assert texts == ["train(adamw(lr=0.003), bf16, epochs=2)", "train(lion, epochs=2)",
                      "train(adamw(lr=0.003), ranked, epochs=2)", "train(adamw(lr=0.003), epochs=1)"]
 

@@ -208,7 +208,7 @@ def test_what_needs_training_is_always_followed_by_one():
 
 @pytest.mark.usefixtures("registered")
 def test_the_slots_of_a_training_are_those_of_its_methods():
-    space = Space.of(WORKLOAD, ("bf16", "lion", "ranked", "distill", "prune"))
+    space = Space.of(WORKLOAD, ("bf16", "lion", "ranked", "distill", "prune"), ranks=2)
     assert [slot.name for slot in space.slots if slot.kind == "training"] == ["precision", "optimizer", "parallelism"]
     whole = {**space.plain, "precision": "bf16", "optimizer": "lion", "parallelism": "ranked"}
     assert str(space.recipe(whole)) == "train(lion, bf16, ranked, epochs=2)"

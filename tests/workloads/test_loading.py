@@ -108,7 +108,7 @@ def test_a_file_that_raised_is_read_again_once_mended(write: Callable[[str], str
     ("no/such/file.py", "there is no file"),
     ("no/such/file.py:workload", "there is no file"),
     ("digit", "there is no workload 'digit'; did you mean 'digits'?"),
-    ("zzzz", "there is no workload 'zzzz'. Embedded: digits, python-lm, minilm."),
+    ("zzzz", "there is no workload 'zzzz'. Embedded: digits, python-lm, python-lm-mamba2, python-lm-hybrid, minilm."),
     ("", "there is no workload ''"),
     ("no.such.module:workload", "raised ModuleNotFoundError"),
     ("./folder", "there is no workload './folder'"),

@@ -39,7 +39,7 @@ from thrifty.runs.job import (
 from thrifty.runs.making import home
 from thrifty.runs.phase import Model, charge, keep, loaded, take_phase
 from thrifty.runs.precision import require_precision_pays
-from thrifty.runs.ranks import Gang
+from thrifty.runs.ranks import Gang, LocalGang
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import PhaseBegan
 from thrifty.studies.ledger import Charge, Ledger
@@ -58,10 +58,10 @@ class Execution:
     Args:
         job: what to do.
         tell: hears of phases, steps and charges.
-        gang: who takes trainings of several ranks.
+        gang: who takes trainings of several ranks; processes of this machine by default.
     """
 
-    def __init__(self, job: Job, tell: Tell, gang: Gang) -> None:
+    def __init__(self, job: Job, tell: Tell, gang: Gang = LocalGang()) -> None:
         self.job, self.tell, self.gang = job, tell, gang
         self.workload = apart(load_workload(job.workload))
         self.recipe = Recipe.parse(job.recipe)

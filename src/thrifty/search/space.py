@@ -41,8 +41,9 @@ so that its cost does not grow with the data. The net of `digits` (accuracy 0.98
 APART = ("export", "auto")
 """Compilers that are no options: the first is how a recipe without one ends, the second would race the others again."""
 
-SEARCHES = ("nas", "gradient-nas")
-"""Families that search by themselves, for minutes a trial: they take part where they are named."""
+NAMED = ("nas", "gradient-nas", "architectures")
+"""Families that take part where they are named: two search by themselves, for minutes a trial, and another architecture is trained from
+its beginning in each of its trials."""
 
 Kind = Literal["before", "structure", "after", "last", "training", "length", "place", "recovery", "compiler"]
 """What a slot decides: a transform before the training, before or after it, after it, or at the end of the float weights; a
@@ -215,7 +216,7 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
     chosen = []
     for name in methods or names():
         cls = method_class(name)
-        if not methods and cls.card.family in SEARCHES:
+        if not methods and cls.card.family in NAMED:
             continue
         if device not in cls.card.devices:
             if methods:

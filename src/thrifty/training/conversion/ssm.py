@@ -59,7 +59,7 @@ class Ssm(Transform):
                   "contexts",
         paper='"The Mamba in the Llama", Wang et al. 2024, arXiv:2408.15237; "Transformers to SSMs", Bick et al. 2024, '
               "arXiv:2408.10189",
-        needs=frozenset({"attention", "calibration"}),
+        needs=frozenset({"attention", "calibration", "training"}),
         requires=frozenset({"module", "float-weights"}),
     )
 
