@@ -42,8 +42,8 @@ APART = ("export", "auto")
 """Compilers that are no options: the first is how a recipe without one ends, the second would race the others again."""
 
 NAMED = ("nas", "gradient-nas", "architectures")
-"""Families that take part where they are named: two search by themselves, for minutes a trial, and another architecture is trained from
-its beginning in each of its trials."""
+"""Families that take part where they are named: two search by themselves, for minutes a trial, and of the third each trial is
+another whole training."""
 
 Kind = Literal["before", "structure", "after", "last", "training", "length", "place", "recovery", "compiler"]
 """What a slot decides: a transform before the training, before or after it, after it, or at the end of the float weights; a
