@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -74,6 +75,7 @@ def _built(cls: Any, values: dict[str, Any]) -> Any:
         return None
 
 
+@functools.cache  # each is looked through when it is first drawn from, which takes longer than drawing
 def methods(kind: type) -> st.SearchStrategy[Any]:
     return st.one_of([made(cls) for cls in of_kind(kind)])
 
@@ -83,10 +85,31 @@ def distinct(chosen: list[TrainingMethod]) -> bool:
     return len({m.name for m in chosen}) == len(chosen) and len(set(slots)) == len(slots)
 
 
+@functools.cache
+def settings_of_trainings() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({spec.name: field_values(spec) for spec in dataclasses.fields(Train) if spec.name != "methods"})
+
+
+@functools.cache
+def chosen_methods() -> st.SearchStrategy[list[Any]]:
+    return st.lists(methods(TrainingMethod), max_size=3).filter(distinct)
+
+
+@functools.cache
+def all_phases(most: int) -> st.SearchStrategy[list[Any]]:
+    return st.lists(trains() | methods(Transform), max_size=most)
+
+
+@functools.cache
+def ends() -> st.SearchStrategy[Any]:
+    return st.none() | methods(Compiler)
+
+
 @st.composite
 def trains(draw: st.DrawFn) -> Train:
-    chosen = draw(st.lists(methods(TrainingMethod), max_size=3).filter(distinct))
-    settings = {spec.name: draw(field_values(spec)) for spec in dataclasses.fields(Train) if spec.name != "methods"}
+    chosen = draw(chosen_methods())
+    settings = draw(settings_of_trainings())
+    settings = dict(settings)
     if settings["epochs"] is not None and settings["steps"] is not None:
         del settings[draw(st.sampled_from(["epochs", "steps"]))]
     return Train(*chosen, **settings)
@@ -95,6 +118,5 @@ def trains(draw: st.DrawFn) -> Train:
 @st.composite
 def recipes(draw: st.DrawFn, most: int = 5) -> Recipe:
     """Recipes that can be written; not all of them can run."""
-    phases = draw(st.lists(trains() | methods(Transform), max_size=most))
-    end = draw(st.none() | methods(Compiler))
+    phases, end = draw(all_phases(most)), draw(ends())
     return Recipe(tuple(phases) + ((end,) if end is not None else ()))
