@@ -8,7 +8,7 @@ import pytest
 
 from tests.trials import keep, trial
 from thrifty.cli.app import app, guarded
-from thrifty.cli.options import FAILED, USAGE
+from thrifty.cli.options import FAILED, KEEP, USAGE
 from thrifty.report.shown import emit
 from thrifty.studies.trial import ArtifactFigure
 
@@ -24,7 +24,7 @@ def test_lists_are_json():
         ("benefit", "family", "name", "paper", "phase", "trade_off")}
     assert {row["name"] for row in methods} >= {"adamw", "bf16", "distill", "prune", "quantize", "inductor"}
     assert {row["name"] for row in json.loads(thrifty("workloads", "--json").stdout)} == {
-        "digits", "python-lm", "minilm"}
+        "digits", "python-lm", "python-lm-mamba2", "python-lm-hybrid", "minilm"}
 
 
 def test_a_method_has_a_card():
@@ -128,8 +128,8 @@ def test_the_best_of_a_study_is_named_and_saved(tmp_path):
 def test_where_nothing_meets_the_bars_the_nearest_is_shown(tmp_path):
     keep(tmp_path / "study", [trial("near", "train()", 2.0, 0.02), trial("far", "prune(ratio=0.9)", 9.0, 0.5)])
     done = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", cwd=tmp_path)
-    assert done.returncode == FAILED
-    assert "No trial meets the bars; the nearest" in done.stdout and "near seed 0" in done.stdout
+    assert done.returncode == KEEP
+    assert "Keep the model as it is: no trial meets the bars" in done.stdout and "near seed 0" in done.stdout
     assert "max_drop: 0.0230, and 0.0100 is allowed" in done.stdout
     assert not (tmp_path / "model").exists()
 

@@ -35,6 +35,7 @@ PROPERTIES: Mapping[str, str] = {
     "float8-products": "weights and activations are float8 where they are multiplied",
     "bfloat16": "computes in bfloat16",
     "mixture": "feed-forward layers are mixtures of experts",
+    "undecided": "its choices are being decided while it is trained",
     "pruned": "structures were removed",
     "masked": "single weights are zero and stay so",
     "factorized": "weights are products of thinner ones",

@@ -19,7 +19,7 @@ def literal(text: object) -> str:
 
 
 def shortened(text: str, most: int = 1000) -> str:
-    """A message of several lines, each as `literal` has it: its first lines, as many characters as a reader bears.
+    r"""A message of several lines, each as `literal` has it: its first lines, as many characters as a reader bears.
 
     >>> shortened("a\x1b[31m\nb"), len(shortened("x" * 5000))
     ('a\\x1b[31m\nb', 1003)

@@ -175,7 +175,7 @@ def flops(tokens: int, heads: int, groups: int, width: int, size: int, chunk: in
     """Of one forward pass: C B^T once a group, and of each head the scores' product and two with the state.
 
     >>> flops(tokens=64, heads=2, groups=1, width=4, size=8)
-    114688
+    147456
     """
     return 2 * tokens * (groups * chunk * size + heads * (chunk * width + 2 * width * size))
 

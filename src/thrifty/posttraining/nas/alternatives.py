@@ -159,13 +159,13 @@ def within(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise OutOfTime(f"it took longer than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again where a library swallowed the first
     try:
         yield
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one that rang meanwhile must neither raise here nor end the process
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def reason(error: BaseException) -> str:

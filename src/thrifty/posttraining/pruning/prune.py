@@ -64,6 +64,7 @@ class Prune(Transform):
         scope: "layer": all lose the same share; "model": the least important of the whole model go first.
         keep: names of layers that stay as they are, a regular expression.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
     >>> Prune(ratio=0.5)(net, [torch.randn(16, 8)])[0]
     Linear(in_features=8, out_features=32, bias=True)

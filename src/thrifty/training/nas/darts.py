@@ -100,6 +100,8 @@ class Darts(TrainingMethod):
               'four GPU hours", Dong and Yang 2019, arXiv:1910.04465',
         needs=frozenset({"labels", "training"}),
         requires=frozenset({"module", "float-weights"}),
+        refuses=frozenset({"adapters"}),
+        holds=frozenset({"undecided"}),
     )
 
     def _check(self) -> None:

@@ -47,7 +47,7 @@ class Ia3(Adapter):
               "2022, arXiv:2205.05638, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        refuses=frozenset({"adapters", "mixture"}),
+        refuses=frozenset({"adapters", "mixture", "undecided"}),
         holds=frozenset({"adapters"}),
     )
 

@@ -69,7 +69,7 @@ class Lora(Adapter):
               "al. 2023, arXiv:2309.12307, section 3.3",
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        refuses=frozenset({"adapters", "mixture"}),
+        refuses=frozenset({"adapters", "mixture", "undecided"}),
         holds=frozenset({"adapters"}),
     )
 

@@ -48,7 +48,7 @@ class Vera(Adapter):
         paper='"VeRA: Vector-based Random Matrix Adaptation", Kopiczko et al. 2023, arXiv:2310.11454',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),
-        refuses=frozenset({"adapters", "mixture"}),
+        refuses=frozenset({"adapters", "mixture", "undecided"}),
         holds=frozenset({"adapters"}),
     )
 

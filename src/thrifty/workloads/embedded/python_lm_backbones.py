@@ -27,7 +27,7 @@ def mamba2() -> Backbone:
     """Four layers of Mamba-2.
 
     >>> round(sum(p.numel() for p in mamba2().parameters()) / 1e6, 2)
-    8.65
+    8.66
     """
     return Backbone(VOCABULARY, " ".join(4 * ["mamba2 mlp"]), Sizes(384, state=64, head=64, hidden=1076))
 
@@ -36,7 +36,7 @@ def hybrid() -> Backbone:
     """Three layers of Mamba-2 and, third, one of attention.
 
     >>> round(sum(p.numel() for p in hybrid().parameters()) / 1e6, 2)
-    8.65
+    8.66
     """
     mixers = ["mamba2", "mamba2", "attention", "mamba2"]
     return Backbone(VOCABULARY, " ".join(f"{mixer} mlp" for mixer in mixers), Sizes(384, heads=6, state=64, head=64, hidden=1191))
