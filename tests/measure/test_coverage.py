@@ -15,6 +15,7 @@ class Scored:
     numerator: np.ndarray
     denominator: np.ndarray
     cluster: np.ndarray
+    statistic: None = None
 
 
 def process(rng: np.random.Generator, machine: np.ndarray, offset: float, slow: float) -> np.ndarray:
