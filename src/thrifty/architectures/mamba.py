@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thrifty.architectures.convolution import causal
-from thrifty.architectures.mamba2 import Recurrence, random_steps
-from thrifty.architectures.mixer import Compaction, Mixer
+from thrifty.architectures.mixer import Compaction
+from thrifty.architectures.recurrent import Recurrence, Recurrent, random_steps
 from thrifty.kernels.selective_scan import selective_scan
 from thrifty.kernels.ssd import time_steps
 
 
 @final
-class Mamba(Mixer):
+class Mamba(Recurrent):
     """y = W_out (scan(x, dt) * silu(z)) with [x, z] = W_in u, x <- silu(conv(x)), [dt, B, C] = W_x x, dt <- W_dt dt + b.
 
     Args:
@@ -61,14 +61,7 @@ class Mamba(Mixer):
                           torch.zeros(batch, self.inner, self.state, dtype=wide, device=weight.device))
 
     def forward(self, x: Tensor, cache: Recurrence | None = None, mask: Tensor | None = None) -> Tensor:
-        rows = None if mask is None else Compaction.of(mask)
-        conv, state = (None, None) if cache is None else (cache.conv, cache.state)
-        y, conv, state = self.mix(self.in_proj(x if rows is None else rows.apply(x)), conv, state, rows)
-        if cache is not None:
-            cache.conv.copy_(conv.detach())
-            cache.state.copy_(state.detach())
-        y = self.out_proj(y)
-        return y if rows is None else rows.undo(y)
+        return self.pass_through(x, cache, mask)
 
     def mix(self, xz: Tensor, conv: Tensor | None, state: Tensor | None,
             rows: Compaction | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from thrifty.architectures.convolution import causal
-from thrifty.architectures.mixer import Compaction, Mixer
+from thrifty.architectures.mixer import Compaction
+from thrifty.architectures.recurrent import Recurrence, Recurrent, random_steps
 from thrifty.errors import ThriftyError
 from thrifty.kernels.mamba2_step import mamba2_step
 from thrifty.kernels.mamba2_step.naive import norm_gated
@@ -20,27 +19,7 @@ FREE: Limits = (0.0, float("inf"))
 
 
 @final
-@dataclass
-class Recurrence:
-    """The state of a state-space layer: of one size, however many tokens there were.
-
-    Args:
-        conv: the convolution's last inputs [batch, taps - 1, channels].
-        state: float32.
-    """
-
-    conv: Tensor
-    state: Tensor
-
-
-def random_steps(count: int, low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """A bias b with softplus(b) log-uniform in [low, high], at least floor."""
-    dt = torch.exp(torch.rand(count) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
-    return dt + torch.log(-torch.expm1(-dt))
-
-
-@final
-class Mamba2(Mixer):
+class Mamba2(Recurrent):
     """y = W_out RMSNorm(ssd(silu(conv(x, B, C)), dt) * silu(z)) with [z, x, B, C, dt] = W_in u.
 
     Args:
@@ -100,14 +79,7 @@ class Mamba2(Mixer):
             y = mamba2_step(self.in_proj(x)[:, 0], cache.conv, cache.state, self.conv_weight[:, 0], self.conv_bias, self.dt_bias,
                             A, self.D, self.norm_weight, groups=self.groups, limits=self.limits, eps=self.eps)
             return self.out_proj(y)[:, None]  # type: ignore[no-any-return]
-        rows = None if mask is None else Compaction.of(mask)
-        conv, state = (None, None) if cache is None else (cache.conv, cache.state)
-        y, conv, state = self.mix(self.in_proj(x if rows is None else rows.apply(x)), conv, state, rows)
-        if cache is not None:
-            cache.conv.copy_(conv.detach())
-            cache.state.copy_(state.detach())
-        y = self.out_proj(y)
-        return y if rows is None else rows.undo(y)
+        return self.pass_through(x, cache, mask)
 
     def mix(self, zxbcdt: Tensor, conv: Tensor | None, state: Tensor | None,
             rows: Compaction | None) -> tuple[Tensor, Tensor, Tensor]:
