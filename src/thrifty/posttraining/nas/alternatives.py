@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import signal
-import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.posttraining.nas.blocks import Block, Call, LeftOut, apart, in_place
@@ -144,28 +145,26 @@ class OutOfTime(ThriftyError):
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Give up what takes longer, between two bytecodes of Python: one native call that never returns is not interrupted.
+    """Give up what takes longer, at the next call of a module or at its end.
 
-    Outside the main thread, where no signal arrives, nothing is given up.
+    No signal and no thread interrupts it: an exception that arrives inside a native call can end the process. One native
+    call that never returns is therefore not given up here, but by the time limit of the whole job.
 
     Raises:
         OutOfTime: it took longer.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGALRM) not in (
-            signal.SIG_DFL, signal.SIG_IGN):
-        yield
-        return
+    end = time.monotonic() + seconds
 
-    def ring(*_: Any) -> None:
-        raise OutOfTime(f"it took longer than {seconds:g} s")
+    def look(*_: Any) -> None:
+        if not torch.compiler.is_compiling() and time.monotonic() > end:
+            raise OutOfTime(f"it took longer than {seconds:g} s")
 
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again where a library swallowed the first
+    hook = register_module_forward_pre_hook(look)
     try:
         yield
     finally:
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one that rang meanwhile must neither raise here nor end the process
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        hook.remove()
+    look()
 
 
 def reason(error: BaseException) -> str:
