@@ -46,8 +46,8 @@ demo: setup compiler
 	$(BIN)/thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out $(STORE)
 	$(BIN)/thrifty report $(STORE)
 
-# Two processes, a file to one of them; threads that wait leave the processor to the other's.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes, a file to one of them; threads that wait leave the processor to the other's. A process that dies ends the run.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 test: setup compiler
 	$(PYTEST) -m "not slow"

@@ -73,6 +73,7 @@ def test_what_does_not_go_with_it_is_told_by_properties(python: Run, first: str,
                  f"    thrifty.check('thrifty.testing:workload', {text!r})")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_its_own_tests_hold_every_law_of_the_kit(python: Run) -> None:
     out = python("-m", "pytest", "-v", "-p", "no:cacheprovider", "--doctest-modules", ".").stdout

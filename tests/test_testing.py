@@ -14,11 +14,15 @@ HURRIED = {"auto": {"seconds": 2.0},
 """Hyperparameters under which a method that may take minutes takes seconds."""
 STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
 """Laws under which nothing runs."""
+LONG = {"nas": ("replays_from_its_timings", "check_agrees"), "ssm": ("check_agrees",), "adamw8bit": ("check_agrees",)}
+"""{method: laws that take it half a minute}, left to `make test-all`."""
 CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]
 
 
-@pytest.mark.parametrize("law", testing.LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("method", CASES, ids=lambda method: method.name)
+@pytest.mark.parametrize(("method", "law"), [
+    pytest.param(method, law, id=f"{method.name}-{law.__name__}",
+                 marks=[pytest.mark.slow] if law.__name__ in LONG.get(method.name, ()) else [])
+    for method in CASES for law in testing.LAWS])
 def test_method_keeps_law(method, law):
     if isinstance(method, Compiler) and (lacks := method.missing()):
         pytest.skip(lacks)

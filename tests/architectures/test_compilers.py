@@ -50,6 +50,7 @@ def test_what_a_compiler_makes_of_them_computes_the_same(name: str, tmp_path: Pa
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 def test_lengths_may_vary(tmp_path: Path) -> None:
     from thrifty import Export
 

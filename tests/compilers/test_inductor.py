@@ -35,6 +35,7 @@ def test_integer_kernels_run_and_agree_with_the_simulation(conv):
         assert error(called(engine, x[:n]), integer(x[:n])) < 0.01
 
 
+@pytest.mark.slow
 def test_an_encoder_in_integers(tmp_path):
     (ids, mask), net = texts(), encoder()
     integer = quantized(net, ids, mask)

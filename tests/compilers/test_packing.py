@@ -95,7 +95,7 @@ ALL = ((1, False), (1, True), (8, True))
 """(requests in one call, whether their number was left free when compiled)."""
 
 
-@pytest.mark.parametrize(("isa", "cases"), [("AVX2", [(1, True)]), pytest.param("AVX2", ALL, marks=pytest.mark.slow),
+@pytest.mark.parametrize(("isa", "cases"), [("ALL", [(1, True)]), pytest.param("AVX2", ALL, marks=pytest.mark.slow),
                                             pytest.param("ALL", ALL, marks=pytest.mark.slow)])
 def test_no_weight_is_packed_at_a_call(isa, cases):
     """Left to itself Inductor packs none where the batch is free, and on AVX2 packing can take longer than the products."""

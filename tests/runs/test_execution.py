@@ -56,6 +56,7 @@ student = dataclasses.replace(teacher, name="alone", train=None, loss=None, refe
 """
 
 
+@pytest.mark.slow
 def test_another_workloads_model_teaches_a_student_on_inputs_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
     (file := tmp_path / "beside.py").write_text(BESIDE)
@@ -82,6 +83,7 @@ def test_a_model_that_comes_trained_is_its_own_teacher(tmp_path, monkeypatch):
     assert any(charge.kind == "training" for charge in done.charges)
 
 
+@pytest.mark.slow
 def test_layers_of_a_mixture_are_told_and_its_table_is_computed_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
     text, events = "train(steps=24) | quantize(mixed, group=32, max_drop={})", []

@@ -147,6 +147,7 @@ def test_a_timed_plan_records_its_timings_and_replays_from_them(tmp_path, monkey
     testing.replays_from_its_timings(Quickest())
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_from_what_it_measured(tmp_path, monkeypatch, quickest):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
     job = dataclasses.replace(JOB, recipe="train(steps=4, evaluations=0) | quickest")

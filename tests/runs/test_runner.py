@@ -88,6 +88,7 @@ def test_a_common_prefix_is_trained_once(study):
     assert trained.count(REFERENCE) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cores() < 2, reason="needs two processors")
 def test_more_threads_to_serve_with_train_nothing_again(study, tmp_path):
     heard = []

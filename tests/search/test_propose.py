@@ -98,6 +98,7 @@ def test_a_small_space_is_exhausted_and_then_nothing_is_proposed():
     assert sorted(t.recipe for t in trials) == sorted(SMALL.recipes())
 
 
+@pytest.mark.slow
 def test_the_best_of_a_known_world_is_found_early():
     """The fastest recipe that keeps the quality, in a tenth of a space of two hundred."""
     bars, trials = Bars.read("2pt"), first(6)

@@ -93,6 +93,7 @@ def test_it_is_verified_and_batched(masked):
     assert largest(run, [ids, mask], 8, lambda a, b: np.allclose(a[0], b[0], atol=1e-5)) == 4
 
 
+@pytest.mark.slow
 def test_what_tvm_cannot_leave_open_becomes_buckets(tmp_path):
     torch.manual_seed(0)
     net = Causal().eval().requires_grad_(False)

@@ -75,6 +75,7 @@ def fresh() -> tuple[list[str], Measurements, Recall]:
     return [], Measurements(testing.workload, Target(), "cpu", 0, Journal()), Recall("the model of the tests")
 
 
+@pytest.mark.slow
 def test_the_fewest_bytes_that_quality_bears(tmp_path, monkeypatch):
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
     net = testing.trained().eval()

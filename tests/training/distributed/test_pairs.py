@@ -67,6 +67,7 @@ def compare(place: Path, name: str, bounds: dict[str, float]) -> None:
                                    msg=lambda why, text=text: f"{text}: {why}")
 
 
+@pytest.mark.slow
 def test_what_goes_with_ranks_trains_what_one_process_does(tmp_path: Path) -> None:
     for text in QUICK:
         carry(Recipe.parse(text), TRAINED)
