@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from thrifty.errors import WorkloadError
+from thrifty.measure.parent import end_with_parent
 from thrifty.target import Machine, cores
 from thrifty.workloads.blame import described
 
@@ -26,9 +27,10 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, key: Any) -> tuple[Any, str]:
         number, chosen = key
-        torch.manual_seed(self.seed * 1_000_003 + number)
-        random.seed(torch.initial_seed())
-        np.random.seed(torch.initial_seed() % 2**32)
+        seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
         try:
             return self.make(chosen), ""
         except Exception as error:  # its trace would be lost on the way, and its type may not be known there
@@ -50,12 +52,16 @@ def in_workers(make: Callable[[Tensor], Any], chosen: Iterator[Tensor], first: i
     """
     keys = enumerate(chosen, first)
     loader = DataLoader(_Batches(make, seed), batch_size=None, sampler=keys,  # type: ignore[arg-type]
-                        num_workers=workers, multiprocessing_context="fork",
+                        num_workers=workers, multiprocessing_context="fork", worker_init_fn=_alone,
                         generator=torch.Generator())  # torch's own goes on as if there were no workers
     for batch, why in loader:
         if why:
             raise WorkloadError(f"making a batch of the train set raised {why}")
         yield batch
+
+
+def _alone(worker: int) -> None:
+    end_with_parent()
 
 
 def crowded(workers: int, machine: Machine) -> str | None:
