@@ -63,7 +63,7 @@ def text_of(words: str | None) -> str:
 def default_of(option: Any) -> str:
     """The default of an option, as one types it; empty for flags that are off and options that have none."""
     value = getattr(option.default, "value", option.default)
-    return "required" if option.required else "" if value in (None, False, ()) else f"`{value}`"
+    return "required" if option.required else "" if value is None or value is False or value == () else f"`{value}`"
 
 
 def options_table(options: list[Any]) -> str:

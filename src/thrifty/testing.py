@@ -216,7 +216,7 @@ def answers(model: nn.Module, n: int = 5) -> np.ndarray:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of every parameter and buffer, bit by bit."""
+    """A hash of every parameter and buffer, bit by bit."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

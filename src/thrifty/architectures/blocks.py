@@ -19,7 +19,7 @@ from thrifty.kernels.ssd import Limits
 @final
 @dataclass(frozen=True)
 class Sizes:
-    """Of all layers of a backbone; each takes those that concern it.
+    """Sizes of all layers of a backbone; each layer takes those that concern it.
 
     Args:
         width: of what goes from layer to layer.

@@ -1,4 +1,4 @@
-"""A causal language model lowered twice, for generation with keys and values kept."""
+"""A causal language model lowered twice, for generation with a KV cache."""
 
 from __future__ import annotations
 

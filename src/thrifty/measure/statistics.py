@@ -211,7 +211,7 @@ def paired_drop(
 
 
 def standard_error(scores: Paired) -> float:
-    """Of the value: by linearization over examples where it is a ratio of sums, otherwise over resampled clusters."""
+    """Standard error of the value: by linearization over examples where it is a ratio of sums, otherwise over resampled clusters."""
     if scores.statistic is None:
         off = scores.numerator - _value(scores) * scores.denominator
         return float(np.linalg.norm(off) / scores.denominator.sum())

@@ -68,7 +68,7 @@ class Trainer(Protocol):
 @final
 @dataclass(frozen=True)
 class DistilledBlock:
-    """A block that learnt to stand in another's place.
+    """A block that learned to stand in another's place.
 
     Args:
         student: the trained block, in eval mode.

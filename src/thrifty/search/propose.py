@@ -25,9 +25,9 @@ ASKS = 4
 STARTUP = 4
 """Trials before which the Gaussian processes have nothing to say."""
 DROP_CAP = 3.0
-"""Drops beyond so many times the bar are all the same: lost."""
+"""Drops beyond so many times the constraint are all the same: lost."""
 CAP_WITHOUT_BAR = 0.1
-"""The same without a bar, as a share of the baseline's quality."""
+"""The same without a constraint, as a share of the baseline's quality."""
 
 Values = tuple[float, ...]
 

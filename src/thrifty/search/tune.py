@@ -205,7 +205,7 @@ class _Tune:
 
     @property
     def steps(self) -> int:
-        """Of the reference's training."""
+        """Steps of the reference's training."""
         phase = training_of(self.reference)
         return training_setup(self.workload, phase, 0, self.runner.target.device, untrained_teachers(self.workload)).steps
 

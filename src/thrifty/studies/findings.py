@@ -62,7 +62,7 @@ class Findings:
            asked: Mapping[str, Any] | None = None, source: str | None = None,
            doubt: str | None = None, as_it_is: Mapping[str, Any] | None = None,
            ended: Mapping[str, Any] | None = None) -> Findings:
-        """The findings of trials, judged by the bars that were asked for.
+        """The findings of trials, judged by the constraints that were asked for.
 
         >>> Findings.of([]).choice.trial is None
         True

@@ -24,7 +24,7 @@ TRAINING_NOISE = 0.05
 
 
 class FrontierError(ThriftyError):
-    """Trials that cannot be compared, or a bar or an objective that cannot be read."""
+    """Trials that cannot be compared, or a constraint or an objective that cannot be read."""
 
 
 # -- dominance ----------------------------------------------------------------------------------------------------

@@ -273,7 +273,7 @@ def require_independence(session: Session, sequences: Sequences) -> None:
     if not difference <= max(ROUNDING * scale, 4 * usual):
         raise ThriftyError(f"in a packed row {type(session.model).__name__} gives an example other outputs than alone (by "
                            f"{100 * difference / scale:.2g}%): it attends to or carries over what stands beside it, as "
-                           "recurrent and bidirectional models and learnt prefixes do; leave packing out")
+                           "recurrent and bidirectional models and learned prefixes do; leave packing out")
 
 
 def _pair(sequences: Sequences) -> tuple[int, int]:

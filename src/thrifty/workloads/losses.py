@@ -138,7 +138,7 @@ class MAE(Loss):
 @final
 @dataclass(frozen=True)
 class Unlabelled(Loss):
-    """The loss of inputs alone: 0, of one example each; what is learnt is what a teacher says.
+    """The loss of inputs alone: 0, of one example each; what is learned is what a teacher says.
 
     Logits are the outputs with their classes last, in dimension 1 of images [batch, classes, height, width].
     """

@@ -211,7 +211,7 @@ def _outputs(n: int, size: int, stride: int, dilation: int, padding: int) -> int
 
 
 def _row_axis(shape: list[Any]) -> int:
-    """Of the leading dimensions, the last that is not 1."""
+    """The last of the leading dimensions that is not 1."""
     return next((i for i in reversed(range(len(shape) - 1)) if not same(shape[i], 1)), len(shape) - 2)
 
 

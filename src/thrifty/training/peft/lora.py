@@ -1,4 +1,4 @@
-"""Low-rank adaptation, and three kin of it: rank-stabilised, weight-decomposed, principal components."""
+"""Low-rank adaptation, and three variants: rank-stabilized, weight-decomposed, principal components."""
 
 from __future__ import annotations
 

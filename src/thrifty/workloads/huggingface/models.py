@@ -118,7 +118,7 @@ def pooling_of(directory: Directory) -> str:
 def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
     """A directory's model in float32 with its own weights, in eval mode; nothing is fetched and no code of it runs.
 
-    GPT-2 and its kin hold their linear layers transposed, in a class of their own; here they are nn.Linear, so that
+    GPT-2 and its relatives hold their linear layers transposed, in a class of their own; here they are nn.Linear, so that
     pruning and quantization know them. `thrifty.runs.saving` turns them back.
 
     Args:
