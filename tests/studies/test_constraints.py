@@ -152,7 +152,7 @@ def test_more_evidence_may_show_it():
 
 def test_what_to_minimise_is_known():
     with pytest.raises(FrontierError, match="latency, bytes, memory, training but is 'colour'"):
-        Bars(minimize="colour")
+        Bars(minimize="color")
 
 
 def test_an_unmeasured_figure_misses_its_bar():

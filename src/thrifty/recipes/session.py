@@ -85,7 +85,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def mean_loss(self, batch: Batch) -> Tensor:
-        """The loss that is minimised on a batch, every method's part in it: a scalar that carries gradients."""
+        """The loss that is minimized on a batch, every method's part in it: a scalar that carries gradients."""
 
     @abc.abstractmethod
     def fresh(self, batch: Batch, share: float) -> Batch:

@@ -38,7 +38,7 @@ class Explored:
 
     Args:
         trials: of the study, in the order in which they first ran.
-        frontier: over quality, training and what is minimised.
+        frontier: over quality, training and what is minimized.
         choice: the recommended trial, or the nearest and why the model as it is should be kept.
         ending: what stopped it, what was skipped, what would come next.
         error: what an error said that ended it.

@@ -113,7 +113,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
     tuned is: the learning rate, then other numbers at the best learning rate (AdamW's beta2 and weight decay, Sophia's
     gamma), each on a logarithmic grid around its default: bracketed, beyond the edge where the best stands there, then
-    between the best's neighbours. Every optimizer gets the same number of trainings. The best of each, and the
+    between the best's neighbors. Every optimizer gets the same number of trainings. The best of each, and the
     reference, are then trained with seeds that nothing was tuned on. Only validation is looked at.
 
     Args:

@@ -82,7 +82,7 @@ class Bars:
         minimize: "latency", "bytes", "memory" or "training".
 
     Raises:
-        FrontierError: a constraint or what to minimise cannot be read.
+        FrontierError: a constraint or what to minimize cannot be read.
     """
 
     max_drop: DropBar | None = None
@@ -92,7 +92,7 @@ class Bars:
 
     def __post_init__(self) -> None:
         if self.minimize not in MINIMIZE:
-            raise FrontierError(f"what to minimise is one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
+            raise FrontierError(f"what to minimize is one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
 
     @staticmethod
     def read(max_drop: str | float | DropBar | None = None, max_bytes: str | float | None = None,
@@ -163,13 +163,13 @@ class Choice:
 def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> Choice:
     """Choose the trial with the least of something among those that meet the constraints and beat the model as it is.
 
-    The drop is judged by the upper end of its interval, and so is what is minimised: a speed that was screened with
+    The drop is judged by the upper end of its interval, and so is what is minimized: a speed that was screened with
     one pair comes after every speed that has an interval, and beats nothing. What is slower than the model as it is is
-    never chosen, whatever is minimised. Failed and unmeasured trials are never chosen.
+    never chosen, whatever is minimized. Failed and unmeasured trials are never chosen.
 
     Args:
         trials: as for `frontier`.
-        bars: what to keep to, and what to minimise.
+        bars: what to keep to, and what to minimize.
         as_it_is: what is known of the model that nothing was done to; with a doubt, nothing is chosen.
 
     Raises:

@@ -23,7 +23,7 @@ class Findings:
 
     Args:
         trials: in the order in which they first ran.
-        frontier: over quality, the cost of training, and what is minimised.
+        frontier: over quality, the cost of training, and what is minimized.
         bars: of the last exploration; None where there was none.
         choice: by those bars; without any, the fastest.
         spent: all that really ran.
@@ -73,5 +73,5 @@ class Findings:
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:
-    """What a frontier is drawn over: quality, the cost of training, and what is minimised."""
+    """What a frontier is drawn over: quality, the cost of training, and what is minimized."""
     return tuple(dict.fromkeys(("quality", "training", bars.objective)))

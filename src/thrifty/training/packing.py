@@ -253,7 +253,7 @@ def require_independence(session: Session, sequences: Sequences) -> None:
     """Two examples in one row must give what each gives alone.
 
     Whatever the model is, that is what its packed gradient needs: attention that ends where an example begins,
-    positions that begin anew, no state carried over, nothing read from filling behind an example. What a neighbouring
+    positions that begin anew, no state carried over, nothing read from filling behind an example. What a neighboring
     row changes by itself (one scale for a whole batch in 8 bits) is not counted.
 
     Raises:

@@ -33,7 +33,7 @@ class Registers:
     def tile(self, rows: int | None, columns: int, depth: int) -> tuple[int, int]:
         """Rows and columns of a tile, the columns a multiple of `lanes`; ``rows`` is None where they vary.
 
-        It minimises what padding wastes, times what is lost where fewer sums than 6 wait for each other, times the
+        It minimizes what padding wastes, times what is lost where fewer sums than 6 wait for each other, times the
         loads that each multiplication needs, times what it costs that a panel does not stay in the cache.
         """
 

@@ -45,7 +45,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 
 
 def jsd(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """sum over rows of the generalised Jensen-Shannon divergence.
+    """sum over rows of the generalized Jensen-Shannon divergence.
 
         JSD = beta KL(p || m) + (1 - beta) KL(q || m),      m = beta p + (1 - beta) q
 

@@ -51,7 +51,7 @@ class Darts(TrainingMethod):
     A model without `Choice` modules is given some first, as ``choices()`` makes them.
 
     Plain DARTS (``darts(softmax)``) drifts to skips, which need no training to be of use. Against it: Dirichlet mixtures, which
-    are the default, beta regularisation, a decaying skip beside each choice, partial channels (`Choice`) with normalised edges,
+    are the default, beta regularization, a decaying skip beside each choice, partial channels (`Choice`) with normalized edges,
     training of batch norms alone.
 
     Args:
@@ -127,7 +127,7 @@ class Darts(TrainingMethod):
                                "choices(engine=...) before the training")
         nodes = sorted({choice.node for choice in choices.values() if choice.node})
         if self.edges and not nodes:
-            raise ThriftyError("darts(edges=True) normalises over the choices that are summed into one node, and none says into "
+            raise ThriftyError("darts(edges=True) normalizes over the choices that are summed into one node, and none says into "
                                "which: Choice(..., node=...)")
         logits = {one.name: self._fresh(len(one.options), session.device) for one in found}
         edges = {node: self._fresh(sum(choice.node == node for choice in choices.values()), session.device)

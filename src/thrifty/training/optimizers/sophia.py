@@ -203,7 +203,7 @@ class Sophia(Optimizer):
 
     h_hat comes from a forward and a backward pass of its own on examples drawn apart from the step's. With "gnb" it is
     B g^2, g being the gradient of the mean cross entropy over B valid tokens against labels that the model draws; with
-    "hutchinson" u * (H u), u ~ N(0, I), of the very loss that is minimised, through the mathematical kernel of
+    "hutchinson" u * (H u), u ~ N(0, I), of the very loss that is minimized, through the mathematical kernel of
     attention, since the fast ones have no second derivative. The estimate's gradient is never clipped, each rank draws
     noise of its own, and h is float32. Biases and the scales of norms are not decayed.
 

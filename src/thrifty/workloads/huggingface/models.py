@@ -43,7 +43,7 @@ class TokenLogits(nn.Module):
     begins, and the models of transformers mask those before it.
 
     Args:
-        body: of transformers, for causal language modelling.
+        body: of transformers, for causal language modeling.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -77,7 +77,7 @@ class Embedder(nn.Module):
 
 @final
 class ImageLogits(nn.Module):
-    """pixels [batch, channels, height, width] float32, normalised -> logits [batch, classes].
+    """pixels [batch, channels, height, width] float32, normalized -> logits [batch, classes].
 
     Args:
         body: of transformers, for image classification.
