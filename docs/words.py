@@ -23,7 +23,7 @@ EVERYWHERE = {
     r"\bgo(?:es)? on bit for bit\b": "resume bit for bit",
     r"\blearnt\b": "learned",
     r"\bkin\b": "variants, relatives",
-    r"\b(?:whilst|amongst|thereof|whereof|wherefore|heretofore|manyfold|heeds?|dearer|ere)\b": "a plain word",
+    r"\b(?:whilst|amongst|thereof|whereof|wherefore|manyfold|heeds?|dearer)\b": "a plain word",
     r"\bunlabeled\b": "unlabelled, as the workload's field is called",
 }
 PAGES_ALONE = {
@@ -33,7 +33,8 @@ PAGES_ALONE = {
 
 
 def pages() -> list[Path]:
-    return sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+    found = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    return sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *found])
 
 
 def prose(page: Path) -> Iterator[tuple[int, str]]:
@@ -70,7 +71,8 @@ def complaints(lines: Iterator[tuple[int, str]], rules: dict[str, str]) -> Itera
 
 
 def main() -> int:
-    broken = [f"{path.relative_to(ROOT)}:{told}" for path in pages() for told in complaints(prose(path), EVERYWHERE | PAGES_ALONE)]
+    broken = [f"{path.relative_to(ROOT)}:{told}" for path in pages()
+              for told in complaints(prose(path), EVERYWHERE | PAGES_ALONE)]
     broken += [f"{path.relative_to(ROOT)}:{told}" for path in sorted((ROOT / "src").rglob("*.py"))
                for told in complaints(said(path), EVERYWHERE)]
     print("\n".join(broken), end="\n" if broken else "")

@@ -1,7 +1,7 @@
 """The documentation: every code block, executed in the order of its page; every method's card, compared with the method.
 
-A block of `console` shows commands after `$ ` and what they print; `...` stands for anything. A block of `bash` whose first line is a
-comment such as `# takes minutes` is too long, or ends too late, to run here: it says so to the reader, and its commands are only checked.
+A block of `console` shows commands after `$ ` and what they print; `...` stands for anything. A block of `bash` whose first
+line is a comment such as `# takes minutes` is not executed: it says so to the reader, and its commands are only checked.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def tutorial_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("page", [
     pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
     for page in PAGES for name in [str(page.relative_to(ROOT))]])
-def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                request: pytest.FixtureRequest) -> None:
     monkeypatch.chdir(tmp_path)
     if any(words in page.read_text() for words in THE_TUTORIALS):
         shutil.copytree(request.getfixturevalue("tutorial_study"), tmp_path / "study")
@@ -111,7 +112,8 @@ def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.
 
 def thrifty(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "thrifty", *words], capture_output=True, text=True, check=False, cwd=place,
-                          stdin=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")})
+                          stdin=subprocess.DEVNULL,
+                          env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")})
 
 
 def assert_works(words: list[str], place: Path, marked: bool, where: str) -> None:
@@ -141,7 +143,8 @@ def assert_prints(command: str, expected: str, place: Path, where: str) -> None:
     words = shlex.split(command)
     assert words[0] == "thrifty", f"{where}: only thrifty's commands can be executed"
     done = thrifty(words[1:], place)
-    agrees = doctest.OutputChecker().check_output(expected, done.stdout + done.stderr, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    loosely = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    agrees = doctest.OutputChecker().check_output(expected, done.stdout + done.stderr, loosely)
     assert agrees, f"{where}: {command}\nprints\n{done.stdout}{done.stderr}\nand not\n{expected}"
 
 

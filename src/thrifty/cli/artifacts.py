@@ -14,7 +14,7 @@ from thrifty.report.words import shortened
 
 
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
-          threads: Annotated[int | None, typer.Option("--threads", help="Threads for inference; the artifact's own by default.")] = None,
+          threads: Annotated[int | None, typer.Option("--threads", help="Threads; the artifact's own by default.")] = None,
           rounds: Annotated[int, typer.Option("--rounds", min=1, help="Fresh processes.")] = 5,
           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
     """Load an artifact in clean processes and measure it again.
@@ -46,7 +46,7 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
 def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
           port: Annotated[int, typer.Option("--port", help="To listen at; 0 takes one that is free.")] = 8000,
           host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
-          threads: Annotated[int | None, typer.Option("--threads", help="Threads for inference; the artifact's own by default.")] = None,
+          threads: Annotated[int | None, typer.Option("--threads", help="Threads; the artifact's own by default.")] = None,
           max_batch: Annotated[int | None, typer.Option(
               "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default if it pays.")] = None,
           max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",

@@ -47,7 +47,7 @@ StudyArgument = Annotated[Path | None, typer.Argument(
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads for inference; one gives the steadiest timings.")]
 TrainingThreadsOption = Annotated[int | None, typer.Option(
-    "--training-threads", min=1, help="Threads for training; one per processor by default. Give fewer where the machine is busy.")]
+    "--training-threads", min=1, help="Threads for training; by default one per processor. Fewer where the machine is busy.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random streams.")]
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]

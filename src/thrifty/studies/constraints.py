@@ -150,8 +150,8 @@ class Choice:
         trial: meets every constraint and is significantly better than the model as it is; None where nothing is.
         nearest: the same trial, or what comes closest; None where nothing was measured.
         misses: the constraints that ``nearest`` is over; none where it meets them.
-        keep: why the model as it is should be kept; None where a trial is recommended, where the model as it is misses a constraint
-            itself, or where nothing was measured.
+        keep: why the model as it is should be kept; None where a trial is recommended, where the model as it is misses a
+            constraint itself, or where nothing was measured.
     """
 
     trial: Trial | None
@@ -205,7 +205,8 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
     if bars.objective != "inference":
         return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
-        return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} with one "
+        return ("no trial that meets the constraints is significantly faster: "
+                f"the nearest was screened at {_times(speed)} with one "
                 "pair of processes, which is no evidence; run its recipe again with --pairs 5")
     return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 

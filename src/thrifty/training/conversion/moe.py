@@ -163,7 +163,7 @@ class Moe(Transform):
         return torch.stack(list(parts))
 
     def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-        """For each mixture: experts, the share of choices of its busiest and idlest, and how many no token reached in training."""
+        """By mixture: experts, the share of choices of its busiest and idlest, and how many no token reached in training."""
         rows = []
         for ups, down in plan.values["networks"]:
             up = model.get_submodule(ups[0])
