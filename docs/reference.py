@@ -47,8 +47,8 @@ def first_sentence(value: Any) -> str:
 def python_page() -> str:
     """Every public name with the first paragraph of its docstring; the site adds the rest, by docs/build.py."""
     parts = ["# Python API", WRITTEN,
-             "Everything here is imported from `thrifty`; other modules are not public. `help(thrifty.run)` prints\n"
-             "arguments, what is returned and raised, and an example. The rendered site (`make docs`) shows the same under each name."]
+             "Everything here is imported from `thrifty`; other modules are not public. `help(thrifty.run)` prints arguments,\n"
+             "what is returned and raised, and an example. The rendered site (`make docs`) shows the same under each name."]
     for heading, names in groups().items():
         rows = [f"| `{name}` | {first_sentence(getattr(thrifty, name))} |" for name in names]
         parts += [f"## {heading[0].upper()}{heading[1:]}", "\n".join(["| name | what it is |", "| --- | --- |", *rows])]
