@@ -32,7 +32,7 @@ from thrifty.workloads.loading import load_workload
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SLOW = {f"docs/how-to/{name}.md" for name in (
-    "explore", "hugging-face", "load-without-thrifty", "order-methods", "read-the-page", "train-on-several-processes",
+    "explore", "hugging-face", "load-without-thrifty", "read-the-page", "train-on-several-processes",
     "tune-optimizers", "verify-an-artifact")}
 """Pages of half a minute and more: `make test-all` runs them. The tutorial is in `make test`."""
 MARK = re.compile(r"# (takes (a|two|five|an)? ?(minutes?|hours?)|serves until Ctrl-C|needs .+)")

@@ -162,7 +162,7 @@ def test_more_evidence_may_show_it():
 
 
 def test_what_to_minimise_is_known():
-    with pytest.raises(FrontierError, match="latency, bytes, memory, training but is 'colour'"):
+    with pytest.raises(FrontierError, match="latency, bytes, memory, training but is 'color'"):
         Bars(minimize="color")
 
 
