@@ -107,7 +107,7 @@ class TrainingMethod(Method):
 
         Args:
             session: the training.
-            outputs: of the forward pass.
+            outputs: outputs of the forward pass.
             batch: (inputs, target) that they are of.
             total: scalar, the sum of losses so far; it carries gradients.
             weight: scalar, valid examples or tokens in that sum.

@@ -74,13 +74,13 @@ def explore(workload: str | Workload, budget: float, *, study: str | Path | None
         bars: what the recommended trial keeps to, and what is made smallest.
         methods: names of the methods to use; all that are installed where none is given.
         target: what the models will run on.
-        seed: of every random stream.
+        seed: seed of all random streams.
         price: dollars an hour of this machine.
         promote: largest number of trials that are measured again.
         workers: recipes without training that are compiled side by side; timing is always alone.
         launcher: where recipes run; in processes of this machine where None.
         nproc: processes that train together in recipes that spread a training; ddp and the like are proposed where it is above 1.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:

@@ -125,12 +125,12 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
             ``trials`` too, the smaller number counts.
         also: what is tuned beside the learning rate, in the place of what each optimizer's paper says: "weight_decay,warmup",
             or any other of the optimizers'; "lr" for the learning rate alone.
-        seeds: of the final trainings.
-        evaluations: of quality on the way of a final training: the more, the more exactly is known when it is attained.
+        seeds: number of seeds of the final trainings.
+        evaluations: evaluations of quality during a final training: the more, the more exactly is known when it is attained.
         target: what is trained on.
-        seed: of the trials; the final seeds follow it.
+        seed: seed of the trials; the final seeds follow it.
         price: dollars an hour of this machine.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:

@@ -81,8 +81,8 @@ class Bars:
     """What a trial must keep to, and what is made smallest among those that do.
 
     Args:
-        max_drop: of quality, judged by the upper end of its interval.
-        max_bytes: of the artifact.
+        max_drop: largest drop of quality, judged by the upper end of its interval.
+        max_bytes: largest size of the artifact.
         max_latency: seconds a request, the median.
         minimize: "latency", "bytes", "memory" or "training".
 

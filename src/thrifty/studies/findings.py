@@ -24,7 +24,7 @@ class Findings:
     Args:
         trials: in the order in which they first ran.
         frontier: over quality, the cost of training, and what is minimized.
-        bars: of the last exploration; None where there was none.
+        bars: constraints of the last exploration; None where there was none.
         choice: by those bars; without any, the fastest.
         spent: all that really ran.
         failures: every run that failed.

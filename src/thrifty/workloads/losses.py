@@ -53,7 +53,7 @@ class CrossEntropy(Loss):
 
     Args:
         ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        axis: axis of the classes, 1 or -1; where None, the one that fits the targets.
 
     >>> import torch
     >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))

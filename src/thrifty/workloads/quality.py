@@ -124,7 +124,7 @@ class Batched(Quality):
     """A quality that reads its data set batch by batch.
 
     Args:
-        batch_size: of scoring.
+        batch_size: batch size of scoring.
         collate: joins items; the workload's where None.
     """
 
@@ -147,9 +147,9 @@ class Accuracy(Batched):
     Outputs and targets are those that `CrossEntropy` takes: a class for each example, or for each token or pixel.
 
     Args:
-        batch_size: of scoring.
+        batch_size: batch size of scoring.
         ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        axis: axis of the classes, 1 or -1; where None, the one that fits the targets.
         collate: joins items; the workload's where None.
     """
 
@@ -187,7 +187,7 @@ class BitsPerByte(Batched):
     Dataset items are (ids [tokens], (target [tokens], bytes, file)); targets of -100 are not scored.
 
     Args:
-        batch_size: of scoring.
+        batch_size: batch size of scoring.
         collate: joins items; the workload's where None.
     """
 
@@ -227,7 +227,7 @@ class Perplexity(Batched):
 
     Args:
         ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        axis: axis of the classes, 1 or -1; where None, the one that fits the targets.
     """
 
     batch_size: int = 16

@@ -44,7 +44,7 @@ class Moe(Transform):
         experts_from: "copies" or "parts".
         drop: share of each copy's hidden units that begins anew.
         networks: which, by the name of the layer that leaves them.
-        rate: of balancing; 0 for none.
+        rate: rate of balancing; 0 for none.
 
     >>> net = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
     >>> x = torch.randn(16, 8)

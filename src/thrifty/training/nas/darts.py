@@ -58,8 +58,8 @@ class Darts(TrainingMethod):
         mixture: weights of a choice's options in a step: ``softmax`` of its logits; ``dirichlet``, drawn from elu(a) + 1;
             ``gumbel``, softmax with noise that cools; ``path``, one option alone, drawn likewise: memory and time of one path.
         order: 1 takes w as it is for w*(a); 2 differentiates through one step of w, exactly, at twice the memory and more.
-        rate: of Adam on the logits.
-        decay: of their weights.
+        rate: learning rate of Adam on the logits.
+        decay: weight decay of the logits.
         beta: strength of mean log sum exp(a) in their loss at the last step, growing from 0.
         anchor: strength of KL(Dirichlet(elu(a) + 1) || Dirichlet(1)) in it.
         edges: whether choices that are summed into one node share a softmax over them.

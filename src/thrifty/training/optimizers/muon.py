@@ -90,7 +90,7 @@ class Muon(Optimizer):
         lr: learning rate after warm-up, of both parts.
         weight_decay: a step shrinks weights by lr * weight_decay.
         momentum: mu.
-        beta1, beta2: of AdamW.
+        beta1, beta2: as for AdamW.
 
     >>> Muon(lr=0.002)
     Muon(lr=0.002, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.999)

@@ -52,7 +52,7 @@ class SophiaOptimizer(torch.optim.Optimizer):
         eps: least divisor, above 0.
         weight_decay: 0 or more.
         correct: h for its start at 0.
-        stochastic_rounding: of bfloat16 weights, so that updates below their last bit are not lost.
+        stochastic_rounding: stochastic rounding of bfloat16 weights, so that updates below their last bit are not lost.
 
     Raises:
         ValueError: a value out of its range.
@@ -218,7 +218,7 @@ class Sophia(Optimizer):
             by the share of updates within the bound: at every estimate of the whole training it is multiplied by 1.25
             where less than 0.3 of the updates since the last one were, and divided where more than 0.55 were.
         weight_decay: a step shrinks weights by lr * weight_decay.
-        beta1, beta2: of the running means of gradients and of the curvature.
+        beta1, beta2: decay of the running means of gradients and of the curvature.
         eps: least divisor.
         every: steps from one estimate to the next.
         estimator_batch: share of a batch that an estimate is made on.

@@ -24,9 +24,9 @@ class Vera(Adapter):
         targets: "all-linear", every linear layer whose weight no other layer reads; or a regular expression over
             names ("query|value").
         base: how the frozen weights of adapted layers are held in training; merging rounds them for good.
-        rank: of the projections; only two vectors are learned, so it may be high.
-        dropout: of the update's input.
-        start: of d.
+        rank: rank of the projections; only two vectors are learned, so it may be high.
+        dropout: dropout of the update's input.
+        start: first value of d.
         projection: seed of A and B.
 
     >>> Vera(rank=64)

@@ -43,7 +43,7 @@ class TokenLogits(nn.Module):
     begins, and the models of transformers mask those before it.
 
     Args:
-        body: of transformers, for causal language modeling.
+        body: a model of transformers, for causal language modeling.
     """
 
     def __init__(self, body: nn.Module) -> None:
