@@ -200,7 +200,7 @@ def test_options_of_the_command_line_build_the_reference(folders: dict[str, Path
     text = workload_reference("./bert", "text-classification", data)
     assert load_workload(text).source == f"hf:{folders['bert']}?task=text-classification&data={data}&tokens=16"
     assert workload_reference("digits", None, None) == "digits"
-    with pytest.raises(WorkloadError, match="--task and --data go with a Hugging Face directory"):
+    with pytest.raises(WorkloadError, match="only a Hugging Face directory takes task, and there is none at 'digits'"):
         workload_reference("digits", "causal-lm", None)
 
 
