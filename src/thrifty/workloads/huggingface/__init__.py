@@ -99,8 +99,8 @@ def _load(known: Reference, stamps: tuple[Any, ...]) -> Workload:
     directory = open_directory(known.directory)
     lines = read(known.data, TASKS[known.task].format, known.train)
     if known.recipe and not lines.of("train"):
-        raise WorkloadError(f"{known.data} has no lines to train with, and {known.recipe} trains: give some with --train FILE, or "
-                            'a "split": "train"')
+        raise WorkloadError(f"{known.data} has no lines to train with, and {known.recipe} trains: give some with --train FILE, "
+                            'or a "split": "train"')
     fields, tokens = _BUILD[known.task](directory, lines, known.tokens, known.recipe != "")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name_of(known.directory)).lstrip("-_.") or "model"
     source = str(dataclasses.replace(known, tokens=tokens))

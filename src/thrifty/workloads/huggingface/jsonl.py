@@ -84,8 +84,8 @@ def read(path: Path, format: Format, train: Path | None = None) -> Lines:
     found = _all(path, format)
     named = "split" in found[0].values
     shares = DRAWN if train is None else DRAWN_BESIDE_TRAIN
-    lines = [dataclasses.replace(line, split=line.values["split"] if named else
-                                 shares[bucket(_content(line, format), len(shares))]) for line in found]
+    lines = [dataclasses.replace(line, split=line.values["split"] if named else _drawn(line.values, format, shares))
+             for line in found]
     for split in SPLITS[1:]:
         if not any(line.split == split for line in lines):
             way = "name it in the lines' \"split\" field" if named else 'give more lines, or a "split" field in each'
@@ -100,8 +100,8 @@ def _taught(train: Path, path: Path, judged: Sequence[Line], format: Format) -> 
         if strange := next((line for line in lines if line.values.get("split") in wrong), None):
             raise _wrong(strange.path, strange.number, f'"split" is {_short(strange.values["split"])}, and with a file to train '
                          f"with, lines of this one are for {what}", format)
-    contents = {_content(line, format) for line in judged}
-    left = [dataclasses.replace(line, split="train") for line in found if _content(line, format) not in contents]
+    contents = {_content(line.values, format) for line in judged}
+    left = [dataclasses.replace(line, split="train") for line in found if _content(line.values, format) not in contents]
     if not left:
         raise WorkloadError(f"every line of {train} is in {path} too, by which the model is judged: give other examples to train "
                             f"with, or leave the file out, and three fifths of the lines of {path.name} train")
@@ -155,9 +155,13 @@ def _checked(path: Path, number: int, raw: bytes, format: Format) -> dict[str, A
     return values
 
 
-def _content(line: Line, format: Format) -> str:
-    """What decides the split, and what two lines have alike that are never on both sides."""
-    return str(next(line.values[name] for name in format.group if name in line.values))
+def _content(values: Mapping[str, Any], format: Format) -> str:
+    """What decides the split: lines that have it alike are never on both sides."""
+    return str(next(values[name] for name in format.group if name in values))
+
+
+def _drawn(values: Mapping[str, Any], format: Format, shares: Sequence[str] = DRAWN) -> str:
+    return shares[bucket(_content(values, format), len(shares))]
 
 
 def _short(value: Any) -> str:
