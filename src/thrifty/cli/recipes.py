@@ -34,8 +34,8 @@ from thrifty.cli.options import (
     WorkloadArgument,
     answered,
 )
+from thrifty.cli.output import emit, hint, print_study
 from thrifty.errors import ThriftyError
-from thrifty.report.shown import emit, show_study
 from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
     from thrifty.runs.preflight import check_ranks, check_recipe, resolve
     from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
+    from thrifty.units import plainly
 
     parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
     definition = resolve(workload)
@@ -103,7 +104,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
         check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
-        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
+        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {plainly(value)}" for key, value in plan.items()), 4000))
         return
     with progress() as shown:
         trial = run_recipe(definition, parsed, study=study, target=target, seed=seed, pairs=pairs, price=price,
@@ -160,7 +161,7 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     with progress() as shown:
         found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
                               training_threads=training_threads, listener=shown.hear)
-    show_study(place, as_json)
+    print_study(place, as_json)
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
@@ -248,9 +249,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
                                 training_threads=training_threads, listener=shown.hear)
-    show_study(place, as_json, requests_per_day)
-    if not as_json:
-        print(f"\nThe page: thrifty report {place}")
+    print_study(place, as_json, requests_per_day)
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     if found.ended == "interrupted":
         print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)

@@ -18,8 +18,9 @@ from thrifty.cli.options import (
     TrafficOption,
     answered,
 )
+from thrifty.cli.output import emit, print_study
 from thrifty.errors import ThriftyError
-from thrifty.report.shown import emit, show_layers, show_study
+from thrifty.report.shown import layers_json, show_layers
 from thrifty.report.words import literal
 
 
@@ -75,9 +76,9 @@ def show(study: Annotated[Path | None, typer.Argument(
 
     place = study or the_study()
     if layers:
-        show_layers(place, as_json)
+        emit(layers_json(place)) if as_json else show_layers(place)
     else:
-        show_study(place, as_json, requests_per_day)
+        print_study(place, as_json, requests_per_day)
 
 
 def report(study: StudyArgument = None,
