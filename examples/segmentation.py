@@ -1,5 +1,5 @@
 """Segmentation by a U-Net: which pixels of a noisy picture are of a disc, which of a square. The pictures are drawn here.
-Run it: thrifty explore examples/segmentation.py --budget 3m --max-drop 1pt."""
+Run it: thrifty explore segmentation.py --budget 3m --max-drop 1pt."""
 
 import torch
 from torch import Tensor, nn

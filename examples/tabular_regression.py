@@ -1,5 +1,5 @@
 """Regression on a table: how far diabetes has progressed after a year, from ten measurements of a patient. Real data, of
-scikit-learn. Run it: thrifty explore examples/tabular_regression.py --budget 2m --max-drop 1pt."""
+scikit-learn. Run it: thrifty explore tabular_regression.py --budget 2m --max-drop 1pt."""
 
 import torch
 from sklearn.datasets import load_diabetes

@@ -1,5 +1,5 @@
 """Forecasting by an LSTM: how carbon dioxide in the air changes in four weeks, from the weeks of a year. Real data, of
-statsmodels (Mauna Loa, 1958 to 2001). Run it: thrifty explore examples/time_series.py --budget 2m --max-drop 1pt."""
+statsmodels (Mauna Loa, 1958 to 2001). Run it: thrifty explore time_series.py --budget 2m --max-drop 1pt."""
 
 import torch
 from statsmodels.datasets import co2

@@ -190,7 +190,7 @@ class Exploration:
             raise ExploreError(f"training the reference, with which everything is compared, alone takes about "
                                f"{about:.0f} s here ({least:.0f} s at the very least), and the budget is {self.budget:g} s: "
                                f"give at least --budget {4 * about:.0f}s, so that there is something left to explore with")
-        if about:
+        if about >= 1:
             self.runner.tell(Noted(f"the reference is trained first: about {about:.0f} s ({least:.0f} s at the very least)"))
         self.under_way = (self.runner.workload.reference, Estimate(about, 2 * about))
 
