@@ -35,7 +35,8 @@ class _Names(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
-        if packet not in flop_registry and packet not in _RECURRENT and not func.is_view and packet not in _FREE and func.namespace not in _SENDING:
+        counted = packet in flop_registry or packet in _RECURRENT
+        if not counted and not func.is_view and packet not in _FREE and func.namespace not in _SENDING:
             self.names.add(str(packet))
         return out
 
