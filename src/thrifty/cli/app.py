@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import typer
 
 from thrifty.cli import artifacts, conversion, listings, recipes, studies
-from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
+from thrifty.cli.options import DONE, FAILED, USAGE
+from thrifty.cli.output import told_how_to_go_on
 from thrifty.cli.settings import configured, settings
 from thrifty.errors import RunFailed, ThriftyError
 from thrifty.measure import command
@@ -88,9 +89,7 @@ def guarded(verb: Callable[..., Any]) -> int:
         _tell(f"{error}{full}. What was measured is kept")
         return FAILED
     except KeyboardInterrupt:
-        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there",
-              file=sys.stderr)
-        return INTERRUPTED
+        return told_how_to_go_on(None)  # before the verb began
     except SystemExit as leave:
         if isinstance(leave, ExitCalled) or where(leave):  # of the workload's code: all is not well
             _tell(f"{described(leave)}: the workload's code ended the process")

@@ -11,7 +11,6 @@ from thrifty.cli.directories import of_directories
 from thrifty.cli.options import (
     DONE,
     FAILED,
-    INTERRUPTED,
     BudgetOption,
     DeviceOption,
     DryRunOption,
@@ -95,6 +94,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
     from thrifty.runs.preflight import check_ranks, check_recipe, resolve
     from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
+    from thrifty.studies.places import default_study
     from thrifty.units import plainly
 
     parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
@@ -106,14 +106,16 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
         emit(plan) if as_json else print(shortened("\n".join(f"{key}: {plainly(value)}" for key, value in plan.items()), 4000))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        trial = run_recipe(definition, parsed, study=study, target=target, seed=seed, pairs=pairs, price=price,
+        trial = run_recipe(definition, parsed, study=place, target=target, seed=seed, pairs=pairs, price=price,
                            force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
                            listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:
         terminal.print_trial(trial)
+        hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
 
 
@@ -162,6 +164,7 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
                               training_threads=training_threads, listener=shown.hear)
     print_study(place, as_json)
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
@@ -180,6 +183,7 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
     from thrifty.runs.preflight import resolve
     from thrifty.search.orders import measure_orders
     from thrifty.search.orders import orders as possible
+    from thrifty.studies.places import default_study
 
     definition = resolve(workload)
     if dry_run:
@@ -188,10 +192,12 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
         emit({"workload": definition.name, "recipes": texts, "refused": found.refused}) if as_json else print(
             "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=study,
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=place,
                              target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
     emit(ran.to_json()) if as_json else print_orders(ran)
+    hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
 
 
@@ -250,10 +256,9 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
                                 training_threads=training_threads, listener=shown.hear)
     print_study(place, as_json, requests_per_day)
-    hint(f"The study is in {place}; its page: thrifty report {place}")
     if found.ended == "interrupted":
-        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     if found.error:
         print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(FAILED)
@@ -281,6 +286,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
     from thrifty.runs.preflight import resolve
     from thrifty.search.tune import plan
     from thrifty.search.tune import tune as tune_optimizers
+    from thrifty.studies.places import default_study
     from thrifty.units import seconds
 
     definition, limit = resolve(workload), None if budget is None else seconds(budget)
@@ -288,9 +294,11 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
         first = plan(definition, optimizers, also)
         emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        found = tune_optimizers(definition, optimizers, study=study, trials=trials, budget=limit, also=also, seeds=seeds,
+        found = tune_optimizers(definition, optimizers, study=place, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
                                 training_threads=training_threads, listener=shown.hear)
     emit(found.to_json()) if as_json else print_tuned(found)
+    hint(f"The study is in {place}.")
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

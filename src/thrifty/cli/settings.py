@@ -14,7 +14,7 @@ from typing import Annotated, Any, final, get_type_hints
 
 import typer
 
-from thrifty.cli.output import SETTINGS, hint
+from thrifty.cli.output import SETTINGS, hint, told_how_to_go_on
 from thrifty.errors import ThriftyError, in_one_line
 from thrifty.report.verbosity import Verbosity
 from thrifty.report.words import literal
@@ -158,13 +158,16 @@ def settings(context: typer.Context,
 
 
 def configured(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that takes the global options too, and says which of its settings come from a file."""
+    """A verb that takes the global options too, says which of its settings come from a file, and after Ctrl-C how to go on."""
 
     @functools.wraps(verb)
     def with_settings(context: typer.Context, verbose: bool, quiet: bool, debug: bool, config: Path | None, **given: Any) -> None:
         _ask(verbose, quiet, debug)
         _tell(context)
-        verb(**given)
+        try:
+            verb(**given)
+        except KeyboardInterrupt:
+            raise typer.Exit(told_how_to_go_on(context.info_name)) from None
 
     signature, hints = inspect.signature(verb), get_type_hints(verb, include_extras=True)
     taken = {"context": (typer.Context, inspect.Parameter.empty),

@@ -23,6 +23,10 @@ from thrifty.errors import ThriftyError
 from thrifty.report.shown import layers_json, show_layers
 from thrifty.report.words import literal
 
+SAVED = {SavedAs.artifact: "the artifact, for thrifty serve or thrifty.load",
+         SavedAs.hf: "the model, for from_pretrained of transformers",
+         SavedAs.compressed_tensors: "the model, for vLLM or transformers"}
+
 
 def best(study: StudyArgument = None,
          max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
@@ -60,6 +64,8 @@ def best(study: StudyArgument = None,
               "saved": None if saved is None else str(saved)})
     else:
         print_choice(choice, bars, found.spent, requests_per_day)
+        if place is not None:
+            print(f"\nSaved in {literal(place)}: {SAVED[format]}" if saved else "\nNothing was saved: no trial is recommended.")
     raise typer.Exit(answered(choice))
 
 

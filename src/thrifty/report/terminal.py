@@ -15,7 +15,7 @@ from thrifty.report.listing import cache_json, method_json, print_cache, print_m
 from thrifty.report.picture import Point, scatter
 from thrifty.report.progress import Progress
 from thrifty.report.verbosity import Verbosity
-from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant
+from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant, times
 from thrifty.studies.frontier import Frontier, Standing
 from thrifty.studies.ledger import Kind, Ledger
 from thrifty.studies.searches import nets
@@ -223,7 +223,7 @@ def print_trial(trial: Trial, file: TextIO | None = None) -> None:
     if training:
         rows += [("", f"{scaled(training.flops, 'FLOP')}; peak memory {scaled(training.peak_memory_bytes, 'B')}; "
                       f"joules {_plain(training.joules)}; dollars {_plain(training.dollars)}"),
-                 ("to quality", f"{significant(training.speedup)}x faster than the reference" if training.speedup
+                 ("to quality", f"{times(training.speedup)}x as fast as the reference" if training.speedup
                   else NOT_MEASURED)]
     if inference:
         rows += [
