@@ -30,7 +30,8 @@ def staged() -> Path:
     pages = STAGE / "pages"
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PAGES],
                             cwd=ROOT, capture_output=True, check=False).stdout.decode().split("\0")
-    found = [ROOT / name for name in listed if name] or [path for name in PAGES for path in [ROOT / name, *(ROOT / name).rglob("*")]]
+    everything = [path for name in PAGES for path in (ROOT / name, *(ROOT / name).rglob("*"))]  # where there is no git
+    found = [ROOT / name for name in listed if name] or everything
     for path in found:
         if path.is_file() and path.suffix in KEPT:
             copy = pages / path.relative_to(ROOT)
@@ -71,18 +72,21 @@ def title(page: Path) -> str:
 
 def listing(folder: Path, root: Path) -> list[Any]:
     """The pages of a folder by their headings."""
-    return sorted(({title(page): str(page.relative_to(root))} for page in folder.glob("*.md")), key=lambda entry: next(iter(entry)).lower())
+    entries = [{title(page): str(page.relative_to(root))} for page in folder.glob("*.md")]
+    return sorted(entries, key=lambda entry: next(iter(entry)).lower())
 
 
 def navigation(pages: Path) -> list[Any]:
     """Nobody lists pages: a page in a folder is in the navigation, under its heading."""
     docs = pages / "docs"
     nav: list[Any] = [{"Thrifty": "README.md"}, {"Tutorial": "docs/tutorial.md"}]
-    for name, folder in (("How-to guides", "how-to"), ("Concepts", "concepts"), ("Reference", "reference"), ("Methods", "methods")):
+    folders = {"How-to guides": "how-to", "Concepts": "concepts", "Reference": "reference", "Methods": "methods"}
+    for name, folder in folders.items():
         nav.append({name: listing(docs / folder, pages)})
     nav.append({"Benchmarks": listing(pages / "benchmarks", pages)})
+    examples = [{title(page): str(page.relative_to(pages))} for page in sorted((pages / "examples").rglob("*.md"))]
     nav.append({"Project": [{"All pages": "docs/index.md"}, {"Contributing": "CONTRIBUTING.md"}, {"Changelog": "CHANGELOG.md"},
-                            *({title(page): str(page.relative_to(pages))} for page in sorted((pages / "examples").rglob("*.md")))]})
+                            *examples]})
     return nav
 
 

@@ -18,8 +18,10 @@ class House(griffe.Extension):
 
 def fenced(text: str) -> str:
     """Doctests between fences: Markdown takes ``>>>`` for quotations."""
-    return re.sub(r"^( *)(>>> (?:.*\n?)(?:(?!\s*$).+\n?)*)", lambda found: f"{found[1]}```pycon\n{found[0].rstrip()}\n{found[1]}```\n",
-                  text, flags=re.MULTILINE).rstrip()
+    def fence(found: re.Match[str]) -> str:
+        return f"{found[1]}```pycon\n{found[0].rstrip()}\n{found[1]}```\n"
+
+    return re.sub(r"^( *)(>>> (?:.*\n?)(?:(?!\s*$).+\n?)*)", fence, text, flags=re.MULTILINE).rstrip()
 
 
 def split(text: str) -> str:

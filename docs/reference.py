@@ -47,8 +47,8 @@ def first_sentence(value: Any) -> str:
 def python_page() -> str:
     """Every public name with the first paragraph of its docstring; the site adds the rest, by docs/build.py."""
     parts = ["# Python API", WRITTEN,
-             "Everything here is imported from `thrifty`; other modules are not public. `help(thrifty.run)` prints arguments, what is\n"
-             "returned and raised, and an example. The rendered site (`make docs`) shows the same under each name."]
+             "Everything here is imported from `thrifty`; other modules are not public. `help(thrifty.run)` prints arguments,\n"
+             "what is returned and raised, and an example. The rendered site (`make docs`) shows the same under each name."]
     for heading, names in groups().items():
         rows = [f"| `{name}` | {first_sentence(getattr(thrifty, name))} |" for name in names]
         parts += [f"## {heading[0].upper()}{heading[1:]}", "\n".join(["| name | what it is |", "| --- | --- |", *rows])]
@@ -63,7 +63,7 @@ def text_of(words: str | None) -> str:
 def default_of(option: Any) -> str:
     """The default of an option, as one types it; empty for flags that are off and options that have none."""
     value = getattr(option.default, "value", option.default)
-    return "required" if option.required else "" if value in (None, False, ()) else f"`{value}`"
+    return "required" if option.required else "" if value is None or value is False or value == () else f"`{value}`"
 
 
 def options_table(options: list[Any]) -> str:
@@ -84,7 +84,8 @@ def verb_section(name: str, verb: Any) -> list[str]:
     arguments = [param for param in verb.params if param.param_type_name == "argument"]
     options = [param for param in verb.params if param.param_type_name == "option" and not param.hidden]
     said, _, example = inspect.cleandoc(verb.help).partition("Example: ")
-    usage = " ".join(["thrifty", name, *(shown(param) if param.required else f"[{shown(param)}]" for param in arguments), "[OPTIONS]"])
+    places = [shown(param) if param.required else f"[{shown(param)}]" for param in arguments]
+    usage = " ".join(["thrifty", name, *places, "[OPTIONS]"])
     parts = [f"## `thrifty {name}`", said.strip(), f"    {usage}"]
     if example:
         parts += ["For example:", "\n".join(f"    {line.strip()}" for line in example.strip().splitlines())]
@@ -98,8 +99,8 @@ def cli_page() -> str:
 
     command: Any = typer.main.get_command(app)
     parts = ["# Command line", WRITTEN,
-             "What `thrifty --help` and `thrifty VERB --help` print. `python -m thrifty` is the same program. What `--json` prints and\n"
-             "the exit codes are in [JSON](json.md)."]
+             "What `thrifty --help` and `thrifty VERB --help` print. `python -m thrifty` is the same program. What `--json`\n"
+             "prints and the exit codes are in [JSON](json.md)."]
     if command.params:
         parts += ["Before the verb:", options_table(command.params)]
     for name, verb in command.commands.items():

@@ -91,7 +91,8 @@ def test_docstrings_become_what_the_builder_reads() -> None:
 
 
 def test_pages_written_from_the_code_are_fresh() -> None:
-    done = subprocess.run([sys.executable, ROOT / "docs" / "reference.py", "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, ROOT / "docs" / "reference.py", "--check"], capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nmake tables writes them"
 
 
@@ -101,7 +102,8 @@ def test_every_verb_and_option_is_on_the_page_of_the_command_line() -> None:
     verbs = re.findall(r"^## `thrifty (\w+)`", page, re.MULTILINE)
     assert verbs and all(re.search(rf"\b{verb}\b", helped) for verb in verbs)
     for verb in ("explore", "serve"):
-        helped = subprocess.run([sys.executable, "-m", "thrifty", verb, "--help"], capture_output=True, text=True, check=True).stdout
+        helped = subprocess.run([sys.executable, "-m", "thrifty", verb, "--help"], capture_output=True, text=True,
+                                check=True).stdout
         section = page.partition(f"## `thrifty {verb}`\n")[2].partition("\n## ")[0]
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", helped)) - {"--help"} == set(
             re.findall(r"(?<![\w-])--[a-z][\w-]*", "".join(line for line in section.splitlines() if line.startswith("| `-"))))
@@ -133,7 +135,8 @@ def read_variables(tree: ast.Module) -> set[str]:
 
 
 def test_reads_are_found() -> None:
-    code = "import os\nNAME = 'A'\nhere = os.environ\nos.environ.get(NAME)\nhere['B']\n'C' in here\nos.getenv('D')\nos.environ['E'] = ''"
+    code = ("import os\nNAME = 'A'\nhere = os.environ\nos.environ.get(NAME)\nhere['B']\n'C' in here\nos.getenv('D')\n"
+            "os.environ['E'] = ''")
     assert read_variables(ast.parse(code)) == {"A", "B", "C", "D"}
 
 
