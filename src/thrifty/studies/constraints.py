@@ -211,8 +211,8 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
         return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
         return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} with "
-                "one pair of processes, which is no evidence yet: explore again with a larger --budget, which goes on from there, "
-                "or run its recipe with --pairs 5")
+                "one pair of processes, which is no evidence yet: explore again with a larger --budget, which goes on from "
+                "there, or run its recipe with --pairs 5")
     return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 
 
