@@ -118,6 +118,7 @@ class Runner:
             return known
         self.reference()
         self.tell(RecipeBegan(str(recipe), name))
+        self._phase = ""  # of this recipe, none has begun
         try:
             outcome = self._prepared.pop(name, None) or self.launcher.run(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
