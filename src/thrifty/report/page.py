@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.errors import ThriftyError
 from thrifty.measure.environment import VERSION
 from thrifty.report.document import finite, study_json
 from thrifty.studies.findings import Findings
@@ -24,6 +24,9 @@ SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "sc
 """The page's own script, in the order in which one part uses another."""
 
 STYLES = ("base", "parts", "narrow")
+
+PLOTLY = "plotly-basic.min.js"
+"""plotly.js-basic-dist-min 4.1.1 of npm, as it is (MIT): a quarter of the whole library, with all that the page draws."""
 
 
 class PageError(ThriftyError):
@@ -43,7 +46,7 @@ def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] |
         the file's path.
 
     Raises:
-        ThriftyError: there is no study, plotly is missing, or the file cannot be there.
+        ThriftyError: there is no study, or the file cannot be there.
     """
     if requests_per_day is not None and not (math.isfinite(requests_per_day) and requests_per_day > 0):
         raise PageError(f"requests per day must be a number above 0 but is {requests_per_day}")
@@ -71,16 +74,14 @@ def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day:
         document: as `study_json` makes it.
         store: the study's directory, as the page's commands are to name it.
         requests_per_day: see `write_page`.
-
-    Raises:
-        MissingExtra: plotly is not installed.
     """
-    plotly, script = plotly_script(), own_script()
+    plotly, script = asset(PLOTLY), own_script()
     options = {"store": store, "requests_per_day": requests_per_day}
     parts = {
         "policy": policy(plotly, script),
         "version": VERSION,
         "title": text(f"{document['workload'] or 'An empty study'}: Thrifty report"),
+        "sentence": text(document["answer"]["sentence"]),
         "style": "".join(asset(f"{name}.css") for name in STYLES),
         "document": island({"study": document, "options": options}),
         "plotly": plotly,
@@ -122,11 +123,3 @@ def asset(name: str) -> str:
 def own_script() -> str:
     """One function that holds all: it leaves no name behind."""
     return '(() => {\n"use strict";\n' + "\n".join(asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
-
-
-def plotly_script() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtra("plotly", "report") from error
-    return str(get_plotlyjs())
