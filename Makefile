@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One stamp a state of the two files: a change of either installs again, a checkout with new dates does not.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-STORE ?= study
+STUDY ?= study-digits
 
 .PHONY: help setup compiler demo test test-all test-emulated lint bench tables clean
 
@@ -43,8 +43,8 @@ compiler:
 	  echo "or name yours: CXX=clang++ make ..." >&2; exit 1; }
 
 demo: setup compiler
-	$(BIN)/thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out $(STORE)
-	$(BIN)/thrifty report $(STORE)
+	$(BIN)/thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --study $(STUDY)
+	$(BIN)/thrifty report $(STUDY)
 
 # Two processes, a file to one of them; threads that wait leave the processor to the other's.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -65,7 +65,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup compiler
-	$(BIN)/python benchmarks/overhead.py --store $(STORE)-overhead
+	$(BIN)/python benchmarks/overhead.py --study $(STUDY)-overhead
 	$(BIN)/python benchmarks/aa.py
 
 tables: setup

@@ -136,7 +136,7 @@ def test_where_nothing_meets_the_bars_the_nearest_is_shown(tmp_path):
 
 def test_a_failed_run_exits_with_1_and_keeps_its_trial(tmp_path):
     done = thrifty("run", "thrifty.testing:workload", "train(adamw(lr=1e30), clip=None, epochs=1)", "--pairs", "1",
-                   "--store", str(tmp_path / "study"), "--json")
+                   "--study", str(tmp_path / "study"), "--json")
     assert done.returncode == FAILED, done.stderr
     document = json.loads(done.stdout)
     assert document["status"] == "failed" and document["error"]

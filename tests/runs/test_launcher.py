@@ -33,7 +33,7 @@ workload = dataclasses.replace(base, model=Dying, reference="")
 
 def test_a_crash_takes_nothing_else_with_it(tmp_path):
     (tmp_path / "dying.py").write_text(DYING)
-    trial = thrifty.run(str(tmp_path / "dying.py"), "train(epochs=2)", store=tmp_path / "study", pairs=1)
+    trial = thrifty.run(str(tmp_path / "dying.py"), "train(epochs=2)", study=tmp_path / "study", pairs=1)
     assert trial.status == "failed"
     assert "signal 9" in trial.error
 

@@ -92,7 +92,7 @@ def test_a_common_prefix_is_trained_once(study):
 def test_more_threads_to_serve_with_train_nothing_again(study, tmp_path):
     heard = []
     recipe = f"{REFERENCE} | compile(onnxruntime)"
-    trial = thrifty.run(WORKLOAD, recipe, store=tmp_path / "study", target=Target(threads=2), pairs=1, listener=heard.append)
+    trial = thrifty.run(WORKLOAD, recipe, study=tmp_path / "study", target=Target(threads=2), pairs=1, listener=heard.append)
     assert trial.status == "done" and trial.target["threads"] == 2
     kinds = [event.charge.kind for event in heard if isinstance(event, Charged)]
     assert "compilation" in kinds and not {"training", "rehearsal"} & set(kinds)
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_ledger(study):
 def test_asking_again_runs_nothing(study):
     place, (_, pruned, _), _ = study
     heard = []
-    again = thrifty.run(WORKLOAD, PRUNED, store=place, pairs=1, listener=heard.append)
+    again = thrifty.run(WORKLOAD, PRUNED, study=place, pairs=1, listener=heard.append)
     assert json.dumps(again.to_json()) == json.dumps(pruned.to_json())
     assert not heard
 
@@ -139,7 +139,7 @@ def test_the_artifact_is_measured_again(study):
 def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path):
     """SIGKILL, again and again: what was done stays done, and the next start goes on from there."""
     script = ("import sys, thrifty\n"
-              f"done = thrifty.sweep({WORKLOAD!r}, {[REFERENCE, PRUNED]!r}, store=sys.argv[1], promote=0)\n"
+              f"done = thrifty.sweep({WORKLOAD!r}, {[REFERENCE, PRUNED]!r}, study=sys.argv[1], promote=0)\n"
               "print(len(done.trials))")
     command = [sys.executable, "-c", script, str(tmp_path / "study")]
     environment = {**os.environ, "THRIFTY_CACHE": str(tmp_path / "cache")}
@@ -175,7 +175,7 @@ def test_a_reference_that_fails_stops_the_study(tmp_path):
         "import dataclasses\nfrom thrifty.testing import workload as base\n"
         'workload = dataclasses.replace(base, reference="train(adamw(lr=1e30), clip=None, epochs=1)")\n')
     with pytest.raises(RunFailed, match="the reference failed.*step"):
-        thrifty.run(str(tmp_path / "failing.py"), "train(epochs=1)", store=tmp_path / "study")
+        thrifty.run(str(tmp_path / "failing.py"), "train(epochs=1)", study=tmp_path / "study")
 
 
 def test_a_measurement_that_fails_is_a_failed_trial(study, monkeypatch, tmp_path):
@@ -183,6 +183,6 @@ def test_a_measurement_that_fails_is_a_failed_trial(study, monkeypatch, tmp_path
         raise WorkerDied("the worker was killed by signal 9")
 
     monkeypatch.setattr(sys.modules["thrifty.runs.runner"], "measure", broken)
-    trial = thrifty.run(WORKLOAD, f"{REFERENCE} | compile(onnxruntime)", store=tmp_path / "study", pairs=1)
+    trial = thrifty.run(WORKLOAD, f"{REFERENCE} | compile(onnxruntime)", study=tmp_path / "study", pairs=1)
     assert trial.status == "failed" and "signal 9" in trial.error
     assert trial.ledger.charges  # what was spent by then is kept

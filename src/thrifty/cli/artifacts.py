@@ -19,7 +19,7 @@ def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
     """Load an artifact in clean processes and measure it again.
 
-    Example: thrifty bench study/artifacts/6f3ad6fd8ef4
+    Example: thrifty bench study-digits/artifacts/6f3ad6fd8ef4
     """
     from thrifty.artifacts.bench import bench as bench_artifact
     from thrifty.report import terminal
@@ -33,7 +33,7 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
            trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
     """Verify an artifact: checksums, processor, packages, and its answer to the request that is kept with it.
 
-    Example: thrifty verify study/artifacts/6f3ad6fd8ef4
+    Example: thrifty verify study-digits/artifacts/6f3ad6fd8ef4
     """
     from thrifty.artifacts.apart import verify_apart
     from thrifty.report.artifacts import print_verification
@@ -59,7 +59,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 
-    Example: thrifty serve study/artifacts/6f3ad6fd8ef4 --port 8000
+    Example: thrifty serve study-digits/artifacts/6f3ad6fd8ef4 --port 8000
     """
     from thrifty.serve.server import EngineStuck, Settings
     from thrifty.serve.server import serve as serve_artifact

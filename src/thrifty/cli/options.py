@@ -39,7 +39,11 @@ RecipeArgument = Annotated[str, typer.Argument(
 TaskOption = Annotated[str | None, typer.Option("--task", help="Of a Hugging Face directory: text-classification, "
                                                 "causal-lm, feature-extraction or image-classification.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Face directory: its examples, JSON Lines.")]
-StoreOption = Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
+StudyOption = Annotated[Path | None, typer.Option(
+    "--study", metavar="DIR", help="The study's directory; study-NAME by default, after the workload. The same command again "
+                                   "resumes.")]
+StudyArgument = Annotated[Path | None, typer.Argument(
+    metavar="STUDY", help="A study's directory; by default the one study in the current directory.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
 TrainingThreadsOption = Annotated[int | None, typer.Option(

@@ -28,7 +28,7 @@ from thrifty.cli.options import (
     RecipeArgument,
     RestartsOption,
     SeedOption,
-    StoreOption,
+    StudyOption,
     TaskOption,
     ThreadsOption,
     TrafficOption,
@@ -37,7 +37,7 @@ from thrifty.cli.options import (
     answered,
 )
 from thrifty.errors import ThriftyError
-from thrifty.report.shown import emit, show_store
+from thrifty.report.shown import emit, show_study
 from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
 
 
 def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-        store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
+        study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
         seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
         nproc: NprocOption = None, max_restarts: RestartsOption = 0, training_threads: TrainingThreadsOption = None,
         as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
-    Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
+    Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)"
     """
     begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
@@ -116,7 +116,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
         emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
         return
     with progress() as shown:
-        trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
+        trial = run_recipe(definition, parsed, study=study, target=target, seed=seed, pairs=pairs, price=price,
                            force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
                            listener=shown.hear)
     if as_json:
@@ -142,17 +142,18 @@ def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = 
 
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
-          task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"),
+          task: TaskOption = None, data: DataOption = None, study: StudyOption = None,
           device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None,
           training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
-    Example: thrifty sweep digits --store study/
+    Example: thrifty sweep digits
     """
     begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check_recipe, resolve
     from thrifty.search.sweep import sweep as sweep_recipes
+    from thrifty.studies.places import default_study
     from thrifty.workloads.embedded import suggested
 
     definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
@@ -163,10 +164,11 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         texts = [str(recipe) for recipe in chosen]
         emit({"workload": definition.name, "recipes": texts}) if as_json else print("\n".join(texts))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        found = sweep_recipes(definition, chosen, store=store, target=target, seed=seed, price=price,
+        found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
                               training_threads=training_threads, listener=shown.hear)
-    show_store(store, as_json)
+    show_study(place, as_json)
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
@@ -174,12 +176,12 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
                metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
            compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
            epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each training.")] = 1,
-           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"), device: DeviceOption = "cpu",
+           task: TaskOption = None, data: DataOption = None, study: StudyOption = None, device: DeviceOption = "cpu",
            threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
            dry_run: DryRunOption = False) -> None:
     """Measure the orders in which methods can follow one another, after the workload's reference.
 
-    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)" --out study/
+    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)"
     """
     from thrifty.report.orders import print_orders
     from thrifty.runs.preflight import resolve
@@ -194,7 +196,7 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
             "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
         return
     with progress() as shown:
-        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, store=store,
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=study,
                              target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
     emit(ran.to_json()) if as_json else print_orders(ran)
     raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
@@ -204,7 +206,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
             max_drop: MaxDropOption = None,
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
             minimize: MinimizeOption = "latency",
-            store: StoreOption = Path("study"),
+            study: StudyOption = None,
             only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
@@ -219,7 +221,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
     than the model as it is, so keep that.
 
-    Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
+    Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency
     """
     begin_warm(device, dry_run)
     from thrifty.runs.preflight import resolve
@@ -227,6 +229,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
     from thrifty.studies.constraints import Bars
+    from thrifty.studies.places import default_study
     from thrifty.units import seconds, size
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
@@ -248,13 +251,14 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
         workers = str(launcher.workers)
     elif not workers.isdecimal() or not int(workers):
         raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
+    place = study or default_study(definition.source)
     with progress() as shown:
-        found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
+        found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
                                 training_threads=training_threads, listener=shown.hear)
-    show_store(store, as_json, requests_per_day)
+    show_study(place, as_json, requests_per_day)
     if not as_json:
-        print(f"\nThe page: thrifty report {store}")
+        print(f"\nThe page: thrifty report {place}")
     if found.ended == "interrupted":
         print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
@@ -274,12 +278,12 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          task: TaskOption = None, data: DataOption = None,
-         store: StoreOption = Path("study"),
+         study: StudyOption = None,
          device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
          training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
 
-    Example: thrifty tune digits adamw muon sophia --trials 6 --out study/
+    Example: thrifty tune digits adamw muon sophia --trials 6
     """
     begin_warm(device, dry_run)
     from thrifty.report.tuning import print_tuned
@@ -294,7 +298,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
         emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))
         return
     with progress() as shown:
-        found = tune_optimizers(definition, optimizers, store=store, trials=trials, budget=limit, also=also, seeds=seeds,
+        found = tune_optimizers(definition, optimizers, study=study, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
                                 training_threads=training_threads, listener=shown.hear)
     emit(found.to_json()) if as_json else print_tuned(found)

@@ -39,14 +39,14 @@ def show_layers(place: Path, as_json: bool) -> None:
             print_layers(f"{directory}: {manifest.get('recipe', '')}", manifest["layers"])
 
 
-def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:
+def show_study(study: Path, as_json: bool, requests_per_day: float | None = None) -> None:
     from thrifty.report import terminal
     from thrifty.report.choice import print_choice
     from thrifty.report.document import study_json
     from thrifty.report.words import literal
     from thrifty.studies.findings import Findings
 
-    found = Findings.read(store)
+    found = Findings.read(study)
     if as_json:
         emit(study_json(found))
         return

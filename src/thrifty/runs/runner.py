@@ -343,7 +343,7 @@ def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
 # -- verbs ------------------------------------------------------------------------------------------------------
 
 
-def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
+def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | None = None, target: Target | None = None,
         seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False, nproc: int = 1,
         max_restarts: int = 0, training_threads: int | None = None, listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
@@ -351,7 +351,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     Args:
         workload: a workload, or a reference that `load_workload` takes: "digits", "my.py".
         recipe: text or value.
-        store: the study's directory; made where there is none. Asking again resumes.
+        study: its directory, made where there is none; study-NAME, after the workload, where None. Asking again resumes.
         target: what it will run on; one thread of the CPU by default.
         seed: of every random stream.
         pairs: process pairs: 1 screens, 5 or more claim.
@@ -372,7 +372,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     check_recipe(definition, parsed, served.device)
     check_ranks(definition, parsed, nproc)
     machine = Machine(served.device, nproc, training_threads)
-    with open_study(store, definition, served) as (opened, _):
+    with open_study(study, definition, served) as (opened, _):
         runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
                         machine=machine, launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

@@ -56,7 +56,7 @@ class Explored:
         return self.ending.ended
 
 
-def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
+def explore(workload: str | Workload, budget: float, *, study: str | Path | None = None, bars: Bars = Bars(),
             methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
             promote: int = 4, workers: int = 1, launcher: Launcher | None = None, nproc: int = 1,
             training_threads: int | None = None, listener: Listener = ignore) -> Explored:
@@ -70,7 +70,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         budget: seconds that the study may spend in all. What is under way then has up to 4% more, and is stopped.
-        store: the study's directory.
+        study: its directory; study-NAME, after the workload, where None.
         bars: what the recommended trial keeps to, and what is made smallest.
         methods: names of the methods to use; all that are installed where none is given.
         target: what the models will run on.
@@ -94,7 +94,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
     space = Space.of(definition, methods, place.device, nproc)
     machine = Machine(place.device, nproc, training_threads)
-    with open_study(store, definition, place) as (opened, clock):
+    with open_study(study, definition, place) as (opened, clock):
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, machine=machine, launcher=launcher,
                         listener=listener)

@@ -104,7 +104,7 @@ class Tuned:
         return {**dataclasses.asdict(dataclasses.replace(self, spent=Ledger())), "spent": spent}
 
 
-def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Path = "study",
+def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Path | None = None,
          trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
          target: Target | None = None, seed: int = 0, price: float | None = None,
          training_threads: int | None = None, listener: Listener = ignore) -> Tuned:
@@ -119,7 +119,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         optimizers: names, or texts such as "sophia(lr=0.0003)", whose values are searched around.
-        store: the study's directory; asking again resumes, and trains nothing twice.
+        study: its directory; study-NAME, after the workload, where None. Asking again resumes, and trains nothing twice.
         trials: trainings of each optimizer; 3 bracket the learning rate, 2 more each other number.
         budget: seconds for everything, from which the trials follow once each optimizer has trained once; with
             ``trials`` too, the smaller number counts.
@@ -149,7 +149,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
             raise TuneError(f"{name} must be {least} or more but are {value}")
     if budget is not None and not budget > 0:
         raise TuneError(f"a budget is above 0 seconds, but here is {budget:g}")
-    with open_study(store, definition, place) as (opened, _):
+    with open_study(study, definition, place) as (opened, _):
         runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,
                                machine=Machine(place.device, threads=training_threads), listener=listener)
                         for i in range(seeds + 1))

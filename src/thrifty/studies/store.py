@@ -125,7 +125,7 @@ class Store:
             self._release()
             raise StoreError(f"{self.path / FILE} is no file: choose another directory")
         if mode == "read" and not (self.path / FILE).is_file():
-            raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run --store makes one")
+            raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run makes one")
         try:
             with explained(self.path):
                 self._db = connect(self.path / FILE, mode)
@@ -348,12 +348,12 @@ class Store:
             raise StoreError(
                 f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
                 f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers the "
-                "workload's source and data; use another --store for it"
+                "workload's source and data; use another --study for it"
             )
         if plain(mine.target) != plain(other.target):
             raise StoreError(
                 f"{self.path} is a study for target {json.dumps(plain(mine.target))}, and this is "
-                f"{json.dumps(plain(other.target))}: their trials cannot be compared; use another --store for it"
+                f"{json.dumps(plain(other.target))}: their trials cannot be compared; use another --study for it"
             )
 
     def _read(self, query: str, *values: Any) -> list[Any]:

@@ -292,7 +292,7 @@ def test_pooling_is_as_the_directory_says(folders: dict[str, Path], tmp_path: Pa
 @pytest.mark.slow
 def test_a_recipe_runs_from_end_to_end(folders: dict[str, Path], tmp_path: Path) -> None:
     text = huggingface.reference(str(folders["bert"]), "text-classification")
-    trial = thrifty.run(text, "train(adamw(lr=0.003), steps=100) | compile(onnxruntime)", store=tmp_path / "study", pairs=1)
+    trial = thrifty.run(text, "train(adamw(lr=0.003), steps=100) | compile(onnxruntime)", study=tmp_path / "study", pairs=1)
     assert trial.status == "done", trial.error
     assert trial.quality is not None and trial.quality.value > trial.quality.baseline + 0.2
     assert trial.artifact is not None
