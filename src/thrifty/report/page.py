@@ -16,11 +16,12 @@ from typing import Any
 
 from thrifty.errors import ThriftyError
 from thrifty.measure.environment import VERSION
+from thrifty.report.comparison import comparison
 from thrifty.report.document import finite, study_json
 from thrifty.studies.findings import Findings
 
-SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "scatter", "parallel", "answer", "spent", "detail",
-           "table", "main")
+SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "compare", "scatter", "parallel", "answer", "history", "table",
+           "spent", "importance", "detail", "main")
 """The page's own script, in the order in which one part uses another."""
 
 STYLES = ("base", "parts", "narrow")
@@ -34,13 +35,14 @@ class PageError(ThriftyError):
 
 
 def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
-          requests_per_day: float | None = None) -> Path:
+               requests_per_day: float | None = None, compare: str | os.PathLike[str] | None = None) -> Path:
     """Write a study's page.
 
     Args:
         store_path: the study's directory.
         out: the file; ``report.html`` in the study's directory where None.
         requests_per_day: how many the model will serve, above 0: tells break-even in days. The page can change it.
+        compare: the directory of another study, shown beside it.
 
     Returns:
         the file's path.
@@ -56,8 +58,10 @@ def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] |
         raise PageError(f"{path} is a directory; name a file, such as {path / 'report.html'}")
     if not path.parent.is_dir() and out is not None:
         raise PageError(f"there is no directory {path.parent}; make it, or choose another --out")
-    document = study_json(Findings.read(store_path))
-    text = page(document, store=str(store_path), requests_per_day=requests_per_day)
+    found = Findings.read(store_path)
+    home = store_path.resolve()
+    other = None if compare is None else comparison(found, Findings.read(compare), Path(compare).resolve().name)
+    text = page(relative(study_json(found), home), store=home.name, requests_per_day=requests_per_day, compared=other)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -67,16 +71,39 @@ def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] |
     return path
 
 
-def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day: float | None = None) -> str:
+def relative(document: Mapping[str, Any], study: Path) -> dict[str, Any]:
+    """A document whose paths are seen from the directory that holds the study: a page says nothing of whose machine it was.
+
+    >>> found = {"source": "/home/me/work/rows.py:workload", "trials": [
+    ...     {"id": "ab12", "artifact": {"path": "/home/me/study-rows/artifacts/ab12"}}]}
+    >>> made = relative(found, Path("/home/me/study-rows"))
+    >>> made["source"], made["trials"][0]["artifact"]["path"]
+    ('work/rows.py:workload', 'study-rows/artifacts/ab12')
+    """
+    def own(trial: Mapping[str, Any]) -> dict[str, Any]:
+        artifact = trial["artifact"]
+        if not artifact or Path(artifact["path"]).parts[-2:] != ("artifacts", trial["id"]):
+            return dict(trial)
+        return {**trial, "artifact": {**artifact, "path": f"{study.name}/artifacts/{trial['id']}"}}
+
+    source = document["source"]
+    if source and os.path.isabs(source):
+        source = os.path.relpath(source, study.parent)
+    return {**document, "source": source, "trials": [own(trial) for trial in document["trials"]]}
+
+
+def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day: float | None = None,
+         compared: Mapping[str, Any] | None = None) -> str:
     """The page of a document.
 
     Args:
         document: as `study_json` makes it.
         store: the study's directory, as the page's commands are to name it.
         requests_per_day: see `write_page`.
+        compared: another study, as `thrifty.report.comparison` makes it.
     """
     plotly, script = asset(PLOTLY), own_script()
-    options = {"store": store, "requests_per_day": requests_per_day}
+    options = {"store": store, "requests_per_day": requests_per_day, "compared": compared}
     parts = {
         "policy": policy(plotly, script),
         "version": VERSION,

@@ -41,6 +41,7 @@ def show_layers(place: Path, as_json: bool) -> None:
 
 def show_study(study: Path, as_json: bool, requests_per_day: float | None = None) -> None:
     from thrifty.report import terminal
+    from thrifty.report.answer import answer
     from thrifty.report.choice import print_choice
     from thrifty.report.document import study_json
     from thrifty.report.words import literal
@@ -50,9 +51,9 @@ def show_study(study: Path, as_json: bool, requests_per_day: float | None = None
     if as_json:
         emit(study_json(found))
         return
-    if found.bars is not None and found.choice.keep is not None:
-        print(f"Keep the model as it is: {literal(found.choice.keep)}.\n")
-    terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
+    if found.trials:
+        print(f"{literal(answer(found)['sentence'])}\n")
+    terminal.print_study(found.trials, found.frontier, found.spent, found.failures, found.remarks)
     if found.doubt is not None:
         print(f"\n{shortened(found.doubt)}")
     if found.ended is not None:
