@@ -6,7 +6,8 @@ import pytest
 
 from tests.trials import keep, trial
 from thrifty.studies.database import StoreError
-from thrifty.studies.places import default_study, the_study
+from thrifty.studies.places import default_study, found_source, kept, noted_source, reached, the_study
+from thrifty.studies.trial import ArtifactFigure
 
 
 @pytest.mark.parametrize(("source", "name"), [
@@ -39,3 +40,36 @@ def test_the_one_study_here_needs_no_name(tmp_path):
     keep(tmp_path / "other", [trial("a", "train()")])
     with pytest.raises(StoreError, match=r"several studies.*/other, .*/study-rows$"):
         the_study(tmp_path)
+
+
+def test_the_workload_of_a_study_is_found_where_both_were_moved(tmp_path):
+    before, after = tmp_path / "a", tmp_path / "b" / "c"
+    for place in (before, after):
+        (place / "study").mkdir(parents=True)
+        (place / "rows.py").touch()
+    noted = noted_source(f"{before}/rows.py:workload", before / "study")
+    assert found_source(noted, after / "study") == f"{after}/rows.py:workload"
+    assert found_source(noted, tmp_path / "copy") == f"{before}/rows.py:workload"  # the study alone was copied
+    assert found_source(noted_source("package.module:workload", before), after) == "package.module:workload"
+    assert found_source(None, after) is None and found_source("digits", after) == "digits"
+
+
+def test_so_is_a_directory_of_hugging_face_with_its_data(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place / "model").mkdir(parents=True)
+        (tmp_path / place / "data.jsonl").touch()
+    source = f"hf:{tmp_path}/PLACE/model?task=causal-lm&data={tmp_path}/PLACE/data.jsonl"
+    noted = noted_source(source.replace("PLACE", "a"), tmp_path / "a" / "study")
+    assert found_source(noted, tmp_path / "b" / "study") == source.replace("PLACE", "b")
+    (tmp_path / "b" / "data.jsonl").unlink()
+    assert found_source(noted, tmp_path / "b" / "study") == source.replace("PLACE", "a")
+
+
+def test_an_artifact_is_kept_by_its_place_in_the_study_and_stays_in_it():
+    made = trial("aaa", artifact=ArtifactFigure("here/study/artifacts/aaa", 7, True))
+    inside = kept(made, Path("here/study"))
+    assert inside.artifact.path == "artifacts/aaa"
+    assert reached(inside, Path("/there")).artifact.path == "/there/artifacts/aaa"
+    for strange in ("../../etc", "study/artifacts/aaa"):
+        there = reached(trial("aaa", artifact=ArtifactFigure(strange, 7, True)), Path("/there")).artifact.path
+        assert there == f"/there/artifacts/{Path(strange).name}"

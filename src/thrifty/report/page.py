@@ -89,6 +89,8 @@ def relative(document: Mapping[str, Any], study: Path) -> dict[str, Any]:
     source = document["source"]
     if source and os.path.isabs(source):
         source = os.path.relpath(source, study.parent)
+    elif source:
+        source = source.replace(f"{study.parent}{os.sep}", "")  # of a Hugging Face directory, with its data
     return {**document, "source": source, "trials": [own(trial) for trial in document["trials"]]}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thrifty.measure import command
 from thrifty.studies.clock import Clock, running
-from thrifty.studies.places import default_study
+from thrifty.studies.places import default_study, noted_source
 from thrifty.studies.store import Store, Study
 from thrifty.target import Target
 from thrifty.workloads.fingerprint import fingerprint
@@ -32,6 +32,6 @@ def open_study(path: str | Path | None, workload: Workload, target: Target) -> I
     began = command.began()
     place = default_study(workload.source) if path is None else path
     with Store.open(place, "write", Study(workload.name, fingerprint(workload), target.to_json())) as store:
-        store.note("source", workload.source)
+        store.note("source", noted_source(workload.source, store.path))
         with running(store, began) as clock:
             yield store, clock

@@ -51,6 +51,7 @@ from thrifty.studies.figures import (
     training_speedup,
 )
 from thrifty.studies.ledger import Charge, Kind, Ledger
+from thrifty.studies.places import ARTIFACTS
 from thrifty.studies.store import Store, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.target import Machine, Target, cores
@@ -256,7 +257,7 @@ class Runner:
     def measured(self, recipe: Recipe, name: str, outcome: Outcome, pairs: int, test: bool) -> Trial:
         """Score and time the artifact; its rounds are kept one by one, so that a killed measurement goes on."""
         assert outcome.engine is not None
-        kept = self.store.path / "artifacts" / name
+        kept = self.store.path / ARTIFACTS / name
         kept.parent.mkdir(exist_ok=True)
         artifact.copy(place("engines", outcome.engine), kept)
         (kept / "charges.json").unlink(missing_ok=True)  # the cache's own note: the trial's ledger has it

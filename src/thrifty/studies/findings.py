@@ -11,6 +11,7 @@ from thrifty.studies.as_it_is import AsItIs
 from thrifty.studies.constraints import Bars, Choice, choose
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
+from thrifty.studies.places import found_source
 from thrifty.studies.remarks import Remarks, remarks_of
 from thrifty.studies.store import Failure, Store
 from thrifty.studies.trial import Trial
@@ -57,8 +58,9 @@ class Findings:
             ThriftyError: there is none, or it cannot be read.
         """
         with Store.open(path) as store:
-            return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"),
-                               store.noted("source"), store.noted("doubt"), store.noted("as it is"), store.noted("ended"),
+            source = found_source(store.noted("source"), store.path)
+            return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"), source,
+                               store.noted("doubt"), store.noted("as it is"), store.noted("ended"),
                                store.noted("remarks"), store.history())
 
     @staticmethod

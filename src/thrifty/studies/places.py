@@ -1,13 +1,22 @@
-"""Where a study is: the directory named after its workload, the one that is in the current directory."""
+"""Where a study is, and what it refers to: by paths from its own directory, so that it can be copied and moved."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from thrifty.studies.database import FILE, StoreError
-from thrifty.workloads import huggingface
-from thrifty.workloads.embedded import EMBEDDED
+from thrifty.studies.trial import Trial
+
+ARTIFACTS = "artifacts"
+"""The folder of a study that holds its trials' artifacts, each named after its trial."""
+
+
+# -- the directory ----------------------------------------------------------------------------------------------
 
 
 def default_study(source: str) -> Path:
@@ -24,6 +33,9 @@ def default_study(source: str) -> Path:
 
 
 def _name(source: str) -> str:
+    from thrifty.workloads import huggingface
+    from thrifty.workloads.embedded import EMBEDDED
+
     for name, entry in EMBEDDED.items():
         if source in (name, entry.place):
             return name
@@ -44,9 +56,65 @@ def the_study(here: Path = Path()) -> Path:
     """
     if (here / FILE).is_file():
         return here
-    found = [place for place in sorted(path.parent for path in here.glob(f"*/{FILE}")) if place.is_dir()]
+    found = sorted(path.parent for path in here.glob(f"*/{FILE}"))
     if len(found) == 1:
         return found[0]
     if not found:
         raise StoreError("there is no study in the current directory: name its directory, or make one with thrifty run")
     raise StoreError(f"several studies are in the current directory: name one of {', '.join(map(str, found))}")
+
+
+# -- what it refers to ------------------------------------------------------------------------------------------
+
+
+def kept(trial: Trial, study: Path) -> Trial:
+    """A trial as its study keeps it: the artifact's path is from the study's directory where it is in there."""
+    if trial.artifact is None or not Path(trial.artifact.path).is_relative_to(study):
+        return trial
+    return _at(trial, Path(trial.artifact.path).relative_to(study))
+
+
+def reached(trial: Trial, study: Path) -> Trial:
+    """A trial as its study is read: the artifact's path leads there from the current directory."""
+    if trial.artifact is None or Path(trial.artifact.path).is_absolute():
+        return trial
+    return _at(trial, study / ARTIFACTS / Path(trial.artifact.path).name)
+
+
+def _at(trial: Trial, path: Path) -> Trial:
+    assert trial.artifact is not None
+    return dataclasses.replace(trial, artifact=dataclasses.replace(trial.artifact, path=str(path)))
+
+
+def noted_source(source: str, study: Path) -> dict[str, str]:
+    """What a study notes of where its workload is: its source, and the directory that the study then had."""
+    return {"workload": source, "study": str(study.resolve())}
+
+
+def found_source(noted: Any, study: Path) -> str | None:
+    """Where the workload of a study is now: as far from the study as it was, or else where it was.
+
+    Args:
+        noted: by `noted_source`; a source alone is taken as it is.
+        study: its directory now.
+    """
+    if not isinstance(noted, dict):
+        return None if noted is None else str(noted)
+    source, before, now = noted["workload"], noted["study"], study.resolve()
+    moved, there = _moved(source, lambda path: Path(os.path.normpath(now / os.path.relpath(path, before))))
+    return moved if there else source
+
+
+def _moved(source: str, move: Callable[[Path], Path]) -> tuple[str, bool]:
+    """A source with its paths moved, and whether all of them are there."""
+    from thrifty.workloads import huggingface
+
+    place, _, attribute = source.rpartition(":")
+    if source.startswith(huggingface.SCHEME):
+        reference = huggingface.Reference.parse(source)
+        paths = {name: move(value) for name, value in vars(reference).items() if isinstance(value, Path)}
+        return str(dataclasses.replace(reference, **paths)), all(path.exists() for path in paths.values())
+    if place.endswith(".py"):
+        path = move(Path(place))
+        return f"{path}:{attribute}", path.is_file()
+    return source, True

@@ -38,6 +38,7 @@ from thrifty.studies.database import (
     version,
 )
 from thrifty.studies.ledger import Charge, Ledger
+from thrifty.studies.places import kept, reached
 from thrifty.studies.rows import KINDS, first_measured, now, put_failure, put_scores, utf8
 from thrifty.studies.serialization import dumps, loads, plain
 from thrifty.studies.trial import Trial
@@ -179,7 +180,7 @@ class Store:
         """
         self._same(Study(trial.workload, trial.workload_hash, trial.target))
         try:
-            text = dumps(trial)
+            text = dumps(kept(trial, self.path))
         except TypeError as error:
             raise StoreError(f"trial {trial.id} cannot be kept: {error}") from error
         with self._writing() as db:
@@ -204,10 +205,9 @@ class Store:
 
     def _trial(self, text: str) -> Trial:
         try:
-            return loads(Trial, text)
+            return reached(loads(Trial, text), self.path)
         except ValueError as error:
-            raise StoreError(f"a trial in {self.path} cannot be read: {in_one_line(error)}; the file was changed by something "
-                             "else, or written by a newer Thrifty") from error
+            raise StoreError(f"a trial in {self.path} is damaged, or of a newer Thrifty: {in_one_line(error)}") from error
 
     # -- scores -------------------------------------------------------------------------------------------------
 
