@@ -83,8 +83,8 @@ def test_the_answer_comes_first_and_needs_no_script(outline):
 
 
 def test_paths_are_those_of_the_directory_that_holds_the_study(tmp_path):
-    trials = [trial("aaa", artifact=ArtifactFigure(str(tmp_path / "a" / "study" / "artifacts" / "aaa"), 9, True)), failed("b", "", "x")]
-    store = keep(tmp_path / "a" / "study", trials)
+    place = tmp_path / "a" / "study"
+    store = keep(place, [trial("aaa", artifact=ArtifactFigure(str(place / "artifacts" / "aaa"), 9, True)), failed("b", "", "x")])
     with Store.open(store, "write") as opened:
         opened.note("source", f"{tmp_path}/code/rows.py:workload")
     text = write_page(store).read_text()
@@ -165,7 +165,8 @@ def test_scripts_can_stand_in_a_page():
 
 def test_every_asset_ships_and_is_used():
     names = {each.name for each in (resources.files("thrifty.report") / "assets").iterdir()}
-    assert names == {"page.html", *(f"{name}.js" for name in pages.SCRIPTS), *(f"{name}.css" for name in pages.STYLES), pages.PLOTLY}
+    assert names == {"page.html", *(f"{name}.js" for name in pages.SCRIPTS), *(f"{name}.css" for name in pages.STYLES),
+                     pages.PLOTLY}
     places = set(re.findall(r"\{\{(\w+)\}\}", pages.asset("page.html")))
     assert places == {"policy", "version", "title", "sentence", "style", "document", "plotly", "script"}
 

@@ -540,7 +540,8 @@ def test_history_importance_tags_and_another_study(quiet):
     done = [t for t in trials if t.status == "done"]
     spent = [60.0 * (i + 1) for i in range(len(done))]
     remarks = {done[2].id: {"tags": ["shipped"], "note": "Runs at the customer's."}}
-    found = Findings.of(trials, ledger_of(trials), remarks=remarks, history=[(t.id, at) for t, at in zip(done, spent, strict=True)])
+    found = Findings.of(trials, ledger_of(trials), remarks=remarks,
+                        history=[(t.id, at) for t, at in zip(done, spent, strict=True)])
     other = Findings.of(done[:6], ledger_of(done[:6]))
     quiet.show(study_json(found), compared=comparison(found, other, "study-before"))
     marks = quiet.points("history")
@@ -550,7 +551,7 @@ def test_history_importance_tags_and_another_study(quiet):
     assert line == [pytest.approx(max(within[:i + 1])) for i in range(len(within)) if i == 0 or within[i] > max(within[:i])] + [
         pytest.approx(max(within))]
     shares = study_json(found)["importance"]["speedup"]
-    assert [name for name in quiet.texts("#importance .pair > :first-child tbody th")] == list(shares)
+    assert quiet.texts("#importance .pair > :first-child tbody th") == list(shares)
     assert "Compared with study-before" in quiet.one("#compared-title").text
     assert len(quiet.texts("#compared table:last-of-type tbody tr")) >= 6
     quiet.set("filter", "SHIP", "input")

@@ -1,10 +1,11 @@
 """Tags and notes on trials."""
 
+import os
 import time
 
 import pytest
-from tests.trials import HASH, TARGET, keep, trial
 
+from tests.trials import HASH, TARGET, keep, trial
 from thrifty.errors import ThriftyError
 from thrifty.studies.clock import KILLED
 from thrifty.studies.database import LOCK
@@ -23,7 +24,8 @@ def test_they_are_kept_and_taken_off(study):
     assert remark(study, "c", note="as it should be\n\u202e") == ("cd56", Remarks(("good", "fast"), "as it should be\n\u202e"))
     assert remark(study, "cd56", tags=["new"], remove=["good"])[1].tags == ("fast", "new")
     remark(study, "ab12", tags=["other"])
-    assert Findings.read(study).remarks == {"cd56": Remarks(("fast", "new"), "as it should be\n\u202e"), "ab12": Remarks(("other",))}
+    assert Findings.read(study).remarks == {"cd56": Remarks(("fast", "new"), "as it should be\n\u202e"),
+                                            "ab12": Remarks(("other",))}
     remark(study, "ab12", remove=["other"])
     remark(study, "cd56", remove=["fast", "new"], note="")
     assert Findings.read(study).remarks == {}
@@ -56,8 +58,6 @@ def test_what_a_killed_writer_had_in_hand_is_charged_first(study):
     began = time.time() - 100
     with Store.open(study, "write", Study("digits", HASH, TARGET)) as store:
         store.note("session", {"began": began, "spent": store.spent().seconds})
-    import os
-
     os.utime(study / LOCK, (began + 40, began + 40))
     remark(study, "cd56", tags=["x"])
     with Store.open(study) as store:

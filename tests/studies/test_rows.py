@@ -1,8 +1,8 @@
 """What is read off several rows at once."""
 
 import pytest
-from tests.trials import HASH, TARGET
 
+from tests.trials import HASH, TARGET
 from thrifty.studies import store as stores
 from thrifty.studies.ledger import Charge
 from thrifty.studies.store import Store, Study

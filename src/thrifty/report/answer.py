@@ -35,6 +35,11 @@ def sentence(choice: Choice, bars: Bars, model: AsItIs = AsItIs()) -> str:
     """
     if choice.trial is not None:
         return f"{_gain(choice.trial, bars, model)} {_loss(choice.trial.quality)}; {_pays(choice.trial)}."
+    if choice.keep is not None and choice.nearest is not None and [miss.bar for miss in choice.misses] == ["max_drop"] and (
+            model.doubt is None):
+        (miss,), quality = choice.misses, choice.nearest.quality
+        return (f"Keep the model as it is: no trial is shown to lose at most {_amount(miss.limit, quality)}; the nearest may "
+                f"lose {_amount(miss.figure, quality)}.")
     if choice.keep is not None:
         return f"Keep the model as it is: {choice.keep}."
     if choice.nearest is None:
@@ -66,9 +71,15 @@ def _loss(quality: QualityFigure | None) -> str:
         return "at a loss that was not measured"
     if quality.drop.low <= 0 <= quality.drop.high:
         return "at no measurable loss"
-    size = abs(quality.drop.value)
-    amount = f"{100 * size:.2f} points of {quality.name}" if in_points(quality) else f"{significant(size)} {quality.name}"
+    amount = _amount(abs(quality.drop.value), quality)
     return f"at a loss of {amount}" if quality.drop.value > 0 else f"at a gain of {amount}"
+
+
+def _amount(size: float, quality: QualityFigure | None) -> str:
+    if quality is None or not in_points(quality):
+        return f"{significant(size)} {quality.name}" if quality else significant(size)
+    points = f"{100 * size:.2f}".rstrip("0").rstrip(".")
+    return f"{points} point{'' if points == '1' else 's'} of {quality.name}"
 
 
 def _pays(trial: Trial) -> str:

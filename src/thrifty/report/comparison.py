@@ -28,14 +28,16 @@ def comparison(mine: Findings, other: Findings, name: str) -> dict[str, Any]:
     []
     """
     here = {(trial.recipe, trial.seed): trial for trial in mine.trials if trial.status == "done"}
-    both = [(here[key], trial) for trial in other.trials if trial.status == "done" and (key := (trial.recipe, trial.seed)) in here]
+    both = [(here[key], trial) for trial in other.trials
+            if trial.status == "done" and (key := (trial.recipe, trial.seed)) in here]
     doubts = _doubts(mine, other)
     return {
         "study": name,
         "answer": answer(other),
         "trials": len(other.trials),
         "seconds": other.spent.seconds,
-        "front": [{key: value for key, value in trial.to_json().items() if key not in LEFT_OUT} for trial in other.frontier.front],
+        "front": [{key: value for key, value in trial.to_json().items() if key not in LEFT_OUT}
+                  for trial in other.frontier.front],
         "doubts": [text for text, _ in doubts],
         "apart": any(apart for _, apart in doubts),
         "rows": [_row(one, two) for one, two in both],

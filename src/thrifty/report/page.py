@@ -20,8 +20,8 @@ from thrifty.report.comparison import comparison
 from thrifty.report.document import finite, study_json
 from thrifty.studies.findings import Findings
 
-SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "compare", "scatter", "parallel", "answer", "history", "table",
-           "spent", "importance", "detail", "main")
+SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "compare", "scatter", "parallel", "answer",
+           "history", "table", "spent", "importance", "detail", "main")
 """The page's own script, in the order in which one part uses another."""
 
 STYLES = ("base", "parts", "narrow")

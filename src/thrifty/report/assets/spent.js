@@ -91,7 +91,7 @@ function drawHeader() {
     .map(([key, value]) => `${key} ${valueText(value)}`);
   fill(
     "target",
-    `${target.join(", ")}${target.length ? " · " : ""}${ROWS.length} trials, ${STUDY.frontier.length} on the front over ${STUDY.objectives.join(", ")}`,
+    `${target.join(", ")}${target.length ? " · " : ""}${counted(ROWS.length, "trial")}, ${STUDY.frontier.length} on the front over ${STUDY.objectives.join(", ")}`,
   );
   const all = Object.values(STUDY.environments).map(({ values }) => values);
   const keys = [...new Set(all.flatMap(Object.keys))];

@@ -136,7 +136,7 @@ function drawTable() {
         element(
           "span",
           {},
-          state.selected ? `${rows.length} selected of ${shown().length} trials` : `${rows.length} trials`,
+          state.selected ? `${rows.length} selected of ${counted(shown().length, "trial")}` : counted(rows.length, "trial"),
           ", with 95% intervals in brackets. A heading sorts; arrow keys move between trials, Enter chooses.",
         ),
       ),
