@@ -16,7 +16,7 @@ from thrifty.cli import studies
 from thrifty.errors import ThriftyError
 from thrifty.report import page as pages
 from thrifty.report.document import finite, study_json
-from thrifty.report.page import PageError, island, page, write_page
+from thrifty.report.page import PageError, island, page, relative, write_page
 from thrifty.studies.findings import Findings
 from thrifty.studies.store import Failure, Store
 from thrifty.studies.trial import ArtifactFigure
@@ -134,7 +134,7 @@ def test_the_study_in_the_page_is_the_stores(tmp_path):
     with Store.open(store) as opened:
         kept, spent, failures = opened.trials(), opened.spent(), opened.failures()
     found = json.loads(data[1])
-    assert found["study"] == json.loads(json.dumps(finite(study_json(Findings.of(kept, spent, failures)))))
+    assert found["study"] == json.loads(json.dumps(finite(relative(study_json(Findings.of(kept, spent, failures)), store))))
     assert found["options"] == {"store": "study", "requests_per_day": 1e5, "compared": None}
     assert str(tmp_path) not in path.read_text()
     assert title[0][1] == "digits: Thrifty report"

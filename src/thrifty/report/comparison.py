@@ -36,8 +36,7 @@ def comparison(mine: Findings, other: Findings, name: str) -> dict[str, Any]:
         "answer": answer(other),
         "trials": len(other.trials),
         "seconds": other.spent.seconds,
-        "front": [{key: value for key, value in trial.to_json().items() if key not in LEFT_OUT}
-                  for trial in other.frontier.front],
+        "front": [_drawn(trial) for trial in other.frontier.front],
         "doubts": [text for text, _ in doubts],
         "apart": any(apart for _, apart in doubts),
         "rows": [_row(one, two) for one, two in both],
@@ -55,6 +54,12 @@ def difference(this: Ratio | None, other: Ratio | None) -> str:
     if this.low > other.high:  # type: ignore[operator]
         return "faster here"
     return "slower here" if this.high < other.low else "no significant difference"  # type: ignore[operator]
+
+
+def _drawn(trial: Trial) -> dict[str, Any]:
+    """A trial as a chart needs it; where its artifact is concerns the other study's page."""
+    artifact = trial.artifact and {"bytes": trial.artifact.bytes, "portable": trial.artifact.portable}
+    return {key: value for key, value in trial.to_json().items() if key not in LEFT_OUT} | {"artifact": artifact}
 
 
 def _row(mine: Trial, other: Trial) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from thrifty.measure.environment import VERSION
 from thrifty.report.comparison import comparison
 from thrifty.report.document import finite, study_json
 from thrifty.studies.findings import Findings
+from thrifty.studies.places import ARTIFACTS
 
 SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "compare", "scatter", "parallel", "answer",
            "history", "table", "spent", "importance", "detail", "main")
@@ -82,9 +83,9 @@ def relative(document: Mapping[str, Any], study: Path) -> dict[str, Any]:
     """
     def own(trial: Mapping[str, Any]) -> dict[str, Any]:
         artifact = trial["artifact"]
-        if not artifact or Path(artifact["path"]).parts[-2:] != ("artifacts", trial["id"]):
+        if not artifact or Path(artifact["path"]).parts[-2:-1] != (ARTIFACTS,):
             return dict(trial)
-        return {**trial, "artifact": {**artifact, "path": f"{study.name}/artifacts/{trial['id']}"}}
+        return {**trial, "artifact": {**artifact, "path": f"{study.name}/{ARTIFACTS}/{Path(artifact['path']).name}"}}
 
     source = document["source"]
     if source and os.path.isabs(source):
