@@ -1,11 +1,12 @@
 """Tags, notes and comparisons from the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
-from tests.trials import keep, trial
 from typer.testing import CliRunner
 
+from tests.trials import keep, trial
 from thrifty.cli.app import app
 
 
@@ -22,7 +23,8 @@ def said(*arguments):
 
 def test_what_is_said_of_a_trial_is_shown(study):
     assert said("tag", study, "cd", "shipped", "fast") == "cd56: shipped, fast\n"
-    assert json.loads(said("tag", study, "cd56", "--remove", "fast", "--json")) == {"trial": "cd56", "tags": ["shipped"], "note": ""}
+    assert json.loads(said("tag", study, "cd56", "--remove", "fast", "--json")) == {
+        "trial": "cd56", "tags": ["shipped"], "note": ""}
     assert said("note", study, "cd56", "on\x1b[31m trial") == "cd56: on\\x1b[31m trial\n"
     shown = said("show", study)
     assert "Tags and notes" in shown and "shipped" in shown and "on\\x1b[31m trial" in shown
@@ -38,5 +40,5 @@ def test_show_begins_with_the_answer(study):
 def test_a_page_beside_another_study(study, tmp_path):
     other = str(keep(tmp_path / "before", [trial("ef78", speed=1.5)]))
     path = json.loads(said("report", study, "--compare", other, "--json"))["page"]
-    text = open(path).read()
+    text = Path(path).read_text()
     assert '"study": "before"' in text and '"says": "faster here"' in text

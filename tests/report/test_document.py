@@ -92,10 +92,10 @@ def test_every_field_is_documented():
 
 
 def test_thrifty_show_prints_it(tmp_path, monkeypatch, capsys):
-    from thrifty.report.shown import show_study
+    from thrifty.cli.studies import show
 
     monkeypatch.chdir(tmp_path)
     trials = [trial("aaa", speed=3.0), trial("bbb", speed=2.0, drop=0.05)]
-    show_study(keep(Path("study"), trials), as_json=True)
+    show(keep(Path("study"), trials), as_json=True)
     spent = Ledger(tuple(charge for each in trials for charge in each.ledger.charges))
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(study_json(Findings.of(trials, spent))))

@@ -78,6 +78,17 @@ def test_bars_that_cannot_be_read(text):
         DropBar.parse(text)
 
 
+@pytest.mark.parametrize("text", ["3", "1", "1.5e1"])
+def test_a_large_drop_without_a_unit_is_asked_about(text):
+    with pytest.raises(FrontierError, match=rf"{float(text):g}pt .* {float(text):g}% .* {100 * float(text):g}pt .*write which"):
+        DropBar.parse(text)
+
+
+def test_a_large_drop_in_the_qualitys_own_unit_is_kept(tmp_path):
+    bars = Bars.read("300pt")
+    assert bars.max_drop == DropBar(3.0) and Bars.of(bars.to_json()) == bars
+
+
 # -- several bars -------------------------------------------------------------------------------------------------
 
 

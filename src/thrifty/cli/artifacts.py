@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from thrifty.cli.options import DONE, FAILED, JsonOption, TrustOption
-from thrifty.report.shown import emit
+from thrifty.cli.output import emit
 from thrifty.report.words import shortened
 
 

@@ -13,7 +13,6 @@ import typer
 from thrifty.cli.options import (
     DONE,
     FAILED,
-    INTERRUPTED,
     BudgetOption,
     DataOption,
     DeviceOption,
@@ -39,8 +38,8 @@ from thrifty.cli.options import (
     WorkloadArgument,
     answered,
 )
+from thrifty.cli.output import emit, hint, print_study
 from thrifty.errors import ThriftyError
-from thrifty.report.shown import emit, show_study
 from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
@@ -50,14 +49,12 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def listening(definition: Workload, study: Path | None, log: list[str] | None) -> Iterator[Listener]:
+def listening(workload: Workload, study: Path, log: list[str] | None) -> Iterator[Listener]:
     """A listener that tells what goes on to the terminal, and to the sinks that were asked for."""
     from thrifty.report.sinks.logs import both, log_to
     from thrifty.report.terminal import Progress
-    from thrifty.studies.places import default_study
 
-    place = study or default_study(definition.source)
-    with Progress() as shown, log_to(*(log or ()), study=place, workload=definition.name, say=shown.note) as logs:
+    with Progress() as shown, log_to(*(log or ()), study=study, workload=workload.name, say=shown.note) as logs:
         yield both(shown.hear, logs)
 
 
@@ -115,6 +112,8 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     from thrifty.runs.preflight import check_ranks, check_recipe, resolve
     from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
+    from thrifty.studies.places import default_study
+    from thrifty.units import plainly
 
     parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
     definition = resolve(workload_reference(workload, task, data))
@@ -123,16 +122,18 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
         check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
-        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
+        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {plainly(value)}" for key, value in plan.items()), 4000))
         return
-    with listening(definition, study, log) as listener:
-        trial = run_recipe(definition, parsed, study=study, target=target, seed=seed, pairs=pairs, price=price,
+    place = study or default_study(definition.source)
+    with listening(definition, place, log) as listener:
+        trial = run_recipe(definition, parsed, study=place, target=target, seed=seed, pairs=pairs, price=price,
                            force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
                            listener=listener)
     if as_json:
         emit(trial.to_json())
     else:
         terminal.print_trial(trial)
+        hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
 
 
@@ -176,10 +177,11 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         emit({"workload": definition.name, "recipes": texts}) if as_json else print("\n".join(texts))
         return
     place = study or default_study(definition.source)
-    with listening(definition, study, log) as listener:
+    with listening(definition, place, log) as listener:
         found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
                               training_threads=training_threads, listener=listener)
-    show_study(place, as_json)
+    print_study(place, as_json)
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
@@ -198,6 +200,7 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
     from thrifty.runs.preflight import resolve
     from thrifty.search.orders import measure_orders
     from thrifty.search.orders import orders as possible
+    from thrifty.studies.places import default_study
 
     definition = resolve(workload_reference(workload, task, data))
     if dry_run:
@@ -206,10 +209,12 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
         emit({"workload": definition.name, "recipes": texts, "refused": found.refused}) if as_json else print(
             "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
         return
-    with listening(definition, study, log) as listener:
-        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=study,
+    place = study or default_study(definition.source)
+    with listening(definition, place, log) as listener:
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=place,
                              target=target_of(device, threads), seed=seed, price=price, listener=listener)
     emit(ran.to_json()) if as_json else print_orders(ran)
+    hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
 
 
@@ -264,16 +269,14 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     elif not workers.isdecimal() or not int(workers):
         raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
     place = study or default_study(definition.source)
-    with listening(definition, study, log) as listener:
+    with listening(definition, place, log) as listener:
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
                                 training_threads=training_threads, listener=listener)
-    show_study(place, as_json, requests_per_day)
-    if not as_json:
-        print(f"\nThe page: thrifty report {place}")
+    print_study(place, as_json, requests_per_day)
     if found.ended == "interrupted":
-        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     if found.error:
         print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(FAILED)
@@ -303,6 +306,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
     from thrifty.runs.preflight import resolve
     from thrifty.search.tune import plan
     from thrifty.search.tune import tune as tune_optimizers
+    from thrifty.studies.places import default_study
     from thrifty.units import seconds
 
     definition, limit = resolve(workload_reference(workload, task, data)), None if budget is None else seconds(budget)
@@ -310,9 +314,11 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
         first = plan(definition, optimizers, also)
         emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))
         return
-    with listening(definition, study, log) as listener:
-        found = tune_optimizers(definition, optimizers, study=study, trials=trials, budget=limit, also=also, seeds=seeds,
+    place = study or default_study(definition.source)
+    with listening(definition, place, log) as listener:
+        found = tune_optimizers(definition, optimizers, study=place, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
                                 training_threads=training_threads, listener=listener)
     emit(found.to_json()) if as_json else print_tuned(found)
+    hint(f"The study is in {place}.")
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

@@ -18,9 +18,14 @@ from thrifty.cli.options import (
     TrafficOption,
     answered,
 )
+from thrifty.cli.output import emit, print_study
 from thrifty.errors import ThriftyError
-from thrifty.report.shown import emit, show_layers, show_study
+from thrifty.report.shown import layers_json, show_layers
 from thrifty.report.words import literal
+
+SAVED = {SavedAs.artifact: "the artifact, for thrifty serve or thrifty.load",
+         SavedAs.hf: "the model, for from_pretrained of transformers",
+         SavedAs.compressed_tensors: "the model, for vLLM or transformers"}
 
 
 def best(study: StudyArgument = None,
@@ -59,6 +64,8 @@ def best(study: StudyArgument = None,
               "saved": None if saved is None else str(saved)})
     else:
         print_choice(choice, bars, found.spent, requests_per_day)
+        if place is not None:
+            print(f"\nSaved in {literal(place)}: {SAVED[format]}" if saved else "\nNothing was saved: no trial is recommended.")
     raise typer.Exit(answered(choice))
 
 
@@ -75,9 +82,9 @@ def show(study: Annotated[Path | None, typer.Argument(
 
     place = study or the_study()
     if layers:
-        show_layers(place, as_json)
+        emit(layers_json(place)) if as_json else show_layers(place)
     else:
-        show_study(place, as_json, requests_per_day)
+        print_study(place, as_json, requests_per_day)
 
 
 def report(study: StudyArgument = None,

@@ -79,6 +79,8 @@ def finite(value: Any) -> Any:
     match value:
         case float() if value != value or value in (float("inf"), float("-inf")):
             return None
+        case float():
+            return value or 0.0  # -0.0 is 0
         case Mapping():
             return {key: finite(part) for key, part in value.items()}
         case list() | tuple():

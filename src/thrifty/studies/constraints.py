@@ -30,7 +30,7 @@ class DropBar:
         """Read "1pt" (0.01, absolute), "1%" (of the baseline) or "0.02" (in the quality's own unit).
 
         Raises:
-            FrontierError: it is none of these.
+            FrontierError: it is none of these; a text of 1 or more without a unit is none, as points or per cent may be meant.
 
         >>> DropBar.parse("1pt"), DropBar.parse("0.5%").relative
         (DropBar(amount=0.01, relative=False), True)
@@ -42,10 +42,15 @@ class DropBar:
             raise FrontierError(f"a drop is written 1pt (absolute), 1% (relative) or 0.02 (in the quality's unit), "
                                 f"but is {text!r}")
         amount, unit = float(match[1]), match[2]
+        if isinstance(text, str) and not unit and amount >= 1:
+            raise FrontierError(f"a drop of {amount:g} can mean {amount:g}pt ({amount / 100:g}, absolute), {amount:g}% (of the "
+                                f"reference), or {100 * amount:g}pt ({amount:g} in the quality's own unit): write which")
         return DropBar(amount / 100 if unit else amount, unit == "%")
 
     def __str__(self) -> str:
-        return f"{100 * self.amount:g}%" if self.relative else f"{self.amount:g}"
+        if self.relative:
+            return f"{100 * self.amount:g}%"
+        return f"{100 * self.amount:g}pt" if self.amount >= 1 else f"{self.amount:g}"
 
     def allows(self, baseline: float) -> float:
         """The largest drop, in the quality's unit."""

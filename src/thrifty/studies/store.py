@@ -42,6 +42,7 @@ from thrifty.studies.places import kept, reached
 from thrifty.studies.rows import KINDS, first_measured, now, put_failure, put_scores, utf8
 from thrifty.studies.serialization import dumps, loads, plain
 from thrifty.studies.trial import Trial
+from thrifty.units import plainly
 from thrifty.workloads.quality import Scores
 
 FORMAT = 1
@@ -345,16 +346,12 @@ class Store:
     def _same(self, other: Study) -> None:
         mine = self.study
         if (mine.workload, mine.workload_hash) != (other.workload, other.workload_hash):
-            raise StoreError(
-                f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
-                f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers the "
-                "workload's source and data; use another --study for it"
-            )
+            raise StoreError(f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
+                             f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers "
+                             "the workload's source and data; use another --study for it")
         if plain(mine.target) != plain(other.target):
-            raise StoreError(
-                f"{self.path} is a study for target {json.dumps(plain(mine.target))}, and this is "
-                f"{json.dumps(plain(other.target))}: their trials cannot be compared; use another --study for it"
-            )
+            raise StoreError(f"{self.path} is a study for the target {plainly(mine.target)}, and this is "
+                             f"{plainly(other.target)}: their trials cannot be compared; use another --study for it")
 
     def _read(self, query: str, *values: Any) -> list[Any]:
         with self._mutex, explained(self.path):
