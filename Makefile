@@ -5,18 +5,21 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 VENV := .venv
 BIN := $(VENV)/bin
 # One stamp a state of the two files: a change of either installs again, a checkout with new dates does not.
-STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STATE := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(STATE)
+DOCS := $(VENV)/.documented-$(STATE)
 STUDY ?= study-digits
 
-.PHONY: help setup compiler demo test test-all test-emulated lint bench tables clean
+.PHONY: help setup compiler demo test test-all test-emulated lint docs bench tables clean
 
 help:
 	@echo "make demo      explore the embedded default for five minutes, print the frontier, write its page"
 	@echo "make test      the tests (without those marked slow)"
 	@echo "make test-all  all tests"
-	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make lint      ruff, mypy, import-linter, codespell and the words of the house"
+	@echo "make docs      the site, into site/; a broken link or a warning fails"
 	@echo "make bench     the benchmarks"
-	@echo "make tables    the lists of methods in README.md and docs/index.md, from the registry"
+	@echo "make tables    what pages take from the code: lists of methods, the reference of the API and of the command line"
 	@echo "make clean     remove the environment and what the tools left"
 
 setup: $(STAMP)
@@ -63,6 +66,16 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python docs/words.py
+
+docs: $(DOCS)
+	$(BIN)/python docs/build.py
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	@rm -f $(VENV)/.documented-*
+	@touch $@
 
 bench: setup compiler
 	$(BIN)/python benchmarks/overhead.py --study $(STUDY)-overhead
@@ -70,6 +83,7 @@ bench: setup compiler
 
 tables: setup
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/reference.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -50,7 +50,7 @@ def test_the_model_stays_as_it_is():
     assert said(trial("aaa", speed=3.0, drop=0.5), max_drop="1pt") == (
         "Keep the model as it is: no trial is shown to lose at most 1 point of accuracy; the nearest may lose 50.3 points "
         "of accuracy.")
-    assert said(trial("aaa", speed=3.0), max_bytes="1kB") == "No trial meets the bars: the nearest misses max bytes."
+    assert said(trial("aaa", speed=3.0), max_bytes="1kB") == "No trial meets the constraints: the nearest misses max bytes."
     assert said() == said(failed("aaa", "train()", "nan")) == "Nothing was measured yet."
 
 

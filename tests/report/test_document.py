@@ -85,7 +85,7 @@ def test_finite_numbers_stay(value):
 
 
 def test_every_field_is_documented():
-    page = (ROOT / "docs" / "json.md").read_text()
+    page = (ROOT / "docs" / "reference" / "json.md").read_text()
     section = page[page.index("## `thrifty explore`, `thrifty sweep`, `thrifty show`"):page.index("## `thrifty report`")]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(study_json(Findings.of([])))

@@ -62,8 +62,8 @@ def test_every_trial_round_trips_exactly(one):
 def test_a_union_takes_the_kind_that_fits():
     for value in (1.5, "never", None):
         assert typed(float | Literal["never"] | None, value) == value
-    with pytest.raises(ValueError, match="colour"):
-        typed(Trial | None, {"colour": 3})
+    with pytest.raises(ValueError, match="color"):
+        typed(Trial | None, {"color": 3})
 
 
 @given(trials)
@@ -332,7 +332,7 @@ def test_damage(tmp_path):
 def test_a_trial_written_by_something_else(tmp_path):
     with Store.open(tmp_path, "write", STUDY) as store:
         store.put_trial(trial())
-        for text in ('{"id": 3}', "{", json.dumps({"id": "x", "colour": "red"})):
+        for text in ('{"id": 3}', "{", json.dumps({"id": "x", "color": "red"})):
             store._db.execute("UPDATE trials SET json = ?", (text,))
             with pytest.raises(StoreError, match="is damaged, or of a newer"):
                 store.trials()

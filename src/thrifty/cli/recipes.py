@@ -188,7 +188,7 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
 def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
                metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
            compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
-           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each training.")] = 1,
+           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each training.")] = 1,
            task: TaskOption = None, data: DataOption = None, study: StudyOption = None, device: DeviceOption = "cpu",
            threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, log: LogOption = None,
            as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
@@ -290,7 +290,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          = None,
          also: Annotated[str, typer.Option("--also", help="Tune these beside the learning rate, not what each paper says: "
                                                   "weight_decay,warmup; lr for it alone.")] = "",
-         seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,
+         seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          task: TaskOption = None, data: DataOption = None,
          study: StudyOption = None,

@@ -36,9 +36,9 @@ def best(study: StudyArgument = None,
              "--format", help="Its engine, its model for transformers, or, of few bits, for vLLM (compressed-tensors).")]
          = SavedAs.artifact,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
-    """Choose the best trial of a study that keeps to the bars, and save its artifact.
+    """Choose the best trial of a study that keeps to the constraints, and save its artifact.
 
-    Exit code 3: nothing is significantly better than the model as it is, so keep that; 1: no trial meets the bars,
+    Exit code 3: nothing is significantly better than the model as it is, so keep that; 1: no trial meets the constraints,
     and the model as it is is not known to.
 
     Example: thrifty best study-digits/ --max-drop 0.5pt --save model/

@@ -12,9 +12,9 @@ from thrifty.studies.trial import QualityFigure, Trial
 
 
 def answer(found: Findings) -> dict[str, Any]:
-    """The answer: its sentence, the trial that it is about, and the bars that it keeps to.
+    """The answer: its sentence, the trial that it is about, and the constraints that it keeps to.
 
-    Where no exploration asked for bars, they are those that the page begins with: a drop of one point, or one per cent.
+    Where no exploration asked for any, they are those that the page begins with: a drop of one point, or one per cent.
 
     >>> answer(Findings.of([]))["sentence"]
     'Nothing was measured yet.'
@@ -29,8 +29,8 @@ def sentence(choice: Choice, bars: Bars, model: AsItIs = AsItIs()) -> str:
     """What a choice says to whoever reads nothing else.
 
     Args:
-        choice: by the bars.
-        bars: what was asked for.
+        choice: by the constraints.
+        bars: the constraints.
         model: what is known of the model as it is.
     """
     if choice.trial is not None:
@@ -45,7 +45,7 @@ def sentence(choice: Choice, bars: Bars, model: AsItIs = AsItIs()) -> str:
     if choice.nearest is None:
         return "Nothing was measured yet."
     missed = " and ".join(miss.bar.replace("_", " ") for miss in choice.misses)
-    return f"No trial meets the bars: the nearest misses {missed}." if missed else (
+    return f"No trial meets the constraints: the nearest misses {missed}." if missed else (
         "No trial is recommended: none is significantly better than the model as it is.")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def study_json(found: Findings) -> dict[str, Any]:
-    """A study as JSON values; ``docs/json.md`` says what each field is.
+    """A study as JSON values; ``docs/reference/json.md`` says what each field is.
 
     >>> from thrifty.studies.findings import Findings
     >>> study_json(Findings.of([]))["frontier"]

@@ -27,7 +27,7 @@ def print_tuned(found: Tuned, file: TextIO | None = None) -> None:
 
 
 def _tried(found: Tuned) -> Table:
-    """Every value in order, the best between its neighbours."""
+    """Every value in order, the best between its neighbors."""
     numbers = list(dict.fromkeys(name for one in found.optimizers for name in one.tried[0].values))
     rows = [(one.optimizer, *(f"{tried.values[name]:g}" if name in tried.values else "" for name in numbers),
              "diverged" if tried.quality is None else fixed(tried.quality),

@@ -74,7 +74,7 @@ class Runner:
         workload: a workload, or a reference that `load_workload` takes.
         store: the study's directory.
         target: what the models will run on.
-        seed: of every random stream.
+        seed: seed of all random streams.
         price: dollars an hour of this machine; None where money is not asked for.
         machine: what trains; one process on the target's device where None.
         launcher: where jobs run; in processes of this machine where None.
@@ -354,13 +354,13 @@ def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | N
         recipe: text or value.
         study: its directory, made where there is none; study-NAME, after the workload, where None. Asking again resumes.
         target: what it will run on; one thread of the CPU by default.
-        seed: of every random stream.
+        seed: seed of all random streams.
         pairs: process pairs: 1 screens, 5 or more claim.
         price: dollars an hour of this machine.
         force: whether to run a precision that is slower here than fp32.
         nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
         max_restarts: how often they are started again, from the last kept state, after one of them failed.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Returns:

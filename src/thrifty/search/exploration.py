@@ -100,11 +100,11 @@ class Exploration:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Of this seed: another seed's are other trials of the same recipes."""
+        """The trials of this seed: another seed's are other trials of the same recipes."""
         return tuple(trial for trial in self.store.trials() if trial.seed == self.runner.seed)
 
     def ready(self) -> None:
-        """The reference is there, and the budget and the bars can be met."""
+        """The reference is there, and the budget and the constraints can be met."""
         self.tell_spent()
         self.space = self.paying()
         self.afford_reference()
@@ -203,7 +203,7 @@ class Exploration:
         if resolution is not None and resolution > allowed:
             raise ExploreError(
                 f"the reference itself misses --max-drop {self.bars.max_drop}: on {len(scores.numerator)} validation "
-                f"examples no drop below {resolution:.4f} can be told from none (95%), and the bar is {allowed:.4f}; "
+                f"examples no drop below {resolution:.4f} can be told from none (95%), and the constraint is {allowed:.4f}; "
                 f"raise it to {resolution:.4f} or more, or give more validation examples"
             )
 
@@ -272,7 +272,7 @@ class Exploration:
         return sorted(self.proposals(max(BATCH, self.workers)), key=costs.seconds)
 
     def proposals(self, count: int) -> list[Recipe]:
-        """Of the Gaussian processes, or of chance where these would take too much of what is left."""
+        """A proposal of the Gaussian processes, or a random one where these would take too much of what is left."""
         if self.left < PATIENCE * self.proposing:
             return by_chance(self.space, {trial.recipe for trial in self.trials}, count, self.runner.seed)
         began = time.perf_counter()

@@ -37,11 +37,11 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: s
         recipes: texts or values; all are checked before the first runs.
         study: its directory; study-NAME, after the workload, where None. Asking again resumes.
         target: what they will run on.
-        seed: of every random stream.
+        seed: seed of all random streams.
         price: dollars an hour of this machine.
         promote: largest number of front trials, fastest first, that are measured again with five pairs and scored
             on test.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:

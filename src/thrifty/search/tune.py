@@ -113,7 +113,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
     tuned is: the learning rate, then other numbers at the best learning rate (AdamW's beta2 and weight decay, Sophia's
     gamma), each on a logarithmic grid around its default: bracketed, beyond the edge where the best stands there, then
-    between the best's neighbours. Every optimizer gets the same number of trainings. The best of each, and the
+    between the best's neighbors. Every optimizer gets the same number of trainings. The best of each, and the
     reference, are then trained with seeds that nothing was tuned on. Only validation is looked at.
 
     Args:
@@ -125,12 +125,12 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
             ``trials`` too, the smaller number counts.
         also: what is tuned beside the learning rate, in the place of what each optimizer's paper says: "weight_decay,warmup",
             or any other of the optimizers'; "lr" for the learning rate alone.
-        seeds: of the final trainings.
-        evaluations: of quality on the way of a final training: the more, the more exactly is known when it is attained.
+        seeds: number of seeds of the final trainings.
+        evaluations: evaluations of quality during a final training: the more, the more exactly is known when it is attained.
         target: what is trained on.
-        seed: of the trials; the final seeds follow it.
+        seed: seed of the trials; the final seeds follow it.
         price: dollars an hour of this machine.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:
@@ -205,7 +205,7 @@ class _Tune:
 
     @property
     def steps(self) -> int:
-        """Of the reference's training."""
+        """Steps of the reference's training."""
         phase = training_of(self.reference)
         return training_setup(self.workload, phase, 0, self.runner.target.device, untrained_teachers(self.workload)).steps
 

@@ -193,7 +193,7 @@ def _listening(settings: Settings) -> socket.socket:
     """The address, taken before anything is opened for it."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # With the protocol named, asyncio turns Nagle's algorithm off on what it accepts; without it an answer's second packet
-    # waits 40 ms for the first one's acknowledgement.
+    # waits 40 ms for the first one's acknowledgment.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

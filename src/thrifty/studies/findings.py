@@ -24,8 +24,8 @@ class Findings:
 
     Args:
         trials: in the order in which they first ran.
-        frontier: over quality, the cost of training, and what is minimised.
-        bars: of the last exploration; None where there was none.
+        frontier: over quality, the cost of training, and what is minimized.
+        bars: constraints of the last exploration; None where there was none.
         choice: by those bars; without any, the fastest.
         spent: all that really ran.
         failures: every run that failed.
@@ -69,7 +69,7 @@ class Findings:
            doubt: str | None = None, as_it_is: Mapping[str, Any] | None = None,
            ended: Mapping[str, Any] | None = None, remarks: Mapping[str, Any] | None = None,
            history: Sequence[tuple[str, float]] = ()) -> Findings:
-        """The findings of trials, judged by the bars that were asked for.
+        """The findings of trials, judged by the constraints that were asked for.
 
         >>> Findings.of([]).choice.trial is None
         True
@@ -81,5 +81,5 @@ class Findings:
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:
-    """What a frontier is drawn over: quality, the cost of training, and what is minimised."""
+    """What a frontier is drawn over: quality, the cost of training, and what is minimized."""
     return tuple(dict.fromkeys(("quality", "training", bars.objective)))

@@ -132,7 +132,7 @@ class Workload:
         collate: joins dataset items; torch's default_collate otherwise.
         unlabelled: map-style Dataset of inputs alone, for where there is no ``train`` or no ``loss``: a model that comes trained
             is distilled on them. Where ``collate`` is given, it gets items (input, 0).
-        batch_size: of training, examples.
+        batch_size: batch size of training, in examples.
         shapes: {input position: {dimension: (low, high)}}: which dimensions vary when served.
         source: where a fresh process finds it, "file.py:workload" or "package.module:workload"; set by
             `load_workload`.

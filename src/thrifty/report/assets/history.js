@@ -6,7 +6,7 @@ function historyFigure() {
   return state.minimise === "inference" ? "speedup" : state.minimise;
 }
 
-// Each trial that meets the bars, and the best of those before it.
+// Each trial that meets the constraints, and the best of those before it.
 function bestSoFar(key) {
   const better = FIGURES[key].less ? (a, b) => a < b : (a, b) => a > b;
   const steps = [];
@@ -84,6 +84,6 @@ function drawHistory() {
       ? `The ${less ? "least" : "largest"} ${FIGURES[key].label} within ${asked()}, ${text(last.value)}, ${last.row.screened ? "screened, " : ""}was found after ${seconds(last.spent)} of ${seconds(end)}, by `
       : `No trial met ${asked()}.`,
     last ? link(last.row) : null,
-    last ? ". Each mark is a trial where it was first timed; grey ones miss a bar." : null,
+    last ? ". Each mark is a trial where it was first timed; gray ones miss a constraint." : null,
   );
 }

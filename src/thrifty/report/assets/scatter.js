@@ -145,7 +145,7 @@ function bestArrow(rows = placed(shown(), state.x, state.y)) {
         {
           x: place("x"),
           y: place("y"),
-          text: "best under the bars",
+          text: "best under the constraints",
           showarrow: true,
           arrowhead: 0,
           arrowcolor: colour("soft"),

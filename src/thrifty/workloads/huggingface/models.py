@@ -43,7 +43,7 @@ class TokenLogits(nn.Module):
     begins, and the models of transformers mask those before it.
 
     Args:
-        body: of transformers, for causal language modelling.
+        body: a model of transformers, for causal language modeling.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -77,7 +77,7 @@ class Embedder(nn.Module):
 
 @final
 class ImageLogits(nn.Module):
-    """pixels [batch, channels, height, width] float32, normalised -> logits [batch, classes].
+    """pixels [batch, channels, height, width] float32, normalized -> logits [batch, classes].
 
     Args:
         body: of transformers, for image classification.
@@ -118,7 +118,7 @@ def pooling_of(directory: Directory) -> str:
 def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
     """A directory's model in float32 with its own weights, in eval mode; nothing is fetched and no code of it runs.
 
-    GPT-2 and its kin hold their linear layers transposed, in a class of their own; here they are nn.Linear, so that
+    GPT-2 and its relatives hold their linear layers transposed, in a class of their own; here they are nn.Linear, so that
     pruning and quantization know them. `thrifty.runs.saving` turns them back.
 
     Args:
