@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from thrifty.report.document import study_json as study_json
     from thrifty.report.page import page as page
     from thrifty.report.page import write_page as write_page
+    from thrifty.report.sinks.logs import log_to as log_to
     from thrifty.runs.preflight import check as check
     from thrifty.runs.runner import run as run
     from thrifty.runs.saving import model_of as model_of
@@ -241,6 +242,7 @@ _NAMES = {
     "studies.events": "Event Listener",
     "report.document": "study_json",
     "report.page": "page write_page",
+    "report.sinks.logs": "log_to",
     # what serves
     "artifacts.artifact": "load",
     "artifacts.verification": "verify",

@@ -5,7 +5,6 @@ import hashlib
 import html.parser
 import json
 import re
-import sys
 from importlib import resources
 
 import pytest
@@ -14,12 +13,13 @@ from hypothesis import strategies as st
 from tests.trials import failed, keep, ledger_of, many, trial
 
 from thrifty.cli import studies
-from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.errors import ThriftyError
 from thrifty.report import page as pages
 from thrifty.report.document import finite, study_json
-from thrifty.report.page import PageError, island, page, write_page
+from thrifty.report.page import PageError, island, page, relative, write_page
 from thrifty.studies.findings import Findings
 from thrifty.studies.store import Failure, Store
+from thrifty.studies.trial import ArtifactFigure
 
 HOSTILE = "</script><script>window.pwned=1</script><!--<script>{{plotly}}&\u2028\ud800"
 
@@ -60,7 +60,37 @@ def outline():
 def test_one_file_with_plotly_once(outline):
     data, plotly, own = outline.all("script")
     assert data[0] == {"type": "application/json", "id": "document"}
-    assert plotly[0] == own[0] == {} and plotly[1] == pages.plotly_script() and own[1] == pages.own_script()
+    assert plotly[0] == own[0] == {} and plotly[1] == pages.asset(pages.PLOTLY) and own[1] == pages.own_script()
+
+
+def test_plotly_is_the_part_that_npm_has():
+    """What is vendored is as it was published: a change to it would run on readers' machines."""
+    text = pages.asset(pages.PLOTLY)
+    assert hashlib.sha256(text.encode()).hexdigest() == "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"
+    assert "plotly.js (basic - minified) v4.1.1" in text[:100] and "MIT license" in text[:300]
+
+
+def test_ten_trials_take_less_than_a_megabyte_and_a_half():
+    assert len(page(document(many(10))).encode()) < 1_500_000
+
+
+def test_the_answer_comes_first_and_needs_no_script(outline):
+    trials = many(20)
+    (heading,) = outline.all("h1")
+    assert heading[1] == study_json(Findings.of(trials))["answer"]["sentence"] and "x faster at" in heading[1]
+    tags = [attributes.get("id") for _, attributes in outline.elements]
+    assert tags.index("sentence") < tags.index("answer") < tags.index("table") < tags.index("failures") < tags.index("machine")
+
+
+def test_paths_are_those_of_the_directory_that_holds_the_study(tmp_path):
+    place = tmp_path / "a" / "study"
+    store = keep(place, [trial("aaa", artifact=ArtifactFigure(str(place / "artifacts" / "aaa"), 9, True)), failed("b", "", "x")])
+    with Store.open(store, "write") as opened:
+        opened.note("source", f"{tmp_path}/code/rows.py:workload")
+    text = write_page(store).read_text()
+    study = json.loads(Outline(text).all("script")[0][1])["study"]
+    assert study["trials"][0]["artifact"]["path"] == "study/artifacts/aaa" and study["source"] == "../code/rows.py:workload"
+    assert str(tmp_path) not in text
 
 
 def test_nothing_is_loaded(outline):
@@ -104,8 +134,9 @@ def test_the_study_in_the_page_is_the_stores(tmp_path):
     with Store.open(store) as opened:
         kept, spent, failures = opened.trials(), opened.spent(), opened.failures()
     found = json.loads(data[1])
-    assert found["study"] == json.loads(json.dumps(finite(study_json(Findings.of(kept, spent, failures)))))
-    assert found["options"] == {"store": str(store), "requests_per_day": 1e5}
+    assert found["study"] == json.loads(json.dumps(finite(relative(study_json(Findings.of(kept, spent, failures)), store))))
+    assert found["options"] == {"store": "study", "requests_per_day": 1e5, "compared": None}
+    assert str(tmp_path) not in path.read_text()
     assert title[0][1] == "digits: Thrifty report"
 
 
@@ -127,16 +158,17 @@ def test_an_island_ends_nowhere(value):
 
 
 def test_scripts_can_stand_in_a_page():
-    for script in (pages.plotly_script(), pages.own_script()):
+    for script in (pages.asset(pages.PLOTLY), pages.own_script()):
         assert "</script" not in script.lower()
         assert "<!--" not in script or "<script" not in script.lower()
 
 
 def test_every_asset_ships_and_is_used():
     names = {each.name for each in (resources.files("thrifty.report") / "assets").iterdir()}
-    assert names == {"page.html", *(f"{name}.js" for name in pages.SCRIPTS), *(f"{name}.css" for name in pages.STYLES)}
+    assert names == {"page.html", *(f"{name}.js" for name in pages.SCRIPTS), *(f"{name}.css" for name in pages.STYLES),
+                     pages.PLOTLY}
     places = set(re.findall(r"\{\{(\w+)\}\}", pages.asset("page.html")))
-    assert places == {"policy", "version", "title", "style", "document", "plotly", "script"}
+    assert places == {"policy", "version", "title", "sentence", "style", "document", "plotly", "script"}
 
 
 # -- writing it -----------------------------------------------------------------------------------------------------
@@ -148,9 +180,9 @@ def test_an_empty_study():
 
 def test_it_goes_into_the_study_by_default(tmp_path, capsys):
     store = keep(tmp_path / "study", [trial("aaa")])
-    studies.report(store, None, None, as_json=True)
+    studies.report(store, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"page": str(store / "report.html")}
-    studies.report(store, tmp_path / "other.html", None, as_json=False)
+    studies.report(store, tmp_path / "other.html")
     assert capsys.readouterr().out == f"{tmp_path / 'other.html'}\n"
     assert not [each for each in tmp_path.iterdir() if each.name.startswith(".")]
     assert (tmp_path / "other.html").stat().st_mode & 0o444
@@ -170,9 +202,3 @@ def test_where_it_cannot_be(tmp_path):
         write_page(store, tmp_path / "none" / "page.html")
     with pytest.raises(ThriftyError, match="no study"):
         write_page(tmp_path / "none")
-
-
-def test_without_plotly(monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(MissingExtra, match=r"thrifty\[report\]"):
-        page(document([trial("aaa")]))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.trials import BASELINE_SECONDS, MACHINE, failed, ledger_of, many, trial
 
+from thrifty.report.comparison import comparison
 from thrifty.report.document import study_json
 from thrifty.report.page import page
 from thrifty.report.words import scaled, seconds, times
@@ -48,9 +49,11 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
     def open(self, trials, failures=(), *, store="study", **search):
-        document = study_json(Findings.of(trials, ledger_of(trials), failures)) | search
+        self.show(study_json(Findings.of(trials, ledger_of(trials), failures)) | search, store)
+
+    def show(self, document, store="study", compared=None):
         path = self.folder / "page.html"
-        path.write_text(page(document, store=store, requests_per_day=1000))
+        path.write_text(page(document, store=store, requests_per_day=1000, compared=compared))
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(path.as_uri())
@@ -135,12 +138,12 @@ def test_figures_are_the_studys(quiet):
                     "[r.dataset.id, [...r.children].map((c) => c.textContent)]))")
     standings = {s.trial.id: s for s in frontier(trials).standings}
     names = {id: cells[0] for id, cells in rows.items()}
-    assert set(rows) == {t.id for t in trials}
+    assert set(rows) == {t.id for t in trials} and headings[:3] == ["trial", "speed-up", "drop"] and headings[-1] == "recipe"
     for each in trials:
-        said = dict(zip(headings, rows[each.id], strict=True))
         if each.status == "failed":
-            assert said["standing"] == f"failed: {each.error}" and said["speed-up"] == said["drop"] == "not measured"
+            assert rows[each.id] == [names[each.id], f"failed: {each.recipe}{each.error}"]
             continue
+        said = dict(zip(headings, rows[each.id], strict=True))
         speedup = each.inference.speedup
         ends = f" [{times(speedup.low)}×, {times(speedup.high)}×]" if speedup.low else ""
         assert said["speed-up"] == f"{times(speedup.value)}×{ends}"
@@ -212,8 +215,9 @@ def test_intervals_are_the_ratios(quiet):
 def test_machines_that_differ_are_not_comparable(quiet):
     other = {**MACHINE, "cpu": "Another CPU"}
     quiet.open([trial("aaa", speed=2.0), trial("bbb", speed=3.0, environment=other)])
-    banner = quiet.one("#machine").text
-    assert "Not comparable" in banner and "differ in cpu" in banner and "Another CPU" in banner and "2.13.0" in banner
+    banner = quiet.one("#warning").text
+    assert "Not comparable" in banner and "differ in cpu" in banner and "Another CPU" in banner
+    assert "2.13.0" in quiet.one("#machine").text
     assert quiet.one("#answer").get_attribute("data-best") == "bbb" and "may not be comparable" in quiet.one("#answer").text
     quiet.set("environment", quiet.js("return document.getElementById('environment').options[1].value"))
     assert set(quiet.points()) == {"aaa"} == set(quiet.listed())
@@ -473,7 +477,7 @@ def test_a_hostile_study_runs_nothing(quiet):
                  "(id, p) => Plotly.Fx.hover(g, [{curveNumber: c, pointNumber: p}])))")
     assert "<script>window.pwned=1" in quiet.one("#scatter .hoverlayer").get_attribute("textContent")
     assert quiet.one("#workload").get_attribute("textContent") == EVIL
-    assert EVIL in quiet.texts("#failures td")
+    assert EVIL in quiet.texts("#failures summary code") and EVIL in quiet.texts("#failures details > p")
     assert quiet.js("return [typeof window.pwned, document.querySelectorAll('img[onerror], [href^=javascript]').length, "
                     "document.querySelectorAll('script').length]") == ["undefined", 0, 3]
 
@@ -505,7 +509,7 @@ def test_nothing_measured_yet(quiet):
     quiet.open([])
     assert quiet.one("#workload").text == "An empty study" and "No trial chosen" in quiet.one("#detail").text
     quiet.open([failed("aaa", "train()", "loss is nan")])
-    assert "No trial has these figures" in quiet.one("#answer").text and "loss is nan" in quiet.one("#table").text
+    assert "No trial has these figures" in quiet.one("#answer").text and "loss is nan" in quiet.texts("#table details > p")[0]
 
 
 def test_a_lower_is_better_quality_has_no_points(quiet):
@@ -529,3 +533,71 @@ def test_four_hundred_trials(quiet):
     assert len(quiet.listed()) == sum("openvino" in t.recipe for t in trials)
     assert quiet.js("return document.querySelectorAll('*').length") < 60_000
     assert quiet.js("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_history_importance_tags_and_another_study(quiet):
+    trials = many(40)
+    done = [t for t in trials if t.status == "done"]
+    spent = [60.0 * (i + 1) for i in range(len(done))]
+    remarks = {done[2].id: {"tags": ["shipped"], "note": "Runs at the customer's."}}
+    found = Findings.of(trials, ledger_of(trials), remarks=remarks,
+                        history=[(t.id, at) for t, at in zip(done, spent, strict=True)])
+    other = Findings.of(done[:6], ledger_of(done[:6]))
+    quiet.show(study_json(found), compared=comparison(found, other, "study-before"))
+    marks = quiet.points("history")
+    assert {id: x for id, (x, _, _) in marks.items()} == {t.id: pytest.approx(at / 60) for t, at in zip(done, spent, strict=True)}
+    line = quiet.js("return document.getElementById('history').data[0].y")
+    within = [t.inference.speedup.value for t in done if t.quality.drop.high <= 0.01 + 1e-9]
+    assert line == [pytest.approx(max(within[:i + 1])) for i in range(len(within)) if i == 0 or within[i] > max(within[:i])] + [
+        pytest.approx(max(within))]
+    shares = study_json(found)["importance"]["speedup"]
+    assert quiet.texts("#importance .pair > :first-child tbody th") == list(shares)
+    assert "Compared with study-before" in quiet.one("#compared-title").text
+    assert len(quiet.texts("#compared table:last-of-type tbody tr")) >= 6
+    quiet.set("filter", "SHIP", "input")
+    assert quiet.listed() == [done[2].id] and "tags" in quiet.texts("#table thead th button")
+    quiet.js("document.querySelector('#table tbody tr').click()")
+    assert quiet.texts("#detail .tags span") == ["shipped"] and quiet.one("#detail .remark").text == "Runs at the customer's."
+
+
+# -- for every reader ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_trial_is_one_line_until_it_is_opened(quiet):
+    quiet.open([trial("aaa"), failed("bbb", "train() | " * 40 + "compile(inductor)", "the reason " * 60)])
+    row = quiet.one("#table tr.failed")
+    closed = row.size["height"]
+    quiet.one("#table tr.failed summary").click()
+    assert closed < 45 < row.size["height"] and "the reason" in row.text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_axe_finds_nothing(quiet, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python, which has axe-core, is not installed")
+    trials, extra = many(40), {"remarks": {many(40)[2].id: {"tags": ["shipped"], "note": "Good."}}}
+    done = [t for t in trials if t.status == "done"]
+    found = Findings.of(trials, ledger_of(trials), [Failure(None, "train()", "out of memory", "2026-11-24")],
+                        history=[(t.id, 9.0 * i) for i, t in enumerate(done)], **extra)
+    quiet.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                 {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+    quiet.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    try:
+        quiet.show(study_json(found), compared=comparison(found, Findings.of(done[:5]), "study-before"))
+        assert quiet.js("return document.documentElement.scrollWidth") <= width
+        assert quiet.one("#table-hint").is_displayed()
+        height = quiet.js("return document.documentElement.scrollHeight")
+        assert height < (2900 if width == 390 else 7000)
+        script = (Path(axe.__file__).parent / "axe.min.js").read_text()
+        quiet.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": script})  # as a reader's tool does: the policy holds
+        run = ("const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then((found) => done("
+               "[found.passes.length, found.violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.target).join(' ')}`)]))")
+        passed, violations = quiet.driver.execute_async_script(run)
+        assert violations == [] and passed >= 20
+        if width == 390:  # where parts are closed at first
+            quiet.js("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+            assert quiet.driver.execute_async_script(run)[1] == []
+            assert quiet.js("return document.documentElement.scrollWidth") <= width
+    finally:
+        quiet.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        quiet.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

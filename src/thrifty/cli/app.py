@@ -32,7 +32,7 @@ app = typer.Typer(
 VERBS: tuple[Callable[..., None], ...] = (
     listings.workloads, listings.methods, listings.compilers, recipes.check, recipes.plan, recipes.run, recipes.sweep,
     recipes.orders, recipes.explore, recipes.tune, studies.best, artifacts.bench, artifacts.verify, artifacts.serve,
-    studies.show, studies.report, conversion.quantize, conversion.export, listings.cache,
+    studies.show, studies.report, studies.tag, studies.note, conversion.quantize, conversion.export, listings.cache,
 )
 """In the order of ``thrifty --help``."""
 app.callback()(settings)

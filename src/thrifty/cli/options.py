@@ -48,6 +48,9 @@ TrainingThreadsOption = Annotated[int | None, typer.Option(
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random streams.")]
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
+LogOption = Annotated[list[str] | None, typer.Option(
+    "--log", metavar="KIND[:DIR]", help="Log trials and training curves, offline, to mlflow, tensorboard, trackio or wandb; in "
+                                        "the study's directory, or DIR. May be repeated.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
 NprocOption = Annotated[int | None, typer.Option("--nproc", min=1, help="Processes that train together; torchrun's, under it.")]
 RestartsOption = Annotated[int, typer.Option("--max-restarts", min=0, help="How often they start again after one failed.")]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +19,7 @@ from thrifty.cli.options import (
     DryRunOption,
     ForceOption,
     JsonOption,
+    LogOption,
     MaxBytesOption,
     MaxDropOption,
     MaxLatencyOption,
@@ -38,14 +42,19 @@ from thrifty.errors import ThriftyError
 from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
-    from thrifty.report.terminal import Progress
+    from thrifty.studies.events import Listener
     from thrifty.target import Target
+    from thrifty.workloads.workload import Workload
 
 
-def progress() -> Progress:
+@contextlib.contextmanager
+def listening(workload: Workload, study: Path, log: list[str] | None) -> Iterator[Listener]:
+    """A listener that tells what goes on to the terminal, and to the sinks that were asked for."""
+    from thrifty.report.sinks.logs import both, log_to
     from thrifty.report.terminal import Progress
 
-    return Progress()
+    with Progress() as shown, log_to(*(log or ()), study=study, workload=workload.name, say=shown.note) as logs:
+        yield both(shown.hear, logs)
 
 
 def begin_warm(device: str, dry_run: bool) -> None:
@@ -83,7 +92,8 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOpti
 def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption = None, device: DeviceOption = "cpu",
         threads: ThreadsOption = 1, seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None,
         force: ForceOption = False, nproc: NprocOption = None, max_restarts: RestartsOption = 0,
-        training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+        training_threads: TrainingThreadsOption = None, log: LogOption = None,
+        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)"
@@ -107,10 +117,10 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
         emit(plan) if as_json else print(shortened("\n".join(f"{key}: {plainly(value)}" for key, value in plan.items()), 4000))
         return
     place = study or default_study(definition.source)
-    with progress() as shown:
+    with listening(definition, place, log) as listener:
         trial = run_recipe(definition, parsed, study=place, target=target, seed=seed, pairs=pairs, price=price,
                            force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
-                           listener=shown.hear)
+                           listener=listener)
     if as_json:
         emit(trial.to_json())
     else:
@@ -138,7 +148,7 @@ def plan(workload: WorkloadArgument, recipe: RecipeArgument, nproc: NprocOption 
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
           study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-          seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None,
+          seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None, log: LogOption = None,
           as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
@@ -160,9 +170,9 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         emit({"workload": definition.name, "recipes": texts}) if as_json else print("\n".join(texts))
         return
     place = study or default_study(definition.source)
-    with progress() as shown:
+    with listening(definition, place, log) as listener:
         found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
-                              training_threads=training_threads, listener=shown.hear)
+                              training_threads=training_threads, listener=listener)
     print_study(place, as_json)
     hint(f"The study is in {place}; its page: thrifty report {place}")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
@@ -174,7 +184,7 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
            compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
            epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each training.")] = 1,
            study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
-           price: PriceOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+           price: PriceOption = None, log: LogOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure the orders in which methods can follow one another, after the workload's reference.
 
     Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)"
@@ -193,9 +203,9 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
             "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
         return
     place = study or default_study(definition.source)
-    with progress() as shown:
+    with listening(definition, place, log) as listener:
         ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=place,
-                             target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
+                             target=target_of(device, threads), seed=seed, price=price, listener=listener)
     emit(ran.to_json()) if as_json else print_orders(ran)
     hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
@@ -214,7 +224,8 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
             worker_gpus: Annotated[int, typer.Option("--worker-gpus", min=0, help="With ray: GPUs a recipe.")] = 0,
             worker_memory: Annotated[str | None, typer.Option("--worker-memory", help="With ray: memory a recipe, 4GB.")] = None,
             nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
-            training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+            training_threads: TrainingThreadsOption = None, log: LogOption = None,
+            as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
 
     Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
@@ -251,10 +262,10 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
     elif not workers.isdecimal() or not int(workers):
         raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
     place = study or default_study(definition.source)
-    with progress() as shown:
+    with listening(definition, place, log) as listener:
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
-                                training_threads=training_threads, listener=shown.hear)
+                                training_threads=training_threads, listener=listener)
     print_study(place, as_json, requests_per_day)
     if found.ended == "interrupted":
         raise KeyboardInterrupt
@@ -276,7 +287,8 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
          study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
-         training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+         training_threads: TrainingThreadsOption = None, log: LogOption = None,
+         as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
 
     Example: thrifty tune digits adamw muon sophia --trials 6
@@ -295,10 +307,10 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
         emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))
         return
     place = study or default_study(definition.source)
-    with progress() as shown:
+    with listening(definition, place, log) as listener:
         found = tune_optimizers(definition, optimizers, study=place, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
-                                training_threads=training_threads, listener=shown.hear)
+                                training_threads=training_threads, listener=listener)
     emit(found.to_json()) if as_json else print_tuned(found)
     hint(f"The study is in {place}.")
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

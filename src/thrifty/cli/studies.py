@@ -91,6 +91,8 @@ def report(study: StudyArgument = None,
            out: Annotated[Path | None, typer.Option("--out", help="The file; report.html in the study by default.")] = None,
            requests_per_day: Annotated[float | None, typer.Option(
                "--requests-per-day", help="How many the model will serve: tells break-even in days.")] = None,
+           compare: Annotated[Path | None, typer.Option(
+               "--compare", metavar="STUDY", help="Another study's directory, to show beside this one.")] = None,
            as_json: JsonOption = False) -> None:
     """Write a study's page: one HTML file that works offline, and print its path.
 
@@ -99,5 +101,38 @@ def report(study: StudyArgument = None,
     from thrifty.report.page import write_page
     from thrifty.studies.places import the_study
 
-    path = write_page(study or the_study(), out, requests_per_day=requests_per_day)
+    path = write_page(study or the_study(), out, requests_per_day=requests_per_day, compare=compare)
     emit({"page": str(path)}) if as_json else print(literal(path))
+
+
+StudyToRemark = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's directory.")]
+TrialArgument = Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id, or a beginning that no other has.")]
+
+
+def tag(study: StudyToRemark, trial: TrialArgument,
+        tags: Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="Tags to add.")] = None,
+        remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to take off; may be repeated.")] = None,
+        as_json: JsonOption = False) -> None:
+    """Tag a trial, and print its tags; show and report tell them.
+
+    Example: thrifty tag study-digits/ 3fa2 shipped --remove candidate
+    """
+    from thrifty.studies.remarks import remark
+
+    id, said = remark(study, trial, tags=tags or (), remove=remove or ())
+    emit({"trial": id, "tags": list(said.tags), "note": said.note}) if as_json else print(
+        literal(f"{id}: {', '.join(said.tags) or 'no tags'}"))
+
+
+def note(study: StudyToRemark, trial: TrialArgument,
+         text: Annotated[str, typer.Argument(metavar="TEXT", help='Replaces the note that it has; "" takes it off.')],
+         as_json: JsonOption = False) -> None:
+    """Keep a note on a trial; show and report tell it.
+
+    Example: thrifty note study-digits/ 3fa2 "Served since May; the customer noticed nothing."
+    """
+    from thrifty.studies.remarks import remark
+
+    id, said = remark(study, trial, note=text)
+    emit({"trial": id, "tags": list(said.tags), "note": said.note}) if as_json else print(
+        literal(f"{id}: {said.note or 'no note'}"))

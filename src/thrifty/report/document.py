@@ -20,15 +20,19 @@ def study_json(found: Findings) -> dict[str, Any]:
     >>> study_json(Findings.of([]))["frontier"]
     []
     """
+    from thrifty.report.answer import answer  # with what it needs of studies: `finite` serves verbs that have none
+    from thrifty.report.importance import importance
+
     trials, standings, spent = found.trials, found.frontier, found.spent
     asked = found.bars is not None
     return {
+        "answer": answer(found),
         "workload": trials[0].workload if trials else None,
         "target": dict(trials[0].target) if trials else None,
         "source": found.source,
         "doubt": found.doubt,
         "environments": environments(trials),
-        "trials": [trial.to_json() for trial in trials],
+        "trials": [trial.to_json() | remarked(found, trial.id) for trial in trials],
         "frontier": [trial.id for trial in standings.front],
         "objectives": list(standings.objectives),
         "standings": [{"id": s.trial.id, "status": s.status, "by": s.by} for s in standings.standings],
@@ -39,10 +43,18 @@ def study_json(found: Findings) -> dict[str, Any]:
         "as_it_is": found.as_it_is.to_json(),
         "ended": found.ended,
         "bars": found.bars and found.bars.to_json(),
+        "history": [{"id": id, "seconds": seconds} for id, seconds in found.history],
+        "importance": importance(trials),
         "failures": [dataclasses.asdict(failure) for failure in found.failures],
         "spent": {"seconds": spent.seconds, "flops": spent.flops, "joules": spent.joules, "dollars": spent.dollars,
                   "charges": spent.to_json()},
     }
+
+
+def remarked(found: Findings, id: str) -> dict[str, Any]:
+    """Tags and note of a trial."""
+    said = found.remarks.get(id)
+    return {"tags": list(said.tags) if said else [], "note": said.note if said else ""}
 
 
 def environments(trials: Iterable[Trial]) -> dict[str, dict[str, Any]]:

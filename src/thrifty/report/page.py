@@ -14,16 +14,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.errors import ThriftyError
 from thrifty.measure.environment import VERSION
+from thrifty.report.comparison import comparison
 from thrifty.report.document import finite, study_json
 from thrifty.studies.findings import Findings
+from thrifty.studies.places import ARTIFACTS
 
-SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "scatter", "parallel", "answer", "spent", "detail",
-           "table", "main")
+SCRIPTS = ("island", "words", "figures", "study", "choose", "dom", "charts", "compare", "scatter", "parallel", "answer",
+           "history", "table", "spent", "importance", "detail", "main")
 """The page's own script, in the order in which one part uses another."""
 
 STYLES = ("base", "parts", "narrow")
+
+PLOTLY = "plotly-basic.min.js"
+"""plotly.js-basic-dist-min 4.1.1 of npm, as it is (MIT): a quarter of the whole library, with all that the page draws."""
 
 
 class PageError(ThriftyError):
@@ -31,19 +36,20 @@ class PageError(ThriftyError):
 
 
 def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *,
-          requests_per_day: float | None = None) -> Path:
+               requests_per_day: float | None = None, compare: str | os.PathLike[str] | None = None) -> Path:
     """Write a study's page.
 
     Args:
         store_path: the study's directory.
         out: the file; ``report.html`` in the study's directory where None.
         requests_per_day: how many the model will serve, above 0: tells break-even in days. The page can change it.
+        compare: the directory of another study, shown beside it.
 
     Returns:
         the file's path.
 
     Raises:
-        ThriftyError: there is no study, plotly is missing, or the file cannot be there.
+        ThriftyError: there is no study, or the file cannot be there.
     """
     if requests_per_day is not None and not (math.isfinite(requests_per_day) and requests_per_day > 0):
         raise PageError(f"requests per day must be a number above 0 but is {requests_per_day}")
@@ -53,8 +59,10 @@ def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] |
         raise PageError(f"{path} is a directory; name a file, such as {path / 'report.html'}")
     if not path.parent.is_dir() and out is not None:
         raise PageError(f"there is no directory {path.parent}; make it, or choose another --out")
-    document = study_json(Findings.read(store_path))
-    text = page(document, store=str(store_path), requests_per_day=requests_per_day)
+    found = Findings.read(store_path)
+    home = store_path.resolve()
+    other = None if compare is None else comparison(found, Findings.read(compare), Path(compare).resolve().name)
+    text = page(relative(study_json(found), home), store=home.name, requests_per_day=requests_per_day, compared=other)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -64,23 +72,46 @@ def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] |
     return path
 
 
-def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day: float | None = None) -> str:
+def relative(document: Mapping[str, Any], study: Path) -> dict[str, Any]:
+    """A document whose paths are seen from the directory that holds the study: a page says nothing of whose machine it was.
+
+    >>> found = {"source": "/home/me/work/rows.py:workload", "trials": [
+    ...     {"id": "ab12", "artifact": {"path": "/home/me/study-rows/artifacts/ab12"}}]}
+    >>> made = relative(found, Path("/home/me/study-rows"))
+    >>> made["source"], made["trials"][0]["artifact"]["path"]
+    ('work/rows.py:workload', 'study-rows/artifacts/ab12')
+    """
+    def own(trial: Mapping[str, Any]) -> dict[str, Any]:
+        artifact = trial["artifact"]
+        if not artifact or Path(artifact["path"]).parts[-2:-1] != (ARTIFACTS,):
+            return dict(trial)
+        return {**trial, "artifact": {**artifact, "path": f"{study.name}/{ARTIFACTS}/{Path(artifact['path']).name}"}}
+
+    source = document["source"]
+    if source and os.path.isabs(source):
+        source = os.path.relpath(source, study.parent)
+    elif source:
+        source = source.replace(f"{study.parent}{os.sep}", "")  # of a Hugging Face directory, with its data
+    return {**document, "source": source, "trials": [own(trial) for trial in document["trials"]]}
+
+
+def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day: float | None = None,
+         compared: Mapping[str, Any] | None = None) -> str:
     """The page of a document.
 
     Args:
         document: as `study_json` makes it.
         store: the study's directory, as the page's commands are to name it.
         requests_per_day: see `write_page`.
-
-    Raises:
-        MissingExtra: plotly is not installed.
+        compared: another study, as `thrifty.report.comparison` makes it.
     """
-    plotly, script = plotly_script(), own_script()
-    options = {"store": store, "requests_per_day": requests_per_day}
+    plotly, script = asset(PLOTLY), own_script()
+    options = {"store": store, "requests_per_day": requests_per_day, "compared": compared}
     parts = {
         "policy": policy(plotly, script),
         "version": VERSION,
         "title": text(f"{document['workload'] or 'An empty study'}: Thrifty report"),
+        "sentence": text(document["answer"]["sentence"]),
         "style": "".join(asset(f"{name}.css") for name in STYLES),
         "document": island({"study": document, "options": options}),
         "plotly": plotly,
@@ -122,11 +153,3 @@ def asset(name: str) -> str:
 def own_script() -> str:
     """One function that holds all: it leaves no name behind."""
     return '(() => {\n"use strict";\n' + "\n".join(asset(f"{name}.js") for name in SCRIPTS) + "})();\n"
-
-
-def plotly_script() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtra("plotly", "report") from error
-    return str(get_plotlyjs())

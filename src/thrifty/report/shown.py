@@ -52,12 +52,13 @@ def show_layers(place: Path) -> None:
 def show_study(found: Findings, requests_per_day: float | None = None) -> None:
     """What a study says, in tables."""
     from thrifty.report import terminal
+    from thrifty.report.answer import answer
     from thrifty.report.choice import print_choice
     from thrifty.report.words import literal
 
-    if found.bars is not None and found.choice.keep is not None:
-        print(f"Keep the model as it is: {literal(found.choice.keep)}.\n")
-    terminal.print_study(found.trials, found.frontier, found.spent, found.failures)
+    if found.trials:
+        print(f"{literal(answer(found)['sentence'])}\n")
+    terminal.print_study(found.trials, found.frontier, found.spent, found.failures, found.remarks)
     if found.doubt is not None:
         print(f"\n{shortened(found.doubt)}")
     if found.ended is not None:

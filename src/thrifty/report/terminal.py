@@ -18,6 +18,7 @@ from thrifty.report.verbosity import Verbosity
 from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant, times
 from thrifty.studies.frontier import Frontier, Standing
 from thrifty.studies.ledger import Kind, Ledger
+from thrifty.studies.remarks import Remarks
 from thrifty.studies.searches import nets
 from thrifty.studies.store import Failure
 from thrifty.studies.trial import QualityFigure, Trial
@@ -36,17 +37,17 @@ _STYLES = {"front": "bold green", "tied": "yellow", "dominated": "dim"}
 
 
 def print_study(trials: Sequence[Trial], found: Frontier, spent: Ledger, failures: Sequence[Failure] = (),
-                file: TextIO | None = None) -> None:
-    """A study: header, frontier, picture, what has no place on it, failures, where the time went."""
+                remarks: Mapping[str, Remarks] | None = None, file: TextIO | None = None) -> None:
+    """A study: header, frontier, picture, what has no place on it, remarks, failures, where the time went."""
     out = sys.stdout if file is None else file
     if not trials and not failures and not spent.charges:
         show(Text("The study is empty."), file=out)
         return
-    show(*study(trials, found, spent, failures, width_of(out)), file=out)
+    show(*study(trials, found, spent, failures, width_of(out), remarks or {}), file=out)
 
 
 def study(trials: Sequence[Trial], found: Frontier, spent: Ledger, failures: Sequence[Failure],
-          width: int) -> list[RenderableType]:
+          width: int, remarks: Mapping[str, Remarks]) -> list[RenderableType]:
     """The parts of `print_study`."""
     ranked = sorted(found.standings, key=_rank)
     marks = {s.trial.id: mark(i) for i, s in enumerate(ranked)}
@@ -69,6 +70,9 @@ def study(trials: Sequence[Trial], found: Frontier, spent: Ledger, failures: Seq
                            [_right("trial"), "search", _right("cost"), _right("saved a request"), "break-even"],
                            [(marks.get(net.trial, net.trial), net.phase, seconds(net.seconds), _saving(net.saving),
                              _break_even(net.requests)) for net in searches]))
+    if remarks:
+        parts.append(table("Tags and notes", [_right("trial"), "tags", "note"], [
+            (marks.get(id, id), ", ".join(said.tags), said.note) for id, said in remarks.items()]))
     if failures:
         parts.append(table("Failures", ["recipe", "reason", "when"], [(f.recipe, f.reason, f.at) for f in failures]))
     if spent.charges:

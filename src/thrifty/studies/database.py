@@ -19,10 +19,11 @@ FILE, LOCK = "study.sqlite", "study.lock"
 
 Mode = Literal["read", "write"]
 
-Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended", "session"]
+Note = Literal["bars", "source", "doubt", "as it is", "compiled", "estimates", "ended", "session",
+               "remarks"]
 """What the last search was asked for, where the workload was found, why nothing follows from the study, what is known of the
 model as it is, which compiler made the compiled baseline, how well costs were estimated, how the last exploration ended, who
-writes now."""
+writes now, tags and notes on trials."""
 
 
 class StoreError(ThriftyError):

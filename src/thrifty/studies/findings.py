@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from thrifty.studies.as_it_is import AsItIs
@@ -12,6 +12,7 @@ from thrifty.studies.constraints import Bars, Choice, choose
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
 from thrifty.studies.places import found_source
+from thrifty.studies.remarks import Remarks, remarks_of
 from thrifty.studies.store import Failure, Store
 from thrifty.studies.trial import Trial
 
@@ -32,6 +33,8 @@ class Findings:
         doubt: why nothing can be concluded from it; None where there is no such reason.
         as_it_is: what is known of the model that nothing was done to, the doubt included.
         ended: how the last exploration ended, as `thrifty.search.ending` says; None where there was none.
+        remarks: tags and notes, by the trial's id.
+        history: trials in the order in which they were first timed, each with the seconds charged by then.
     """
 
     trials: tuple[Trial, ...]
@@ -44,6 +47,8 @@ class Findings:
     doubt: str | None = None
     as_it_is: AsItIs = AsItIs()
     ended: Mapping[str, Any] | None = None
+    remarks: Mapping[str, Remarks] = field(default_factory=dict)
+    history: tuple[tuple[str, float], ...] = ()
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> Findings:
@@ -55,13 +60,15 @@ class Findings:
         with Store.open(path) as store:
             source = found_source(store.noted("source"), store.path)
             return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"), source,
-                               store.noted("doubt"), store.noted("as it is"), store.noted("ended"))
+                               store.noted("doubt"), store.noted("as it is"), store.noted("ended"),
+                               store.noted("remarks"), store.history())
 
     @staticmethod
     def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
            asked: Mapping[str, Any] | None = None, source: str | None = None,
            doubt: str | None = None, as_it_is: Mapping[str, Any] | None = None,
-           ended: Mapping[str, Any] | None = None) -> Findings:
+           ended: Mapping[str, Any] | None = None, remarks: Mapping[str, Any] | None = None,
+           history: Sequence[tuple[str, float]] = ()) -> Findings:
         """The findings of trials, judged by the constraints that were asked for.
 
         >>> Findings.of([]).choice.trial is None
@@ -69,7 +76,8 @@ class Findings:
         """
         bars, model = Bars.of(asked), AsItIs.of(as_it_is, doubt)
         return Findings(tuple(trials), frontier(trials, objectives(bars)), None if asked is None else bars,
-                        choose(trials, bars, model), spent, tuple(failures), source, doubt, model, ended)
+                        choose(trials, bars, model), spent, tuple(failures), source, doubt, model, ended, remarks_of(remarks),
+                        tuple(history))
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -40,6 +39,7 @@ from thrifty.studies.database import (
 )
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.places import kept, reached
+from thrifty.studies.rows import KINDS, first_measured, now, put_failure, put_scores, utf8
 from thrifty.studies.serialization import dumps, loads, plain
 from thrifty.studies.trial import Trial
 from thrifty.units import plainly
@@ -188,16 +188,16 @@ class Store:
             db.execute(
                 "INSERT INTO trials VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
                 "created = excluded.created, status = excluded.status, json = excluded.json",
-                (_text(trial.id), _text(trial.created), trial.status, text),
+                (utf8(trial.id), utf8(trial.created), trial.status, text),
             )
             for split, values in (scores or {}).items():
-                _put_scores(db, trial.id, split, values)
+                put_scores(db, trial.id, split, values)
             if trial.status == "failed":
-                _put_failure(db, trial.id, trial.recipe, trial.error or "no reason was given")
+                put_failure(db, trial.id, trial.recipe, trial.error or "no reason was given")
 
     def trial(self, id: str) -> Trial | None:
         """The trial of that id, None where there is none."""
-        rows = self._read("SELECT json FROM trials WHERE id = ?", _text(id))
+        rows = self._read("SELECT json FROM trials WHERE id = ?", utf8(id))
         return self._trial(rows[0][0]) if rows else None
 
     def trials(self) -> tuple[Trial, ...]:
@@ -215,17 +215,17 @@ class Store:
     def put_scores(self, trial: str, split: str, scores: Scores) -> None:
         """Keep a trial's scores on a split, replacing earlier ones."""
         with self._writing() as db:
-            _put_scores(db, trial, split, scores)
+            put_scores(db, trial, split, scores)
 
     def scores(self, trial: str, split: str, statistic: Statistic | None = None) -> Scores | None:
         """A trial's scores on a split, None where it was not scored. The quality's statistic is code, which is not kept."""
         rows = self._read("SELECT numerator, denominator, cluster FROM scores WHERE trial = ? AND split = ?",
-                          _text(trial), _text(split))
+                          utf8(trial), utf8(split))
         if not rows:
             return None
         try:
             numerator, denominator, cluster = (
-                np.frombuffer(blob, kind).astype(kind[1:]) for blob, kind in zip(rows[0], _KINDS, strict=True)
+                np.frombuffer(blob, kind).astype(kind[1:]) for blob, kind in zip(rows[0], KINDS, strict=True)
             )
             shape = numerator.shape if statistic is None else (len(cluster), -1)
             return Scores(numerator.reshape(shape), denominator.reshape(shape), cluster, statistic)
@@ -238,11 +238,11 @@ class Store:
         """Append a charge, on behalf of a trial or (None) of the study."""
         with self._writing() as db:
             db.execute("INSERT INTO charges (at, trial, json) VALUES (?, ?, ?)",
-                       (_now(), trial and _text(trial), dumps(charge)))
+                       (now(), trial and utf8(trial), dumps(charge)))
 
     def spent(self, trial: str | None = None, price: float | None = None) -> Ledger:
         """All that really ran, or what ran on behalf of one trial, in order."""
-        where, values = ("", ()) if trial is None else (" WHERE trial = ?", (_text(trial),))
+        where, values = ("", ()) if trial is None else (" WHERE trial = ?", (utf8(trial),))
         rows = self._read(f"SELECT json FROM charges{where} ORDER BY n", *values)
         try:
             return Ledger(tuple(loads(Charge, text) for (text,) in rows), price)
@@ -263,14 +263,14 @@ class Store:
             raise StoreError(f"round {round} of trial {trial} cannot be kept: {error}") from error
         with self._writing() as db:
             if db.execute("SELECT 1 FROM rounds WHERE trial = ? AND what = ? AND round = ?",
-                          (_text(trial), _text(what), round)).fetchone():
+                          (utf8(trial), utf8(what), round)).fetchone():
                 raise StoreError(f"round {round} of {what} of trial {trial} was kept already")
-            db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?)", (_text(trial), _text(what), round, _now(), text))
+            db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?)", (utf8(trial), utf8(what), round, now(), text))
 
     def rounds(self, trial: str, what: str = "inference") -> dict[int, dict[str, Any]]:
         """The rounds measured so far, by number, in order."""
         rows = self._read("SELECT round, json FROM rounds WHERE trial = ? AND what = ? ORDER BY round",
-                          _text(trial), _text(what))
+                          utf8(trial), utf8(what))
         return {number: self._json(text, f"round {number} of {what} of trial {trial}") for number, text in rows}
 
     def _json(self, text: Any, what: str) -> Any:
@@ -279,12 +279,17 @@ class Store:
         except (ValueError, TypeError, RecursionError) as error:
             raise StoreError(f"{what} in {self.path} is damaged: {in_one_line(error)}; restore {FILE} from a copy") from error
 
+    def history(self) -> tuple[tuple[str, float], ...]:
+        """The trials in the order in which they were first timed, each with the seconds charged by then."""
+        with self._mutex, explained(self.path):
+            return tuple(first_measured(self._db))
+
     # -- failures -----------------------------------------------------------------------------------------------
 
     def put_failure(self, trial: str | None, recipe: str, reason: str) -> None:
         """Append a failure that left no trial; a failed trial's own is appended by `put_trial`."""
         with self._writing() as db:
-            _put_failure(db, trial, recipe, reason)
+            put_failure(db, trial, recipe, reason)
 
     def failures(self) -> tuple[Failure, ...]:
         """Every failure, in order."""
@@ -311,7 +316,7 @@ class Store:
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 db.execute(f"PRAGMA user_version = {FORMAT}")
                 db.executemany("INSERT INTO meta VALUES (?, ?)",
-                               [("study", dumps(study)), ("thrifty", version()), ("created", _now())])
+                               [("study", dumps(study)), ("thrifty", version()), ("created", now())])
             return study
         if application != _APPLICATION:
             raise StoreError(f"{self.path / FILE} is an SQLite file of something else, not a study of Thrifty's; "
@@ -372,26 +377,3 @@ class Store:
         if self._lock is not None:
             release(self._lock)
             self._lock = None
-
-
-_KINDS = ("<f8", "<f8", "<i8")
-
-
-def _put_scores(db: sqlite3.Connection, trial: str, split: str, scores: Scores) -> None:
-    arrays = (scores.numerator, scores.denominator, scores.cluster)
-    blobs = [np.ascontiguousarray(array, kind).tobytes() for array, kind in zip(arrays, _KINDS, strict=True)]
-    db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", (_text(trial), _text(split), *blobs))
-
-
-def _put_failure(db: sqlite3.Connection, trial: str | None, recipe: str, reason: str) -> None:
-    db.execute("INSERT INTO failures (at, trial, recipe, reason) VALUES (?, ?, ?, ?)",
-               (_now(), trial and _text(trial), _text(recipe), _text(reason)))
-
-
-def _text(value: str) -> str:
-    """SQLite takes UTF-8, which lone surrogates (of undecodable file names, say) have not."""
-    return value.encode("utf-8", "backslashreplace").decode()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

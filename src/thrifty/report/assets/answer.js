@@ -80,7 +80,7 @@ function asked() {
   const bars = BARS.filter((key) => state.limits[key] != null).map(
     (key) => `${FIGURES[key].label} at most ${FIGURES[key].text(state.limits[key])}`,
   );
-  return bars.length ? bars.join(", ") : "no bar at all";
+  return bars.length ? bars.join(", ") : "no constraint";
 }
 
 // Why the model as it is should be kept, where no trial is recommended; null where it may miss a bar itself.

@@ -1,7 +1,9 @@
 // What the two charts share.
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+const NARROW = matchMedia("(max-width: 640px)"); // a phone
 const CONFIG = {
+  displayModeBar: !NARROW.matches, // which covers the chart where there is little room
   responsive: true,
   displaylogo: false,
   doubleClickDelay: 400,

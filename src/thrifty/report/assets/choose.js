@@ -25,6 +25,13 @@ function beatsModel(row, minimise) {
   return minimise === "training" ? figure.value * 1.05 < own * 0.95 : figure.value < own;
 }
 
+// Whether all that is limited was measured, and its upper ends keep to the limits.
+function meets(row, limits) {
+  return BARS.every(
+    (key) => limits[key] == null || (row.figures[key] && upper(row.figures[key]) - limits[key] <= TOLERANCE),
+  );
+}
+
 // The trial with the least of `minimise` among those whose upper ends meet every limit and that beat the model as it is; one that was
 // only screened comes after every one with an interval. Without any, the nearest: the least of its largest excess, in spans of the figure over the study.
 function best(rows, limits, minimise) {

@@ -70,7 +70,7 @@ function ablation(row) {
         element("h4", {}, "Without a phase"),
         element(
           "div",
-          { class: "scroll" },
+          { class: "scroll", tabindex: 0 },
           plainTable(
             "The same recipe, one phase left out",
             [["without"], ["trial"], ["drop", true], ["speed-up", true]],
@@ -145,7 +145,7 @@ function effectsOf({ trial: { effects } }) {
         element("h4", {}, "Effects"),
         element(
           "div",
-          { class: "scroll" },
+          { class: "scroll", tabindex: 0 },
           plainTable(
             "What each method claims, as probed last",
             [["method"], ["what"], ["before", true], ["after", true], ["read from"]],
@@ -177,6 +177,8 @@ function drawDetail() {
       row.by ? " " : null,
       row.by && BY_ID.has(row.by) ? element("span", {}, "(", link(BY_ID.get(row.by)), ")") : null,
     ),
+    row.trial.tags.length > 0 && element("p", { class: "tags" }, ...row.trial.tags.map((tag) => element("span", {}, tag))),
+    row.trial.note && element("p", { class: "remark" }, row.trial.note),
     row.screened &&
       element("p", { class: "note" }, "Screened: its speed was measured with one pair and has no interval."),
     ...lineage(row),
@@ -194,7 +196,7 @@ function drawDetail() {
     ...(row.trial.ledger.length
       ? [
           element("h4", {}, "Its cost, as if alone"),
-          element("div", { class: "scroll" }, spentTable(row.trial.ledger, "By kind, the dearest first")),
+          element("div", { class: "scroll", tabindex: 0 }, spentTable(row.trial.ledger, "By kind, the dearest first")),
         ]
       : []),
   );

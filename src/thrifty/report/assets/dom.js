@@ -56,7 +56,9 @@ function plainTable(caption, columns, rows) {
       element(
         "tr",
         {},
-        ...columns.map(([heading, number]) => element("th", { scope: "col", class: number && "number" }, heading)),
+        ...columns.map(([heading, number]) =>
+          heading ? element("th", { scope: "col", class: number && "number" }, heading) : element("td"),
+        ),
       ),
     ),
     element(

@@ -20,6 +20,7 @@ const state = {
 
 const VIEWS = [
   { draw: drawAnswer, of: ["limits", "minimise", "environment"] },
+  { draw: drawHistory, of: ["limits", "minimise", "environment", "theme", "paper"] },
   {
     draw: drawScatter,
     of: ["x", "y", "log-x", "log-y", "intervals", "environment", "chosen", "selected", "theme", "paper"],
@@ -118,21 +119,42 @@ function theme(name) {
   change({ theme: name });
 }
 
+// Where there is little room, what is not the answer is opened on demand. A chart drawn while it was closed has no size.
+function buildParts() {
+  for (const part of document.querySelectorAll("details.part")) {
+    part.open = !NARROW.matches;
+    part.addEventListener("toggle", () => {
+      if (part.open) part.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.Plots.resize(chart));
+    });
+  }
+}
+
+// Says so where a table is wider than its place.
+function hintScroll() {
+  by("table-hint").hidden = by("table").scrollWidth <= by("table").clientWidth + 1;
+}
+
 document.querySelectorAll("form").forEach((form) => form.addEventListener("submit", (event) => event.preventDefault()));
+buildParts();
 buildAxes();
 buildBars();
 buildTableControls();
 drawHeader();
 drawSpent();
 drawFailures();
+drawImportance();
+drawCompared();
 change(state);
 listenTo("scatter");
 listenTo("parallel");
+hintScroll();
+new ResizeObserver(hintScroll).observe(by("table"));
 if (ROWS.length) choose((state.best.nearest || ROWS[0]).id);
 by("theme").addEventListener("change", (event) => theme(event.target.value));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => change({ theme: state.theme }));
 addEventListener("beforeprint", () => {
   document.documentElement.dataset.theme = "light";
+  document.querySelectorAll("details").forEach((part) => part.setAttribute("open", ""));
   change({ paper: true });
 });
 addEventListener("afterprint", () => {

@@ -67,6 +67,7 @@ function chosenTrace(rows, axes) {
 function drawParallel() {
   const rows = shown().filter((row) => row.trial.status === "done");
   const axes = parallelAxes(rows);
+  by("parallel-section").hidden = axes.length < 2; // nothing to compare
   const end = (text, i, y, anchor) => ({
     x: i,
     y,
@@ -120,9 +121,7 @@ function drawParallel() {
   );
   fill(
     "parallel-text",
-    axes.length
-      ? `Each line is a trial over ${axes.map(({ key }) => FIGURES[key].label).join(", ")}; the better end of every axis is at the bottom. ` +
-          "Drag over an axis to select the trials that pass there; the selection shows above and in the table. Dotted: screened."
-      : "Fewer than two figures differ between trials.",
+    `Each line is a trial over ${axes.map(({ key }) => FIGURES[key].label).join(", ")}; the better end of every axis is at the bottom. ` +
+      "Drag over an axis to select the trials that pass there; the selection shows above and in the table. Dotted: screened.",
   );
 }

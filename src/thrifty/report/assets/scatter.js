@@ -145,7 +145,7 @@ function bestArrow(rows = placed(shown(), state.x, state.y)) {
         {
           x: place("x"),
           y: place("y"),
-          text: "best under the bars",
+          text: "best under the constraints",
           showarrow: true,
           arrowhead: 0,
           arrowcolor: colour("soft"),
@@ -195,13 +195,14 @@ function drawScatter() {
       yanchor: "bottom",
       x: 0,
       traceorder: "reversed",
-      font: { color: colour("soft") },
+      ...(NARROW.matches && { entrywidthmode: "fraction", entrywidth: 0.48 }),
+      font: { color: colour("soft"), size: NARROW.matches ? 10 : 12 },
       itemclick: false,
       itemdoubleclick: false,
     },
     uirevision: [state.x, state.y, onLog("x"), onLog("y"), state.environment].join(),
   };
-  Plotly.react("scatter", [beaten(rows), ...grouped(rows).map(scatterTrace), ring(rows)], layout, CONFIG);
+  Plotly.react("scatter", [beaten(rows), ...otherFront(state.x, state.y), ...grouped(rows).map(scatterTrace), ring(rows)], layout, CONFIG);
   fill("scatter-text", describe(rows));
 }
 

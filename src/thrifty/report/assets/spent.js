@@ -62,21 +62,21 @@ function drawSpent() {
 }
 
 function drawFailures() {
-  const rows = STUDY.failures.map((failure) => [
-    failure.recipe || "(the model as it comes)",
-    failure.reason,
-    failure.at,
-    BY_ID.has(failure.trial) ? link(BY_ID.get(failure.trial)) : failure.trial || "",
-  ]);
+  const lines = STUDY.failures.map(({ recipe, reason, at: when, trial }) =>
+    failure(
+      recipe || "(the model as it comes)",
+      reason,
+      element("p", { class: "note" }, when, BY_ID.has(trial) ? element("span", {}, ", trial ", link(BY_ID.get(trial))) : null),
+    ),
+  );
   fill(
     "failures",
-    rows.length
-      ? plainTable(
-          "Every run that failed, those too that succeeded later",
-          [["recipe"], ["reason"], ["when"], ["trial"]],
-          rows,
-        )
-      : element("p", { class: "note" }, "No run failed."),
+    element(
+      "p",
+      { class: "note" },
+      lines.length ? "Every run that failed, those too that succeeded later; each opens to its reason." : "No run failed.",
+    ),
+    ...lines,
   );
 }
 
@@ -91,7 +91,7 @@ function drawHeader() {
     .map(([key, value]) => `${key} ${valueText(value)}`);
   fill(
     "target",
-    `${target.join(", ")}${target.length ? " · " : ""}${ROWS.length} trials, ${STUDY.frontier.length} on the front over ${STUDY.objectives.join(", ")}`,
+    `${target.join(", ")}${target.length ? " · " : ""}${counted(ROWS.length, "trial")}, ${STUDY.frontier.length} on the front over ${STUDY.objectives.join(", ")}`,
   );
   const all = Object.values(STUDY.environments).map(({ values }) => values);
   const keys = [...new Set(all.flatMap(Object.keys))];
@@ -103,6 +103,9 @@ function drawHeader() {
   fill(
     "machine",
     list(keys.filter((key) => !differ.includes(key)).map((key) => [key, valueText(all[0][key])])),
+  );
+  fill(
+    "warning",
     all.length > 1
       ? element(
           "div",

@@ -7,22 +7,25 @@ const number = (key) => ({
   sort: (row) => row.figures[key] && row.figures[key].value,
 });
 
+// The speed first: it is what was asked for. The recipe last: it is the longest.
 const TABLE = [
   { label: "trial", text: (row) => row.name, sort: (row) => ROWS.indexOf(row) },
-  { label: "standing", text: standingText, sort: (row) => Object.keys(STATUSES).indexOf(row.status) },
-  { label: "recipe", text: (row) => row.recipe, sort: (row) => row.recipe },
-  number("quality"),
-  number("drop"),
-  number("training"),
-  number("latency"),
   number("speedup"),
+  number("drop"),
+  { label: "standing", text: standingText, sort: (row) => Object.keys(STATUSES).indexOf(row.status) },
+  ...(ROWS.some(({ trial }) => trial.tags.length)
+    ? [{ label: "tags", text: ({ trial }) => trial.tags.join(", "), sort: ({ trial }) => trial.tags.join(", ") || null }]
+    : []),
+  number("latency"),
+  number("bytes"),
+  number("training"),
   {
     label: "verdict",
     text: ({ trial }) => (trial.inference ? trial.inference.speedup.verdict : NOT_MEASURED),
     sort: ({ trial }) => trial.inference && trial.inference.speedup.verdict,
   },
+  number("quality"),
   number("compiled"),
-  number("bytes"),
   number("memory"),
   number("throughput"),
   {
@@ -40,6 +43,7 @@ const TABLE = [
         },
       ]
     : []),
+  { label: "recipe", text: (row) => row.recipe, sort: (row) => row.recipe },
 ];
 
 // What was not measured comes last either way.
@@ -68,10 +72,28 @@ function heading({ label, number: right }, column) {
   );
 }
 
+// One line, and the reason on demand.
+function failure(recipe, reason, ...more) {
+  return element(
+    "details",
+    { class: "failure" },
+    element("summary", {}, "failed: ", element("code", {}, recipe)),
+    element("p", {}, reason || "no reason was given"),
+    ...more,
+  );
+}
+
 function tableRow(row) {
   const pick = element("button", { type: "button", class: "link pick", tabindex: -1 }, row.name);
+  if (row.trial.status === "failed")
+    return element(
+      "tr",
+      { "data-id": row.id, class: "failed", onclick: () => choose(row.id) },
+      element("th", { scope: "row" }, pick),
+      element("td", { colspan: TABLE.length - 1 }, failure(row.recipe, row.trial.error)),
+    );
   const cells = TABLE.slice(1).map(({ label, text, number: right }) => {
-    const kind = { standing: "status", recipe: "recipe" }[label] || (right && "number");
+    const kind = { standing: "status", recipe: "recipe", tags: "tags" }[label] || (right && "number");
     return element("td", { class: kind }, label === "standing" && mark(row), text(row));
   });
   return element(
@@ -111,8 +133,12 @@ function drawTable() {
       element(
         "caption",
         {},
-        state.selected ? `${rows.length} selected of ${shown().length} trials` : `${rows.length} trials`,
-        ", with 95% intervals in brackets. A heading sorts; arrow keys move between trials, Enter chooses.",
+        element(
+          "span",
+          {},
+          state.selected ? `${rows.length} selected of ${counted(shown().length, "trial")}` : counted(rows.length, "trial"),
+          ", with 95% intervals in brackets. A heading sorts; arrow keys move between trials, Enter chooses.",
+        ),
       ),
       element("thead", {}, element("tr", {}, ...TABLE.map(heading))),
       element("tbody", {}, ...rows.map(tableRow)),
@@ -174,12 +200,13 @@ function buildTableControls() {
   const filter = element("input", {
     type: "search",
     id: "filter",
-    placeholder: "part of a recipe",
+    placeholder: "recipe, tag or note",
     oninput: () => {
       const part = filter.value.toLowerCase();
+      const texts = ({ recipe, trial }) => [recipe, ...trial.tags, trial.note].map((text) => text.toLowerCase());
       change({
         selected: part
-          ? new Set(ROWS.filter((row) => row.recipe.toLowerCase().includes(part)).map((row) => row.id))
+          ? new Set(ROWS.filter((row) => texts(row).some((text) => text.includes(part))).map((row) => row.id))
           : null,
       });
     },
@@ -200,7 +227,7 @@ function buildTableControls() {
   };
   fill(
     "table-controls",
-    labelled("select by recipe", filter),
+    labelled("select", filter),
     element("button", { type: "button", id: "clear", onclick: clear }, "Clear the selection"),
     labelled("requests a day", perDay),
     element(

@@ -51,6 +51,10 @@ function breakEven(requests, perDay) {
   return perDay && requests !== 0 ? `${after}, ${days(requests, perDay)}` : after;
 }
 
+function counted(count, what) {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
+}
+
 // "#1, #2 and 5 more"
 function several(names, most = 4) {
   const rest = names.length - most;
