@@ -129,7 +129,7 @@ def test_where_nothing_meets_the_bars_the_nearest_is_shown(tmp_path):
     keep(tmp_path / "study", [trial("near", "train()", 2.0, 0.02), trial("far", "prune(ratio=0.9)", 9.0, 0.5)])
     done = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", cwd=tmp_path)
     assert done.returncode == KEEP
-    assert "Keep the model as it is: no trial meets the bars" in done.stdout and "near seed 0" in done.stdout
+    assert "Keep the model as it is: no trial meets the constraints" in done.stdout and "near seed 0" in done.stdout
     assert "max_drop: 0.0230, and 0.0100 is allowed" in done.stdout
     assert not (tmp_path / "model").exists()
 

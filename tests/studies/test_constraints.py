@@ -107,9 +107,9 @@ def test_every_bar_counts():
 
 
 @pytest.mark.parametrize("speed, says", [
-    ((0.28, 0.27, 0.29), "no trial that meets the bars is faster than it: the nearest is 0.28x"),
+    ((0.28, 0.27, 0.29), "no trial that meets the constraints is faster than it: the nearest is 0.28x"),
     ((1.02, 0.97, 1.07), r"significantly faster: the nearest is 1.02x \[0.97, 1.07\]"),
-    ((0.5, None, None), "no trial that meets the bars is faster than it"),
+    ((0.5, None, None), "no trial that meets the constraints is faster than it"),
 ])
 def test_nothing_that_is_not_faster_is_recommended(speed, says):
     choice = best([trial("x", speedup=speed)], "1pt")
@@ -144,7 +144,7 @@ def test_where_nothing_can_be_concluded_nothing_is_recommended():
 
 def test_the_model_as_it_is_must_meet_the_bars_too():
     lossy = trial("lossy", (0.5, 0.4, 0.6), speedup=(4.0, 3.9, 4.1))
-    assert "no trial meets the bars, and it does" in choose([lossy], Bars.read("1pt")).keep
+    assert "no trial meets the constraints, and it does" in choose([lossy], Bars.read("1pt")).keep
     assert choose([lossy], Bars.read("1pt", max_bytes=10)).keep is None  # nobody knows its bytes
     assert choose([lossy], Bars.read("1pt", max_bytes=10), AsItIs(bytes=9)).keep is not None
 

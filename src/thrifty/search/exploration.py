@@ -203,7 +203,7 @@ class Exploration:
         if resolution is not None and resolution > allowed:
             raise ExploreError(
                 f"the reference itself misses --max-drop {self.bars.max_drop}: on {len(scores.numerator)} validation "
-                f"examples no drop below {resolution:.4f} can be told from none (95%), and the bar is {allowed:.4f}; "
+                f"examples no drop below {resolution:.4f} can be told from none (95%), and the constraint is {allowed:.4f}; "
                 f"raise it to {resolution:.4f} or more, or give more validation examples"
             )
 

@@ -1,4 +1,4 @@
-"""Choosing one trial: bars that it must meet, and what is then made smallest."""
+"""Choosing one trial: constraints that it must meet, and what is then minimized."""
 
 from __future__ import annotations
 
@@ -203,16 +203,16 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
         return as_it_is.doubt
     if bars.misses(nearest):
         meets = as_it_is.meets({"max_bytes": bars.max_bytes, "max_latency": bars.max_latency}, nearest)
-        return "no trial meets the bars, and it does" if meets else None
+        return "no trial meets the constraints, and it does" if meets else None
     speed = nearest.inference and nearest.inference.speedup
     if slower(speed):
-        return f"no trial that meets the bars is faster than it: the nearest is {_times(speed)} as fast"
+        return f"no trial that meets the constraints is faster than it: the nearest is {_times(speed)} as fast"
     if bars.objective != "inference":
-        return f"no trial that meets the bars needs significantly less {bars.minimize}"
+        return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
-        return (f"no trial that meets the bars is significantly faster: the nearest was screened at {_times(speed)} with one "
-                "pair of processes, which is no evidence; run its recipe again with --pairs 5")
-    return f"no trial that meets the bars is significantly faster: the nearest is {_times(speed)} as fast"
+        return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} "
+                "with one pair of processes, which is no evidence; run its recipe again with --pairs 5")
+    return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 
 
 def _times(speed: Ratio | None) -> str:
