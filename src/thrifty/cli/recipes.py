@@ -262,7 +262,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
                                memory=None if worker_memory is None else size(worker_memory))
         workers = str(launcher.workers)
     elif not workers.isdecimal() or not int(workers):
-        raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
+        raise ThriftyError(f"--workers must be a number from 1, or ray, but is {workers!r}")
     place = study or default_study(definition.source)
     with progress() as shown:
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,

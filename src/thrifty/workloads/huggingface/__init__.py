@@ -319,7 +319,7 @@ def _feature_extraction(directory: Directory, lines: Lines, asked: int | None) -
 
 def _image_classification(directory: Directory, lines: Lines, asked: int | None) -> Built:
     if asked is not None:
-        raise WorkloadError("tokens are of texts; leave them out with images")
+        raise WorkloadError("tokens are for text models; leave them out with images")
     pixels, labels = pixels_of(directory), _labels(directory, lines)
     sets = {}
     for split in SPLITS:
