@@ -84,5 +84,5 @@ def plainly(value: object) -> str:
 def _scaled(text: str | float, units: Mapping[str, float], says: str) -> float:
     match = re.fullmatch(rf"\s*{NUMBER}\s*([A-Za-z]*)\s*", str(text))
     if not match or match[2] not in units or not 0 < float(match[1]) * units[match[2]] < math.inf:
-        raise UnitError(f"{says}, and is above 0, but here is {str(text)!r}")
+        raise UnitError(f"{says}, and must be above 0, but got {str(text)!r}")
     return float(match[1]) * units[match[2]]

@@ -104,7 +104,7 @@ def test_sizes_that_do_not_divide_are_named() -> None:
     with pytest.raises(ThriftyError, match="attention of width 32"):
         Attention(32, 5)
     attention = Attention(32, 4)
-    with pytest.raises(ThriftyError, match="places for 2 tokens, but 3 were given"):
+    with pytest.raises(ThriftyError, match="KV cache holds 2 tokens, but 3 were given"):
         attention(torch.randn(1, 3, 32), attention.cache(1, 2))
 
 

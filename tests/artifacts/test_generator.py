@@ -157,7 +157,7 @@ def test_lengths_that_cannot_be_are_refused(made, prompt, new):
 
 
 def test_what_keeps_no_cache_is_refused(tmp_path):
-    with pytest.raises(WorkloadError, match="causal language model"):
+    with pytest.raises(WorkloadError, match="causal LM"):
         lower_generator(torch.nn.Linear(2, 2), OnnxRuntime(), tmp_path / "g")
     with pytest.raises(WorkloadError, match="2 to 64"):
         lower_generator(llama(), OnnxRuntime(), tmp_path / "g", tokens=100)

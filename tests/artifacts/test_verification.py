@@ -252,7 +252,7 @@ def test_it_works_without_torch(name, tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "verify", str(place)], capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "It may serve here." in done.stdout and "\x1b" not in done.stdout
+    assert "It can be served here." in done.stdout and "\x1b" not in done.stdout
 
 
 def test_the_command_answers_with_its_exit_code(copied, capsys, monkeypatch):
@@ -263,7 +263,7 @@ def test_the_command_answers_with_its_exit_code(copied, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["thrifty", "verify", str(copied)])
     assert guarded(app) == FAILED
     told = capsys.readouterr().out
-    assert "model.pt2 is missing" in told and "It may not serve here" in told
+    assert "model.pt2 is missing" in told and "It must not be served here" in told
 
 
 def test_a_copy_that_was_killed_is_no_artifact(exported, tmp_path):

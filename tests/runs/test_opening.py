@@ -63,7 +63,7 @@ def test_a_study_that_was_moved_works_from_anywhere(tmp_path, monkeypatch, said)
     assert document["source"] == f"{after}/rows.py:workload"
     said("best", study, "--save", "model")
     for place in ("model", document["trials"][0]["artifact"]["path"]):
-        assert "It may serve here" in said("verify", place)
+        assert "It can be served here" in said("verify", place)
     said("report", study, "--out", "page.html")
     assert Path("page.html").is_file()
 

@@ -174,7 +174,7 @@ def test_a_bar_that_the_reference_itself_misses(study):
 
 @pytest.mark.parametrize("arguments, says", [
     ({"budget": 0}, "above 0 seconds"),
-    ({"budget": 60, "workers": 1000}, "workers are 1 to"),
+    ({"budget": 60, "workers": 1000}, "workers must be 1 to"),
     ({"budget": 60, "methods": ("prun",)}, "did you mean 'prune'"),
 ])
 def test_arguments_that_cannot_be(tmp_path, arguments, says):

@@ -37,7 +37,7 @@ def test_a_model_that_comes_trained_has_no_reference_before_it() -> None:
 
 @pytest.mark.parametrize(("methods", "says"), [
     (["prune"], "takes 2 to 5 methods but got 1"), (["prune", "onnxruntime"], "comes last in every order"),
-    (["quantize(w8a8)", "quantize(w4a16)"], "no order of"), (["prune", "quantize(w8a8) | prune"], "one method a text"),
+    (["quantize(w8a8)", "quantize(w4a16)"], "no order of"), (["prune", "quantize(w8a8) | prune"], "one method per argument"),
     (["prune", "prun"], "did you mean 'prune'"),
 ])
 def test_what_cannot_be_ordered_says_why(methods: list[str], says: str) -> None:

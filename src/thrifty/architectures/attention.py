@@ -16,7 +16,7 @@ from thrifty.errors import ThriftyError
 @final
 @dataclass
 class KeysValues:
-    """Keys and values of the tokens so far, in places for all that may come.
+    """A KV cache: keys and values of the tokens so far, with room for all that may come.
 
     Args:
         keys, values: [batch, heads of keys, tokens, size].
@@ -39,7 +39,7 @@ class KeysValues:
         """
         end = self.done + keys.shape[2]
         if end > self.keys.shape[2]:
-            raise ThriftyError(f"the cache has places for {self.keys.shape[2]} tokens, but {end} were given: make a larger one")
+            raise ThriftyError(f"the KV cache holds {self.keys.shape[2]} tokens, but {end} were given: make a larger one")
         self.keys[:, :, self.done:end] = keys.detach()
         self.values[:, :, self.done:end] = values.detach()
         self.there[:, self.done:end] = True if mask is None else mask

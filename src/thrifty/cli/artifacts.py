@@ -14,10 +14,11 @@ from thrifty.report.words import shortened
 
 
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
-          threads: Annotated[int | None, typer.Option("--threads", help="Threads; the artifact's own by default.")] = None,
-          rounds: Annotated[int, typer.Option("--rounds", min=1, help="Fresh processes.")] = 5,
+          threads: Annotated[int | None, typer.Option(
+              "--threads", help="Threads for inference; as measured for the artifact by default.")] = None,
+          rounds: Annotated[int, typer.Option("--rounds", min=1, help="The number of fresh processes to measure in.")] = 5,
           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
-    """Load an artifact in clean processes and measure it again.
+    """Measure an artifact again, in fresh processes.
 
     Example: thrifty bench study-digits/artifacts/6f3ad6fd8ef4
     """
@@ -31,7 +32,7 @@ def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
            threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for inference.")] = 1,
            trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
-    """Verify an artifact: checksums, processor, packages, and its answer to the request that is kept with it.
+    """Verify an artifact: checksums, processor, packages, and its answer to the example request stored with it.
 
     Example: thrifty verify study-digits/artifacts/6f3ad6fd8ef4
     """
@@ -44,18 +45,23 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
 
 
 def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
-          port: Annotated[int, typer.Option("--port", help="To listen at; 0 takes one that is free.")] = 8000,
-          host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
-          threads: Annotated[int | None, typer.Option("--threads", help="Threads; the artifact's own by default.")] = None,
+          port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 picks a free one.")] = 8000,
+          host: Annotated[str, typer.Option(
+              "--host", help="The address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+          threads: Annotated[int | None, typer.Option(
+              "--threads", help="Threads for inference; as measured for the artifact by default.")] = None,
           max_batch: Annotated[int | None, typer.Option(
-              "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default if it pays.")] = None,
-          max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
-          max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
-          max_body: Annotated[str, typer.Option("--max-body", help="Largest request body: 500kB, 16MB.")] = "16MB",
-          timeout: Annotated[str, typer.Option("--timeout", help="To answer a request in; 504 after it.")] = "30s",
-          grace: Annotated[str, typer.Option("--grace", help="To answer what runs in, after SIGTERM.")] = "30s",
+              "--max-batch", help="The largest batch, if the artifact's batch size varies; 8 by default if that pays.")] = None,
+          max_wait: Annotated[str, typer.Option(
+              "--max-wait", help="How long a request waits for others to be batched with: 0, 2ms.")] = "2ms",
+          max_queue: Annotated[int, typer.Option(
+              "--max-queue", help="The number of requests that may wait; more are answered 503.")] = 256,
+          max_body: Annotated[str, typer.Option("--max-body", help="The largest request body: 500kB, 16MB.")] = "16MB",
+          timeout: Annotated[str, typer.Option(
+              "--timeout", help="The time limit for a request, which is then answered 504.")] = "30s",
+          grace: Annotated[str, typer.Option("--grace", help="The time for running requests to finish after SIGTERM.")] = "30s",
           allow_host: Annotated[list[str] | None, typer.Option(
-              "--allow-host", help="A name that requests may call this server by, beside localhost; * for any.")] = None,
+              "--allow-host", help="A host name that requests may use for this server, beside localhost; * for any.")] = None,
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 

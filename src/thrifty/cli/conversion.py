@@ -14,7 +14,7 @@ SCHEME = "w8a8, algorithm=rtn"
 """Of int8 products, without vectors that the format has no place for where no norm stands before a layer."""
 
 DirectoryArgument = Annotated[str, typer.Argument(metavar="DIR", help="A Hugging Face directory.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The directory to be made.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The directory to write; new or empty.")]
 
 
 class Format(enum.Enum):
@@ -29,11 +29,11 @@ COMPILERS = {Format.onnx: "onnxruntime", Format.openvino: "openvino", Format.exe
 
 
 def quantize(directory: DirectoryArgument, out: OutOption,
-             scheme: Annotated[str, typer.Option("--scheme", help='As in quantize(...): "w4a16, group=32".')] = SCHEME,
+             scheme: Annotated[str, typer.Option("--scheme", help='The arguments of quantize(...): "w4a16, group=32".')] = SCHEME,
              task: TaskOption = None, data: DataOption = None) -> None:
-    """Quantize a Hugging Face directory of a text model, into one that transformers and vLLM load (compressed-tensors).
+    """Quantize a text model in a Hugging Face directory; transformers and vLLM load the result (compressed-tensors).
 
-    Nothing is measured: thrifty run says what is lost and won.
+    Nothing is measured: use thrifty run to measure quality and speed.
 
     Example: thrifty quantize ./my-model -o my-model-w8a8 --data texts.jsonl
     """
@@ -44,12 +44,12 @@ def quantize(directory: DirectoryArgument, out: OutOption,
 
 
 def export(directory: DirectoryArgument, out: OutOption,
-           to: Annotated[Format, typer.Option("--to", help="onnx, openvino (its IR) or executorch.")] = Format.onnx,
+           to: Annotated[Format, typer.Option("--to", help="The format: onnx, openvino (its IR) or executorch.")] = Format.onnx,
            task: TaskOption = None, data: DataOption = None,
            threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for inference.")] = 1) -> None:
-    """Write a Hugging Face directory's model as it is for an engine, beside a manifest; its answers are compared.
+    """Export the model in a Hugging Face directory for an inference engine, and check that its outputs agree.
 
-    Nothing is measured: thrifty run says how fast it is.
+    Nothing is measured: use thrifty run to measure its speed.
 
     Example: thrifty export ./my-model --to onnx -o my-model-onnx --data texts.jsonl
     """

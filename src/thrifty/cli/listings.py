@@ -25,9 +25,9 @@ def workloads(as_json: JsonOption = False) -> None:
         listing.print_workloads(EMBEDDED)
 
 
-def methods(name: Annotated[str | None, typer.Argument(help="Show one method's card.")] = None,
+def methods(name: Annotated[str | None, typer.Argument(help="The method to show in full.")] = None,
             as_json: JsonOption = False) -> None:
-    """List the methods, or show one's card: hyperparameters, what it needs, what it costs.
+    """List the methods, or show one: hyperparameters, requirements, benefit and trade-off.
 
     Example: thrifty methods prune
     """
@@ -45,9 +45,10 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's c
         listing.print_methods(chosen)
 
 
-def compilers(check: Annotated[bool, typer.Option("--check", help="Have each compile a tiny net; a minute.")] = False,
+def compilers(check: Annotated[bool, typer.Option(
+                  "--check", help="Compile a tiny network with each, which takes a minute.")] = False,
               as_json: JsonOption = False) -> None:
-    """List the compilers: what is installed, what each serves, what to install, and whether it really works.
+    """List the compilers: which are installed, what each supports, what to install, and whether each works here.
 
     Example: thrifty compilers --check
     """
@@ -59,8 +60,9 @@ def compilers(check: Annotated[bool, typer.Option("--check", help="Have each com
     raise typer.Exit(FAILED if any(each.tried is not None and not each.tried.works for each in found) else DONE)
 
 
-def cache(clean: Annotated[bool, typer.Option("--clean", help="Remove what exceeds the quota, oldest first.")] = False,
-          everything: Annotated[bool, typer.Option("--all", help="With --clean: remove all.")] = False,
+def cache(clean: Annotated[bool, typer.Option(
+              "--clean", help="Remove the least recently used entries until the cache fits its quota.")] = False,
+          everything: Annotated[bool, typer.Option("--all", help="With --clean, remove everything.")] = False,
           as_json: JsonOption = False) -> None:
     """Show the cache's size and quota, or clean it.
 

@@ -32,35 +32,40 @@ class SavedAs(enum.Enum):
 
 
 WorkloadArgument = Annotated[str, typer.Argument(
-    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, a Hugging Face "
-                             "directory, or the name (org/name) of one in the Hugging Face cache.")]
+    metavar="WORKLOAD", help="An embedded workload (thrifty workloads lists them), a file that defines `workload`, a "
+                             "Hugging Face directory, or the name (org/name) of one in the Hugging Face cache.")]
 RecipeArgument = Annotated[str, typer.Argument(
-    metavar="RECIPE", help='Such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
+    metavar="RECIPE", help='The recipe, such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
 StudyOption = Annotated[Path | None, typer.Option(
     "--study", metavar="DIR", help="The study's directory; study-NAME by default, after the workload. The same command again "
                                    "resumes.")]
 StudyArgument = Annotated[Path | None, typer.Argument(
     metavar="STUDY", help="A study's directory; by default the one study in the current directory.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads for inference; one gives the steadiest timings.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="The device that serves and trains: cpu or cuda.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads for inference; 1 gives the steadiest timings.")]
 TrainingThreadsOption = Annotated[int | None, typer.Option(
-    "--training-threads", min=1, help="Threads for training; by default one per processor. Fewer where the machine is busy.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random streams.")]
-PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
-PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
+    "--training-threads", min=1, help="Threads for training; one per processor by default. Give fewer on a busy machine.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="The seed for all random numbers.")]
+PairsOption = Annotated[int, typer.Option(
+    "--pairs", min=1, help="Pairs of processes to time: 1 gives an estimate, 5 or more a confidence interval.")]
+PriceOption = Annotated[float | None, typer.Option("--price", help="The price of this machine, in dollars per hour.")]
 LogOption = Annotated[list[str] | None, typer.Option(
     "--log", metavar="KIND[:DIR]", help="Log trials and training curves, offline, to mlflow, tensorboard, trackio or wandb; in "
                                         "the study's directory, or DIR. May be repeated.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
-NprocOption = Annotated[int | None, typer.Option("--nproc", min=1, help="Processes that train together; torchrun's, under it.")]
-RestartsOption = Annotated[int, typer.Option("--max-restarts", min=0, help="How often they start again after one failed.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run a precision even where this processor emulates it.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, and run nothing.")]
-BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout and everything else on stderr.")]
+NprocOption = Annotated[int | None, typer.Option(
+    "--nproc", min=1, help="The number of processes that train together; under torchrun, its own.")]
+RestartsOption = Annotated[int, typer.Option(
+    "--max-restarts", min=0, help="How often to restart the training processes after one failed.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Train in a precision even if this processor only emulates it.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would run, but run nothing.")]
+BudgetOption = Annotated[str, typer.Option("--budget", help="Total time for the study, resumed parts included: 90s, 5m, 2h.")]
 MaxDropOption = Annotated[str | None, typer.Option(
-    "--max-drop", help="Quality that may be lost, judged by the interval's upper end: 1pt, 1% or 0.02.")]
-MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Largest size of the artifact: 500kB, 2MB.")]
-MaxLatencyOption = Annotated[str | None, typer.Option("--max-latency", help="Median of a request: 200us, 5ms.")]
-MinimizeOption = Annotated[str, typer.Option("--minimize", help="latency, bytes, memory or training.")]
-TrafficOption = Annotated[float | None, typer.Option("--requests-per-day", min=0.0, help="Tells break-even in days.")]
-TrustOption = Annotated[bool, typer.Option("--trust-native-code", help="Let an artifact run its machine code.")]
+    "--max-drop", help="Constraint: largest loss of quality, at the upper end of its interval: 1pt (absolute), 1% (relative).")]
+MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Constraint: largest artifact, such as 500kB or 2MB.")]
+MaxLatencyOption = Annotated[str | None, typer.Option(
+    "--max-latency", help="Constraint: longest median latency, such as 200us or 5ms.")]
+MinimizeOption = Annotated[str, typer.Option("--minimize", help="What to minimize: latency, bytes, memory or training.")]
+TrafficOption = Annotated[float | None, typer.Option(
+    "--requests-per-day", min=0.0, help="Expected traffic; break-even is then given in days too.")]
+TrustOption = Annotated[bool, typer.Option("--trust-native-code", help="Allow an artifact to run the machine code in it.")]

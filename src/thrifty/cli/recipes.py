@@ -74,7 +74,7 @@ def target_of(device: str, threads: int) -> Target:
 @of_directories
 def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
           as_json: JsonOption = False) -> None:
-    """Check a recipe and rehearse it: one step and one calibration batch of each phase, nothing long.
+    """Check a recipe and rehearse it: one training step or one calibration batch for each phase.
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
     """
@@ -94,7 +94,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
         force: ForceOption = False, nproc: NprocOption = None, max_restarts: RestartsOption = 0,
         training_threads: TrainingThreadsOption = None, log: LogOption = None,
         as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
-    """Run a recipe, measure it, and keep the trial and its artifact.
+    """Run a recipe and measure it; the trial and its artifact are kept in a study.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)"
     """
@@ -132,7 +132,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
 @of_directories
 def plan(workload: WorkloadArgument, recipe: RecipeArgument, nproc: NprocOption = None, device: DeviceOption = "cpu",
          as_json: JsonOption = False) -> None:
-    """Predict a training before it runs: bytes on each rank by stage, the most at once, a step's seconds, which stage fits.
+    """Estimate a distributed training before it runs: memory per rank for each ZeRO stage, time per step, which stage fits.
 
     Example: thrifty plan digits "train(zero3, adamw)" --nproc 2
     """
@@ -146,11 +146,11 @@ def plan(workload: WorkloadArgument, recipe: RecipeArgument, nproc: NprocOption 
 
 @of_directories
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
-              metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
+              metavar="[RECIPE]...", help="The recipes; the embedded workload's own list by default.")] = None,
           study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
           seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None, log: LogOption = None,
           as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
-    """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
+    """Measure several recipes, then the best again with confidence intervals and on test; show the Pareto frontier.
 
     Example: thrifty sweep digits
     """
@@ -181,11 +181,12 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
 @of_directories
 def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
                metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
-           compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
-           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each training.")] = 1,
+           compiler: Annotated[str, typer.Option(
+               "--compiler", help="The compiler at the end of every recipe: compile(onnxruntime).")] = "",
+           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs for each training.")] = 1,
            study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
            price: PriceOption = None, log: LogOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
-    """Measure the orders in which methods can follow one another, after the workload's reference.
+    """Measure every order in which methods can be applied to the trained reference.
 
     Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)"
     """
@@ -216,20 +217,24 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
             minimize: MinimizeOption = "latency",
             study: StudyOption = None,
-            only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
+            only: Annotated[str | None, typer.Option(
+                "--methods", help="Use only these methods, separated by commas: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
-            workers: Annotated[str, typer.Option("--workers", help="Recipes compiled side by side: a number, or ray.")] = "1",
-            worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="With ray: processors a recipe.")] = 1,
-            worker_gpus: Annotated[int, typer.Option("--worker-gpus", min=0, help="With ray: GPUs a recipe.")] = 0,
-            worker_memory: Annotated[str | None, typer.Option("--worker-memory", help="With ray: memory a recipe, 4GB.")] = None,
+            workers: Annotated[str, typer.Option(
+                "--workers", help="The number of recipes to compile in parallel, or ray.")] = "1",
+            worker_cpus: Annotated[int, typer.Option("--worker-cpus", min=1, help="With ray: processors per recipe.")] = 1,
+            worker_gpus: Annotated[int, typer.Option("--worker-gpus", min=0, help="With ray: GPUs per recipe.")] = 0,
+            worker_memory: Annotated[str | None, typer.Option(
+                "--worker-memory", help="With ray: memory per recipe, such as 4GB.")] = None,
             nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
             training_threads: TrainingThreadsOption = None, log: LogOption = None,
             as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
-    """Explore recipes under a budget and recommend one: the reference, each method alone, then compositions.
+    """Search for the best recipe within a time budget: the reference, each method alone, then compositions.
 
-    Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
-    than the model as it is, so keep that.
+    Reports the Pareto frontier of quality, training cost and inference cost, and recommends one trial. Ctrl-C ends with the
+    frontier so far; the same command continues from there. Exit code 3: no trial is significantly better than the unmodified
+    model, so keep that.
 
     Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency
     """
@@ -260,7 +265,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
                                memory=None if worker_memory is None else size(worker_memory))
         workers = str(launcher.workers)
     elif not workers.isdecimal() or not int(workers):
-        raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
+        raise ThriftyError(f"--workers must be a number from 1, or ray, but is {workers!r}")
     place = study or default_study(definition.source)
     with listening(definition, place, log) as listener:
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
@@ -279,17 +284,17 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
 @of_directories
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
              metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
-         trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 9 by default.")] = None,
-         budget: Annotated[str | None, typer.Option("--budget", help="Time for everything, in the place of trials: 2h.")]
+         trials: Annotated[int | None, typer.Option("--trials", help="Training runs per optimizer; 9 by default.")] = None,
+         budget: Annotated[str | None, typer.Option("--budget", help="Total time instead of a number of trials: 2h.")]
          = None,
-         also: Annotated[str, typer.Option("--also", help="Tune these beside the learning rate, not what each paper says: "
-                                                  "weight_decay,warmup; lr for it alone.")] = "",
-         seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the final trainings.")] = 3,
-         evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
+         also: Annotated[str, typer.Option("--also", help="Hyperparameters to tune beside the learning rate, instead of "
+                                                  "those of each paper: weight_decay,warmup; lr for it alone.")] = "",
+         seeds: Annotated[int, typer.Option("--seeds", help="Seeds for the final training runs.")] = 3,
+         evaluations: Annotated[int, typer.Option("--evaluations", help="Evaluations during each final training run.")] = 20,
          study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
          training_threads: TrainingThreadsOption = None, log: LogOption = None,
          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
-    """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
+    """Tune optimizers with equal effort and compare how fast each reaches the reference's quality, over several seeds.
 
     Example: thrifty tune digits adamw muon sophia --trials 6
     """

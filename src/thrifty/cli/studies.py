@@ -31,15 +31,16 @@ SAVED = {SavedAs.artifact: "the artifact, for thrifty serve or thrifty.load",
 def best(study: StudyArgument = None,
          max_drop: MaxDropOption = None, max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
          minimize: MinimizeOption = "latency",
-         place: Annotated[Path | None, typer.Option("--save", help="Write it into this new directory.")] = None,
+         place: Annotated[Path | None, typer.Option("--save", help="Write the chosen trial to this new directory.")] = None,
          format: Annotated[SavedAs, typer.Option(
-             "--format", help="Its engine, its model for transformers, or, of few bits, for vLLM (compressed-tensors).")]
+             "--format", help="What to save: the engine (artifact), or the model for transformers (hf) or for vLLM "
+                              "(compressed-tensors, quantized models only).")]
          = SavedAs.artifact,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
-    """Choose the best trial of a study that keeps to the constraints, and save its artifact.
+    """Choose the best trial of a study that meets the constraints, and save its artifact.
 
-    Exit code 3: nothing is significantly better than the model as it is, so keep that; 1: no trial meets the constraints,
-    and the model as it is is not known to.
+    Exit code 3: no trial is significantly better than the unmodified model, so keep that; 1: no trial meets the constraints,
+    and the unmodified model is not known to meet them.
 
     Example: thrifty best study-digits/ --max-drop 0.5pt --save model/
     """
@@ -72,9 +73,10 @@ def best(study: StudyArgument = None,
 def show(study: Annotated[Path | None, typer.Argument(
              metavar="STUDY", help="A study's directory, by default the one study in the current directory; with --layers, or "
                                    "an artifact's.")] = None,
-         layers: Annotated[bool, typer.Option("--layers", help="What became of each layer: scheme, bytes and error.")] = False,
+         layers: Annotated[bool, typer.Option(
+             "--layers", help="Show what became of each layer: scheme, bytes and error.")] = False,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
-    """Show a study's trials, its frontier, its failures, where the time went, and what it recommends.
+    """Show a study's trials, its Pareto frontier, failures, where the time went, and the recommended trial.
 
     Example: thrifty show study-digits/
     """
@@ -88,13 +90,13 @@ def show(study: Annotated[Path | None, typer.Argument(
 
 
 def report(study: StudyArgument = None,
-           out: Annotated[Path | None, typer.Option("--out", help="The file; report.html in the study by default.")] = None,
-           requests_per_day: Annotated[float | None, typer.Option(
-               "--requests-per-day", help="How many the model will serve: tells break-even in days.")] = None,
+           out: Annotated[Path | None, typer.Option(
+               "--out", help="The file to write; report.html in the study's directory by default.")] = None,
+           requests_per_day: TrafficOption = None,
            compare: Annotated[Path | None, typer.Option(
                "--compare", metavar="STUDY", help="Another study's directory, to show beside this one.")] = None,
            as_json: JsonOption = False) -> None:
-    """Write a study's page: one HTML file that works offline, and print its path.
+    """Write a study's report, one HTML file that works offline, and print its path.
 
     Example: thrifty report study-digits/ --out frontier.html --requests-per-day 100000
     """

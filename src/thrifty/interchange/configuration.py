@@ -70,7 +70,7 @@ class Configured:
                 f" but by {named!r}; write the directory again in that format" if named else
                 ": its weights are floating point; load it as a workload and quantize it"))
         if config.get("kv_cache_scheme"):
-            raise InterchangeError("keys and values of the cache are quantized too, which is not supported; write the directory "
+            raise InterchangeError("the KV cache is quantized too, which is not supported; write the directory "
                                    "without a kv_cache_scheme")
         if config.get("sparsity_config") or config.get("transform_config"):
             raise InterchangeError("weights are sparse or rotated too (sparsity_config, transform_config), which is not "

@@ -236,8 +236,8 @@ class Quantize(Transform):
             return
         schemes = [SCHEMES[s] for s in (self.scheme, *self.layers.values()) if s in SCHEMES]
         if self.scheme == "bf16" and self.layers:
-            raise HyperparameterError("quantize(bf16, layers=...): bf16 is of the whole model; give the scheme of integers and "
-                                      "rest=bf16")
+            raise HyperparameterError("quantize(bf16, layers=...): bf16 applies to the whole model; give the scheme of integers "
+                                      "and rest=bf16")
         if self.algorithm not in ("auto", *INTEGER_ALGORITHMS) and all(s.activations != "float" for s in schemes):
             raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): {self.algorithm} is for weights "
                                       "alone (w8a16, w4a16, w3a16); integer products take smoothquant or rtn, fp8 rtn")
@@ -248,9 +248,9 @@ class Quantize(Transform):
             raise HyperparameterError(f"quantize({self.scheme}, activations=static): grids of activations are of integer "
                                       "products (w8a8, w4a8); leave activations out")
         if self.max_drop != MAX_DROP:
-            raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is of mixed; leave it out")
+            raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is for mixed; leave it out")
         if self.group != 128 and not any(s.grouped for s in schemes):
-            raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are of w4a16 and w3a16; leave "
+            raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are for w4a16 and w3a16; leave "
                                       "group out")
 
     def _check_found(self, assigned: Assigned, left: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ _STYLES = {"ok": "green", "differs": "yellow", "failed": "bold red", "skipped": 
 def print_verification(found: Verification, file: TextIO | None = None) -> None:
     """A row a check, and the verdict."""
     rows = [(check.what, cell(check.status, _STYLES[check.status]), check.detail) for check in found.checks]
-    verdict = "It may serve here." if found.sound else "It may not serve here: see what failed."
+    verdict = "It can be served here." if found.sound else "It must not be served here: see what failed."
     show(table(found.directory, ["check", "result", "what was found"], rows), Text(verdict), file=file)
 
 

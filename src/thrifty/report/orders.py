@@ -21,7 +21,7 @@ def print_orders(found: Ordered, file: TextIO | None = None) -> None:
     rows = [(order, *_figures(trial)) for order, trial in found.trials.items()]
     parts = [table("Orders, by quality on validation", ["order", *figures], rows)]
     if found.refused:
-        parts.append(pairs(found.refused.items(), title="Orders that cannot be"))
+        parts.append(pairs(found.refused.items(), title="Orders that are not possible"))
     show(*parts, file=file)
 
 

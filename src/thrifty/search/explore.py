@@ -89,9 +89,9 @@ def explore(workload: str | Workload, budget: float, *, study: str | Path | None
     """
     definition, place = resolve(workload), target or Target()
     if not budget > 0:
-        raise ExploreError(f"a budget is above 0 seconds, but here is {budget:g}")
+        raise ExploreError(f"the budget must be above 0 seconds but is {budget:g}")
     if launcher is None and not 1 <= workers <= cores():
-        raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
+        raise ExploreError(f"workers must be 1 to {cores()} on this machine but are {workers}")
     space = Space.of(definition, methods, place.device, nproc)
     machine = Machine(place.device, nproc, training_threads)
     with open_study(study, definition, place, machine, listener) as (opened, clock):

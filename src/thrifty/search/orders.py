@@ -83,7 +83,7 @@ def orders(workload: Workload, methods: Sequence[str], epochs: int = 1, compiler
         except RecipeError as error:
             refused[name] = error.reason
     if not found:
-        raise ThriftyError(f"no order of {', '.join(methods)} can be: {next(iter(refused.values()))}")
+        raise ThriftyError(f"no order of {', '.join(methods)} is possible: {next(iter(refused.values()))}")
     return Orders(found, refused)
 
 
@@ -95,7 +95,7 @@ def _phase(text: str, epochs: int) -> Phase:
     trains = name != "train" and issubclass(method_class(name), TrainingMethod)
     found = Recipe.parse(f"train({text}, epochs={epochs})" if trains else text).phases
     if len(found) != 1:
-        raise ThriftyError(f"orders takes one method a text but got {text!r}: leave the | out")
+        raise ThriftyError(f"orders takes one method per argument but got {text!r}: leave the | out")
     return found[0]
 
 

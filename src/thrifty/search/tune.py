@@ -148,7 +148,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
         if value is not None and value < least:
             raise TuneError(f"{name} must be {least} or more but are {value}")
     if budget is not None and not budget > 0:
-        raise TuneError(f"a budget is above 0 seconds, but here is {budget:g}")
+        raise TuneError(f"the budget must be above 0 seconds but is {budget:g}")
     machine = Machine(place.device, threads=training_threads)
     with open_study(study, definition, place, machine, listener) as (opened, _):
         runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,

@@ -1,4 +1,4 @@
-"""Choosing one trial: bars that it must meet, and what is then made smallest."""
+"""Choosing one trial: constraints that it must meet, and what is then minimized."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Bars:
 
     def __post_init__(self) -> None:
         if self.minimize not in MINIMIZE:
-            raise FrontierError(f"what to minimize is one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
+            raise FrontierError(f"--minimize must be one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
 
     @staticmethod
     def read(max_drop: str | float | DropBar | None = None, max_bytes: str | float | None = None,

@@ -112,7 +112,7 @@ def _moved(source: str, move: Callable[[Path], Path]) -> tuple[str, bool]:
     place, _, attribute = source.rpartition(":")
     if source.startswith(huggingface.SCHEME):
         reference = huggingface.Reference.parse(source)
-        paths = {name: move(value) for name, value in vars(reference).items() if isinstance(value, Path)}
+        paths: dict[str, Any] = {name: move(value) for name, value in vars(reference).items() if isinstance(value, Path)}
         return str(dataclasses.replace(reference, **paths)), all(path.exists() for path in paths.values())
     if place.endswith(".py"):
         path = move(Path(place))

@@ -68,7 +68,7 @@ class Overlap(Batched):
             logits, actual = paired(judge, outputs, target, self.axis)
             predicted, classes = logits.argmax(-1), logits.shape[-1]
         if self.average == "binary" and classes != 2:
-            raise WorkloadError(f'{judge}(average="binary") is of class 1 of two, and there are {classes}: use average="macro"')
+            raise WorkloadError(f'{judge}(average="binary") is for two classes, and there are {classes}: use average="macro"')
         judged = actual != self.ignore_index
         at = torch.arange(len(actual)).reshape(-1, *[1] * (actual.ndim - 1)).expand_as(actual)[judged] * classes
         predicted, actual = predicted[judged], actual[judged].long()

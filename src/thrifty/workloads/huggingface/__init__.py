@@ -181,7 +181,7 @@ def _feature_extraction(directory: Directory, lines: Lines, asked: int | None, t
 
 def _image_classification(directory: Directory, lines: Lines, asked: int | None, trains: bool) -> Built:
     if asked is not None:
-        raise WorkloadError("tokens are of texts; leave them out with images")
+        raise WorkloadError("tokens are for text models; leave them out with images")
     pixels, labels = pixels_of(directory), labels_of(directory, "image-classification", lines, trains)
     sets = {}
     for split in SPLITS:

@@ -69,10 +69,10 @@ class CacheShape:
         """
         config: Any = getattr(body, "config", None)
         if config is None or getattr(config, "is_encoder_decoder", False) or "use_cache" not in config.to_dict():
-            raise WorkloadError(f"{type(body).__name__} keeps no keys and values to generate with: give a causal language "
-                                "model of transformers")
+            raise WorkloadError(f"{type(body).__name__} has no KV cache to generate with: give a causal LM of "
+                                "transformers")
         if windowed := {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}:
-            raise WorkloadError(f"layers of kind {', '.join(sorted(windowed))} keep another cache than full attention, "
+            raise WorkloadError(f"layers of kind {', '.join(sorted(windowed))} use a KV cache other than that of full attention, "
                                 "which is the only one supported")
         longest = getattr(config, "max_position_embeddings", tokens)
         if not 2 <= tokens <= longest:
