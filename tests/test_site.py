@@ -154,8 +154,8 @@ def test_the_page_lists_the_environment_variables_that_are_read() -> None:
 def test_words_that_the_house_does_not_say_are_found(tmp_path: Path) -> None:
     words = script("words")
     page = tmp_path / "page.md"
-    page.write_text(
-        "# Page\n\nIt meets the bars, `the bars` in code aside. Of these, one.\n\n```python\nbars = 'the bars'\n```\n")
+    page.write_text("# Page\n\nIt meets the bars, `the bars` in code aside. Of these, one.\n\n"
+                    "```python\nbars = 'the bars'\n```\n")
     assert list(words.complaints(words.prose(page), words.EVERYWHERE)) == [
         '3: "Of ": no sentence begins with "Of"', '3: "the bars": constraint']
     module = tmp_path / "module.py"
