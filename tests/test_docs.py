@@ -26,8 +26,6 @@ import pytest
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.method import Method
 from thrifty.recipes.registry import BUILT_IN, method_class
-from thrifty.workloads.checks import check_data, check_example
-from thrifty.workloads.loading import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -246,13 +244,6 @@ def test_the_tree_in_the_readme_is_the_one_that_is_there() -> None:
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
     order = [name.strip() for layer in layers for name in layer.split("|")]
     assert [name.removesuffix("/").removesuffix(".py") for name in listed if not name.startswith("__")] == order
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
-def test_every_example_is_a_workload_that_works(path: Path) -> None:
-    found = load_workload(str(path))
-    check_data(found)
-    check_example(found, found.model())
 
 
 def test_the_tutorials_workload_is_the_example() -> None:

@@ -74,7 +74,7 @@ def test_lists_read_well_off_a_terminal():
     (["best", "nothing", "--max-bytes", "0"], "a size is written"),
     (["methods", "prun"], "did you mean 'prune'"),
     (["run", "digits"], "RECIPE"),
-    (["check", "digits", "train", "--task", "causal-lm"], "go with a Hugging Face directory"),
+    (["check", "digits", "train", "--task", "causal-lm"], "only a Hugging Face directory takes"),
     (["check", ".", "train", "--task", "translation"], "there is no task 'translation'"),
     (["check", ".", "train"], "is no Hugging Face directory"),
     (["frobnicate"], "frobnicate"),

@@ -26,12 +26,13 @@ from thrifty.target import Target, cores
 
 WORKLOAD = "thrifty.testing:workload"
 REFERENCE = testing.workload.reference
+BARREN = "train(epochs=1) | prune(ratio=0.001) | compile(onnxruntime)"
 PRUNED = f"{REFERENCE} | prune(ratio=0.5) | train(distill, epochs=1) | quantize(w8a8) | compile(onnxruntime)"
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two trials that share the reference as a prefix, and one that fails, with the events that were heard."""
+    """Two trials that share the reference as a prefix, and two that fail, with the events that were heard."""
     events = []
     place = tmp_path_factory.mktemp("study")
     monkeypatch = pytest.MonkeyPatch()
@@ -40,13 +41,13 @@ def study(tmp_path_factory):
     with open_study(place, workload, Target()) as (store, _):
         runner = Runner(workload, store, price=3.6, listener=events.append)
         trials = [runner.run(Recipe.parse(text), pairs=1)
-                  for text in (REFERENCE, PRUNED, "train(adamw(lr=1e30), clip=None, epochs=1)")]
+                  for text in (REFERENCE, PRUNED, BARREN, "train(adamw(lr=1e30), clip=None, epochs=1)")]
     yield place, trials, events
     monkeypatch.undo()
 
 
 def test_a_trial_has_everything_that_the_json_promises(study):
-    _, (reference, pruned, _), _ = study
+    _, (reference, pruned, *_), _ = study
     for trial in (reference, pruned):
         document = json.loads(json.dumps(trial.to_json()))
         assert trial.status == "done"
@@ -99,7 +100,7 @@ def test_more_threads_to_serve_with_train_nothing_again(study, tmp_path):
 
 
 def test_the_cost_is_as_if_alone(study):
-    _, (reference, pruned, _), _ = study
+    _, (reference, pruned, *_), _ = study
     kinds = [charge.kind for charge in pruned.ledger.charges]
     assert kinds.count("training") == 2 and "compilation" in kinds and "calibration" in kinds
     assert "teacher" not in kinds  # the teacher is the recipe's own first phase
@@ -108,16 +109,22 @@ def test_the_cost_is_as_if_alone(study):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_ledger(study):
-    place, (_, _, failed), _ = study
+    place, (*_, failed), _ = study
     assert failed.status == "failed"
     assert "step" in failed.error
     assert any(charge.kind == "failure" for charge in failed.ledger.charges)
     with Store.open(place) as store:
-        assert [failure.recipe for failure in store.failures()] == [failed.recipe]
+        assert {failure.recipe for failure in store.failures()} == {failed.recipe, study[1][2].recipe}
+
+
+def test_no_engine_cures_what_fails_before_it(study):
+    """The recipe before it ended with the same compiler."""
+    barren = study[1][2]
+    assert barren.status == "failed" and "removes nothing" in barren.error and "engine" not in barren.error
 
 
 def test_asking_again_runs_nothing(study):
-    place, (_, pruned, _), _ = study
+    place, (_, pruned, *_), _ = study
     heard = []
     again = thrifty.run(WORKLOAD, PRUNED, study=place, pairs=1, listener=heard.append)
     assert json.dumps(again.to_json()) == json.dumps(pruned.to_json())

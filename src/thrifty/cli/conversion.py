@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thrifty.cli.options import DataOption, TaskOption
+from thrifty.cli.directories import DataOption, TaskOption
 
 SCHEME = "w8a8, algorithm=rtn"
 """Of int8 products, without vectors that the format has no place for where no norm stands before a layer."""

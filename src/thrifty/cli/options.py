@@ -32,13 +32,10 @@ class SavedAs(enum.Enum):
 
 
 WorkloadArgument = Annotated[str, typer.Argument(
-    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, or a Hugging "
-                             "Face directory.")]
+    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, a Hugging Face "
+                             "directory, or the name (org/name) of one in the Hugging Face cache.")]
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help='Such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
-TaskOption = Annotated[str | None, typer.Option("--task", help="Task of a Hugging Face directory: text-classification, "
-                                                "causal-lm, feature-extraction or image-classification.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Examples for a Hugging Face directory, as JSON Lines.")]
 StudyOption = Annotated[Path | None, typer.Option(
     "--study", metavar="DIR", help="The study's directory; study-NAME by default, after the workload. The same command again "
                                    "resumes.")]

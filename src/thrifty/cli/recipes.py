@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thrifty.cli.directories import of_directories
 from thrifty.cli.options import (
     DONE,
     FAILED,
     BudgetOption,
-    DataOption,
     DeviceOption,
     DryRunOption,
     ForceOption,
@@ -31,7 +31,6 @@ from thrifty.cli.options import (
     RestartsOption,
     SeedOption,
     StudyOption,
-    TaskOption,
     ThreadsOption,
     TrafficOption,
     TrainingThreadsOption,
@@ -72,17 +71,9 @@ def target_of(device: str, threads: int) -> Target:
     return Target(device=device, threads=threads)
 
 
-def workload_reference(workload: str, task: str | None, data: Path | None) -> str:
-    """The workload's reference; of a Hugging Face directory with its task and data in it."""
-    if task is None and data is None:
-        return workload
-    from thrifty.workloads.huggingface import reference
-
-    return reference(workload, task, data)
-
-
-def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-          device: DeviceOption = "cpu", threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
+@of_directories
+def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
+          as_json: JsonOption = False) -> None:
     """Check a recipe and rehearse it: one step and one calibration batch of each phase, nothing long.
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
@@ -90,18 +81,19 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check as check_recipe
 
-    found = check_recipe(workload_reference(workload, task, data), recipe, target=target_of(device, threads))
+    found = check_recipe(workload, recipe, target=target_of(device, threads))
     if as_json:
         emit({"recipe": str(Recipe.parse(recipe)), "workload": workload, "status": "ok", "properties": sorted(found)})
     else:
         print(f"ok: {Recipe.parse(recipe)}\nleaves a model that is: {', '.join(sorted(found))}")
 
 
-def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-        study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-        seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
-        nproc: NprocOption = None, max_restarts: RestartsOption = 0, training_threads: TrainingThreadsOption = None,
-        log: LogOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+@of_directories
+def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption = None, device: DeviceOption = "cpu",
+        threads: ThreadsOption = 1, seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None,
+        force: ForceOption = False, nproc: NprocOption = None, max_restarts: RestartsOption = 0,
+        training_threads: TrainingThreadsOption = None, log: LogOption = None,
+        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
     Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)"
@@ -116,7 +108,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     from thrifty.units import plainly
 
     parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
-    definition = resolve(workload_reference(workload, task, data))
+    definition = resolve(workload)
     if dry_run:
         properties = check_recipe(definition, parsed, target.device)
         check_ranks(definition, parsed, count)
@@ -137,8 +129,9 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
 
 
-def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-         nproc: NprocOption = None, device: DeviceOption = "cpu", as_json: JsonOption = False) -> None:
+@of_directories
+def plan(workload: WorkloadArgument, recipe: RecipeArgument, nproc: NprocOption = None, device: DeviceOption = "cpu",
+         as_json: JsonOption = False) -> None:
     """Predict a training before it runs: bytes on each rank by stage, the most at once, a step's seconds, which stage fits.
 
     Example: thrifty plan digits "train(zero3, adamw)" --nproc 2
@@ -147,15 +140,15 @@ def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = 
     from thrifty.runs.ranks import count_here
     from thrifty.search.planner import plan as plan_recipe
 
-    found = plan_recipe(workload_reference(workload, task, data), recipe, count_here(nproc), device)
+    found = plan_recipe(workload, recipe, count_here(nproc), device)
     emit({"plans": [one.to_json() for one in found]}) if as_json else print_plans(found)
 
 
+@of_directories
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
-          task: TaskOption = None, data: DataOption = None, study: StudyOption = None,
-          device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None,
-          training_threads: TrainingThreadsOption = None, log: LogOption = None,
+          study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
+          seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None, log: LogOption = None,
           as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
@@ -168,7 +161,7 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     from thrifty.studies.places import default_study
     from thrifty.workloads.embedded import suggested
 
-    definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
+    definition, target = resolve(workload), target_of(device, threads)
     chosen = [Recipe.parse(recipe) for recipe in recipes or suggested(workload)]
     if dry_run:
         for recipe in chosen:
@@ -185,12 +178,13 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
+@of_directories
 def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
                metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
            compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
            epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each training.")] = 1,
-           task: TaskOption = None, data: DataOption = None, study: StudyOption = None, device: DeviceOption = "cpu",
-           threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, log: LogOption = None,
+           study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
+           price: PriceOption = None, log: LogOption = None,
            as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure the orders in which methods can follow one another, after the workload's reference.
 
@@ -202,7 +196,7 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
     from thrifty.search.orders import orders as possible
     from thrifty.studies.places import default_study
 
-    definition = resolve(workload_reference(workload, task, data))
+    definition = resolve(workload)
     if dry_run:
         found = possible(definition, methods, epochs, compiler)
         texts = {order: str(recipe) for order, recipe in found.recipes.items()}
@@ -218,8 +212,8 @@ def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argum
     raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
 
 
-def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption = None, data: DataOption = None,
-            max_drop: MaxDropOption = None,
+@of_directories
+def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropOption = None,
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
             minimize: MinimizeOption = "latency",
             study: StudyOption = None,
@@ -251,7 +245,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
-    definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
+    definition, target = resolve(workload), target_of(device, threads)
     count = count_here(nproc)
     space = Space.of(definition, methods, target.device, count)
     if dry_run:
@@ -283,6 +277,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     raise typer.Exit(answered(found.choice))
 
 
+@of_directories
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
              metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
          trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 9 by default.")] = None,
@@ -292,9 +287,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
                                                   "weight_decay,warmup; lr for it alone.")] = "",
          seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
-         task: TaskOption = None, data: DataOption = None,
-         study: StudyOption = None,
-         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
+         study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
          training_threads: TrainingThreadsOption = None, log: LogOption = None,
          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
@@ -309,7 +302,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
     from thrifty.studies.places import default_study
     from thrifty.units import seconds
 
-    definition, limit = resolve(workload_reference(workload, task, data)), None if budget is None else seconds(budget)
+    definition, limit = resolve(workload), None if budget is None else seconds(budget)
     if dry_run:
         first = plan(definition, optimizers, also)
         emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))

@@ -39,6 +39,8 @@ def scatter(points: Sequence[Point], width: int = 60, height: int = 12, unit: st
         return ""
     left, right = (end(math.log(p.speedup) for p in points) for end in (min, max))
     top, bottom = (end(p.drop for p in points) for end in (min, max))
+    if fixed(top, 2) == fixed(bottom, 2):
+        bottom = top  # what reads alike stands alike
     rows = [[" "] * width for _ in range(height)]
     for point in points:
         column = _place(math.log(point.speedup), left, right, width)

@@ -179,7 +179,7 @@ class Progress:
             return ""
         outer = self._steps[-1]
         if outer.title == "exploring":
-            return f"{seconds(round(outer.done))} of {seconds(outer.total)}: "
+            return f"{_clock(outer.done).strip()} of {_clock(outer.total or 0).strip()}: "
         left = outer.left(self._clock())
         rest = "" if left is None else f" (about {seconds(left)} left)"
         return f"{min(outer.done + 1, outer.total or 0):g}/{outer.total:g}{rest} "

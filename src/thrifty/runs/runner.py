@@ -118,6 +118,7 @@ class Runner:
             return known
         self.reference()
         self.tell(RecipeBegan(str(recipe), name))
+        self._phase = ""  # of this recipe, none has begun
         try:
             outcome = self._prepared.pop(name, None) or self.launcher.run(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
@@ -373,7 +374,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | N
     check_recipe(definition, parsed, served.device)
     check_ranks(definition, parsed, nproc)
     machine = Machine(served.device, nproc, training_threads)
-    with open_study(study, definition, served) as (opened, _):
+    with open_study(study, definition, served, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
                         machine=machine, launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

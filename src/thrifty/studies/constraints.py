@@ -210,9 +210,9 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
     if bars.objective != "inference":
         return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
-        return ("no trial that meets the constraints is significantly faster: "
-                f"the nearest was screened at {_times(speed)} with one "
-                "pair of processes, which is no evidence; run its recipe again with --pairs 5")
+        return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} with "
+                "one pair of processes, which is no evidence yet: explore again with a larger --budget, which goes on from "
+                "there, or run its recipe with --pairs 5")
     return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 
 
