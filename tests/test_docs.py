@@ -37,7 +37,7 @@ MARK = re.compile(r"# (takes (a|two|five|an)? ?(minutes?|hours?)|serves until Ct
 """The first line of a `bash` block that is not executed, and why."""
 THE_TUTORIALS = "`study/` here\nis [the tutorial's]", "`study/` here is\n[the tutorial's]", "`study/` here is [the tutorial's]"
 DRY = {"run", "sweep", "explore", "tune", "orders"}
-HELPED = {"bench", "best", "check", "plan", "serve", "show", "report"}
+HELPED = {"bench", "best", "check", "plan", "serve", "show", "report", "tag", "note"}
 """Verbs that have no dry run: where a block is marked, --help says whether their options are there."""
 
 

@@ -46,7 +46,8 @@ def test_what_is_gained_is_what_was_asked_for(minimize, words):
 
 def test_the_model_stays_as_it_is():
     slow = said(trial("aaa", speed=0.28), max_drop="1pt")
-    assert slow.startswith("Keep the model as it is: no trial that meets the bars is faster than it") and slow.endswith(".")
+    assert slow.startswith("Keep the model as it is: no trial that meets the constraints is faster than it")
+    assert slow.endswith(".")
     assert said(trial("aaa", speed=3.0, drop=0.5), max_drop="1pt") == (
         "Keep the model as it is: no trial is shown to lose at most 1 point of accuracy; the nearest may lose 50.3 points "
         "of accuracy.")
