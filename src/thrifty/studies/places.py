@@ -40,7 +40,7 @@ def _name(source: str) -> str:
         if source in (name, entry.place):
             return name
     if huggingface.is_reference(source):
-        return huggingface.Reference.parse(source).directory.name
+        return huggingface.name_of(huggingface.Reference.parse(source).directory)
     place, colon, attribute = source.rpartition(":")
     if not colon:
         place, attribute = source, "workload"
@@ -112,7 +112,7 @@ def _moved(source: str, move: Callable[[Path], Path]) -> tuple[str, bool]:
     place, _, attribute = source.rpartition(":")
     if source.startswith(huggingface.SCHEME):
         reference = huggingface.Reference.parse(source)
-        paths = {name: move(value) for name, value in vars(reference).items() if isinstance(value, Path)}
+        paths: dict[str, Any] = {name: move(value) for name, value in vars(reference).items() if isinstance(value, Path)}
         return str(dataclasses.replace(reference, **paths)), all(path.exists() for path in paths.values())
     if place.endswith(".py"):
         path = move(Path(place))
