@@ -146,3 +146,18 @@ def test_the_page_lists_the_environment_variables_that_are_read() -> None:
     rows = re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE)
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(listed) == sorted(read)
+
+
+# -- words ------------------------------------------------------------------------------------------------------
+
+
+def test_words_that_the_house_does_not_say_are_found(tmp_path: Path) -> None:
+    words = script("words")
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\nIt meets the bars, `the bars` in code aside. Of these, one.\n\n"
+                    "```python\nbars = 'the bars'\n```\n")
+    assert list(words.complaints(words.prose(page), words.EVERYWHERE)) == [
+        '3: "Of ": no sentence begins with "Of"', '3: "the bars": constraint']
+    module = tmp_path / "module.py"
+    module.write_text('"""A module.\n\nIts speed-up is learnt.\n"""\nbars = 1  # the bars\n')
+    assert [told.partition(":")[0] for told in words.complaints(words.said(module), words.EVERYWHERE)] == ["3", "3"]

@@ -374,7 +374,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | N
     check_recipe(definition, parsed, served.device)
     check_ranks(definition, parsed, nproc)
     machine = Machine(served.device, nproc, training_threads)
-    with open_study(study, definition, served) as (opened, _):
+    with open_study(study, definition, served, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
                         machine=machine, launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

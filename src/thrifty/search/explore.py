@@ -94,7 +94,7 @@ def explore(workload: str | Workload, budget: float, *, study: str | Path | None
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
     space = Space.of(definition, methods, place.device, nproc)
     machine = Machine(place.device, nproc, training_threads)
-    with open_study(study, definition, place) as (opened, clock):
+    with open_study(study, definition, place, machine, listener) as (opened, clock):
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, machine=machine, launcher=launcher,
                         listener=listener)

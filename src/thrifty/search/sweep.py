@@ -51,9 +51,10 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: s
     parsed = [Recipe.of(recipe) for recipe in recipes]
     for recipe in parsed:
         check_recipe(definition, recipe, place.device)
-    with open_study(study, definition, place) as (opened, _):
+    machine = Machine(place.device, threads=training_threads)
+    with open_study(study, definition, place, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=place, seed=seed, price=price,
-                        machine=Machine(place.device, threads=training_threads), listener=listener)
+                        machine=machine, listener=listener)
         listener(SweepBegan(len(parsed)))
         trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
         chosen = promoted(list(trials.values()), promote)

@@ -149,9 +149,10 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
             raise TuneError(f"{name} must be {least} or more but are {value}")
     if budget is not None and not budget > 0:
         raise TuneError(f"a budget is above 0 seconds, but here is {budget:g}")
-    with open_study(study, definition, place) as (opened, _):
+    machine = Machine(place.device, threads=training_threads)
+    with open_study(study, definition, place, machine, listener) as (opened, _):
         runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,
-                               machine=Machine(place.device, threads=training_threads), listener=listener)
+                               machine=machine, listener=listener)
                         for i in range(seeds + 1))
         return _Tune(runners, contenders, trials, budget, fewest(also), evaluations).run()
 

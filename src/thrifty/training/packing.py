@@ -222,10 +222,10 @@ class PackedLoader:
 
 
 def make_loader(data: Dataset[Any], batch_size: int, seed: int, collate: Callable[[list[Any]], Any] | None,
-                packing: bool, loss: Loss, ranks: Ranks = Alone()) -> Loader | PackedLoader:
-    """Batches of examples, or of packed rows."""
+                packing: bool, loss: Loss, ranks: Ranks = Alone(), workers: int = 0) -> Loader | PackedLoader:
+    """Batches of examples, or of packed rows, which are all in memory and need no workers."""
     if not packing:
-        return Loader(data, batch_size, seed, collate, ranks)
+        return Loader(data, batch_size, seed, collate, ranks, workers)
     return PackedLoader(Sequences(data, getattr(loss, "ignore_index", -100), collate), batch_size, seed, ranks)
 
 

@@ -127,7 +127,7 @@ def load_body(path: Path, auto: str, pad: int | None = None, new_head: Sequence[
         pad: the token that fills texts up, noted in a config that names none: sequence classification by decoders
             looks for the last token that is another.
         new_head: the names of its classes, where the weights may lack the head since it is yet to be trained: it is
-            initialised with torch's own random numbers.
+            initialized with torch's own random numbers.
 
     Raises:
         MissingExtra: transformers is not installed.
