@@ -113,8 +113,10 @@ class Exploration:
         self.tell_spent()
         self.space = self.paying()
         self.afford_reference()
+        self.tell_spent()
         self.runner.reference()
         self.under_way = None
+        self.tell_spent()
         self.check_bars()
 
     def run(self) -> Ended:

@@ -40,7 +40,7 @@ def _name(source: str) -> str:
         if source in (name, entry.place):
             return name
     if huggingface.is_reference(source):
-        return huggingface.Reference.parse(source).directory.name
+        return huggingface.name_of(huggingface.Reference.parse(source).directory)
     place, colon, attribute = source.rpartition(":")
     if not colon:
         place, attribute = source, "workload"

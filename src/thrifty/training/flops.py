@@ -59,12 +59,11 @@ def _twice(formula: Callable[..., int]) -> Callable[..., int]:
     return lambda *args, **kwargs: 2 * formula(*args, **kwargs)
 
 
-_RECURRENT: Mapping[Any, Callable[..., int]] = {
-    getattr(torch.ops.aten, name): formula
-    for name, formula in {"mkldnn_rnn_layer": _layer, "mkldnn_rnn_layer_backward": _twice(_layer),
-                          "_cudnn_rnn": _layers, "_cudnn_rnn_backward": _twice(_layers)}.items()
-    if hasattr(torch.ops.aten, name)
+_FORMULAS: Mapping[str, Callable[..., int]] = {
+    "mkldnn_rnn_layer": _layer, "mkldnn_rnn_layer_backward": _twice(_layer),
+    "_cudnn_rnn": _layers, "_cudnn_rnn_backward": _twice(_layers),
 }
+_RECURRENT = {getattr(torch.ops.aten, name): formula for name, formula in _FORMULAS.items() if hasattr(torch.ops.aten, name)}
 """Formulas that torch has none of: recurrent layers as one operator."""
 
 _FREE = {

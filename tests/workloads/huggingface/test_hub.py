@@ -13,6 +13,7 @@ import torch
 from tests import hf_models
 
 from thrifty.errors import WorkloadError
+from thrifty.studies.places import default_study
 from thrifty.workloads.huggingface import hub
 from thrifty.workloads.loading import load_workload
 
@@ -44,6 +45,7 @@ def test_a_name_is_the_directory_that_the_cache_holds(cache: Path, tmp_path: Pat
     assert found.name == "tiny-bert" and f"models--org--tiny-bert/snapshots/{COMMIT}?" in found.source
     assert found.model()(*found.example(2)).shape == (2, 2)
     assert load_workload(found.source).source == found.source
+    assert default_study("org/tiny-bert") == default_study(found.source) == Path("study-tiny-bert")
     plain = load_workload(str(cache / "models--org--tiny-bert" / "snapshots" / COMMIT), data=data)
     assert torch.equal(plain.model()(*found.example(2)), found.model()(*found.example(2)))
 

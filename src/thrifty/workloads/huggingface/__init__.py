@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, default_collate
 from thrifty.errors import WorkloadError
 from thrifty.workloads.embedded.retrieval import Recall
 from thrifty.workloads.huggingface.directory import DESCRIPTIONS, Directory, digest, open_directory, weights
-from thrifty.workloads.huggingface.hub import name_of
+from thrifty.workloads.huggingface.hub import name_of as name_of
 from thrifty.workloads.huggingface.images import Images, image_path, pixels_of
 from thrifty.workloads.huggingface.jsonl import SPLITS, Line, Lines, read, values
 from thrifty.workloads.huggingface.labels import labels_of
