@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,16 @@ import openvino as openvino  # noqa: E402  # by this name for the compiler too
 from thrifty.engines.engine import Engine, EngineError  # noqa: E402
 from thrifty.engines.instructions import saturates  # noqa: E402
 from thrifty.errors import in_one_line  # noqa: E402
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """The one of this process, which is never freed.
+
+    A core gives the thread that makes it a stack for signals, and frees it with itself. Where two overlap and the first is freed
+    first, the second leaves that freed stack in place, and the next signal ends the process.
+    """
+    return openvino.Core()
 
 
 @final
@@ -41,7 +52,7 @@ class OpenVinoEngine(Engine):
             "PERF_COUNT": profile,
         }
         try:
-            self.compiled = openvino.Core().compile_model(str(path), "CPU", options)
+            self.compiled = _core().compile_model(str(path), "CPU", options)
         except Exception as error:  # the runtime raises its own kinds, all of them below Exception
             raise EngineError(f"openvino {openvino.__version__} cannot open {path}: {in_one_line(error)}") from error
         floats = openvino.Type.bf16 if half else openvino.Type.f32
