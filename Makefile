@@ -5,18 +5,21 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 VENV := .venv
 BIN := $(VENV)/bin
 # One stamp a state of the two files: a change of either installs again, a checkout with new dates does not.
-STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-STORE ?= study
+STATE := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(STATE)
+DOCS := $(VENV)/.documented-$(STATE)
+STUDY ?= study-digits
 
-.PHONY: help setup compiler demo test test-all test-emulated lint bench tables clean
+.PHONY: help setup compiler demo test test-all test-emulated lint docs bench tables clean
 
 help:
 	@echo "make demo      explore the embedded default for five minutes, print the frontier, write its page"
 	@echo "make test      the tests (without those marked slow)"
 	@echo "make test-all  all tests"
-	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make lint      ruff, mypy, import-linter, codespell and the words of the house"
+	@echo "make docs      the site, into site/; a broken link or a warning fails"
 	@echo "make bench     the benchmarks"
-	@echo "make tables    the lists of methods in README.md and docs/index.md, from the registry"
+	@echo "make tables    what pages take from the code: lists of methods, the reference of the API and of the command line"
 	@echo "make clean     remove the environment and what the tools left"
 
 setup: $(STAMP)
@@ -43,8 +46,8 @@ compiler:
 	  echo "or name yours: CXX=clang++ make ..." >&2; exit 1; }
 
 demo: setup compiler
-	$(BIN)/thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out $(STORE)
-	$(BIN)/thrifty report $(STORE)
+	$(BIN)/thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --study $(STUDY)
+	$(BIN)/thrifty report $(STUDY)
 
 # Two processes, a file to one of them; threads that wait leave the processor to the other's. A process that dies ends the run.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
@@ -63,13 +66,24 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python docs/words.py
+
+docs: $(DOCS)
+	$(BIN)/python docs/build.py
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group docs
+	@rm -f $(VENV)/.documented-*
+	@touch $@
 
 bench: setup compiler
-	$(BIN)/python benchmarks/overhead.py --store $(STORE)-overhead
+	$(BIN)/python benchmarks/overhead.py --study $(STUDY)-overhead
 	$(BIN)/python benchmarks/aa.py
 
 tables: setup
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/reference.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

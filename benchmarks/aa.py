@@ -53,8 +53,8 @@ def network() -> Callable[[list[np.ndarray]], list[np.ndarray]]:
 def share(hits: int, n: int) -> tuple[float, float, float]:
     """A share with its Wilson interval at 95%."""
     z, p = 1.959964, hits / n
-    centre, margin = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    return p, (centre - margin) / (1 + z * z / n), (centre + margin) / (1 + z * z / n)
+    center, margin = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    return p, (center - margin) / (1 + z * z / n), (center + margin) / (1 + z * z / n)
 
 
 def processor() -> str:

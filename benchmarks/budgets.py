@@ -52,7 +52,7 @@ def explored(name: str, budget: int, busy: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="thrifty-budgets-") as place, competition(busy):
         load, began = os.getloadavg()[0], time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "thrifty", "explore", WORKLOADS[name], "--budget", f"{budget}s", "--store", f"{place}/study",
+            [sys.executable, "-m", "thrifty", "explore", WORKLOADS[name], "--budget", f"{budget}s", "--study", f"{place}/study",
              "--json"], env={**os.environ, "THRIFTY_CACHE": f"{place}/cache"}, capture_output=True, text=True)
         wall = time.perf_counter() - began
     row: dict[str, Any] = {"at": now(), "workload": name, "budget": budget, "busy": busy, "load": [load, os.getloadavg()[0]],

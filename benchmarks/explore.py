@@ -1,7 +1,7 @@
 """How much of the frontier explore finds, for how much of the cost of measuring everything.
 
-    python benchmarks/explore.py measure --store study-all    # every recipe of the space, once: about half an hour
-    python benchmarks/explore.py replay --store study-all     # seconds: explore and its rivals on what was measured
+    python benchmarks/explore.py measure --study study-all    # every recipe of the space, once: about half an hour
+    python benchmarks/explore.py replay --study study-all     # seconds: explore and its rivals on what was measured
 
 The space: `digits`, trained in fp32 or bf16, pruned by five ratios with a distilling recovery, quantized or not, by
 three compilers: 60 recipes. A replay asks explore what to run next and answers from the store: the figures that were
@@ -181,13 +181,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["measure", "replay"])
     parser.add_argument("--workload", default="digits")
-    parser.add_argument("--store", required=True)
+    parser.add_argument("--study", required=True)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     if options.what == "measure":
-        measure(options.workload, options.store)
+        measure(options.workload, options.study)
         return
-    table = Table.read(options.workload, options.store)
+    table = Table.read(options.workload, options.study)
     print(f"{len(table.trials)} recipes, {table.everything():.0f} s in all, "
           f"{sum(t.status == 'failed' for t in table.trials.values())} failed; share of the whole hypervolume found, median "
           f"[least, most] of {options.seeds} seeds, and each seed's cost of 95% of it")

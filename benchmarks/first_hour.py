@@ -134,7 +134,7 @@ def timed(command: list[str], **variables: str) -> float:
 def once(pairs: int) -> tuple[float, float]:
     """Seconds of Thrifty, and by hand."""
     with tempfile.TemporaryDirectory(prefix="thrifty-first-") as place:
-        ours = timed([sys.executable, "-m", "thrifty", "run", str(ROWS), RECIPE, "--store", f"{place}/study",
+        ours = timed([sys.executable, "-m", "thrifty", "run", str(ROWS), RECIPE, "--study", f"{place}/study",
                       "--pairs", str(pairs)], THRIFTY_CACHE=f"{place}/cache")
     with tempfile.TemporaryDirectory(prefix="thrifty-first-") as place:
         return ours, timed([sys.executable, __file__, "--hand", "--pairs", str(pairs), "--place", place])

@@ -17,7 +17,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 70, 20, 40, 60
 STEP = 0.005
 LOST = 0.05
 """A drop beyond it is off the picture."""
-COLOURS = {"front": "#0b6e4f", "tied": "#b7791f", "dominated": "#9aa0a6"}
+COLORS = {"front": "#0b6e4f", "tied": "#b7791f", "dominated": "#9aa0a6"}
 
 
 def main() -> None:
@@ -57,13 +57,13 @@ def draw(standings: tuple[Standing, ...]) -> str:
     order = sorted(standings, key=lambda s: s.trial.inference.latency_p50 if s.trial.inference else 0)
     parts += [point(standing, x, y, -6 if i % 2 else 16) for i, standing in enumerate(order)]  # neighbours' labels part
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 12}" text-anchor="middle">speed over eager fp32; '
-                 "labels: seconds it cost before serving; green: on the front, grey: dominated, amber: tied</text></svg>")
+                 "labels: seconds it cost before serving; green: on the front, gray: dominated, amber: tied</text></svg>")
     return "\n".join(parts) + "\n"
 
 
 def point(standing: Standing, x, y, below: int) -> str:  # type: ignore[no-untyped-def]
     """One trial: its point, its intervals, its cost, its recipe as a tooltip."""
-    trial, colour = standing.trial, COLOURS[standing.status]
+    trial, color = standing.trial, COLORS[standing.status]
     if not trial.quality or not trial.inference or not trial.training or not trial.inference.speedup.value:
         return ""
     speed, drop = trial.inference.speedup, trial.quality.drop
@@ -71,9 +71,9 @@ def point(standing: Standing, x, y, below: int) -> str:  # type: ignore[no-untyp
     bars = f"M{cx:.1f} {y(drop.low):.1f}V{y(drop.high):.1f}"
     if speed.low and speed.high:
         bars += f"M{x(speed.low):.1f} {cy:.1f}H{x(speed.high):.1f}"
-    return (f'<g><title>{escape(trial.recipe)}</title><path d="{bars}" stroke="{colour}" stroke-opacity="0.5"/>'
-            f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{colour}"/>'
-            f'<text x="{cx + 8:.1f}" y="{cy + below:.1f}" fill="{colour}">{trial.training.seconds:.0f} s</text></g>')
+    return (f'<g><title>{escape(trial.recipe)}</title><path d="{bars}" stroke="{color}" stroke-opacity="0.5"/>'
+            f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>'
+            f'<text x="{cx + 8:.1f}" y="{cy + below:.1f}" fill="{color}">{trial.training.seconds:.0f} s</text></g>')
 
 
 if __name__ == "__main__":

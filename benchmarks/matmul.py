@@ -242,7 +242,7 @@ def sweep(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for task in tasks:
                 task.cancel()
             concurrent.futures.wait(tasks, timeout=60.0)  # what runs already ends: nothing disturbs the times
-            results = [task.result() for task in tasks if task.done() and not task.cancelled()]
+            results = [task.result() for task in tasks if task.done() and not task.canceled()]
             compiled = [config for config, wrong in results if not wrong]
             for config, wrong in results:
                 if wrong and arguments.verbose:

@@ -77,8 +77,8 @@ def main() -> None:
     print(f"{now()}, {environment()['cpu']}, one thread, torch {torch.__version__}, batches of {arguments.batch}\n")
     others = [np.delete(table.values, seed, 1).mean(1) for seed in range(table.values.shape[1])]
     ceiling = [float(spearmanr(table.values[:, seed], rest)[0]) for seed, rest in enumerate(others)]
-    print(f"one training against the mean of the others: {', '.join(f'{value:.3f}' for value in ceiling)}; within equal numbers of "
-          f"convolutions {', '.join(f'{within(table.values[:, s], rest):.3f}' for s, rest in enumerate(others))}\n")
+    print(f"one training against the mean of the others: {', '.join(f'{value:.3f}' for value in ceiling)}; within equal numbers "
+          f"of convolutions {', '.join(f'{within(table.values[:, s], rest):.3f}' for s, rest in enumerate(others))}\n")
     done = [scored(seed, arguments.batch) for seed in range(arguments.seeds)]
     print("| proxy | Spearman | by seed | within equal numbers of convolutions | rank of its favorite | ms an architecture |\n"
           "| --- | --- | --- | --- | --- | --- |")

@@ -1,7 +1,7 @@
 """The harness's own overhead on the demo: wall-clock that is none of the work that was asked for.
 
-    python benchmarks/overhead.py --store /tmp/overhead            # a fresh sweep of digits' recipes, then the table
-    python benchmarks/overhead.py --store study --wall 412.3       # a sweep that was timed before
+    python benchmarks/overhead.py --study /tmp/overhead            # a fresh sweep of digits' recipes, then the table
+    python benchmarks/overhead.py --study study --wall 412.3       # a sweep that was timed before
 
 Work is what the user asked for: training, teachers, planning (calibration, search), compiling, scoring (evaluation),
 process starts, timed calls. All else of the wall-clock, rehearsals included, is overhead.
@@ -33,19 +33,19 @@ def spent_by_kind(store: Path) -> Counter[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--study", type=Path, required=True)
     parser.add_argument("--workload", default="digits")
     parser.add_argument("--wall", type=float, help="seconds of a sweep that was run before; it is run now otherwise")
     arguments = parser.parse_args()
     wall = arguments.wall
     if wall is None:
-        if arguments.store.exists():
-            sys.exit(f"{arguments.store} exists; a resumed sweep would measure nothing")
+        if arguments.study.exists():
+            sys.exit(f"{arguments.study} exists; a resumed sweep would measure nothing")
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "thrifty", "sweep", arguments.workload,
-                        "--store", str(arguments.store)], check=True)
+                        "--study", str(arguments.study)], check=True)
         wall = time.perf_counter() - began
-    seconds = spent_by_kind(arguments.store)
+    seconds = spent_by_kind(arguments.study)
     work = sum(seconds[kind] for kind in WORK)
     print(f"{now()}, {environment()['cpu']}, {environment()['cores']} cores\n")
     print("| what | seconds | share |\n| --- | --- | --- |")

@@ -38,7 +38,7 @@ def convolutional(net: nn.Module) -> bool:
 
 
 def _onnx(net: nn.Module, rows: Rows, place: Path) -> Path:
-    """Exported, then prepared as ONNX Runtime's documentation asks: shapes inferred, graph optimised."""
+    """Exported, then prepared as ONNX Runtime's documentation asks: shapes inferred, graph optimized."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     exported = torch.onnx.export(net, rows[0], dynamo=True, verbose=False, opset_version=OPSET)

@@ -49,7 +49,7 @@ SHARE, BLOCKS = 0.25, 8
 
 
 def narrow() -> nn.Module:
-    """MobileNetV3-Small's shape for grey images: depthwise convolutions, squeeze and excitation, hard swishes."""
+    """MobileNetV3-Small's shape for gray images: depthwise convolutions, squeeze and excitation, hard swishes."""
     def channels(count: int) -> int:
         return max(4, round(count * SHARE))
 

@@ -1,4 +1,4 @@
-"""What equalisation, AdaRound and bias correction are worth on convolutional nets, each net trained on digits first.
+"""What equalization, AdaRound and bias correction are worth on convolutional nets, each net trained on digits first.
 
     python benchmarks/quantization_vision.py --store DIR
     python benchmarks/quantization_vision.py --store DIR --nets mobilenet --variants nearest adaround

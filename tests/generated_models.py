@@ -24,7 +24,7 @@ from tests.unusual_layers import (
     Padded2d,
     Residual,
     Spectral,
-    Standardised,
+    Standardized,
     Swapped2d,
     Tied,
     Twice,
@@ -133,8 +133,8 @@ class Maker:
 
     def linear(self, i: int, o: int) -> nn.Module:
         self.depth += 1
-        word = self.pick(0.55, *self.ODD, "named", "doubled", "standardised", "lazy", "no bias")
-        kinds: dict[str, Any] = {"named": Named, "doubled": Doubled, "standardised": Standardised}
+        word = self.pick(0.55, *self.ODD, "named", "doubled", "standardized", "lazy", "no bias")
+        kinds: dict[str, Any] = {"named": Named, "doubled": Doubled, "standardized": Standardized}
         if word == "lazy":
             return nn.LazyLinear(o)
         return self.odd(kinds.get(word, nn.Linear)(i, o, bias=word != "no bias"), word)

@@ -56,4 +56,4 @@ def test_what_they_run_is_a_training_that_is_spread(command: list[str]) -> None:
     assert verb == "run" and workload == "my.py"
     assert any(map(spread, Recipe.parse(recipe)))
     known = {word for option in recipes.run.__annotations__.values() for word in re.findall(r"--[a-z-]+", str(option))}
-    assert {word for word in options if word.startswith("--")} <= known | {"--device", "--store"}
+    assert {word for word in options if word.startswith("--")} <= known | {"--device", "--study"}

@@ -57,7 +57,7 @@ def test_a_phase_is_metered_on_the_device():
 
 
 def test_a_run_is_measured(tmp_path):
-    trial = thrifty.run("thrifty.testing:workload", testing.workload.reference, store=tmp_path / "study",
+    trial = thrifty.run("thrifty.testing:workload", testing.workload.reference, study=tmp_path / "study",
                         target=Target(device="cuda"), pairs=1)
     assert trial.status == "done", trial.error
     assert trial.quality.drop.value < 0.1
@@ -99,6 +99,6 @@ def test_float8_is_compiled_and_multiplied_as_such(tmp_path, rest):
 def test_auto_runs_whole_on_cuda(tmp_path, bits):
     phases = " | quantize(bf16)" * (bits == "bf16")
     trial = thrifty.run("thrifty.testing:workload", f"{testing.workload.reference}{phases} | compile(auto, seconds=60)",
-                        store=tmp_path / "study", target=Target(device="cuda"), pairs=1)
+                        study=tmp_path / "study", target=Target(device="cuda"), pairs=1)
     assert trial.status == "done", trial.error
     assert trial.inference.speedup.value > 0

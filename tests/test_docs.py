@@ -1,12 +1,18 @@
-"""Every code block of the documentation, executed; every method's card, compared with the method."""
+"""The documentation: every code block, executed in the order of its page; every method's card, compared with the method.
+
+A block of `console` shows commands after `$ ` and what they print; `...` stands for anything. A block of `bash` whose first
+line is a comment such as `# takes minutes` is not executed: it says so to the reader, and its commands are only checked.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -20,13 +26,19 @@ import pytest
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.method import Method
 from thrifty.recipes.registry import BUILT_IN, method_class
-from thrifty.workloads.checks import check_data, check_example
-from thrifty.workloads.loading import load_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-NEED_ARGUMENTS_OF_A_STUDY = {"bench", "best", "serve", "show", "report"}
-"""Verbs whose arguments exist only after a real run, or that do not end: their options are checked by --help."""
+SLOW = {f"docs/how-to/{name}.md" for name in (
+    "explore", "hugging-face", "load-without-thrifty", "read-the-page", "train-on-several-processes",
+    "tune-optimizers", "verify-an-artifact")}
+"""Pages of half a minute and more: `make test-all` runs them. The tutorial is in `make test`."""
+MARK = re.compile(r"# (takes (a|two|five|an)? ?(minutes?|hours?)|serves until Ctrl-C|needs .+)")
+"""The first line of a `bash` block that is not executed, and why."""
+THE_TUTORIALS = "`study/` here\nis [the tutorial's]", "`study/` here is\n[the tutorial's]", "`study/` here is [the tutorial's]"
+DRY = {"run", "sweep", "explore", "tune", "orders"}
+HELPED = {"bench", "best", "check", "plan", "serve", "show", "report"}
+"""Verbs that have no dry run: where a block is marked, --help says whether their options are there."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,11 @@ class Block:
     text: str
     line: int
 
+    @property
+    def marked(self) -> bool:
+        """Whether its commands are checked and not executed."""
+        return self.language == "bash" and MARK.fullmatch(self.text.partition("\n")[0]) is not None
+
 
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text()
@@ -46,12 +63,30 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(found[1], attributes, found[3], text.count("\n", 0, found.start()) + 1)
 
 
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session")
+def tutorial_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trials of the tutorial's workload, screened: what pages that begin after the tutorial take up."""
+    place = tmp_path_factory.mktemp("tutorial")
+    shutil.copy(ROOT / "examples" / "rows.py", place)
+    trained = "train(adamw(lr=1e-2), epochs=3)"
+    for recipe in (f"{trained} | quantize(w8a8) | compile(onnxruntime)", f"{trained} | compile(onnxruntime)"):
+        done = thrifty(["run", "rows.py", recipe, "--pairs", "1", "--study", "study"], place)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return place / "study"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", [
+    pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for page in PAGES for name in [str(page.relative_to(ROOT))]])
+def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                request: pytest.FixtureRequest) -> None:
     monkeypatch.chdir(tmp_path)
+    if any(words in page.read_text() for words in THE_TUTORIALS):
+        shutil.copytree(request.getfixturevalue("tutorial_study"), tmp_path / "study")
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in blocks(page):
+        where = f"{page.relative_to(ROOT)}:{block.line}"
         if block.language == "python":
             # As many lines before it as in the page: a traceback names the page's line.
             code = compile("\n" * block.line + block.text, str(page), "exec")
@@ -61,25 +96,69 @@ def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.
                 exec(code, namespace)
         elif block.language == "bash":
             for command in block.text.splitlines():
-                words = shlex.split(command, comments=True)
-                assert words[0] == "thrifty", f"{page.name}:{block.line}: only thrifty's commands can be checked"
-                assert_accepted(words[1:])
+                if words := shlex.split(command, comments=True):
+                    assert "thrifty" in words, f"{where}: only thrifty's commands can be executed"
+                    assert_works(words[words.index("thrifty") + 1:], tmp_path, block.marked, where)
+        elif block.language == "console":
+            for command, expected in dialogue(block.text):
+                assert_prints(command, expected, tmp_path, where)
         elif block.language == "json":
             json.loads(block.text)
         else:
-            raise AssertionError(f"{page.name}:{block.line}: nobody executes {block.language}; indent it by four spaces")
+            raise AssertionError(f"{where}: nobody executes {block.language}; indent it by four spaces")
 
 
-def assert_accepted(words: list[str]) -> None:
-    """The command is well-formed: nothing long runs."""
-    if words[0] in ("run", "sweep", "explore", "tune"):
-        words = [*words, "--dry-run"]
-    elif words[0] in NEED_ARGUMENTS_OF_A_STUDY:
+def thrifty(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "thrifty", *words], capture_output=True, text=True, check=False, cwd=place,
+                          stdin=subprocess.DEVNULL,
+                          env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")})
+
+
+def assert_works(words: list[str], place: Path, marked: bool, where: str) -> None:
+    """The command ends with exit code 0; where its block is marked, it is well-formed."""
+    if marked and words[0] in DRY:
+        words = [*words, "--dry-run"] if place_of_examples(words, place) else [words[0], "--help"]
+    elif marked and words[0] in HELPED:
         words = [words[0], "--help"]
-    done = subprocess.run([sys.executable, "-m", "thrifty", *words], capture_output=True, text=True, check=False,
-                          env={**os.environ, "COLUMNS": "200", "TERM": "dumb"})
+    done = thrifty(words, place)
     missing = "is not installed: pip install" in done.stderr  # an extra's; all that is read before was accepted
-    assert done.returncode == 0 or missing, f"thrifty {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0 or missing, f"{where}: thrifty {shlex.join(words)}\n{done.stdout}{done.stderr}"
+
+
+def place_of_examples(words: list[str], place: Path) -> bool:
+    """Whether the workload is there: embedded, or a file or folder that the page wrote."""
+    return not words[1].startswith("./") or (place / words[1]).exists()
+
+
+def dialogue(text: str) -> Iterator[tuple[str, str]]:
+    """The commands of a block of `console`, each with what it prints."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, expected = part.partition("\n")
+        yield command, expected
+
+
+def assert_prints(command: str, expected: str, place: Path, where: str) -> None:
+    words = shlex.split(command)
+    assert words[0] == "thrifty", f"{where}: only thrifty's commands can be executed"
+    done = thrifty(words[1:], place)
+    loosely = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    agrees = doctest.OutputChecker().check_output(expected, done.stdout + done.stderr, loosely)
+    assert agrees, f"{where}: {command}\nprints\n{done.stdout}{done.stderr}\nand not\n{expected}"
+
+
+def test_what_is_not_executed_says_why() -> None:
+    """A comment on a block's first line is one of the reasons, so that no spelling of one goes unseen."""
+    for page in PAGES:
+        for block in blocks(page):
+            first = block.text.partition("\n")[0]
+            if block.language == "bash" and first.startswith("#"):
+                assert block.marked, f"{page.relative_to(ROOT)}:{block.line}: {first!r} is no reason of MARK"
+
+
+def test_an_output_that_differs_is_seen(tmp_path: Path) -> None:
+    assert_prints("thrifty methods nonesuch", "thrifty: ...nonesuch...", tmp_path, "here")
+    with pytest.raises(AssertionError, match="and not"):
+        assert_prints("thrifty methods nonesuch", "adamw...", tmp_path, "here")
 
 
 def permitted(spec: dataclasses.Field[Any]) -> str:
@@ -165,13 +244,6 @@ def test_the_tree_in_the_readme_is_the_one_that_is_there() -> None:
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
     order = [name.strip() for layer in layers for name in layer.split("|")]
     assert [name.removesuffix("/").removesuffix(".py") for name in listed if not name.startswith("__")] == order
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
-def test_every_example_is_a_workload_that_works(path: Path) -> None:
-    found = load_workload(str(path))
-    check_data(found)
-    check_example(found, found.model())
 
 
 def test_the_tutorials_workload_is_the_example() -> None:

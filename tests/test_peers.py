@@ -1,4 +1,4 @@
-"""The silent failures reproduced in released toolkits, each against our own behaviour."""
+"""The silent failures reproduced in released toolkits, each against our own behavior."""
 
 from __future__ import annotations
 

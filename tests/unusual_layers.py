@@ -18,7 +18,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-class Standardised(nn.Linear):
+class Standardized(nn.Linear):
     def forward(self, x):
         weight = self.weight - self.weight.mean(1, keepdim=True)
         return F.linear(x, weight / (weight.std(1, keepdim=True) + 1e-5) / 6, self.bias)

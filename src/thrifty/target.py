@@ -25,7 +25,7 @@ class Target:
 
     Args:
         device: "cpu" or "cuda".
-        threads: of inference; 1 by default, since timings on one thread are the steadiest.
+        threads: threads for inference; 1 by default, since timings on one thread are the steadiest.
         memory: bytes that serving may use, None for what the machine has.
 
     Raises:

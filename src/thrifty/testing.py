@@ -216,7 +216,7 @@ def answers(model: nn.Module, n: int = 5) -> np.ndarray:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Of every parameter and buffer, bit by bit."""
+    """A hash of every parameter and buffer, bit by bit."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -345,7 +345,7 @@ def _true(claim: Claim, method: Method, after: nn.Module) -> None:
 
 def check_agrees(method: Method) -> None:
     """Next to every other method: what `check` allows can be rehearsed, what it refuses says why."""
-    for recipe in neighbours(method):
+    for recipe in neighbors(method):
         try:
             carry(recipe, TRAINED)
         except ThriftyError as error:
@@ -357,12 +357,12 @@ def check_agrees(method: Method) -> None:
 
 @functools.cache
 def _rehearsed(text: str, attends: bool) -> None:
-    """Once for both of two neighbours, and for every compiler: all are rehearsed by the graph that they start from."""
-    with contextlib.suppress(NoEffect):  # on so small a net a neighbour may truly find nothing left to do
+    """Once for both of two neighbors, and for every compiler: all are rehearsed by the graph that they start from."""
+    with contextlib.suppress(NoEffect):  # on so small a net a neighbor may truly find nothing left to do
         rehearse(attending if attends else workload, Recipe.parse(text), Target(), _hear)
 
 
-def neighbours(method: Method) -> Iterator[Recipe]:
+def neighbors(method: Method) -> Iterator[Recipe]:
     """The method before and after every registered one, after a training phase."""
     start = Recipe.of("train(epochs=1)")
     for name in names():

@@ -1,7 +1,8 @@
-"""Durations and sizes as people write them."""
+"""Durations, sizes and other values as people write them."""
 
 from __future__ import annotations
 
+import enum
 import math
 import re
 from collections.abc import Mapping
@@ -41,6 +42,43 @@ def size(text: str | float) -> int:
     (1500000, 2048)
     """
     return int(_scaled(text, _BYTES, "a size is written 500kB, 1.5MB or 2MiB"))
+
+
+def fixed(value: float, digits: int = 4, sign: str = "-") -> str:
+    """A number with so many decimals; what rounds to zero has no sign.
+
+    Args:
+        value: the number.
+        digits: decimals.
+        sign: "+" for one before positive numbers too.
+
+    >>> fixed(0.98765), fixed(-0.00001), fixed(0.004, 2, "+"), fixed(0.25, 2, "+")
+    ('0.9877', '0.0000', '0.00', '+0.25')
+    """
+    text = f"{value:{sign}.{digits}f}"
+    return text.lstrip("+-") if not text.strip("+-0.") else text
+
+
+def plainly(value: object) -> str:
+    """A value as a person would write it: no brackets, quotes or names of types.
+
+    >>> plainly({"device": "cpu", "memory": None}), plainly(("a", "b")), plainly(()), plainly(True), plainly(0.5)
+    ('device cpu, memory none', 'a, b', 'none', 'yes', '0.5')
+    """
+    match value:
+        case None | "" | () | []:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case Mapping():
+            return ", ".join(f"{name} {plainly(each)}" for name, each in value.items()) or "none"
+        case list() | tuple() | set() | frozenset():
+            return ", ".join(map(plainly, value)) or "none"
+        case enum.Enum():
+            return plainly(value.value)
+    return str(value)
 
 
 def _scaled(text: str | float, units: Mapping[str, float], says: str) -> float:

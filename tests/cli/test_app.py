@@ -59,7 +59,7 @@ def test_lists_read_well_off_a_terminal():
     (["explore", "digits", "--budget", "soon"], "a duration is written"),
     (["explore", "digits", "--budget", "0s"], "above 0"),
     (["explore", "digits", "--budget", "5m", "--max-drop", "some"], "1pt (absolute)"),
-    (["explore", "digits", "--budget", "5m", "--minimize", "colour"], "latency, bytes, memory, training"),
+    (["explore", "digits", "--budget", "5m", "--minimize", "color"], "latency, bytes, memory, training"),
     (["explore", "digits", "--budget", "5m", "--methods", "prun"], "did you mean 'prune'"),
     (["explore", "minilm", "--budget", "5m", "--methods", "bf16"], "the model comes trained"),
     (["explore", "digits"], "--budget"),
@@ -68,13 +68,13 @@ def test_lists_read_well_off_a_terminal():
     (["tune", "digits", "adamw(lr=0)"], "must be in (0, inf)"),
     (["tune", "digits", "adamw", "--trials", "2"], "3 or more"),
     (["tune", "digits", "adamw", "--budget", "soon"], "a duration is written"),
-    (["tune", "digits", "adamw", "--also", "colour"], "no number 'colour'"),
+    (["tune", "digits", "adamw", "--also", "color"], "no number 'color'"),
     (["tune", "minilm", "adamw"], "no training set"),
     (["best", "nothing"], "no study"),
     (["best", "nothing", "--max-bytes", "0"], "a size is written"),
     (["methods", "prun"], "did you mean 'prune'"),
     (["run", "digits"], "RECIPE"),
-    (["check", "digits", "train", "--task", "causal-lm"], "go with a Hugging Face directory"),
+    (["check", "digits", "train", "--task", "causal-lm"], "only a Hugging Face directory takes"),
     (["check", ".", "train", "--task", "translation"], "there is no task 'translation'"),
     (["check", ".", "train"], "is no Hugging Face directory"),
     (["frobnicate"], "frobnicate"),
@@ -129,14 +129,14 @@ def test_where_nothing_meets_the_bars_the_nearest_is_shown(tmp_path):
     keep(tmp_path / "study", [trial("near", "train()", 2.0, 0.02), trial("far", "prune(ratio=0.9)", 9.0, 0.5)])
     done = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", cwd=tmp_path)
     assert done.returncode == KEEP
-    assert "Keep the model as it is: no trial meets the bars" in done.stdout and "near seed 0" in done.stdout
+    assert "Keep the model as it is: no trial meets the constraints" in done.stdout and "near seed 0" in done.stdout
     assert "max_drop: 0.0230, and 0.0100 is allowed" in done.stdout
     assert not (tmp_path / "model").exists()
 
 
 def test_a_failed_run_exits_with_1_and_keeps_its_trial(tmp_path):
     done = thrifty("run", "thrifty.testing:workload", "train(adamw(lr=1e30), clip=None, epochs=1)", "--pairs", "1",
-                   "--store", str(tmp_path / "study"), "--json")
+                   "--study", str(tmp_path / "study"), "--json")
     assert done.returncode == FAILED, done.stderr
     document = json.loads(done.stdout)
     assert document["status"] == "failed" and document["error"]

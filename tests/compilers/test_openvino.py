@@ -118,7 +118,7 @@ def test_attention_float_and_integer(tmp_path):
 
 @pytest.mark.parametrize("features", [3, 7, 513])
 def test_tokens_are_rounded_as_the_plan_says(tmp_path, features):
-    """Against the maths, written out: t = max|x| / 127, q = round(x / t), t s_w q q_w^T + b."""
+    """Against the math, written out: t = max|x| / 127, q = round(x / t), t s_w q q_w^T + b."""
     torch.manual_seed(features)
     linear, x = nn.Linear(features, 5), torch.randn(3, 4, features) * torch.tensor([1e-3, 1.0, 50.0, 0.0])[:, None]
     integer = Quantize()(nn.Sequential(linear), [x]).requires_grad_(False)

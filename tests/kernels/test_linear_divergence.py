@@ -1,4 +1,4 @@
-"""Two linear layers and their divergence against the maths in float64; the kernel run by Triton's interpreter without a GPU."""
+"""Two linear layers and their divergence against the math in float64; the kernel run by Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear layer and its cross entropy against the maths written out in float64."""
+"""A linear layer and its cross entropy against the math written out in float64."""
 
 from __future__ import annotations
 

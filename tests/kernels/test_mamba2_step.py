@@ -1,4 +1,4 @@
-"""One token through a Mamba-2 layer: the operator against the maths, the kernels by Triton's interpreter or on a GPU."""
+"""One token through a Mamba-2 layer: the operator against the math, the kernels by Triton's interpreter or on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product with weights of four bits against the maths, its kernel run by Triton's interpreter where there is no GPU."""
+"""The product with weights of four bits against the math, its kernel run by Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of Sophia against the maths written out in float64."""
+"""The steps of Sophia against the math written out in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker tests hold: callables of known behaviour, loaded by path as `CallableSide`."""
+"""What the worker tests hold: callables of known behavior, loaded by path as `CallableSide`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from thrifty.measure import scenarios
-from thrifty.measure.comparison import Comparison, Reading, summarise
+from thrifty.measure.comparison import Comparison, Reading, summarize
 from thrifty.measure.process import Worker, WorkerFailed
 from thrifty.measure.sides import CallableSide
 from thrifty.measure.statistics import verdict
@@ -55,7 +55,7 @@ def test_raw_blocks_are_kept_and_figures_follow_from_them(three: Comparison) -> 
     plain = json.loads(json.dumps(three.to_json()))
     readings = [Reading.from_json(value) for value in plain["readings"]]
     assert readings == list(three.readings)
-    assert summarise(three.scenario, three.baseline, three.sides, readings) == three
+    assert summarize(three.scenario, three.baseline, three.sides, readings) == three
     assert plain["ratios"]["twice"]["verdict"] == verdict(three.ratios["twice"])
 
 
@@ -119,7 +119,7 @@ def test_one_side_alone_has_figures() -> None:
 def test_a_busy_machine_is_warned_of() -> None:
     steady = Reading("a", 0, 1, (1.0, 1.01, 0.99, 1.0), 5, 1.0, 1.1, 0.1, 0.1, 0.1, None, None, None)
     noisy = dataclasses.replace(steady, side="b", blocks=(1.0, 1.5, 1.0, 1.9))
-    found = summarise("SingleStream", "a", ["a", "b"], [steady, noisy])
+    found = summarize("SingleStream", "a", ["a", "b"], [steady, noisy])
     assert len(found.warnings) == 1
     assert found.warnings[0].startswith("b: block times")
     assert found.figures["a"].peak_memory_bytes is None

@@ -140,7 +140,7 @@ def test_models_are_drawn_the_same_and_of_everything():
     assert draw(3).words == draw(3).words
     words = {word for seed in range(600) for word in draw(seed).words}
     assert words >= {"weight_norm", "spectral_norm", "orthogonal", "hook", "pre-hook", "backward hook", "huge", "tiny", "lazy",
-                     "doubled", "standardised", "named", "own", "grouped", "depthwise", "transposed", "circular", "same",
+                     "doubled", "standardized", "named", "own", "grouped", "depthwise", "transposed", "circular", "same",
                      "norm:vanish", "shared", "tied", "read", "typed", "asks", "counting", "complex", "both ways", "projected",
                      "encoder layer", "encoder", "attention", "bag", "renormed", "aux", "optional", "branching", "many",
                      "dataclass", "masked tokens", "volumes"}

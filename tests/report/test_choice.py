@@ -26,14 +26,14 @@ def test_the_recommended_trial_and_when_it_pays():
 
 def test_what_the_nearest_misses():
     text = printed([trial("abc", drop=0.05, bytes=3000)], Bars.read("1pt", max_bytes="2kB"))
-    assert text.startswith("No trial meets the bars; the nearest")
+    assert text.startswith("No trial meets the constraints; the nearest")
     assert "max_drop: 0.0530, and 0.0100 is allowed" in text and "max_bytes: 3000, and 2000 is allowed" in text
 
 
 def test_what_is_slower_is_not_recommended_and_that_is_said_first():
     text = printed([trial("abc", speed=0.5)], Bars.read("1pt"))
     told = " ".join(text.split())
-    assert told.startswith("Keep the model as it is: no trial that meets the bars is faster than it: the nearest is 0.50x")
+    assert told.startswith("Keep the model as it is: no trial that meets the constraints is faster than it: the nearest is 0.50x")
     assert "The nearest, which is not recommended" in text and "Recommended" not in text
 
 

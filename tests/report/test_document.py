@@ -82,16 +82,17 @@ def test_finite_numbers_stay(value):
 
 
 def test_every_field_is_documented():
-    page = (ROOT / "docs" / "json.md").read_text()
+    page = (ROOT / "docs" / "reference" / "json.md").read_text()
     section = page[page.index("## `thrifty explore`, `thrifty sweep`, `thrifty show`"):page.index("## `thrifty report`")]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(study_json(Findings.of([])))
 
 
-def test_thrifty_show_prints_it(tmp_path, capsys):
-    from thrifty.report.shown import show_store
+def test_thrifty_show_prints_it(tmp_path, monkeypatch, capsys):
+    from thrifty.cli.studies import show
 
+    monkeypatch.chdir(tmp_path)
     trials = [trial("aaa", speed=3.0), trial("bbb", speed=2.0, drop=0.05)]
-    show_store(keep(tmp_path / "study", trials), as_json=True)
+    show(keep(Path("study"), trials), as_json=True)
     spent = Ledger(tuple(charge for each in trials for charge in each.ledger.charges))
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(study_json(Findings.of(trials, spent))))

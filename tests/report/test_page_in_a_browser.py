@@ -410,7 +410,7 @@ def test_the_chosen_trial(quiet):
     shown = detail.get_attribute("textContent")
     for part in ("0.9700 on test", "after 2.50 krequests, 2.50 days", "parameters", "Without a phase", "63.2 s"):
         assert part in shown
-    assert shlex.split(quiet.one("#command").text) == ["thrifty", "run", "digits", first.recipe, "--store", "my study"]
+    assert shlex.split(quiet.one("#command").text) == ["thrifty", "run", "digits", first.recipe, "--study", "my study"]
     quiet.set("per-day", 25000, "input")
     assert "0.100 days" in detail.get_attribute("textContent")
     quiet.js("document.querySelector('tr[data-id=ccc] td').click()")

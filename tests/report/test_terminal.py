@@ -17,6 +17,7 @@ from thrifty.report import terminal
 from thrifty.report.console import plain, show, table
 from thrifty.report.picture import Point, scatter
 from thrifty.report.progress import Progress
+from thrifty.report.verbosity import Verbosity
 from thrifty.report.words import literal
 from thrifty.runs import cache
 from thrifty.studies.events import (
@@ -105,7 +106,8 @@ def test_a_study():
                    "1.23 MB", "front"):
         assert figure in first
     assert "dominated by 1" in shown and "digits (ab12ab12ab12)" in shown and "cpu A CPU" in shown
-    assert "out of memory" in shown and "75%" in shown and "aten::sort" in shown
+    assert "out of memory" in shown and "75%" in shown
+    assert "without a FLOP formula: 1 (-v names them)" in shown and "aten::" not in shown
     assert "Drop in quality against speedup" in shown
 
 
@@ -123,12 +125,19 @@ def test_no_recipe_is_cut_off(width, monkeypatch):
         assert letters(LONG) in letters("".join(found[1] for found in column if found))
 
 
-def test_hostile_texts_are_shown_not_obeyed():
+def test_operators_are_named_and_charges_told_where_details_are_asked_for(monkeypatch):
+    monkeypatch.setenv("THRIFTY_VERBOSITY", "verbose")
+    shown = text_of([trial("aaa")], (), Ledger((Charge("training", "train()", 1.0, uncounted=("aten::sort",)),)))
+    assert "FLOP formula: aten::sort" in shown and "training: train()" in shown[shown.index("Charge by charge"):]
+
+
+def test_hostile_texts_are_shown_not_obeyed(monkeypatch):
+    monkeypatch.setenv("THRIFTY_VERBOSITY", "verbose")
     trials = [trial("aaa", HOSTILE, environment={"cpu": HOSTILE}), failed("bbb", HOSTILE, HOSTILE)]
     shown = text_of(trials, [Failure("bbb", HOSTILE, HOSTILE, "now")],
                     Ledger((Charge("training", HOSTILE, 1.0, uncounted=(HOSTILE,)),)))
     assert "\x1b" not in shown and "\u202e" not in shown and "\r" not in shown
-    assert letters(shown).count(letters(literal(HOSTILE))) == 5
+    assert letters(shown).count(letters(literal(HOSTILE))) == 6
     assert "[red]x[/red]" in shown and ":smile:" in shown and "\\x1b[31m" in shown
     out = io.StringIO()
     terminal.print_trial(dataclasses.replace(trials[1], effects=(Effect(HOSTILE, HOSTILE, 0, 1),)), file=out)
@@ -366,3 +375,22 @@ def test_progress_goes_to_stderr_and_never_ends_a_run(capsys, monkeypatch):
         progress.advance()
     progress.finish()
     progress.advance()
+
+
+def test_progress_says_nothing_or_everything_as_is_asked():
+    told = {}
+    for verbosity in Verbosity:
+        out = io.StringIO()
+        with Progress(out, clock=Clock(), verbosity=verbosity) as progress:
+            progress.hear(RecipeBegan("train()", "a"))
+            progress.hear(Charged(Charge("training", "train()", 12.3, 4e12, 300_000_000)))
+            progress.hear(Noted("a note"))
+        told[verbosity] = out.getvalue()
+    assert told[Verbosity.quiet] == ""
+    assert "a note" in told[Verbosity.normal] and "FLOP" not in told[Verbosity.normal]
+    assert "training of train(): 12.3 s, 4.00 TFLOP, peak memory 300 MB" in told[Verbosity.verbose]
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    shown = text_of([trial("aaa", drop=-0.000001), trial("bbb", speed=1.0, drop=-0.00000001)])
+    assert not re.search(r"-0\.?0*(?![\d.])", shown) and "0.00pt" in shown

@@ -259,7 +259,7 @@ def test_a_run_while_the_cache_is_cleaned_all_the_time(tmp_path, monkeypatch):
     cleaner.start()
     try:
         recipe = f"{testing.workload.reference} | prune(ratio=0.5) | train(distill, epochs=1) | compile(onnxruntime)"
-        trial = thrifty.run("thrifty.testing:workload", recipe, store=tmp_path / "study", pairs=1)
+        trial = thrifty.run("thrifty.testing:workload", recipe, study=tmp_path / "study", pairs=1)
         assert trial.status == "done", trial.error
     finally:
         ended.set()

@@ -115,5 +115,5 @@ def test_a_recipe_that_fails_fails_once_and_the_study_goes_on(launcher: RayLaunc
         runner.prepare(recipes)
         trials = [runner.run(recipe, pairs=1) for recipe in recipes]
     assert [trial.status for trial in trials] == ["done", "done"]
-    found = explore(workload, 1e6, store=tmp_path / "study", methods=("onnxruntime",), promote=0, launcher=launcher, workers=2)
+    found = explore(workload, 1e6, study=tmp_path / "study", methods=("onnxruntime",), promote=0, launcher=launcher, workers=2)
     assert found.ended == "nothing left" and any("onnxruntime" in trial.recipe for trial in found.trials)

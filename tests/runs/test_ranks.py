@@ -204,7 +204,7 @@ def test_alone_there_is_no_torchrun() -> None:
 @pytest.mark.timeout(600)
 def test_torchrun_starts_ranks_too(tmp_path: Path) -> None:
     torchrun = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    run = ["thrifty", "run", REFERENCE, "train(zero3, adamw, steps=5)", "--pairs", "1", "--store", str(tmp_path / "study")]
+    run = ["thrifty", "run", REFERENCE, "train(zero3, adamw, steps=5)", "--pairs", "1", "--study", str(tmp_path / "study")]
     command = [sys.executable, "-m", *torchrun, "-m", *run, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -217,7 +217,7 @@ def test_torchrun_starts_ranks_too(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_run_starts_ranks_on_a_machine_with_nothing_set_up(tmp_path: Path) -> None:
     run = ["thrifty", "run", "digits", "train(ddp, adamw, steps=20)", "--nproc", "2", "--pairs", "1"]
-    done = subprocess.run([sys.executable, "-m", *run, "--store", str(tmp_path / "study"), "--json"], capture_output=True,
+    done = subprocess.run([sys.executable, "-m", *run, "--study", str(tmp_path / "study"), "--json"], capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["status"] == "done"

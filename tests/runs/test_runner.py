@@ -26,12 +26,13 @@ from thrifty.target import Target, cores
 
 WORKLOAD = "thrifty.testing:workload"
 REFERENCE = testing.workload.reference
+BARREN = "train(epochs=1) | prune(ratio=0.001) | compile(onnxruntime)"
 PRUNED = f"{REFERENCE} | prune(ratio=0.5) | train(distill, epochs=1) | quantize(w8a8) | compile(onnxruntime)"
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two trials that share the reference as a prefix, and one that fails, with the events that were heard."""
+    """Two trials that share the reference as a prefix, and two that fail, with the events that were heard."""
     events = []
     place = tmp_path_factory.mktemp("study")
     monkeypatch = pytest.MonkeyPatch()
@@ -40,13 +41,13 @@ def study(tmp_path_factory):
     with open_study(place, workload, Target()) as (store, _):
         runner = Runner(workload, store, price=3.6, listener=events.append)
         trials = [runner.run(Recipe.parse(text), pairs=1)
-                  for text in (REFERENCE, PRUNED, "train(adamw(lr=1e30), clip=None, epochs=1)")]
+                  for text in (REFERENCE, PRUNED, BARREN, "train(adamw(lr=1e30), clip=None, epochs=1)")]
     yield place, trials, events
     monkeypatch.undo()
 
 
 def test_a_trial_has_everything_that_the_json_promises(study):
-    _, (reference, pruned, _), _ = study
+    _, (reference, pruned, *_), _ = study
     for trial in (reference, pruned):
         document = json.loads(json.dumps(trial.to_json()))
         assert trial.status == "done"
@@ -93,14 +94,14 @@ def test_a_common_prefix_is_trained_once(study):
 def test_more_threads_to_serve_with_train_nothing_again(study, tmp_path):
     heard = []
     recipe = f"{REFERENCE} | compile(onnxruntime)"
-    trial = thrifty.run(WORKLOAD, recipe, store=tmp_path / "study", target=Target(threads=2), pairs=1, listener=heard.append)
+    trial = thrifty.run(WORKLOAD, recipe, study=tmp_path / "study", target=Target(threads=2), pairs=1, listener=heard.append)
     assert trial.status == "done" and trial.target["threads"] == 2
     kinds = [event.charge.kind for event in heard if isinstance(event, Charged)]
     assert "compilation" in kinds and not {"training", "rehearsal"} & set(kinds)
 
 
 def test_the_cost_is_as_if_alone(study):
-    _, (reference, pruned, _), _ = study
+    _, (reference, pruned, *_), _ = study
     kinds = [charge.kind for charge in pruned.ledger.charges]
     assert kinds.count("training") == 2 and "compilation" in kinds and "calibration" in kinds
     assert "teacher" not in kinds  # the teacher is the recipe's own first phase
@@ -109,18 +110,24 @@ def test_the_cost_is_as_if_alone(study):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_ledger(study):
-    place, (_, _, failed), _ = study
+    place, (*_, failed), _ = study
     assert failed.status == "failed"
     assert "step" in failed.error
     assert any(charge.kind == "failure" for charge in failed.ledger.charges)
     with Store.open(place) as store:
-        assert [failure.recipe for failure in store.failures()] == [failed.recipe]
+        assert {failure.recipe for failure in store.failures()} == {failed.recipe, study[1][2].recipe}
+
+
+def test_no_engine_cures_what_fails_before_it(study):
+    """The recipe before it ended with the same compiler."""
+    barren = study[1][2]
+    assert barren.status == "failed" and "removes nothing" in barren.error and "engine" not in barren.error
 
 
 def test_asking_again_runs_nothing(study):
-    place, (_, pruned, _), _ = study
+    place, (_, pruned, *_), _ = study
     heard = []
-    again = thrifty.run(WORKLOAD, PRUNED, store=place, pairs=1, listener=heard.append)
+    again = thrifty.run(WORKLOAD, PRUNED, study=place, pairs=1, listener=heard.append)
     assert json.dumps(again.to_json()) == json.dumps(pruned.to_json())
     assert not heard
 
@@ -140,7 +147,7 @@ def test_the_artifact_is_measured_again(study):
 def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path):
     """SIGKILL, again and again: what was done stays done, and the next start goes on from there."""
     script = ("import sys, thrifty\n"
-              f"done = thrifty.sweep({WORKLOAD!r}, {[REFERENCE, PRUNED]!r}, store=sys.argv[1], promote=0)\n"
+              f"done = thrifty.sweep({WORKLOAD!r}, {[REFERENCE, PRUNED]!r}, study=sys.argv[1], promote=0)\n"
               "print(len(done.trials))")
     command = [sys.executable, "-c", script, str(tmp_path / "study")]
     environment = {**os.environ, "THRIFTY_CACHE": str(tmp_path / "cache")}
@@ -176,7 +183,7 @@ def test_a_reference_that_fails_stops_the_study(tmp_path):
         "import dataclasses\nfrom thrifty.testing import workload as base\n"
         'workload = dataclasses.replace(base, reference="train(adamw(lr=1e30), clip=None, epochs=1)")\n')
     with pytest.raises(RunFailed, match="the reference failed.*step"):
-        thrifty.run(str(tmp_path / "failing.py"), "train(epochs=1)", store=tmp_path / "study")
+        thrifty.run(str(tmp_path / "failing.py"), "train(epochs=1)", study=tmp_path / "study")
 
 
 def test_a_measurement_that_fails_is_a_failed_trial(study, monkeypatch, tmp_path):
@@ -184,6 +191,6 @@ def test_a_measurement_that_fails_is_a_failed_trial(study, monkeypatch, tmp_path
         raise WorkerDied("the worker was killed by signal 9")
 
     monkeypatch.setattr(sys.modules["thrifty.runs.runner"], "measure", broken)
-    trial = thrifty.run(WORKLOAD, f"{REFERENCE} | compile(onnxruntime)", store=tmp_path / "study", pairs=1)
+    trial = thrifty.run(WORKLOAD, f"{REFERENCE} | compile(onnxruntime)", study=tmp_path / "study", pairs=1)
     assert trial.status == "failed" and "signal 9" in trial.error
     assert trial.ledger.charges  # what was spent by then is kept

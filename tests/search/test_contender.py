@@ -89,14 +89,14 @@ def test_every_optimizer_can_be_tuned():
     assert set(optimizers()) >= {"adamw", "sophia", "muon", "soap", "lion", "adafactor", "schedule_free"}
     for name in optimizers():
         contender = Contender.of(WORKLOAD, name)
-        assert contender.lines[0].centre == contender.optimizer.lr
+        assert contender.lines[0].center == contender.optimizer.lr
 
 
 @pytest.mark.parametrize(("text", "also", "says"), [
     ("adamv", "", "did you mean 'adamw'"), ("prune", "", "no optimizer 'prune'"), ("", "", "no optimizer ''"),
     ("adamw, muon", "", "no optimizer 'adamw, muon'"), ("adamw(lr=0.1), bf16", "", "more than one"),
     ("adamw(lr=0)", "", "must be in (0, inf)"), ("adamw(lr=-1)", "", "must be in (0, inf)"),
-    ("adamw(rate=1)", "", "no argument 'rate'"), ("adamw", "colour", "has no number 'colour'"),
+    ("adamw(rate=1)", "", "no argument 'rate'"), ("adamw", "color", "has no number 'color'"),
     ("sophia", "every", "has no number 'every'"), ("sophia(gamma=auto)", "gamma", "nothing to tune"),
     ("adafactor", "weight_decay", "weight_decay must be above 0"), ("adamw(__import__('os'))", "", "never executed"),
 ])

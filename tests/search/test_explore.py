@@ -26,7 +26,7 @@ def study(tmp_path_factory):
     """A space of four recipes, all of which the budget reaches."""
     place = tmp_path_factory.mktemp("explored") / "study"
     heard = []
-    found = explore(WORKLOAD, 3600, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1,
+    found = explore(WORKLOAD, 3600, study=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1,
                     listener=heard.append)
     return place, found, heard
 
@@ -46,7 +46,7 @@ def test_everything_is_run_once_and_the_best_is_claimed(study):
 def test_asking_again_runs_nothing(study):
     place, found, _ = study
     heard = []
-    again = explore(WORKLOAD, 3600, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1,
+    again = explore(WORKLOAD, 3600, study=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1,
                     listener=heard.append)
     assert (again.trials, again.frontier, again.choice, again.ended) == (found.trials, found.frontier, found.choice, found.ended)
     assert {event.id for event in heard if isinstance(event, RecipeBegan)} <= {"reference"}
@@ -54,7 +54,7 @@ def test_asking_again_runs_nothing(study):
 
 def test_a_spent_budget_gives_the_frontier_so_far(study):
     place, found, _ = study
-    again = explore(WORKLOAD, 1.0, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
+    again = explore(WORKLOAD, 1.0, study=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
     assert again.ended == "budget" and again.trials == found.trials
 
 
@@ -91,7 +91,7 @@ def test_an_error_ends_with_the_frontier_so_far(study, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sys.modules["thrifty.search.exploration"], "alone", full)
-    ended = explore(WORKLOAD, 7200, store=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
+    ended = explore(WORKLOAD, 7200, study=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
     assert ended.ended == "error" and "No space left" in ended.error
     assert ended.trials == found.trials and ended.choice == found.choice
 
@@ -131,7 +131,7 @@ def test_killed_at_twenty_random_moments_loses_at_most_the_run_in_hand(tmp_path)
 def begin(tmp_path):
     """An exploration of four recipes, in a process of its own."""
     command = [sys.executable, "-m", "thrifty", "explore", WORKLOAD, "--budget", "1h", "--max-drop", "5pt",
-               "--methods", "onnxruntime", "--store", str(tmp_path / "study"), "--json"]
+               "--methods", "onnxruntime", "--study", str(tmp_path / "study"), "--json"]
     return subprocess.Popen(command, env={**os.environ, "THRIFTY_CACHE": str(tmp_path / "cache")},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -162,14 +162,14 @@ def test_a_budget_too_small_for_the_reference_says_how_much_it_needs(tmp_path, m
         'workload = dataclasses.replace(base, reference="train(adamw, steps=100000)")\n')
     says = r"alone takes about \d+ s here \(\d+ s at the very least\), and the budget is 30 s: .*--budget \d+s"
     with pytest.raises(ExploreError, match=says):
-        explore(str(tmp_path / "long.py"), 30, store=tmp_path / "study")
+        explore(str(tmp_path / "long.py"), 30, study=tmp_path / "study")
 
 
 def test_a_bar_that_the_reference_itself_misses(study):
     """No drop can be shown to be under what the validation set resolves."""
     place = study[0]
     with pytest.raises(ExploreError, match=r"the reference itself misses --max-drop .* raise it to 0\.\d+ or more"):
-        explore(WORKLOAD, 3600, store=place, bars=Bars.read("0.001pt"), methods=("onnxruntime",))
+        explore(WORKLOAD, 3600, study=place, bars=Bars.read("0.001pt"), methods=("onnxruntime",))
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -179,22 +179,22 @@ def test_a_bar_that_the_reference_itself_misses(study):
 ])
 def test_arguments_that_cannot_be(tmp_path, arguments, says):
     with pytest.raises(thrifty.errors.ThriftyError, match=says):
-        explore(WORKLOAD, store=tmp_path / "study", **arguments)
+        explore(WORKLOAD, study=tmp_path / "study", **arguments)
     assert not (tmp_path / "study").exists()
 
 
 def test_another_seeds_trials_are_other_trials(study):
     """Seed 0 has run everything; seed 1 has not even a reference, and its budget is spent."""
     with pytest.raises(ExploreError, match="alone takes about"):
-        explore(WORKLOAD, 1.0, store=study[0], methods=("onnxruntime",), seed=1)
+        explore(WORKLOAD, 1.0, study=study[0], methods=("onnxruntime",), seed=1)
 
 
 def test_a_study_of_another_workload_is_refused(study, tmp_path):
     (tmp_path / "other.py").write_text(
         "import dataclasses\nfrom thrifty.testing import workload as base\n"
         'workload = dataclasses.replace(base, name="other")\n')
-    with pytest.raises(StoreError, match="another --store"):
-        explore(str(tmp_path / "other.py"), 60, store=study[0])
+    with pytest.raises(StoreError, match="another --study"):
+        explore(str(tmp_path / "other.py"), 60, study=study[0])
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_recipes_are_prepared_side_by_side(tmp_path):
     """Two compilations at once, on processors of their own; the figures are those of one after the other."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor")
-    found = explore(WORKLOAD, 3600, store=tmp_path / "study", methods=("onnxruntime",), promote=0, workers=2)
+    found = explore(WORKLOAD, 3600, study=tmp_path / "study", methods=("onnxruntime",), promote=0, workers=2)
     assert {trial.status for trial in found.trials} == {"done"}
     assert len(found.trials) == 4
     assert testing.workload.reference

@@ -12,10 +12,10 @@ from thrifty.studies.store import Store
 WORKLOAD = "thrifty.testing:workload"
 PRUNED = "train(adamw, epochs=2) | prune(ratio=0.5) | train(adamw, epochs=1) | compile(onnxruntime)"
 CALIBRATED = "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)"
-EXPLORE = ("explore", WORKLOAD, "--budget", "1h", "--max-drop", "5pt", "--methods", "onnxruntime", "--store", "STUDY")
-SWEEP = ("sweep", WORKLOAD, PRUNED, "train(adamw, epochs=2) | compile(onnxruntime)", "--store", "STUDY")
-RUN = ("run", WORKLOAD, CALIBRATED, "--pairs", "2", "--store", "STUDY")
-TUNE = ("tune", WORKLOAD, "adamw", "--trials", "3", "--seeds", "2", "--evaluations", "2", "--store", "STUDY")
+EXPLORE = ("explore", WORKLOAD, "--budget", "1h", "--max-drop", "5pt", "--methods", "onnxruntime", "--study", "STUDY")
+SWEEP = ("sweep", WORKLOAD, PRUNED, "train(adamw, epochs=2) | compile(onnxruntime)", "--study", "STUDY")
+RUN = ("run", WORKLOAD, CALIBRATED, "--pairs", "2", "--study", "STUDY")
+TUNE = ("tune", WORKLOAD, "adamw", "--trials", "3", "--seeds", "2", "--evaluations", "2", "--study", "STUDY")
 
 Points = tuple[tuple[str, float], ...]
 """(what the command says, seconds after it) at which it is killed."""

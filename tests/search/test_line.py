@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.recipes.hyperparameters import Range
-from thrifty.search.line import FACTOR, FAILED, FINEST, Line, LineError, best, inside, neighbours
+from thrifty.search.line import FACTOR, FAILED, FINEST, Line, LineError, best, inside, neighbors
 
 
 def searched(line: Line, quality, trials: int) -> dict[float, float]:
@@ -25,14 +25,14 @@ def searched(line: Line, quality, trials: int) -> dict[float, float]:
 def test_the_optimum_of_any_hill_is_bracketed_wherever_it_is(top, width):
     known = searched(Line("lr", 1e-3), lambda e: -abs(e - top) / width, 9)
     assert inside(known)
-    low, high = neighbours(known)
+    low, high = neighbors(known)
     assert low <= top <= high
 
 
 @given(st.floats(-1, 1))
 def test_gaps_are_halved_down_to_the_finest(top):
     known = searched(Line("lr", 1e-3), lambda e: -((e - top) ** 2), 60)
-    low, high = neighbours(known)
+    low, high = neighbors(known)
     assert best(known) - low <= FINEST and high - best(known) <= FINEST
     assert abs(best(known) - top) <= FINEST
     assert Line("lr", 1e-3).following(known) is None
@@ -55,7 +55,7 @@ def test_the_bracket_comes_first_then_what_lies_beyond_the_edge():
 def test_what_diverges_is_an_upper_end():
     known = searched(Line("lr", 1e-3), lambda e: e if e <= 1 else FAILED, 5)
     assert known[2.0] == FAILED and best(known) == 1.0 and inside(known)
-    assert neighbours(known) == (0.5, 2.0)
+    assert neighbors(known) == (0.5, 2.0)
 
 
 def test_where_all_diverges_smaller_values_are_tried():
@@ -70,10 +70,10 @@ def test_what_is_not_permitted_is_never_tried():
     assert not inside(known) and warmup.value(best(known)) > 0.8
 
 
-@pytest.mark.parametrize("centre", [0.0, -1.0, math.inf, math.nan])
-def test_a_centre_that_has_no_logarithm_is_refused(centre):
+@pytest.mark.parametrize("center", [0.0, -1.0, math.inf, math.nan])
+def test_a_centre_that_has_no_logarithm_is_refused(center):
     with pytest.raises(LineError, match="above 0"):
-        Line("weight_decay", centre)
+        Line("weight_decay", center)
 
 
 def test_near_one_the_distance_from_one_is_multiplied():
@@ -86,6 +86,6 @@ def test_near_one_the_distance_from_one_is_multiplied():
 
 
 @given(st.floats(1e-8, 1e2), st.integers(-64, 64))
-def test_values_keep_three_digits_of_the_grid(centre, eighths):
-    line, exponent = Line("lr", centre), eighths / 8
-    assert line.value(exponent) == pytest.approx(centre * FACTOR**exponent, rel=5e-3)
+def test_values_keep_three_digits_of_the_grid(center, eighths):
+    line, exponent = Line("lr", center), eighths / 8
+    assert line.value(exponent) == pytest.approx(center * FACTOR**exponent, rel=5e-3)

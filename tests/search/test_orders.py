@@ -47,7 +47,7 @@ def test_what_cannot_be_ordered_says_why(methods: list[str], says: str) -> None:
 
 @pytest.mark.slow
 def test_every_order_is_measured_and_shown(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    found = measure_orders("thrifty.testing:workload", ["prune(ratio=0.3)", "distill"], store=tmp_path / "study")
+    found = measure_orders("thrifty.testing:workload", ["prune(ratio=0.3)", "distill"], study=tmp_path / "study")
     assert len(found.trials) == 2 and all(trial.status == "done" for trial in found.trials.values())
     values = [trial.quality.value for trial in found.trials.values()]
     assert values == sorted(values, reverse=True)

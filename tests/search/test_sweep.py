@@ -13,7 +13,7 @@ WORKLOAD, REFERENCE = "thrifty.testing:workload", testing.workload.reference
 
 def test_all_recipes_are_checked_before_the_first_runs(tmp_path):
     with pytest.raises(RecipeError, match="requires"):
-        sweep(WORKLOAD, [REFERENCE, "quantize(w8a8) | prune"], store=tmp_path / "study")
+        sweep(WORKLOAD, [REFERENCE, "quantize(w8a8) | prune"], study=tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
 
@@ -22,7 +22,7 @@ def test_the_front_is_measured_again_and_scored_on_test(tmp_path):
     heard = []
     recipes = [f"{REFERENCE} | compile(onnxruntime)", f"{REFERENCE} | quantize(w8a8) | compile(onnxruntime)",
                "train(adamw(lr=1e30), clip=None, epochs=1)"]
-    found = sweep(WORKLOAD, recipes, store=tmp_path / "study", promote=1, listener=heard.append)
+    found = sweep(WORKLOAD, recipes, study=tmp_path / "study", promote=1, listener=heard.append)
     assert [trial.status for trial in found.trials] == ["done", "done", "failed"]
     claimed = [trial for trial in found.trials if trial.inference and trial.inference.speedup.low is not None]
     assert len(claimed) == 1

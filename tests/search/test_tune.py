@@ -49,7 +49,7 @@ def rows(tmp_path_factory):
 def study(rows, tmp_path_factory):
     """One optimizer, the three trials that bracket, one final seed: the fewest trainings that there can be."""
     place = tmp_path_factory.mktemp("tuned") / "study"
-    return place, tune(rows, ["adamw(lr=0.012)"], store=place, trials=3, seeds=1, evaluations=4)
+    return place, tune(rows, ["adamw(lr=0.012)"], study=place, trials=3, seeds=1, evaluations=4)
 
 
 def test_tuning_brackets_the_learning_rate_and_trains_the_best_again(study):
@@ -91,7 +91,7 @@ def test_everything_is_kept_and_charged_and_test_is_never_looked_at(study):
 def test_asking_again_trains_nothing(rows, study):
     place, found = study
     heard = []
-    again = tune(rows, ["adamw(lr=0.012)"], store=place, trials=3, seeds=1, evaluations=4, listener=heard.append)
+    again = tune(rows, ["adamw(lr=0.012)"], study=place, trials=3, seeds=1, evaluations=4, listener=heard.append)
     assert dataclasses.replace(again, spent=found.spent) == found
     assert again.spent.only("training", "evaluation", "rehearsal") == found.spent.only("training", "evaluation", "rehearsal")
     assert {type(event) for event in heard} == {Noted}
@@ -112,7 +112,7 @@ def test_what_was_found_reads_well_and_is_json(study):
 
 def test_a_budget_that_does_not_reach_is_told_before_anything_is_trained(tmp_path):
     with pytest.raises(TuneError, match=r"give at least --budget \d+s"):
-        tune(WORKLOAD, ["adamw", "lion"], store=tmp_path / "study", budget=0.5)
+        tune(WORKLOAD, ["adamw", "lion"], study=tmp_path / "study", budget=0.5)
     with Store.open(tmp_path / "study") as store:
         assert not store.trials() and not store.spent().only("training").charges
 
@@ -120,11 +120,11 @@ def test_a_budget_that_does_not_reach_is_told_before_anything_is_trained(tmp_pat
 def test_what_cannot_run_is_told_before_there_is_a_study(tmp_path):
     for options in ({"trials": 2}, {"trials": 4, "also": "warmup"}, {"seeds": 0}, {"evaluations": 0}, {"budget": 0.0}):
         with pytest.raises(TuneError):
-            tune(WORKLOAD, ["adamw"], store=tmp_path / "study", **options)
+            tune(WORKLOAD, ["adamw"], study=tmp_path / "study", **options)
     with pytest.raises(TuneError, match="at least one"):
-        tune(WORKLOAD, [], store=tmp_path / "study")
+        tune(WORKLOAD, [], study=tmp_path / "study")
     with pytest.raises(WorkloadError, match="not loaded from a file"):
-        tune(dataclasses.replace(testing.workload, source=""), ["adamw"], store=tmp_path / "study")
+        tune(dataclasses.replace(testing.workload, source=""), ["adamw"], study=tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
 
@@ -136,7 +136,7 @@ def test_the_plan_is_the_bracket():
 @pytest.mark.slow
 def test_a_learning_rate_that_diverges_is_an_upper_end_and_is_charged(tmp_path):
     optimizer = "adamw(lr=1e+36)"  # 2.5e35 diverges as well
-    found = tune(WORKLOAD, [optimizer], store=tmp_path / "study", trials=3, seeds=1, evaluations=1)
+    found = tune(WORKLOAD, [optimizer], study=tmp_path / "study", trials=3, seeds=1, evaluations=1)
     (one,) = found.optimizers
     assert all(tried.quality is None and "loss" in tried.error for tried in one.tried)
     assert one.final is None and one.recipe == "" and one.edges[0] == "lr" and found.use == REFERENCE
@@ -144,23 +144,23 @@ def test_a_learning_rate_that_diverges_is_an_upper_end_and_is_charged(tmp_path):
         assert len(store.failures()) == 3 and len(store.spent().only("failure").charges) == 3
     print_tuned(found, into := io.StringIO())
     assert into.getvalue().count("diverged") == 3
-    assert tune(WORKLOAD, [optimizer], store=tmp_path / "study", trials=3, seeds=1, evaluations=1) == found
+    assert tune(WORKLOAD, [optimizer], study=tmp_path / "study", trials=3, seeds=1, evaluations=1) == found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_budget_gives_every_optimizer_as_many_trials(rows, tmp_path):
-    found = tune(rows, ["adamw", "lion"], store=tmp_path / "study", budget=3600, trials=4, seeds=2, evaluations=2)
+    found = tune(rows, ["adamw", "lion"], study=tmp_path / "study", budget=3600, trials=4, seeds=2, evaluations=2)
     assert [len(one.tried) for one in found.optimizers] == [4, 4]
     assert all(one.final.seeds == (1, 2) for one in found.optimizers)
     with pytest.raises(TuneError, match="has room for"):
-        tune(rows, ["adamw", "lion"], store=tmp_path / "study", budget=1.0, seeds=2, evaluations=2)
+        tune(rows, ["adamw", "lion"], study=tmp_path / "study", budget=1.0, seeds=2, evaluations=2)
 
 
 @pytest.mark.slow
 def test_killed_and_asked_again_it_goes_on(rows, tmp_path):
     command = [sys.executable, "-m", "thrifty", "tune", rows, "adamw", "--trials", "3", "--seeds", "1",
-               "--evaluations", "2", "--out", str(tmp_path / "study"), "--json"]
+               "--evaluations", "2", "--study", str(tmp_path / "study"), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     until = time.monotonic() + 120
     while time.monotonic() < until and len(kept(tmp_path / "study")) < 2:

@@ -91,7 +91,7 @@ def test_the_largest_batch_is_found():
     assert largest(until(1), inputs, 16, same) == 1
     assert largest(doubled, inputs, 1, same) == 1
     assert largest(doubled, [np.ones((3, 2))], 8, same) == 8, "an example of several rows"
-    assert largest(lambda x: [x[0] - x[0].mean(0)], inputs, 8, same) == 1, "rows that take from their neighbours"
+    assert largest(lambda x: [x[0] - x[0].mean(0)], inputs, 8, same) == 1, "rows that take from their neighbors"
     assert largest(lambda x: [x[0].sum(0, keepdims=True) + 0 * x[0]], inputs, 8, same) == 1, "rows that mix"
     assert largest(lambda x: [x[0].sum()], inputs, 8, same) == 1, "an output without rows"
 

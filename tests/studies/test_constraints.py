@@ -78,6 +78,17 @@ def test_bars_that_cannot_be_read(text):
         DropBar.parse(text)
 
 
+@pytest.mark.parametrize("text", ["3", "1", "1.5e1"])
+def test_a_large_drop_without_a_unit_is_asked_about(text):
+    with pytest.raises(FrontierError, match=rf"{float(text):g}pt .* {float(text):g}% .* {100 * float(text):g}pt .*write which"):
+        DropBar.parse(text)
+
+
+def test_a_large_drop_in_the_qualitys_own_unit_is_kept(tmp_path):
+    bars = Bars.read("300pt")
+    assert bars.max_drop == DropBar(3.0) and Bars.of(bars.to_json()) == bars
+
+
 # -- several bars -------------------------------------------------------------------------------------------------
 
 
@@ -96,9 +107,9 @@ def test_every_bar_counts():
 
 
 @pytest.mark.parametrize("speed, says", [
-    ((0.28, 0.27, 0.29), "no trial that meets the bars is faster than it: the nearest is 0.28x"),
+    ((0.28, 0.27, 0.29), "no trial that meets the constraints is faster than it: the nearest is 0.28x"),
     ((1.02, 0.97, 1.07), r"significantly faster: the nearest is 1.02x \[0.97, 1.07\]"),
-    ((0.5, None, None), "no trial that meets the bars is faster than it"),
+    ((0.5, None, None), "no trial that meets the constraints is faster than it"),
 ])
 def test_nothing_that_is_not_faster_is_recommended(speed, says):
     choice = best([trial("x", speedup=speed)], "1pt")
@@ -133,7 +144,7 @@ def test_where_nothing_can_be_concluded_nothing_is_recommended():
 
 def test_the_model_as_it_is_must_meet_the_bars_too():
     lossy = trial("lossy", (0.5, 0.4, 0.6), speedup=(4.0, 3.9, 4.1))
-    assert "no trial meets the bars, and it does" in choose([lossy], Bars.read("1pt")).keep
+    assert "no trial meets the constraints, and it does" in choose([lossy], Bars.read("1pt")).keep
     assert choose([lossy], Bars.read("1pt", max_bytes=10)).keep is None  # nobody knows its bytes
     assert choose([lossy], Bars.read("1pt", max_bytes=10), AsItIs(bytes=9)).keep is not None
 
@@ -151,8 +162,8 @@ def test_more_evidence_may_show_it():
 
 
 def test_what_to_minimise_is_known():
-    with pytest.raises(FrontierError, match="latency, bytes, memory, training but is 'colour'"):
-        Bars(minimize="colour")
+    with pytest.raises(FrontierError, match="latency, bytes, memory, training but is 'color'"):
+        Bars(minimize="color")
 
 
 def test_an_unmeasured_figure_misses_its_bar():

@@ -140,8 +140,8 @@ def test_bytes_count_where_they_are_asked_for():
     assert statuses(frontier([small, big])) == {"small": "dominated", "big": "front"}
     assert statuses(frontier([small, big], ("quality", "bytes", "inference")))["small"] == "front"
     assert [x.reason for x in frontier([small], ("memory",)).incomplete] == ["not measured: serving memory"]
-    with pytest.raises(FrontierError, match="no objective 'colour'"):
-        frontier([], ("colour",))
+    with pytest.raises(FrontierError, match="no objective 'color'"):
+        frontier([], ("color",))
 
 
 def test_what_cannot_be_compared():

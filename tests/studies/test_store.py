@@ -62,8 +62,8 @@ def test_every_trial_round_trips_exactly(one):
 def test_a_union_takes_the_kind_that_fits():
     for value in (1.5, "never", None):
         assert typed(float | Literal["never"] | None, value) == value
-    with pytest.raises(ValueError, match="colour"):
-        typed(Trial | None, {"colour": 3})
+    with pytest.raises(ValueError, match="color"):
+        typed(Trial | None, {"color": 3})
 
 
 @given(trials)
@@ -310,7 +310,7 @@ def test_another_study(tmp_path):
     Store.open(tmp_path, "write", STUDY).close()
     with pytest.raises(StoreError, match=r"digits \(ab12ab12ab12\), and this is digits \(cd34cd34cd34\)"):
         Store.open(tmp_path, "write", Study("digits", "cd34" * 16, TARGET))
-    with pytest.raises(StoreError, match=r'"threads": 1.*"threads": 2'):
+    with pytest.raises(StoreError, match=r"threads 1.*threads 2"):
         Store.open(tmp_path, "write", Study("digits", STUDY.workload_hash, TARGET | {"threads": 2}))
     with Store.open(tmp_path, "write", STUDY) as store, pytest.raises(StoreError, match="python-lm"):
         store.put_trial(trial(workload="python-lm"))
@@ -332,9 +332,9 @@ def test_damage(tmp_path):
 def test_a_trial_written_by_something_else(tmp_path):
     with Store.open(tmp_path, "write", STUDY) as store:
         store.put_trial(trial())
-        for text in ('{"id": 3}', "{", json.dumps({"id": "x", "colour": "red"})):
+        for text in ('{"id": 3}', "{", json.dumps({"id": "x", "color": "red"})):
             store._db.execute("UPDATE trials SET json = ?", (text,))
-            with pytest.raises(StoreError, match="cannot be read"):
+            with pytest.raises(StoreError, match="is damaged, or of a newer"):
                 store.trials()
 
 

@@ -30,3 +30,23 @@ def test_a_convolution_counts_its_window():
 def test_operators_without_a_formula_are_named():
     assert "aten.exp" in count_flops(lambda: torch.randn(4).exp())[1].uncounted
     assert count_flops(lambda: torch.ones(2, 2) @ torch.ones(2, 2))[1].uncounted == ()
+
+
+@given(st.integers(1, 3), st.booleans(), st.booleans())
+def test_an_lstm_is_counted_as_its_cells_are(layers, bidirectional, batch_first):
+    lstm = nn.LSTM(6, 8, num_layers=layers, bidirectional=bidirectional, batch_first=batch_first)
+    x = torch.randn(3, 5, 6)  # 15 steps in all, whichever dimension is the batch
+    directions = 1 + bidirectional
+    cells = 2 * 15 * directions * sum(4 * 8 * ((6 if layer == 0 else 8 * directions) + 8) for layer in range(layers))
+    _, forward = count_flops(lambda: lstm(x)[0])
+    assert forward.flops == cells
+    assert not [name for name in forward.uncounted if "rnn" in name or "lstm" in name]
+    _, both = count_flops(lambda: lstm(x)[0].sum().backward())
+    assert both.flops == 3 * cells
+
+
+def test_a_recurrent_cell_and_its_layer_count_alike():
+    lstm, cell = nn.LSTM(6, 8), nn.LSTMCell(6, 8)
+    _, whole = count_flops(lambda: lstm(torch.randn(1, 3, 6)))
+    _, step = count_flops(lambda: cell(torch.randn(3, 6)))
+    assert whole.flops == step.flops > 0

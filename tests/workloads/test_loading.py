@@ -69,8 +69,8 @@ def test_a_relative_path_becomes_absolute(write: Callable[[str], str], monkeypat
 
 
 def test_a_file_may_import_its_neighbours(write: Callable[[str], str]) -> None:
-    neighbour = Path(write("WIDTH = 2"))
-    assert load_workload(write(f"from {neighbour.stem} import WIDTH\n" + HEAD + TAIL)).name == "rows"
+    neighbor = Path(write("WIDTH = 2"))
+    assert load_workload(write(f"from {neighbor.stem} import WIDTH\n" + HEAD + TAIL)).name == "rows"
 
 
 def test_a_module_is_a_workload_too() -> None:
@@ -210,10 +210,10 @@ def test_the_fingerprint_is_the_same_in_every_process(write: Callable[[str], str
 
 
 def test_the_fingerprint_follows_the_files_that_are_imported_and_no_others(write: Callable[[str], str]) -> None:
-    neighbour = Path(write("WIDTH = 2"))
-    found = load_workload(write(f"from {neighbour.stem} import WIDTH\n" + HEAD + TAIL))
+    neighbor = Path(write("WIDTH = 2"))
+    found = load_workload(write(f"from {neighbor.stem} import WIDTH\n" + HEAD + TAIL))
     before = fingerprint(found)
     load_workload(write(HEAD + TAIL))
     assert fingerprint(found) == before, "another workload of the same folder was loaded"
-    neighbour.write_text("WIDTH = 2  # changed")
+    neighbor.write_text("WIDTH = 2  # changed")
     assert fingerprint(found) != before

@@ -22,7 +22,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     it, ``time_step_limit`` holds token by token too, and a cached call may bring several tokens.
 
     Args:
-        model: of transformers, such as ``Mamba2ForCausalLM``, or any module that holds such layers.
+        model: a model of transformers, such as ``Mamba2ForCausalLM``, or any module that holds such layers.
 
     Raises:
         NoEffect: it has no layer that becomes faster.

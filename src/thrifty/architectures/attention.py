@@ -1,4 +1,4 @@
-"""Causal attention with rotary positions, whose keys and values are kept."""
+"""Causal attention with rotary positions and a KV cache."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ class Backbone(nn.Module):
     Args:
         vocabulary: tokens that there are.
         pattern: its layers, words of `thrifty.architectures.blocks.BLOCKS`: "mamba2 mlp mamba2 mlp attention mlp".
-        sizes: of the layers.
+        sizes: sizes of the layers.
         tied: whether the head's weight is the embedding's.
-        eps: of the norms.
+        eps: epsilon of the norms.
 
     Raises:
         ThriftyError: a layer that there is not, or sizes that do not fit.
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
 
         Args:
             ids: [batch, tokens].
-            caches: of the tokens before, as `cache` makes them; left as of these too.
+            caches: caches of the tokens before, as `cache` makes them; left as of these too.
             mask: [batch, tokens] bool, False where a row has no token, at either end.
         """
         x = self.embedding(ids)

@@ -19,16 +19,16 @@ from thrifty.kernels.ssd import Limits
 @final
 @dataclass(frozen=True)
 class Sizes:
-    """Of all layers of a backbone; each takes those that concern it.
+    """Sizes of all layers of a backbone; each layer takes those that concern it.
 
     Args:
-        width: of what goes from layer to layer.
-        heads, kv_heads: of attention's queries, and of its keys and values (as many where 0).
-        hidden: of feed-forward layers, and of each of their experts.
-        experts, top_k: of `SparseMlp`.
-        state, head, expand, groups, limits: of `Mamba2`.
+        width: width of what goes from layer to layer.
+        heads, kv_heads: numbers of attention's queries, and of its keys and values (as many where 0).
+        hidden: hidden units of feed-forward layers, and of each of their experts.
+        experts, top_k: as the fields of `SparseMlp`.
+        state, head, expand, groups, limits: as the fields of `Mamba2`.
         scan_state, rank: n of `Mamba`, and of its steps' bottleneck.
-        taps, bias, conv_bias: of both state-space layers.
+        taps, bias, conv_bias: as the fields of both state-space layers.
     """
 
     width: int

@@ -177,7 +177,7 @@ def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_
 
     Args:
         directory: that `thrifty run` or `Compiler.lower` wrote.
-        threads: of inference.
+        threads: threads for inference.
         device: "cpu" or "cuda".
         trust_native_code: machine code in the artifact (AOTInductor) runs only where this is True.
 

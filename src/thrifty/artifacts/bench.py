@@ -21,8 +21,8 @@ def bench(directory: str | Path, *, threads: int | None = None, rounds: int = RO
     """Load an artifact in clean processes and measure it again.
 
     Args:
-        directory: of the artifact.
-        threads: of inference; those that it was measured with where None.
+        directory: directory of the artifact.
+        threads: threads for inference; those that it was measured with where None.
         rounds: fresh processes.
         trust_native_code: needed by AOTInductor's artifacts.
 

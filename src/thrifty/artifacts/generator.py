@@ -1,4 +1,4 @@
-"""Generation with keys and values kept: one engine takes the prompt, another a token at a time. Needs no torch to run."""
+"""Generation with a KV cache: one engine takes the prompt, another a token at a time. Needs no torch to run."""
 
 from __future__ import annotations
 

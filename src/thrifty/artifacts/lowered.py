@@ -14,7 +14,7 @@ class TensorSpec:
 
     Args:
         name: under which the model's forward takes it or gives it back.
-        dtype, shape: of the tensor.
+        dtype, shape: dtype and shape of the tensor.
         varies: (dimension, name, low, high) of what varies in an input; dimensions of one name are of one size.
     """
 

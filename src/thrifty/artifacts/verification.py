@@ -58,8 +58,8 @@ def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool =
     """Look at an artifact's manifest, checksums, processor and packages, open it, and compare its answer with the kept one.
 
     Args:
-        directory: of the artifact; it may be damaged or hostile.
-        threads: of inference.
+        directory: directory of the artifact; it may be damaged or hostile.
+        threads: threads for inference.
         trust_native_code: whether machine code in it (AOTInductor) may be run, which opening it does.
         dead: what became of a process that opened it; it is not opened then.
 

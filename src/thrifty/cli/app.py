@@ -10,16 +10,18 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from thrifty.cli import artifacts, conversion, listings, recipes, studies
-from thrifty.cli.options import DONE, FAILED, INTERRUPTED, USAGE
+from thrifty.cli.options import DONE, FAILED, USAGE
+from thrifty.cli.output import told_how_to_go_on
+from thrifty.cli.settings import configured, settings
 from thrifty.errors import RunFailed, ThriftyError
 from thrifty.measure import command
 from thrifty.report.words import shortened
-from thrifty.workloads.blame import DEBUG, ExitCalled, debugging, described, ending_refused, leave, where
+from thrifty.workloads.blame import ExitCalled, debugging, described, ending_refused, leave, where
 
 app = typer.Typer(
     name="thrifty", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -33,15 +35,9 @@ VERBS: tuple[Callable[..., None], ...] = (
     studies.show, studies.report, conversion.quantize, conversion.export, listings.cache,
 )
 """In the order of ``thrifty --help``."""
+app.callback()(settings)
 for verb in VERBS:
-    app.command()(verb)
-
-
-@app.callback()
-def settings(debug: Annotated[bool, typer.Option("--debug", help="Show whole traces of what goes wrong.")] = False) -> None:
-    if debug:
-        os.environ[DEBUG] = "1"  # processes that are started hear of it too
-        warnings.simplefilter("default")
+    app.command()(configured(verb))
 
 
 def main() -> NoReturn:
@@ -93,9 +89,7 @@ def guarded(verb: Callable[..., Any]) -> int:
         _tell(f"{error}{full}. What was measured is kept")
         return FAILED
     except KeyboardInterrupt:
-        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there",
-              file=sys.stderr)
-        return INTERRUPTED
+        return told_how_to_go_on(None)  # before the verb began
     except SystemExit as leave:
         if isinstance(leave, ExitCalled) or where(leave):  # of the workload's code: all is not well
             _tell(f"{described(leave)}: the workload's code ended the process")

@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 
 from thrifty.cli.options import DONE, FAILED, JsonOption, TrustOption
-from thrifty.report.shown import emit
+from thrifty.cli.output import emit
 from thrifty.report.words import shortened
 
 
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
-          threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
+          threads: Annotated[int | None, typer.Option("--threads", help="Threads; the artifact's own by default.")] = None,
           rounds: Annotated[int, typer.Option("--rounds", min=1, help="Fresh processes.")] = 5,
           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
     """Load an artifact in clean processes and measure it again.
 
-    Example: thrifty bench study/artifacts/6f3ad6fd8ef4
+    Example: thrifty bench study-digits/artifacts/6f3ad6fd8ef4
     """
     from thrifty.artifacts.bench import bench as bench_artifact
     from thrifty.report import terminal
@@ -29,11 +29,11 @@ def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
 
 
 def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
-           threads: Annotated[int, typer.Option("--threads", min=1, help="Of inference.")] = 1,
+           threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for inference.")] = 1,
            trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
     """Verify an artifact: checksums, processor, packages, and its answer to the request that is kept with it.
 
-    Example: thrifty verify study/artifacts/6f3ad6fd8ef4
+    Example: thrifty verify study-digits/artifacts/6f3ad6fd8ef4
     """
     from thrifty.artifacts.apart import verify_apart
     from thrifty.report.artifacts import print_verification
@@ -45,13 +45,13 @@ def verify(artifact: Annotated[Path, typer.Argument(help="An artifact's director
 
 def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
           port: Annotated[int, typer.Option("--port", help="To listen at; 0 takes one that is free.")] = 8000,
-          host: Annotated[str, typer.Option("--host", help="Of the interface to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
-          threads: Annotated[int | None, typer.Option("--threads", help="Of inference; the artifact's own by default.")] = None,
+          host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+          threads: Annotated[int | None, typer.Option("--threads", help="Threads; the artifact's own by default.")] = None,
           max_batch: Annotated[int | None, typer.Option(
               "--max-batch", help="Rows that run at once, where the artifact's batch varies; 8 by default if it pays.")] = None,
           max_wait: Annotated[str, typer.Option("--max-wait", help="That a request waits for others: 0, 2ms.")] = "2ms",
           max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait; more are answered 503.")] = 256,
-          max_body: Annotated[str, typer.Option("--max-body", help="Of a request: 500kB, 16MB.")] = "16MB",
+          max_body: Annotated[str, typer.Option("--max-body", help="Largest request body: 500kB, 16MB.")] = "16MB",
           timeout: Annotated[str, typer.Option("--timeout", help="To answer a request in; 504 after it.")] = "30s",
           grace: Annotated[str, typer.Option("--grace", help="To answer what runs in, after SIGTERM.")] = "30s",
           allow_host: Annotated[list[str] | None, typer.Option(
@@ -59,7 +59,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 
-    Example: thrifty serve study/artifacts/6f3ad6fd8ef4 --port 8000
+    Example: thrifty serve study-digits/artifacts/6f3ad6fd8ef4 --port 8000
     """
     from thrifty.serve.server import EngineStuck, Settings
     from thrifty.serve.server import serve as serve_artifact

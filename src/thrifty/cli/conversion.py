@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thrifty.cli.options import DataOption, TaskOption
+from thrifty.cli.directories import DataOption, TaskOption
 
 SCHEME = "w8a8, algorithm=rtn"
 """Of int8 products, without vectors that the format has no place for where no norm stands before a layer."""
@@ -46,7 +46,7 @@ def quantize(directory: DirectoryArgument, out: OutOption,
 def export(directory: DirectoryArgument, out: OutOption,
            to: Annotated[Format, typer.Option("--to", help="onnx, openvino (its IR) or executorch.")] = Format.onnx,
            task: TaskOption = None, data: DataOption = None,
-           threads: Annotated[int, typer.Option("--threads", min=1, help="Of inference.")] = 1) -> None:
+           threads: Annotated[int, typer.Option("--threads", min=1, help="Threads for inference.")] = 1) -> None:
     """Write a Hugging Face directory's model as it is for an engine, beside a manifest; its answers are compared.
 
     Nothing is measured: thrifty run says how fast it is.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from thrifty.cli.options import DONE, FAILED, JsonOption
-from thrifty.report.shown import emit
+from thrifty.cli.output import emit
 
 
 def workloads(as_json: JsonOption = False) -> None:

@@ -32,19 +32,20 @@ class SavedAs(enum.Enum):
 
 
 WorkloadArgument = Annotated[str, typer.Argument(
-    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, or a Hugging "
-                             "Face directory.")]
+    metavar="WORKLOAD", help="An embedded workload (thrifty workloads), a file that defines `workload`, a Hugging Face "
+                             "directory, or the name (org/name) of one in the Hugging Face cache.")]
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help='Such as "train(adamw, epochs=2) | quantize(w8a8) | compile(onnxruntime)".')]
-TaskOption = Annotated[str | None, typer.Option("--task", help="Of a Hugging Face directory: text-classification, "
-                                                "causal-lm, feature-extraction or image-classification.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Of a Hugging Face directory: its examples, JSON Lines.")]
-StoreOption = Annotated[Path, typer.Option("--store", "--out", help="The study's directory; asking again resumes.")]
+StudyOption = Annotated[Path | None, typer.Option(
+    "--study", metavar="DIR", help="The study's directory; study-NAME by default, after the workload. The same command again "
+                                   "resumes.")]
+StudyArgument = Annotated[Path | None, typer.Argument(
+    metavar="STUDY", help="A study's directory; by default the one study in the current directory.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", help="Of inference; one gives the steadiest timings.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads for inference; one gives the steadiest timings.")]
 TrainingThreadsOption = Annotated[int | None, typer.Option(
-    "--training-threads", min=1, help="Of every training; one a processor by default. Fewer where the machine is busy.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of every random stream.")]
+    "--training-threads", min=1, help="Threads for training; by default one per processor. Fewer where the machine is busy.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random streams.")]
 PairsOption = Annotated[int, typer.Option("--pairs", min=1, help="Process pairs: 1 screens, 5 or more claim.")]
 PriceOption = Annotated[float | None, typer.Option("--price", help="Dollars an hour of this machine.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
@@ -55,7 +56,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check, say what w
 BudgetOption = Annotated[str, typer.Option("--budget", help="Time that the study may take in all: 90s, 5m, 2h.")]
 MaxDropOption = Annotated[str | None, typer.Option(
     "--max-drop", help="Quality that may be lost, judged by the interval's upper end: 1pt, 1% or 0.02.")]
-MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Of the artifact: 500kB, 2MB.")]
+MaxBytesOption = Annotated[str | None, typer.Option("--max-bytes", help="Largest size of the artifact: 500kB, 2MB.")]
 MaxLatencyOption = Annotated[str | None, typer.Option("--max-latency", help="Median of a request: 200us, 5ms.")]
 MinimizeOption = Annotated[str, typer.Option("--minimize", help="latency, bytes, memory or training.")]
 TrafficOption = Annotated[float | None, typer.Option("--requests-per-day", min=0.0, help="Tells break-even in days.")]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from thrifty.cli.directories import of_directories
 from thrifty.cli.options import (
     DONE,
     FAILED,
-    INTERRUPTED,
     BudgetOption,
-    DataOption,
     DeviceOption,
     DryRunOption,
     ForceOption,
@@ -28,16 +26,15 @@ from thrifty.cli.options import (
     RecipeArgument,
     RestartsOption,
     SeedOption,
-    StoreOption,
-    TaskOption,
+    StudyOption,
     ThreadsOption,
     TrafficOption,
     TrainingThreadsOption,
     WorkloadArgument,
     answered,
 )
+from thrifty.cli.output import emit, hint, print_study
 from thrifty.errors import ThriftyError
-from thrifty.report.shown import emit, show_store
 from thrifty.report.words import shortened
 
 if TYPE_CHECKING:
@@ -65,17 +62,9 @@ def target_of(device: str, threads: int) -> Target:
     return Target(device=device, threads=threads)
 
 
-def workload_reference(workload: str, task: str | None, data: Path | None) -> str:
-    """The workload's reference; of a Hugging Face directory with its task and data in it."""
-    if task is None and data is None:
-        return workload
-    from thrifty.workloads.huggingface import reference
-
-    return reference(workload, task, data)
-
-
-def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-          device: DeviceOption = "cpu", threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
+@of_directories
+def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
+          as_json: JsonOption = False) -> None:
     """Check a recipe and rehearse it: one step and one calibration batch of each phase, nothing long.
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
@@ -83,21 +72,21 @@ def check(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption =
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check as check_recipe
 
-    found = check_recipe(workload_reference(workload, task, data), recipe, target=target_of(device, threads))
+    found = check_recipe(workload, recipe, target=target_of(device, threads))
     if as_json:
         emit({"recipe": str(Recipe.parse(recipe)), "workload": workload, "status": "ok", "properties": sorted(found)})
     else:
         print(f"ok: {Recipe.parse(recipe)}\nleaves a model that is: {', '.join(sorted(found))}")
 
 
-def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-        store: StoreOption = Path("study"), device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-        seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None, force: ForceOption = False,
-        nproc: NprocOption = None, max_restarts: RestartsOption = 0, training_threads: TrainingThreadsOption = None,
-        as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+@of_directories
+def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption = None, device: DeviceOption = "cpu",
+        threads: ThreadsOption = 1, seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None,
+        force: ForceOption = False, nproc: NprocOption = None, max_restarts: RestartsOption = 0,
+        training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe, measure it, and keep the trial and its artifact.
 
-    Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)" --store study/
+    Example: thrifty run digits "train(adamw, epochs=2) | prune(ratio=0.5) | compile(onnxruntime)"
     """
     begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
@@ -105,29 +94,34 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = N
     from thrifty.runs.preflight import check_ranks, check_recipe, resolve
     from thrifty.runs.ranks import count_here
     from thrifty.runs.runner import run as run_recipe
+    from thrifty.studies.places import default_study
+    from thrifty.units import plainly
 
     parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
-    definition = resolve(workload_reference(workload, task, data))
+    definition = resolve(workload)
     if dry_run:
         properties = check_recipe(definition, parsed, target.device)
         check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
-        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {value}" for key, value in plan.items()), 4000))
+        emit(plan) if as_json else print(shortened("\n".join(f"{key}: {plainly(value)}" for key, value in plan.items()), 4000))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        trial = run_recipe(definition, parsed, store=store, target=target, seed=seed, pairs=pairs, price=price,
+        trial = run_recipe(definition, parsed, study=place, target=target, seed=seed, pairs=pairs, price=price,
                            force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
                            listener=shown.hear)
     if as_json:
         emit(trial.to_json())
     else:
         terminal.print_trial(trial)
+        hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if trial.status == "done" else FAILED)
 
 
-def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = None, data: DataOption = None,
-         nproc: NprocOption = None, device: DeviceOption = "cpu", as_json: JsonOption = False) -> None:
+@of_directories
+def plan(workload: WorkloadArgument, recipe: RecipeArgument, nproc: NprocOption = None, device: DeviceOption = "cpu",
+         as_json: JsonOption = False) -> None:
     """Predict a training before it runs: bytes on each rank by stage, the most at once, a step's seconds, which stage fits.
 
     Example: thrifty plan digits "train(zero3, adamw)" --nproc 2
@@ -136,26 +130,28 @@ def plan(workload: WorkloadArgument, recipe: RecipeArgument, task: TaskOption = 
     from thrifty.runs.ranks import count_here
     from thrifty.search.planner import plan as plan_recipe
 
-    found = plan_recipe(workload_reference(workload, task, data), recipe, count_here(nproc), device)
+    found = plan_recipe(workload, recipe, count_here(nproc), device)
     emit({"plans": [one.to_json() for one in found]}) if as_json else print_plans(found)
 
 
+@of_directories
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="Recipes; the workload's own list where none is given.")] = None,
-          task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"),
-          device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None,
-          training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
+          study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
+          seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None,
+          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, measure the best again with five pairs, score them on test, show the frontier.
 
-    Example: thrifty sweep digits --store study/
+    Example: thrifty sweep digits
     """
     begin_warm(device, dry_run)
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check_recipe, resolve
     from thrifty.search.sweep import sweep as sweep_recipes
+    from thrifty.studies.places import default_study
     from thrifty.workloads.embedded import suggested
 
-    definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
+    definition, target = resolve(workload), target_of(device, threads)
     chosen = [Recipe.parse(recipe) for recipe in recipes or suggested(workload)]
     if dry_run:
         for recipe in chosen:
@@ -163,48 +159,53 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
         texts = [str(recipe) for recipe in chosen]
         emit({"workload": definition.name, "recipes": texts}) if as_json else print("\n".join(texts))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        found = sweep_recipes(definition, chosen, store=store, target=target, seed=seed, price=price,
+        found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
                               training_threads=training_threads, listener=shown.hear)
-    show_store(store, as_json)
+    print_study(place, as_json)
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
 
 
+@of_directories
 def orders(workload: WorkloadArgument, methods: Annotated[list[str], typer.Argument(
                metavar="METHOD...", help='Two to five names or texts: "prune(ratio=0.3)" distill "quantize(w8a8)".')],
            compiler: Annotated[str, typer.Option("--compiler", help="What ends every recipe: compile(onnxruntime).")] = "",
-           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of each training.")] = 1,
-           task: TaskOption = None, data: DataOption = None, store: StoreOption = Path("study"), device: DeviceOption = "cpu",
-           threads: ThreadsOption = 1, seed: SeedOption = 0, price: PriceOption = None, as_json: JsonOption = False,
-           dry_run: DryRunOption = False) -> None:
+           epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each training.")] = 1,
+           study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
+           price: PriceOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure the orders in which methods can follow one another, after the workload's reference.
 
-    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)" --out study/
+    Example: thrifty orders digits "prune(ratio=0.5)" distill "quantize(w8a8)"
     """
     from thrifty.report.orders import print_orders
     from thrifty.runs.preflight import resolve
     from thrifty.search.orders import measure_orders
     from thrifty.search.orders import orders as possible
+    from thrifty.studies.places import default_study
 
-    definition = resolve(workload_reference(workload, task, data))
+    definition = resolve(workload)
     if dry_run:
         found = possible(definition, methods, epochs, compiler)
         texts = {order: str(recipe) for order, recipe in found.recipes.items()}
         emit({"workload": definition.name, "recipes": texts, "refused": found.refused}) if as_json else print(
             "\n".join([*texts.values(), *(f"{order}: {why}" for order, why in found.refused.items())]))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, store=store,
+        ran = measure_orders(definition, methods, epochs=epochs, compiler=compiler, study=place,
                              target=target_of(device, threads), seed=seed, price=price, listener=shown.hear)
     emit(ran.to_json()) if as_json else print_orders(ran)
+    hint(f"The study is in {place}; thrifty show {place} shows all its trials.")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in ran.trials.values()) else FAILED)
 
 
-def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption = None, data: DataOption = None,
-            max_drop: MaxDropOption = None,
+@of_directories
+def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropOption = None,
             max_bytes: MaxBytesOption = None, max_latency: MaxLatencyOption = None,
             minimize: MinimizeOption = "latency",
-            store: StoreOption = Path("study"),
+            study: StudyOption = None,
             only: Annotated[str | None, typer.Option("--methods", help="Only these, by comma: prune,quantize,inductor.")]
             = None,
             device: DeviceOption = "cpu", threads: ThreadsOption = 1, seed: SeedOption = 0,
@@ -219,7 +220,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     Ctrl-C ends it with the frontier so far; the same command goes on from there. Exit code 3: nothing is significantly better
     than the model as it is, so keep that.
 
-    Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency --out study/
+    Example: thrifty explore digits --budget 5m --max-drop 1pt --minimize latency
     """
     begin_warm(device, dry_run)
     from thrifty.runs.preflight import resolve
@@ -227,11 +228,12 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
     from thrifty.search.explore import explore as explore_recipes
     from thrifty.search.space import Space
     from thrifty.studies.constraints import Bars
+    from thrifty.studies.places import default_study
     from thrifty.units import seconds, size
 
     bars, limit = Bars.read(max_drop, max_bytes, max_latency, minimize), seconds(budget)
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
-    definition, target = resolve(workload_reference(workload, task, data)), target_of(device, threads)
+    definition, target = resolve(workload), target_of(device, threads)
     count = count_here(nproc)
     space = Space.of(definition, methods, target.device, count)
     if dry_run:
@@ -248,22 +250,22 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, task: TaskOption =
         workers = str(launcher.workers)
     elif not workers.isdecimal() or not int(workers):
         raise ThriftyError(f"--workers is a number from 1, or ray, but is {workers!r}")
+    place = study or default_study(definition.source)
     with progress() as shown:
-        found = explore_recipes(definition, limit, store=store, bars=bars, methods=methods, target=target, seed=seed,
+        found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
                                 training_threads=training_threads, listener=shown.hear)
-    show_store(store, as_json, requests_per_day)
-    if not as_json:
-        print(f"\nThe page: thrifty report {store}")
+    print_study(place, as_json, requests_per_day)
     if found.ended == "interrupted":
-        print("thrifty: interrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
+    hint(f"The study is in {place}; its page: thrifty report {place}")
     if found.error:
         print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
         raise typer.Exit(FAILED)
     raise typer.Exit(answered(found.choice))
 
 
+@of_directories
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
              metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
          trials: Annotated[int | None, typer.Option("--trials", help="Trainings of each optimizer; 9 by default.")] = None,
@@ -271,31 +273,32 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          = None,
          also: Annotated[str, typer.Option("--also", help="Tune these beside the learning rate, not what each paper says: "
                                                   "weight_decay,warmup; lr for it alone.")] = "",
-         seeds: Annotated[int, typer.Option("--seeds", help="Of the final trainings.")] = 3,
+         seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the final trainings.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="On the way of a final training.")] = 20,
-         task: TaskOption = None, data: DataOption = None,
-         store: StoreOption = Path("study"),
-         device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
+         study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
          training_threads: TrainingThreadsOption = None, as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers alike, and say how soon each attains the reference's quality: seconds, steps, FLOPs, over seeds.
 
-    Example: thrifty tune digits adamw muon sophia --trials 6 --out study/
+    Example: thrifty tune digits adamw muon sophia --trials 6
     """
     begin_warm(device, dry_run)
     from thrifty.report.tuning import print_tuned
     from thrifty.runs.preflight import resolve
     from thrifty.search.tune import plan
     from thrifty.search.tune import tune as tune_optimizers
+    from thrifty.studies.places import default_study
     from thrifty.units import seconds
 
-    definition, limit = resolve(workload_reference(workload, task, data)), None if budget is None else seconds(budget)
+    definition, limit = resolve(workload), None if budget is None else seconds(budget)
     if dry_run:
         first = plan(definition, optimizers, also)
         emit({"workload": definition.name, "recipes": first}) if as_json else print("\n".join(first))
         return
+    place = study or default_study(definition.source)
     with progress() as shown:
-        found = tune_optimizers(definition, optimizers, store=store, trials=trials, budget=limit, also=also, seeds=seeds,
+        found = tune_optimizers(definition, optimizers, study=place, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
                                 training_threads=training_threads, listener=shown.hear)
     emit(found.to_json()) if as_json else print_tuned(found)
+    hint(f"The study is in {place}.")
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

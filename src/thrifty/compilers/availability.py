@@ -66,7 +66,7 @@ def available(check: bool = False, limit: float = LIMIT) -> tuple[Available, ...
 
 
 def compilers(known: Iterable[str]) -> list[type[Compiler]]:
-    """Of names of methods, the compilers."""
+    """The compilers among names of methods."""
     return [cls for cls in map(method_class, known) if issubclass(cls, Compiler)]
 
 

@@ -1,4 +1,4 @@
-"""A causal language model lowered twice, for generation with keys and values kept."""
+"""A causal language model lowered twice, for generation with a KV cache."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, 
     """Lower a causal language model twice: for a prompt, and for each token after it.
 
     Args:
-        body: of transformers, for causal language modelling; quantized or pruned as it may be.
+        body: a model of transformers, for causal language modeling; quantized or pruned as it may be.
         compiler: takes both.
         directory: to be made; holds an artifact each in ``prefill`` and ``decode``, both with the weights.
         prompt: tokens that the first engine takes at once; shorter prompts are filled up, of longer ones the rest is
             taken token by token.
         tokens: prompt and answer together, at most.
-        threads, device: of inference.
+        threads, device: threads and device for inference.
         cache: what keys and values are held in: ``fp32``, or ``int8`` with a scale for each token and head.
 
     Raises:

@@ -130,7 +130,7 @@ def kernels(path: Path, arrays: list[np.ndarray]) -> dict[str, float]:
 
 
 def executed(path: Path, arrays: list[np.ndarray]) -> Counter[str]:
-    """Operators that ONNX Runtime executes for one request, after its own optimisations."""
+    """Operators that ONNX Runtime executes for one request, after its own optimizations."""
     return Counter(operator for _, operator in _events(path, arrays))
 
 

@@ -52,7 +52,7 @@ class Xla(Compiler):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
-        """Write ``model.stablehlo``, the program as `jax.export` serialises it, and its weights as safetensors.
+        """Write ``model.stablehlo``, the program as `jax.export` serializes it, and its weights as safetensors.
 
         Raises:
             MissingExtra: jax or torchax is not installed.

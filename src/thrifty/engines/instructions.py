@@ -19,7 +19,7 @@ VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 @functools.cache
 def instructions() -> frozenset[str]:
-    """Of `KNOWN`, what Linux says that this processor has, or `PRETENDED` does; empty where nobody says."""
+    """Those of `KNOWN` that this processor has, as Linux or `PRETENDED` says; empty where neither does."""
     if (said := os.environ.get(PRETENDED)) is not None:
         return frozenset(said.split()) & frozenset(KNOWN)
     path = Path("/proc/cpuinfo")

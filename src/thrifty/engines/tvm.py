@@ -133,7 +133,7 @@ def _use(threads: int) -> None:
 
 
 def _programs(libraries: Sequence[Path], weights: Path) -> list[TvmEngine]:
-    """Of every library, over weights of which each is in memory once."""
+    """An engine for every library; weights that they share are in memory once."""
     with safe_open(weights, "numpy") as kept:
         values = [_tensor(kept.get_tensor(str(i))) for i in range(len(kept.keys()))]
         inputs, taken = (json.loads(kept.metadata()[name]) for name in ("inputs", "weights"))

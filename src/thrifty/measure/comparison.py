@@ -155,7 +155,7 @@ def _log_ratio(a: Reading, b: Reading) -> float:
     return pair_log_ratio(a.blocks, b.blocks) + math.log(b.batch / a.batch)
 
 
-def summarise(scenario: str, baseline: str, sides: Sequence[str], readings: Sequence[Reading]) -> Comparison:
+def summarize(scenario: str, baseline: str, sides: Sequence[str], readings: Sequence[Reading]) -> Comparison:
     """The comparison of raw readings."""
     by_side = {name: [r for r in readings if r.side == name] for name in sides}
     return Comparison(

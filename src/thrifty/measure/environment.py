@@ -13,7 +13,7 @@ from thrifty.target import cores
 
 
 def _version() -> str:
-    """Of Thrifty; a checkout that is on the path and not installed has none."""
+    """Thrifty's version; a checkout that is on the path and not installed has none."""
     try:
         return importlib.metadata.version("thrifty")
     except importlib.metadata.PackageNotFoundError:

@@ -211,7 +211,7 @@ def paired_drop(
 
 
 def standard_error(scores: Paired) -> float:
-    """Of the value: by linearization over examples where it is a ratio of sums, otherwise over resampled clusters."""
+    """By linearization over examples where the value is a ratio of sums, otherwise over resampled clusters."""
     if scores.statistic is None:
         off = scores.numerator - _value(scores) * scores.denominator
         return float(np.linalg.norm(off) / scores.denominator.sum())

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 
 from thrifty.measure import energy
-from thrifty.measure.comparison import Comparison, Figures, Reading, figures, summarise
+from thrifty.measure.comparison import Comparison, Figures, Reading, figures, summarize
 from thrifty.measure.process import Worker
 from thrifty.measure.sides import Side
 
@@ -121,7 +121,7 @@ def compare(
         readings += fresh
     readings.sort(key=lambda reading: reading.round)
     report(effort.rounds, effort.rounds, "timed")
-    return summarise(scenario, baseline, list(sides), readings)
+    return summarize(scenario, baseline, list(sides), readings)
 
 
 def alone(

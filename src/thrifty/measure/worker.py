@@ -82,7 +82,7 @@ class Worker:
 
         Answers [calls] seconds, and [calls] whether the kernel gave the processor to another process meanwhile.
         """
-        run, native, synchronise = self._loaded().run, self.native, self._synchronise()
+        run, native, synchronize = self._loaded().run, self.native, self._synchronise()
         clock, calls, warm = time.perf_counter, int(header["calls"]), 0
         seconds, switches = np.empty(calls), np.empty(calls + 1, np.int64)
         end = clock() + float(header.get("warm_seconds", 0.0))
@@ -92,12 +92,12 @@ class Worker:
             while clock() < end:
                 run(native)
                 warm += 1
-            synchronise()
+            synchronize()
             switches[0] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             for i in range(calls):
                 start = clock()
                 run(native)
-                synchronise()
+                synchronize()
                 seconds[i] = clock() - start
                 switches[i + 1] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         finally:

@@ -74,8 +74,8 @@ def adaround(layer: Layer, x: Tensor, exact: Tensor, bits: int, steps: int, gene
 
     argmin over V of ||f(x W~^T + b) - y||^2 + lambda sum(1 - |2 h(V) - 1|^beta),
     W~ = s clip(floor(W / s) + h(V), -n, n), n = 2^(b-1) - 1, the error summed over outputs, averaged over rows, in units
-    of the outputs' mean square, so that lambda weighs the same in every layer. Of what is learned and rounding to
-    nearest each output keeps what has the smaller error on all rows, so that none is worse than nearest.
+    of the outputs' mean square, so that lambda weighs the same in every layer. Each output keeps the learned
+    rounding or rounding to nearest, whichever has the smaller error on all rows, so that none is worse than nearest.
 
     Paper: "Up or down? Adaptive rounding for post-training quantization", Nagel et al. 2020, arXiv:2004.10568,
     equations 21 to 25.

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: the channels between two convolutions get even ranges, and the function stays."""
+"""Cross-layer equalization: the channels between two convolutions get even ranges, and the function stays."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:
-    """Of a tensor, or of mappings, sequences and dataclasses of them, in their order."""
+    """The tensors in a tensor, or in mappings, sequences and dataclasses of them, in their order."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if dataclasses.is_dataclass(outputs) and not isinstance(outputs, Mapping):

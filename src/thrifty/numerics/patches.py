@@ -13,7 +13,7 @@ from torch import Tensor, nn
 @final
 @dataclass(frozen=True)
 class Geometry:
-    """Of a convolution over images; one over sequences is one over images of height 1."""
+    """The geometry of a convolution over images; one over sequences is one over images of height 1."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -23,7 +23,7 @@ class Geometry:
 
     @staticmethod
     def of(conv: Any) -> Geometry:
-        """Of nn.Conv1d, nn.Conv2d or QuantConv, padded with zeros."""
+        """The geometry of nn.Conv1d, nn.Conv2d or QuantConv, padded with zeros."""
 
         def two(values: Sequence[int], filler: int) -> tuple[int, int]:
             return (filler, values[0]) if len(values) == 1 else (values[0], values[1])

@@ -78,14 +78,14 @@ class Quantize(Transform):
             w4a8), ``adaround`` also learns whether each weight is rounded up or down; of weights alone, ``gptq`` makes later
             columns make up for earlier ones, ``awq`` scales and clips by what the activations show, ``hqq`` fits grids without
             data; ``auto`` is smoothquant for w8a8 and w4a8, and gptq.
-        activations: of linear layers with integer products: ``dynamic``, a scale for each token, or ``static``, one grid, found
+        activations: for linear layers with integer products: ``dynamic``, a scale for each token, or ``static``, one grid, found
             on calibration data: faster, and less exact.
         group: weights a scale, in ``w4a16`` and ``w3a16``; divides the inputs of every such linear layer.
         layers: schemes of some layers: patterns over names (a whole name, or its end after a dot), the first that
             matches decides; ``fp32`` leaves a layer as it is.
         equalize: whether channels between convolutions are evened out, where it helps.
         correct: whether biases make up for what rounding shifts, where it helps; for models with integer convolutions.
-        max_drop: of ``mixed``: quality that may be lost on validation, in its own unit: 0.01 is a point of accuracy.
+        max_drop: for ``mixed``: quality that may be lost on validation, in its own unit: 0.01 is a point of accuracy.
         reduce_range: whether weights of integer products have seven bits, for x86 processors without VNNI, whose fast products
             of eight bits saturate; ``auto`` where this processor is one.
 

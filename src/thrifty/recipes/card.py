@@ -60,11 +60,11 @@ class Card:
         benefit: "training time", "inference time" or both.
         trade_off: what the user pays.
         paper: title, authors' year and identifier of the source.
-        needs: of "attention" (layers of it that are Thrifty's own), "calibration", "labels", "logits" (which not every loss
+        needs: any of "attention" (layers of it that are Thrifty's own), "calibration", "labels", "logits" (which not every loss
             gives), "teacher", "training".
-        requires, provides, removes: of `PROPERTIES`.
-        refuses: of them, what a model must not have.
-        holds: of them, what a model has while a training method trains it, and no longer.
+        requires, provides, removes: any of `PROPERTIES`.
+        refuses: properties that a model must not have.
+        holds: properties that a model has while a training method trains it, and no longer.
         slot: at most one method of a ``train`` phase fills each.
         devices: where it runs.
         capability: least compute capability of a CUDA device that it runs on.

@@ -68,7 +68,7 @@ class Trainer(Protocol):
 @final
 @dataclass(frozen=True)
 class DistilledBlock:
-    """A block that learnt to stand in another's place.
+    """A block that learned to stand in another's place.
 
     Args:
         student: the trained block, in eval mode.
@@ -131,7 +131,7 @@ class Context:
     Args:
         example: one request, a tuple of tensors.
         calibration: () -> a fresh iterator over batches of inputs (tuples of tensors).
-        seed: of this phase; the same seed gives the same result.
+        seed: seed of this phase; the same seed gives the same result.
         target: what the model will run on.
         time: module -> seconds a call on the target, charged; None where timing is not at hand.
         score: model -> quality on validation (higher is better), charged; None where no data is.

@@ -14,7 +14,7 @@ class Known:
     Args:
         forward: seconds of one forward pass over the calibration examples, request by request.
         step: seconds of one optimizer step of the workload's training.
-        epoch: seconds of one epoch of it. Of step and epoch often only the one is known in which a training's length is given.
+        epoch: seconds of one epoch of it. Often only that one of the two is known in which the length is given.
     """
 
     forward: float | None = None

@@ -26,7 +26,7 @@ class Train:
         epochs: passes over the training set, fractions allowed; or
         steps: optimizer steps. One epoch where neither is given.
         batch_size: examples; the workload's where None.
-        schedule: of the learning rate after warm-up: "cosine" to zero, "linear" to zero, "constant", or "wsd": constant,
+        schedule: schedule of the learning rate after warm-up: "cosine" to zero, "linear" to zero, "constant", or "wsd": constant,
             then linear to zero over the last fifth.
         warmup: share of the steps over which the learning rate rises linearly.
         clip: largest norm of the gradient; None does not clip.

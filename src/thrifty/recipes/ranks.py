@@ -32,7 +32,7 @@ class Ranks(abc.ABC):
         """Add a tensor over all ranks.
 
         Args:
-            x: of any shape, the same shape and dtype on every rank; it is left as it is.
+            x: a tensor of any shape, the same shape and dtype on every rank; it is left as it is.
 
         Returns:
             the sum, detached, the same on every rank.

@@ -96,7 +96,7 @@ class Recipe:
         return export
 
     def hash(self) -> str:
-        """Of the canonical text and the versions of all methods: of teachers, and of the optimizer by default, too."""
+        """The hash of the canonical text and the versions of all methods, teachers and the default optimizer included."""
         versions = [f"{DEFAULT_OPTIMIZER}{method_class(DEFAULT_OPTIMIZER).version}" for phase in self
                     if isinstance(phase, Train) and not any(m.card.slot == "optimizer" for m in phase.methods)]
         for method in self.methods():

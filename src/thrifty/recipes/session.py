@@ -29,7 +29,7 @@ class Session(abc.ABC):
         forward: (model, batch) -> outputs, the workload's.
         device: "cpu" or "cuda": where the steps run.
         steps: optimizer steps of the whole training.
-        step_number: of the step under way, from 1; 0 before the first.
+        step_number: number of the step under way, from 1; 0 before the first.
         batch_size: examples a step as the recipe has it; None where the workload's holds.
         accumulate: micro-batches that each batch is taken in.
         compiled: whether the model's steps are compiled.
@@ -85,7 +85,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def mean_loss(self, batch: Batch) -> Tensor:
-        """The loss that is minimised on a batch, every method's part in it: a scalar that carries gradients."""
+        """The loss that is minimized on a batch, every method's part in it: a scalar that carries gradients."""
 
     @abc.abstractmethod
     def fresh(self, batch: Batch, share: float) -> Batch:
@@ -93,7 +93,7 @@ class Session(abc.ABC):
 
         Args:
             batch: the coming step's.
-            share: of its number of examples, in (0, 1].
+            share: share of its number of examples, in (0, 1].
 
         Returns:
             examples drawn apart from those that are trained on. Where the session does not know the data (a loop of the

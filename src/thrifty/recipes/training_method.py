@@ -103,17 +103,17 @@ class TrainingMethod(Method):
         return proceed(batch)
 
     def loss(self, session: Session, outputs: Any, batch: Batch, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Change what is minimised.
+        """Change what is minimized.
 
         Args:
             session: the training.
-            outputs: of the forward pass.
+            outputs: outputs of the forward pass.
             batch: (inputs, target) that they are of.
             total: scalar, the sum of losses so far; it carries gradients.
             weight: scalar, valid examples or tokens in that sum.
 
         Returns:
-            (sum, weight) that are minimised: the mean loss is their quotient over all micro-batches and ranks.
+            (sum, weight) that are minimized: the mean loss is their quotient over all micro-batches and ranks.
         """
         return total, weight
 

@@ -16,7 +16,7 @@ from thrifty.studies.trial import Trial
 
 def print_choice(choice: Choice, bars: Bars, spent: Ledger, requests_per_day: float | None = None,
                  file: TextIO | None = None) -> None:
-    """The recommended trial and its figures, or the nearest and the bars that it misses.
+    """The recommended trial and its figures, or the nearest and the constraints that it misses.
 
     Args:
         choice: of the study's trials.
@@ -47,12 +47,12 @@ def print_choice(choice: Choice, bars: Bars, spent: Ledger, requests_per_day: fl
         ("with the search", payback(searched(trial, spent), requests_per_day)),
     ]
     title = "Recommended" if choice.trial is not None else (
-        "No trial meets the bars; the nearest" if choice.keep is None else "The nearest, which is not recommended")
+        "No trial meets the constraints; the nearest" if choice.keep is None else "The nearest, which is not recommended")
     show(pairs(rows, title=title), file=file)
 
 
 def missed(miss: Miss) -> str:
-    """By how much a trial is over a bar."""
+    """By how much a trial is over a constraint."""
     return f"{miss.bar}: {significant(miss.figure)}, and {significant(miss.limit)} is allowed"
 
 

@@ -1,4 +1,4 @@
-"""Where tables go: colours and the terminal's width on a terminal, plain lines that never change elsewhere."""
+"""Where tables go: colors and the terminal's width on a terminal, plain lines that never change elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show(*parts: RenderableType, file: TextIO | None = None) -> None:
 
 
 def plain(part: RenderableType, width: int = PLAIN_WIDTH) -> str:
-    """The lines as they are where no terminal is: no colours, nothing cut off."""
+    """The lines as they are where no terminal is: no colors, nothing cut off."""
     into = io.StringIO()
     console = Console(file=into, width=width, force_terminal=False, force_jupyter=False, color_system=None,
                       no_color=True, highlight=False, legacy_windows=False, emoji=False)

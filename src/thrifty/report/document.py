@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def study_json(found: Findings) -> dict[str, Any]:
-    """A study as JSON values; ``docs/json.md`` says what each field is.
+    """A study as JSON values; ``docs/reference/json.md`` says what each field is.
 
     >>> from thrifty.studies.findings import Findings
     >>> study_json(Findings.of([]))["frontier"]
@@ -67,6 +67,8 @@ def finite(value: Any) -> Any:
     match value:
         case float() if value != value or value in (float("inf"), float("-inf")):
             return None
+        case float():
+            return value or 0.0  # -0.0 is 0
         case Mapping():
             return {key: finite(part) for key, part in value.items()}
         case list() | tuple():

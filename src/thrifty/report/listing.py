@@ -16,9 +16,10 @@ from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.hyperparameters import permitted_number
 from thrifty.recipes.method import Method
 from thrifty.recipes.training_method import TrainingMethod
-from thrifty.report.console import cell, pairs, show, table
+from thrifty.report.console import cell, lines, pairs, show, table
 from thrifty.report.words import scaled
 from thrifty.runs.cache import Cleaned, Usage
+from thrifty.units import plainly
 
 
 def print_workloads(entries: Mapping[str, Any], file: TextIO | None = None) -> None:
@@ -53,9 +54,33 @@ def print_method(cls: type[Method], file: TextIO | None = None) -> None:
         *([("fills", f"the {row['slot']} of a train phase")] if row["slot"] else []),
         *([("missing here", row["missing"])] if row.get("missing") else []),
     ], title=cls.name)
-    given = [(h["name"], h["type"], h["default"], h["permitted"]) for h in row["hyperparameters"]]
-    columns = ["hyperparameter", "type", "default", "permitted"]
+    given = [(h["name"], kind(h["type"]), _default(h["default"]), h["permitted"]) for h in row["hyperparameters"]]
+    columns = ["hyperparameter", "kind", "default", "permitted"]
     show(card, table("", columns, given) if given else Text("It has no hyperparameters."), file=file)
+
+
+def kind(type: str) -> str:
+    """What a hyperparameter's type is called where no Python is spoken.
+
+    >>> kind("float | str"), kind("Mapping[str, str]"), kind("int | None")
+    ('number or text', 'texts by name', 'whole number or none')
+    """
+    words = {"float": "number", "int": "whole number", "bool": "True or False", "str": "text", "None": "none"}
+    if type.startswith(("Mapping", "Table")):
+        return "texts by name"
+    if type.startswith("tuple"):
+        return "texts" if "str" in type else "whole numbers"
+    return " or ".join(words.get(each.strip(), each.strip()) for each in type.split("|"))
+
+
+def _default(value: object) -> object:
+    """A default as a recipe has it, several values one below the other."""
+    match value:
+        case bool():
+            return str(value)
+        case (_, *_):
+            return lines(value)
+    return plainly(value)
 
 
 def method_json(cls: type[Method]) -> dict[str, Any]:

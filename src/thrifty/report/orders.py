@@ -8,6 +8,7 @@ from rich.table import Column
 
 from thrifty.report.console import pairs, show, table
 from thrifty.report.words import NOT_MEASURED, drop, ratio, seconds
+from thrifty.units import fixed
 
 if TYPE_CHECKING:
     from thrifty.search.orders import Ordered
@@ -27,6 +28,6 @@ def print_orders(found: Ordered, file: TextIO | None = None) -> None:
 def _figures(trial: Trial) -> tuple[str, str, str, str]:
     if trial.quality is None:
         return (f"failed: {trial.error}", "", "", "")
-    return (f"{trial.quality.value:.4f}", drop(trial.quality),
+    return (fixed(trial.quality.value), drop(trial.quality),
             NOT_MEASURED if trial.inference is None else ratio(trial.inference.speedup),
             NOT_MEASURED if trial.training is None else seconds(trial.training.seconds))

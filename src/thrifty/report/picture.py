@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from thrifty.report.words import times
+from thrifty.units import fixed
 
 
 @final
@@ -38,12 +39,14 @@ def scatter(points: Sequence[Point], width: int = 60, height: int = 12, unit: st
         return ""
     left, right = (end(math.log(p.speedup) for p in points) for end in (min, max))
     top, bottom = (end(p.drop for p in points) for end in (min, max))
+    if fixed(top, 2) == fixed(bottom, 2):
+        bottom = top  # what reads alike stands alike
     rows = [[" "] * width for _ in range(height)]
     for point in points:
         column = _place(math.log(point.speedup), left, right, width)
         row = rows[_place(point.drop, top, bottom, height)]
         row[column] = point.mark[:1] if row[column] == " " else "+"
-    labels = {0: f"{top:.2f}{unit}", height - 1: f"{bottom:.2f}{unit}"} if bottom > top else {0: f"{top:.2f}{unit}"}
+    labels = {0: f"{fixed(top, 2)}{unit}"} | ({height - 1: f"{fixed(bottom, 2)}{unit}"} if bottom > top else {})
     lines = [f"{labels.get(i, ''):>11} |{''.join(row)}".rstrip() for i, row in enumerate(rows)]
     low, high = (f"{times(math.exp(end))}x" for end in (left, right))
     axis = f"{low}{high:>{max(0, width - len(low))}}" if right > left else low

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO, final
 
-from thrifty.report.words import literal, ratio, seconds
+from thrifty.report.verbosity import Verbosity
+from thrifty.report.words import NOT_MEASURED, literal, ratio, scaled, seconds
 from thrifty.studies.events import (
     BudgetSpent,
+    Charged,
     Event,
     Noted,
     PhaseBegan,
@@ -22,7 +24,9 @@ from thrifty.studies.events import (
     SweepBegan,
     TrialEnded,
 )
+from thrifty.studies.ledger import Charge
 from thrifty.studies.trial import Trial
+from thrifty.units import fixed
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Progress:
         file: stderr where None.
         every: seconds between two plain lines about one step.
         clock: seconds, for tests.
+        verbosity: what this process was asked for where None; quiet, nothing is told.
 
     >>> import io
     >>> with Progress(io.StringIO()) as progress, progress.step("recipes", total=2):
@@ -59,14 +64,15 @@ class Progress:
     """
 
     def __init__(self, file: TextIO | None = None, every: float = 10.0,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+                 clock: Callable[[], float] = time.monotonic, verbosity: Verbosity | None = None) -> None:
         self._file = sys.stderr if file is None else file
         self._every, self._clock = every, clock
         self._steps: list[_Step] = []
         self._began = clock()
         self._outer = 0  # how many of the steps outlast a recipe
         self._bars: Any = None
-        if self._file.isatty():
+        self._verbosity = verbosity or Verbosity.asked()
+        if self._file.isatty() and self._verbosity is not Verbosity.quiet:
             self._bars = _bars(self._file)
 
     def __enter__(self) -> Progress:
@@ -153,6 +159,8 @@ class Progress:
                 self.start(text)
             case Stepped(step=done, total=total, text=text):
                 self.reach(done, total, text)
+            case Charged(charge=charge) if self._verbosity is Verbosity.verbose:
+                self.note(_charged(charge))
             case Noted(text=text):
                 self.note(text)
             case Promoted(total=total, pairs=pairs):
@@ -171,7 +179,7 @@ class Progress:
             return ""
         outer = self._steps[-1]
         if outer.title == "exploring":
-            return f"{seconds(round(outer.done))} of {seconds(outer.total)}: "
+            return f"{_clock(outer.done).strip()} of {_clock(outer.total or 0).strip()}: "
         left = outer.left(self._clock())
         rest = "" if left is None else f" (about {seconds(left)} left)"
         return f"{min(outer.done + 1, outer.total or 0):g}/{outer.total:g}{rest} "
@@ -185,6 +193,8 @@ class Progress:
 
     def _line(self, text: str) -> None:
         """Progress that nobody can read any more (a closed pipe, an encoding) must not end the run."""
+        if self._verbosity is Verbosity.quiet:
+            return
         line = f"[{_clock(self._clock() - self._began)}] {text}"
         with contextlib.suppress(OSError, ValueError):
             if self._bars is not None:
@@ -197,11 +207,18 @@ class Progress:
                 self._file.flush()
 
 
+def _charged(charge: Charge) -> str:
+    """What something took, as far as it was measured."""
+    figures = [("", seconds(charge.seconds)), ("", scaled(charge.flops, "FLOP")),
+               ("peak memory ", scaled(charge.peak_memory_bytes, "B")), ("GPU memory ", scaled(charge.device_memory_bytes, "B"))]
+    return f"{charge.kind} of {charge.what}: " + ", ".join(f"{name}{value}" for name, value in figures if value != NOT_MEASURED)
+
+
 def _outcome(trial: Trial) -> str:
     if trial.status != "done":
         return f"failed: {trial.error}"
     if trial.inference is None and trial.quality is not None:
-        return f"done: {trial.quality.name} {trial.quality.value:.4f}"
+        return f"done: {trial.quality.name} {fixed(trial.quality.value)}"
     return f"done: {ratio(trial.inference and trial.inference.speedup)}"
 
 

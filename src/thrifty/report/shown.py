@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import ThriftyError
 from thrifty.report.words import shortened
+
+if TYPE_CHECKING:
+    from thrifty.studies.findings import Findings
 
 
 def emit(value: Any) -> None:
@@ -19,10 +22,13 @@ def emit(value: Any) -> None:
     print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
-def show_layers(place: Path, as_json: bool) -> None:
-    """What became of the layers of an artifact, or of every one of a study."""
+def layers_json(place: Path) -> list[dict[str, Any]]:
+    """What became of the layers of an artifact, or of every one of a study.
+
+    Raises:
+        ThriftyError: none has layers to tell of.
+    """
     from thrifty.artifacts.manifest import MANIFEST, read
-    from thrifty.report.artifacts import print_layers
 
     directories = ([place] if (place / MANIFEST).exists()
                    else sorted(path.parent for path in place.glob(f"artifacts/*/{MANIFEST}")))
@@ -31,25 +37,24 @@ def show_layers(place: Path, as_json: bool) -> None:
     if not found:
         raise ThriftyError(f"{place} holds no artifact of a quantized model, nor of a pruned or factored one: run a "
                            "recipe with quantize(...) first, and show its study or its artifact")
-    if as_json:
-        emit([{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
-              for directory, manifest in found.items()])
-    else:
-        for directory, manifest in found.items():
-            print_layers(f"{directory}: {manifest.get('recipe', '')}", manifest["layers"])
+    return [{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
+            for directory, manifest in found.items()]
 
 
-def show_store(store: Path, as_json: bool, requests_per_day: float | None = None) -> None:
+def show_layers(place: Path) -> None:
+    """The same in tables."""
+    from thrifty.report.artifacts import print_layers
+
+    for each in layers_json(place):
+        print_layers(f"{each['artifact']}: {each['recipe'] or ''}", each["layers"])
+
+
+def show_study(found: Findings, requests_per_day: float | None = None) -> None:
+    """What a study says, in tables."""
     from thrifty.report import terminal
     from thrifty.report.choice import print_choice
-    from thrifty.report.document import study_json
     from thrifty.report.words import literal
-    from thrifty.studies.findings import Findings
 
-    found = Findings.read(store)
-    if as_json:
-        emit(study_json(found))
-        return
     if found.bars is not None and found.choice.keep is not None:
         print(f"Keep the model as it is: {literal(found.choice.keep)}.\n")
     terminal.print_study(found.trials, found.frontier, found.spent, found.failures)

@@ -14,12 +14,14 @@ from thrifty.report.console import cell, pairs, show, table, width_of
 from thrifty.report.listing import cache_json, method_json, print_cache, print_method, print_methods, print_workloads
 from thrifty.report.picture import Point, scatter
 from thrifty.report.progress import Progress
-from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant
+from thrifty.report.verbosity import Verbosity
+from thrifty.report.words import NOT_MEASURED, drop, in_points, literal, ratio, scaled, seconds, significant, times
 from thrifty.studies.frontier import Frontier, Standing
 from thrifty.studies.ledger import Kind, Ledger
 from thrifty.studies.searches import nets
 from thrifty.studies.store import Failure
 from thrifty.studies.trial import QualityFigure, Trial
+from thrifty.units import fixed
 
 __all__ = [
     "Progress", "print_study", "print_trial", "print_bench", "print_workloads", "print_methods",
@@ -117,7 +119,7 @@ def _right(name: str) -> Column:
 
 
 _KEPT: list[_Column] = [
-    (_right("quality"), lambda t: f"{t.quality.value:.4f}" if t.quality else NOT_MEASURED),
+    (_right("quality"), lambda t: fixed(t.quality.value) if t.quality else NOT_MEASURED),
     (_right("drop [low, high]"), lambda t: drop(t.quality)),
     (_right("training"), lambda t: seconds(t.training.seconds if t.training else None)),
 ]
@@ -172,7 +174,8 @@ def _picture(ranked: Sequence[Standing], marks: Mapping[str, str], width: int) -
 
 
 def ledger(spent: Ledger) -> Group:
-    """Where the time went: one line a kind of charge, the dearest first."""
+    """Where the time went: one line a kind of charge, the dearest first; verbose, then one a charge, in order."""
+    verbose = Verbosity.asked() is Verbosity.verbose
     kinds: list[Kind] = sorted({c.kind for c in spent.charges}, key=lambda kind: -spent.only(kind).seconds)
     rows = [_spent_row(kind, spent.only(kind), spent.seconds) for kind in kinds]
     rows.append(_spent_row("all", spent, spent.seconds))
@@ -183,7 +186,11 @@ def ledger(spent: Ledger) -> Group:
     if unknown := [name for i, name in enumerate(columns) if i not in known]:
         parts.append(Text(f"{NOT_MEASURED}: {', '.join(unknown)}"))
     if spent.uncounted:
-        parts.append(Text(f"operators without a FLOP formula: {', '.join(map(literal, spent.uncounted))}"))
+        names = ", ".join(map(literal, spent.uncounted)) if verbose else f"{len(spent.uncounted)} (-v names them)"
+        parts.append(Text(f"operators without a FLOP formula: {names}"))
+    if verbose:
+        rows = [_spent_row(f"{each.kind}: {each.what}", Ledger((each,), spent.price), spent.seconds) for each in spent.charges]
+        parts += [Text(""), table("Charge by charge", headers, [[row[i] for i in known] for row in rows])]
     return Group(*parts)
 
 
@@ -216,7 +223,7 @@ def print_trial(trial: Trial, file: TextIO | None = None) -> None:
     if training:
         rows += [("", f"{scaled(training.flops, 'FLOP')}; peak memory {scaled(training.peak_memory_bytes, 'B')}; "
                       f"joules {_plain(training.joules)}; dollars {_plain(training.dollars)}"),
-                 ("to quality", f"{significant(training.speedup)}x faster than the reference" if training.speedup
+                 ("to quality", f"{times(training.speedup)}x as fast as the reference" if training.speedup
                   else NOT_MEASURED)]
     if inference:
         rows += [
@@ -247,8 +254,8 @@ def _quality(quality: QualityFigure | None) -> str:
     if quality is None:
         return NOT_MEASURED
     better = "higher" if quality.higher_is_better else "lower"
-    return (f"{quality.name} {quality.value:.4f} on {quality.split} ({better} is better; reference "
-            f"{quality.baseline:.4f}, drop {drop(quality)})")
+    return (f"{quality.name} {fixed(quality.value)} on {quality.split} ({better} is better; reference "
+            f"{fixed(quality.baseline)}, drop {drop(quality)})")
 
 
 def _rate(value: float | None) -> str:

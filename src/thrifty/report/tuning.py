@@ -11,6 +11,7 @@ from thrifty.measure.statistics import Interval
 from thrifty.report.console import pairs, show, table
 from thrifty.report.terminal import ledger
 from thrifty.report.words import NOT_MEASURED, scaled, seconds, significant, times
+from thrifty.units import fixed
 
 if TYPE_CHECKING:
     from thrifty.search.attain import Attained
@@ -26,10 +27,10 @@ def print_tuned(found: Tuned, file: TextIO | None = None) -> None:
 
 
 def _tried(found: Tuned) -> Table:
-    """Every value in order, the best between its neighbours."""
+    """Every value in order, the best between its neighbors."""
     numbers = list(dict.fromkeys(name for one in found.optimizers for name in one.tried[0].values))
     rows = [(one.optimizer, *(f"{tried.values[name]:g}" if name in tried.values else "" for name in numbers),
-             "diverged" if tried.quality is None else f"{tried.quality:.4f}",
+             "diverged" if tried.quality is None else fixed(tried.quality),
              _mark(one) if tried.recipe == one.recipe else "")
             for one in found.optimizers for tried in sorted(one.tried, key=lambda tried: tuple(tried.values.values()))]
     names = [_right(name) for name in (*numbers, found.measure)]
@@ -43,8 +44,8 @@ def _mark(one: Tuning) -> str:
 
 def _ends(found: Tuned) -> Table:
     """Quality at the end over seeds, the reference first."""
-    rows = [(name, _interval(final.quality, lambda value: f"{value:.4f}", "diverged"),
-             _interval(final.change, lambda value: f"{value:.4f}"), recipe) for name, final, recipe in _finals(found)]
+    rows = [(name, _interval(final.quality, fixed, "diverged"),
+             _interval(final.change, fixed), recipe) for name, final, recipe in _finals(found)]
     title = f"At the end, on validation, seeds {', '.join(map(str, found.baseline.seeds))}"
     return table(title, ["optimizer", _right(f"{found.measure} [low, high]"), _right("better by"), "recipe"], rows)
 
@@ -54,7 +55,7 @@ def _times(found: Tuned) -> Table:
     rows = [(name, f"{final.attained} of {len(final.seeds)}", _interval(final.seconds, seconds),
              _interval(final.steps, significant), _interval(final.flops, lambda value: scaled(value, "FLOP")),
              *(("1", "") if final is found.baseline else _speed(final))) for name, final, _ in _finals(found)]
-    title = f"To the reference's {found.measure} of {found.target:.4f}, known to {found.every} steps"
+    title = f"To the reference's {found.measure} of {fixed(found.target)}, known to {found.every} steps"
     figures = map(_right, ("attained by", "time", "steps", "FLOPs", "speedup [low, high]"))
     return table(title, ["optimizer", *figures, "verdict"], rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from thrifty.studies.trial import QualityFigure, Ratio
+from thrifty.units import fixed
 
 NOT_MEASURED = "not measured"
 
@@ -31,12 +32,14 @@ def shortened(text: str, most: int = 1000) -> str:
 def significant(value: float, digits: int = 3) -> str:
     """A number with that many significant digits and no exponent where it is between 0.001 and a million.
 
-    >>> significant(12345.6), significant(0.01234), significant(1e9)
-    ('12346', '0.0123', '1e+09')
+    >>> significant(12345.6), significant(0.01234), significant(1e9), significant(-0.0)
+    ('12346', '0.0123', '1e+09', '0')
     """
-    if not math.isfinite(value) or value == 0 or not 1e-3 <= abs(value) < 1e6:
+    if value == 0:
+        return "0"
+    if not math.isfinite(value) or not 1e-3 <= abs(value) < 1e6:
         return f"{value:.{digits}g}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
 
 
 def seconds(value: float | None) -> str:
@@ -70,7 +73,7 @@ def scaled(value: float | None, unit: str) -> str:
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{significant(value / size)} {prefix}{unit}"
-    return f"{value:g} {unit}"
+    return f"{value or 0:g} {unit}"
 
 
 def ratio(found: Ratio | None) -> str:
@@ -88,7 +91,7 @@ def ratio(found: Ratio | None) -> str:
 
 def times(value: float) -> str:
     """A ratio's number: two decimals where that says enough."""
-    return f"{value:.2f}" if 0.1 <= abs(value) < 100 else significant(value)
+    return fixed(value, 2) if 0.1 <= abs(value) < 100 else significant(value)
 
 
 def in_points(quality: QualityFigure) -> bool:
@@ -102,5 +105,5 @@ def drop(quality: QualityFigure | None) -> str:
         return NOT_MEASURED
     value, low, high = (getattr(quality.drop, end) for end in ("value", "low", "high"))
     if in_points(quality):
-        return f"{100 * value:.2f}pt [{100 * low:.2f}, {100 * high:.2f}]"
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+        return f"{fixed(100 * value, 2)}pt [{fixed(100 * low, 2)}, {fixed(100 * high, 2)}]"
+    return f"{fixed(value)} [{fixed(low)}, {fixed(high)}]"

@@ -84,7 +84,7 @@ def training_setup(workload: Workload, phase: Train, seed: int, device: str, tea
     if workload.lessons is None:
         raise ThriftyError(f"{workload.name} has no training set or no loss, so {phase} cannot train it")
     return Setup(phase, *workload.lessons, workload.batch_size, seed, workload.forward, workload.collate, device,
-                 teacher, ranks)
+                 teacher, ranks, workload.loader_workers)
 
 
 # -- judging and timing -----------------------------------------------------------------------------------------

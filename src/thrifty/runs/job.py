@@ -116,7 +116,7 @@ class Task:
         return checkpoint_key(several, Recipe(Recipe.parse(self.job.recipe).transforms.phases[: self.index + 1]))
 
     def seed(self, stream: str) -> int:
-        """Of one of the phase's random streams."""
+        """The seed of one of the phase's random streams."""
         return seed_of(self.job.seed, self.index, stream)
 
 
@@ -144,7 +144,7 @@ class Outcome:
 
 
 def checkpoint_key(job: Job, prefix: Recipe) -> str:
-    """Of the model that some phases leave: the hash of everything that determines its weights.
+    """The key of the model that some phases leave: the hash of everything that determines its weights.
 
     What serves (threads, memory) decides nothing of a training. It does where a plan was timed; and this processor does where
     a method looked at it. Recipes with a common prefix share its checkpoint.
@@ -160,7 +160,7 @@ def checkpoint_key(job: Job, prefix: Recipe) -> str:
 
 
 def engine_key(job: Job, prefix: Recipe, compiler: Compiler) -> str:
-    """Of the engine that a compiler makes of the model which some phases left."""
+    """The key of the engine that a compiler makes of the model which some phases left."""
     return _digest([checkpoint_key(job, prefix), Recipe((compiler,)).hash(), plain(job.target), processor(), instruction_set(),
                     runtime_versions()])
 

@@ -105,7 +105,7 @@ class Journal:
         return made, False
 
     def weights(self) -> dict[str, Tensor]:
-        """Of the entry that `next` gave last."""
+        """The weights of the entry that `next` gave last."""
         return safetensors.torch.load_file(self._weights(self._given))
 
     def _weights(self, index: int) -> Path:

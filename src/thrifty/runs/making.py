@@ -17,7 +17,7 @@ from thrifty.workloads.workload import Workload
 
 
 def made(workload: Workload) -> nn.Module:
-    """The model as it comes, its lazy layers initialised from the example; random numbers are torch's own.
+    """The model as it comes, its lazy layers initialized from the example; random numbers are torch's own.
 
     Raises:
         WorkloadError: the example does not reach a lazy layer.

@@ -139,12 +139,36 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
 
 
 def resolve(workload: str | Workload) -> Workload:
-    """The workload itself, with a place where a fresh process finds it."""
+    """The workload itself, with a place where a fresh process finds it.
+
+    Raises:
+        WorkloadError: it is not there, or its reference is no recipe that trains it.
+    """
     if isinstance(workload, str):
-        return apart(load_workload(workload))
+        workload = load_workload(workload)
     if not workload.source:
         raise WorkloadError(
             f"{workload.name} was not loaded from a file, and a run is a process of its own: write it in a file that "
             'defines `workload` and give "file.py", or thrifty.load_workload("file.py")'
         )
+    _check_reference(workload)
     return apart(workload)
+
+
+def _check_reference(workload: Workload) -> None:
+    """Refuse a reference that could not say how the model is trained.
+
+    Raises:
+        WorkloadError: it is no recipe, does not train, or ends in a compiler.
+    """
+    try:
+        recipe = Recipe.parse(workload.reference)
+        carry(recipe, initial_properties(workload))
+    except ThriftyError as error:
+        raise WorkloadError(f"the reference recipe of {workload.name}: {error}") from error
+    if workload.reference and not any(isinstance(phase, Train) for phase in recipe):
+        raise WorkloadError(f"the reference recipe of {workload.name}, {recipe}, trains nothing: it says how the model is "
+                            "trained today, such as train(adamw, epochs=3); leave it out where the model comes trained")
+    if recipe.transforms != recipe:
+        raise WorkloadError(f"the reference recipe of {workload.name}, {recipe}, ends in a compiler, and it is the model that "
+                            "trials are compared with: leave the compiler out")

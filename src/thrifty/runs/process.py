@@ -96,7 +96,8 @@ def _trace() -> str:
 
 def _end_with_stdin() -> None:
     """Leave when the parent's end of stdin closes, however it died: nobody is left to tell."""
-    sys.stdin.read()
+    while os.read(0, 4096):  # not sys.stdin: who waits in it holds its lock, for which a process that is forked here (a loader's
+        pass  # worker) would wait without end when it closes it
     leave(1)
 
 

@@ -51,6 +51,7 @@ from thrifty.studies.figures import (
     training_speedup,
 )
 from thrifty.studies.ledger import Charge, Kind, Ledger
+from thrifty.studies.places import ARTIFACTS
 from thrifty.studies.store import Store, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
 from thrifty.target import Machine, Target, cores
@@ -73,7 +74,7 @@ class Runner:
         workload: a workload, or a reference that `load_workload` takes.
         store: the study's directory.
         target: what the models will run on.
-        seed: of every random stream.
+        seed: seed of all random streams.
         price: dollars an hour of this machine; None where money is not asked for.
         machine: what trains; one process on the target's device where None.
         launcher: where jobs run; in processes of this machine where None.
@@ -117,6 +118,7 @@ class Runner:
             return known
         self.reference()
         self.tell(RecipeBegan(str(recipe), name))
+        self._phase = ""  # of this recipe, none has begun
         try:
             outcome = self._prepared.pop(name, None) or self.launcher.run(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
@@ -256,7 +258,7 @@ class Runner:
     def measured(self, recipe: Recipe, name: str, outcome: Outcome, pairs: int, test: bool) -> Trial:
         """Score and time the artifact; its rounds are kept one by one, so that a killed measurement goes on."""
         assert outcome.engine is not None
-        kept = self.store.path / "artifacts" / name
+        kept = self.store.path / ARTIFACTS / name
         kept.parent.mkdir(exist_ok=True)
         artifact.copy(place("engines", outcome.engine), kept)
         (kept / "charges.json").unlink(missing_ok=True)  # the cache's own note: the trial's ledger has it
@@ -343,7 +345,7 @@ def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
 # -- verbs ------------------------------------------------------------------------------------------------------
 
 
-def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "study", target: Target | None = None,
+def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | None = None, target: Target | None = None,
         seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False, nproc: int = 1,
         max_restarts: int = 0, training_threads: int | None = None, listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
@@ -351,15 +353,15 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     Args:
         workload: a workload, or a reference that `load_workload` takes: "digits", "my.py".
         recipe: text or value.
-        store: the study's directory; made where there is none. Asking again resumes.
+        study: its directory, made where there is none; study-NAME, after the workload, where None. Asking again resumes.
         target: what it will run on; one thread of the CPU by default.
-        seed: of every random stream.
+        seed: seed of all random streams.
         pairs: process pairs: 1 screens, 5 or more claim.
         price: dollars an hour of this machine.
         force: whether to run a precision that is slower here than fp32.
         nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
         max_restarts: how often they are started again, from the last kept state, after one of them failed.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Returns:
@@ -372,7 +374,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, store: str | Path = "
     check_recipe(definition, parsed, served.device)
     check_ranks(definition, parsed, nproc)
     machine = Machine(served.device, nproc, training_threads)
-    with open_study(store, definition, served) as (opened, _):
+    with open_study(study, definition, served, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
                         machine=machine, launcher=LocalLauncher(restarts=max_restarts))
         return runner.run(parsed, pairs=pairs)

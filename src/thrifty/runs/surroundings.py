@@ -9,7 +9,7 @@ from typing import Any
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a process that runs jobs.
+    """The environment of a process that runs jobs.
 
     Waiting threads sleep: two that spin while others work took 10 times as long for a tiny net's step (2.7 s of 250 steps, for
     0.2 s) on two processors that were busy, and are no slower than sleeping ones where a step is long.

@@ -72,7 +72,7 @@ def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     Args:
         space: of recipes.
         trials: all that ran; those of methods alone decide.
-        bars: what improves: the minimised figure, while the drop may yet meet its bar.
+        bars: what improves: the minimized figure, while the drop may yet meet its constraint.
     """
     base, ran = _base(space, trials, bars), {trial.recipe: trial for trial in trials if trial.status == "done"}
     start = ran.get(str(space.recipe(base)))
@@ -138,7 +138,7 @@ def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, st
 
 
 def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
-    """Trials of the front that meet the bars or may, by what is minimised; the nearest where there are none."""
+    """Trials of the front that meet the constraints or may, by what is minimized; the nearest where there are none."""
     standings = frontier(trials, objectives(bars)).standings
     front = [s.trial for s in standings if s.status == "front" and bars.open(s.trial)]
     ranked = sorted(front, key=lambda trial: objectives_of(trial, (bars.objective,))[1][0].value)
@@ -147,7 +147,7 @@ def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
 
 
 def representative(parts: Mapping[str, Part]) -> list[str]:
-    """Of options that differ in numbers alone, the middle one: alone, a method runs once for each of its words.
+    """The middle one of options that differ in numbers alone: alone, a method runs once for each of its words.
 
     >>> from thrifty import Prune, Quantize
     >>> found = [Prune(ratio=0.25), Prune(ratio=0.5), Prune(ratio=0.75), Quantize("w8a8"), Quantize("bf16")]

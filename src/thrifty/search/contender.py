@@ -20,7 +20,7 @@ from thrifty.training.optimizers.optimizer import Optimizer
 from thrifty.workloads.workload import Workload
 
 FIRST, SECOND = 3, 2
-"""Trials that bracket a learning rate, and those that bracket any other number, whose centre is known by then."""
+"""Trials that bracket a learning rate, and those that bracket any other number, whose center is known by then."""
 
 Point = tuple[float, ...]
 """An exponent on each of a contender's lines."""
@@ -76,7 +76,7 @@ class Contender:
 
     @property
     def origin(self) -> Point:
-        """Where every line has its centre."""
+        """Where every line has its center."""
         return tuple(0.0 for _ in self.lines)
 
     def values(self, point: Point) -> dict[str, float]:
@@ -101,7 +101,7 @@ class Contender:
 
         One line after the other, each at the best of those before: the learning rate, then the others, of which each gets a
         third of the trials where there is one, a fourth of them where there are two. Where the trials do not bracket
-        all, the last lines stay at their centres.
+        all, the last lines stay at their centers.
 
         Args:
             known: {point: quality}, higher is better.
@@ -131,7 +131,7 @@ class Contender:
         return tuple(each.name for i, each in enumerate(self.lines) if not line.inside(self._along(known, at[:i])))
 
     def _along(self, known: Mapping[Point, float], before: Point) -> dict[float, float]:
-        """{exponent: quality} on the line that comes after some, where these stand so and those after it at their centres."""
+        """{exponent: quality} on the line that comes after some, where these stand so and those after it at their centers."""
         i = len(before)
         return {point[i]: quality for point, quality in known.items() if point[:i] == before and not any(point[i + 1:])}
 

@@ -92,7 +92,7 @@ class Costs:
 
     @property
     def cheapest_compiler(self) -> float:
-        """Of the quickest compiler that has run; of a prior where none has."""
+        """That of the quickest compiler that has run; a prior where none has."""
         return min(self.compilers.values(), default=COMPILERS["onnxruntime"])
 
     def _phase(self, phase: Phase) -> float:

@@ -51,6 +51,11 @@ MOST_PAIRS = 20
 """Of the best trial, where time is left that no recipe fits into."""
 ROUND, SCORING = 4.0, 3.0
 """Seconds of a round of timing and of a scoring while nothing was measured."""
+SIDES = 1.5
+"""A round of a claim, which times the compiled baseline too, in rounds of screening."""
+FIRST_CLAIM = 2.0
+"""While nothing is claimed and less is left than so many claims take, the best so far is claimed before more is screened: an
+answer is worth more than a better one that nobody has measured."""
 
 
 class ExploreError(ThriftyError):
@@ -100,11 +105,11 @@ class Exploration:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Of this seed: another seed's are other trials of the same recipes."""
+        """The trials of this seed: another seed's are other trials of the same recipes."""
         return tuple(trial for trial in self.store.trials() if trial.seed == self.runner.seed)
 
     def ready(self) -> None:
-        """The reference is there, and the budget and the bars can be met."""
+        """The reference is there, and the budget and the constraints can be met."""
         self.tell_spent()
         self.space = self.paying()
         self.afford_reference()
@@ -190,7 +195,7 @@ class Exploration:
             raise ExploreError(f"training the reference, with which everything is compared, alone takes about "
                                f"{about:.0f} s here ({least:.0f} s at the very least), and the budget is {self.budget:g} s: "
                                f"give at least --budget {4 * about:.0f}s, so that there is something left to explore with")
-        if about:
+        if about >= 1:
             self.runner.tell(Noted(f"the reference is trained first: about {about:.0f} s ({least:.0f} s at the very least)"))
         self.under_way = (self.runner.workload.reference, Estimate(about, 2 * about))
 
@@ -203,7 +208,7 @@ class Exploration:
         if resolution is not None and resolution > allowed:
             raise ExploreError(
                 f"the reference itself misses --max-drop {self.bars.max_drop}: on {len(scores.numerator)} validation "
-                f"examples no drop below {resolution:.4f} can be told from none (95%), and the bar is {allowed:.4f}; "
+                f"examples no drop below {resolution:.4f} can be told from none (95%), and the constraint is {allowed:.4f}; "
                 f"raise it to {resolution:.4f} or more, or give more validation examples"
             )
 
@@ -214,7 +219,7 @@ class Exploration:
 
         Recipes are screened while they leave time for the claims, then the front is claimed, then whatever recipe still fits is
         screened. What no recipe fits into goes into what may fit, more pairs of the best trial, and rounds of a claim that a
-        larger budget will end: what is kept of them is not lost.
+        larger budget will end: what is kept of them is not lost. The first claim comes before the budget runs short.
         """
         left = self.left
         if left <= 0:
@@ -223,8 +228,10 @@ class Exploration:
         self.waiting = self.batch()
         self.exhausted = not self.waiting
         begun = any(trial.status == "done" for trial in self.trials)  # before anything is there, a risk is taken
-        for recipes in (self.fitting(left - self.reserve(), not begun), self.claims(left, False), self.fitting(left, not begun),
-                        self.claims(left, True), [] if self.exhausted else self.fitting(left, True)):
+        short = not any(map(claimed, self.trials)) and left < FIRST_CLAIM * self.claim_estimate().high
+        for recipes in (self.claims(left, True) if short else [], self.fitting(left - self.reserve(), not begun),
+                        self.claims(left, False), self.fitting(left, not begun), self.claims(left, True),
+                        [] if self.exhausted else self.fitting(left, True)):
             if recipes:
                 return recipes[0]
         if not self.exhausted:
@@ -272,7 +279,7 @@ class Exploration:
         return sorted(self.proposals(max(BATCH, self.workers)), key=costs.seconds)
 
     def proposals(self, count: int) -> list[Recipe]:
-        """Of the Gaussian processes, or of chance where these would take too much of what is left."""
+        """A proposal of the Gaussian processes, or a random one where these would take too much of what is left."""
         if self.left < PATIENCE * self.proposing:
             return by_chance(self.space, {trial.recipe for trial in self.trials}, count, self.runner.seed)
         began = time.perf_counter()
@@ -328,8 +335,9 @@ class Exploration:
         scored = [charge.seconds for charge in charges if charge.kind == "scoring"]
         a_round, a_scoring = (statistics.median(seen[-8:]) if seen else usual
                               for seen, usual in ((timed, ROUND), (scored, SCORING)))
-        seconds = rounds * a_round + scorings * a_scoring
-        if scorings and not any(map(claimed, self.trials)):
+        first = not any(map(claimed, self.trials))
+        seconds = rounds * a_round * (SIDES if first else 1.0) + scorings * a_scoring
+        if scorings and first:
             seconds += self.costs().cheapest_compiler + scorings * a_scoring  # the compiled baseline's; the reference's
         return Estimate(seconds, seconds * 1.15)
 

@@ -38,7 +38,7 @@ class Explored:
 
     Args:
         trials: of the study, in the order in which they first ran.
-        frontier: over quality, training and what is minimised.
+        frontier: over quality, training and what is minimized.
         choice: the recommended trial, or the nearest and why the model as it is should be kept.
         ending: what stopped it, what was skipped, what would come next.
         error: what an error said that ended it.
@@ -56,13 +56,13 @@ class Explored:
         return self.ending.ended
 
 
-def explore(workload: str | Workload, budget: float, *, store: str | Path = "study", bars: Bars = Bars(),
+def explore(workload: str | Workload, budget: float, *, study: str | Path | None = None, bars: Bars = Bars(),
             methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
             promote: int = 4, workers: int = 1, launcher: Launcher | None = None, nproc: int = 1,
             training_threads: int | None = None, listener: Listener = ignore) -> Explored:
     """Find the frontier of a workload within a budget.
 
-    Recipes are screened with one pair; then the front's that may meet the bars are measured again with five pairs,
+    Recipes are screened with one pair; then the front's that may meet the constraints are measured again with five pairs,
     for which a part of the budget is kept, and scored on test. What no recipe fits into goes into more pairs of the best.
     What the store holds is not run again, and what was spent on it counts, killed work too: the same call after an
     interruption goes on, and after its end changes nothing.
@@ -70,21 +70,21 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         budget: seconds that the study may spend in all. What is under way then has up to 4% more, and is stopped.
-        store: the study's directory.
+        study: its directory; study-NAME, after the workload, where None.
         bars: what the recommended trial keeps to, and what is made smallest.
         methods: names of the methods to use; all that are installed where none is given.
         target: what the models will run on.
-        seed: of every random stream.
+        seed: seed of all random streams.
         price: dollars an hour of this machine.
         promote: largest number of trials that are measured again.
         workers: recipes without training that are compiled side by side; timing is always alone.
         launcher: where recipes run; in processes of this machine where None.
-        nproc: processes that train together in recipes that spread a training; ddp and its kin are proposed where it is above 1.
-        training_threads: of every training; one a processor where None.
+        nproc: processes that train together in recipes that spread a training; ddp and the like are proposed where it is above 1.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:
-        ExploreError: the budget does not reach for the reference, or the reference itself cannot meet a bar.
+        ExploreError: the budget does not reach for the reference, or the reference itself cannot meet a constraint.
         ThriftyError: the workload or a method cannot be used; nothing was spent.
     """
     definition, place = resolve(workload), target or Target()
@@ -94,7 +94,7 @@ def explore(workload: str | Workload, budget: float, *, store: str | Path = "stu
         raise ExploreError(f"workers are 1 to {cores()} on this machine, but here are {workers}")
     space = Space.of(definition, methods, place.device, nproc)
     machine = Machine(place.device, nproc, training_threads)
-    with open_study(store, definition, place) as (opened, clock):
+    with open_study(study, definition, place, machine, listener) as (opened, clock):
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, machine=machine, launcher=launcher,
                         listener=listener)

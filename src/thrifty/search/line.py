@@ -27,17 +27,17 @@ class LineError(ThriftyError):
 class Line:
     """A logarithmic grid around a number.
 
-        value(e) = centre * FACTOR^e;  e = 0, -1, 1, beyond an end that is best, halfway to the best's neighbours
+        value(e) = center * FACTOR^e;  e = 0, -1, 1, beyond an end that is best, halfway to the best's neighbors
 
     Where the range says `near_one`, 1 - value is what is multiplied.
 
     Args:
         name: of the hyperparameter.
-        centre: above 0; it is tried first.
+        center: above 0; it is tried first.
         permitted: range of the values.
 
     Raises:
-        LineError: the centre is not above 0, or not below 1 where it is near 1.
+        LineError: the center is not above 0, or not below 1 where it is near 1.
 
     >>> line = Line("lr", 1e-3)
     >>> line.following({0.0: 0.5, -1.0: 0.4, 1.0: 0.6}), line.value(2.0)
@@ -48,23 +48,23 @@ class Line:
     """
 
     name: str
-    centre: float
+    center: float
     permitted: Range = Range(0, math.inf, open_low=True)
 
     def __post_init__(self) -> None:
         high = 1 if self.permitted.near_one else math.inf
-        if not 0 < self.centre < high:
+        if not 0 < self.center < high:
             between = "between 0 and 1" if high == 1 else "above 0"
             raise LineError(f"{self.name} must be {between} to be searched on a logarithmic grid but is "
-                            f"{self.centre:g}: give the value to search around")
+                            f"{self.center:g}: give the value to search around")
 
     def value(self, exponent: float) -> float:
-        """The number at an exponent, to three digits (of 1 - value near 1) but for the centre itself."""
+        """The number at an exponent, to three digits (of 1 - value near 1) but for the center itself."""
         if not exponent:
-            return self.centre
+            return self.center
         if self.permitted.near_one:
-            return float(f"{1 - float(f'{(1 - self.centre) * FACTOR**exponent:.3g}'):.12g}")
-        return float(f"{self.centre * FACTOR**exponent:.3g}")
+            return float(f"{1 - float(f'{(1 - self.center) * FACTOR**exponent:.3g}'):.12g}")
+        return float(f"{self.center * FACTOR**exponent:.3g}")
 
     def following(self, known: Mapping[float, float]) -> float | None:
         """The exponent to try next.
@@ -83,7 +83,7 @@ class Line:
             outward = 1 if at == max(known) and known[at] > FAILED else -1
             steps = (at + outward * step for step in (1.0, 0.5, 0.25, FINEST))
             return next((exponent for exponent in steps if self.value(exponent) in self.permitted), None)
-        below, above = neighbours(known)
+        below, above = neighbors(known)
         wider = above - at > at - below or (above - at == at - below and known[above] > known[below])
         gaps = [(at, above), (below, at)] if wider else [(below, at), (at, above)]
         return next(((low + high) / 2 for low, high in gaps if high - low > FINEST), None)
@@ -109,7 +109,7 @@ def inside(known: Mapping[float, float]) -> bool:
     return known[at] > FAILED and min(known) < at < max(known)
 
 
-def neighbours(known: Mapping[float, float]) -> tuple[float, float]:
+def neighbors(known: Mapping[float, float]) -> tuple[float, float]:
     """The exponents next to the best, which must be inside."""
     at = best(known)
     return max(e for e in known if e < at), min(e for e in known if e > at)

@@ -100,18 +100,18 @@ def _phase(text: str, epochs: int) -> Phase:
 
 
 def measure_orders(workload: str | Workload, methods: Sequence[str], *, epochs: int = 1, compiler: str = "",
-                   store: str | Path = "study", target: Target | None = None, seed: int = 0, price: float | None = None,
+                   study: str | Path | None = None, target: Target | None = None, seed: int = 0, price: float | None = None,
                    listener: Listener = ignore) -> Ordered:
     """Run every order that can be, and rank them by quality on validation.
 
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         methods, epochs, compiler: see `orders`.
-        store, target, seed, price, listener: see `sweep`.
+        study, target, seed, price, listener: see `sweep`.
     """
     definition = resolve(workload)
     found = orders(definition, methods, epochs, compiler)
-    swept = sweep(definition, list(found.recipes.values()), store=store, target=target, seed=seed, price=price, listener=listener)
+    swept = sweep(definition, list(found.recipes.values()), study=study, target=target, seed=seed, price=price, listener=listener)
     by_recipe = {trial.recipe: trial for trial in swept.trials}
     trials = {order: by_recipe[str(recipe)] for order, recipe in found.recipes.items()}
     sign = -1 if definition.quality.higher_is_better else 1

@@ -25,9 +25,9 @@ ASKS = 4
 STARTUP = 4
 """Trials before which the Gaussian processes have nothing to say."""
 DROP_CAP = 3.0
-"""Drops beyond so many times the bar are all the same: lost."""
+"""Drops beyond so many times the constraint are all the same: lost."""
 CAP_WITHOUT_BAR = 0.1
-"""The same without a bar, as a share of the baseline's quality."""
+"""The same without a constraint, as a share of the baseline's quality."""
 
 Values = tuple[float, ...]
 
@@ -36,14 +36,14 @@ def propose(space: Space, trials: Sequence[Trial], bars: Bars, count: int, seed:
             sampler: Any = None) -> list[Recipe]:
     """Recipes of the space that no trial has run, the most promising first.
 
-    Gaussian processes over the slots model quality, what is to be minimised, and the cost of training; what is asked
+    Gaussian processes over the slots model quality, what is to be minimized, and the cost of training; what is asked
     for is the largest expected gain in the volume that the front dominates (Optuna's ``GPSampler``). A failed trial
     counts as the worst of everything.
 
     Args:
         space: of recipes.
         trials: all that ran, failed ones too.
-        bars: what is minimised, and which drop is too much.
+        bars: what is minimized, and which drop is too much.
         count: how many to propose.
         seed: the same one gives the same proposals.
         sampler: seed -> an Optuna sampler, to compare with; GPSampler where None.
@@ -92,7 +92,7 @@ def outcomes(space: Space, trials: Iterable[Trial], bars: Bars) -> list[tuple[di
 
 
 def values_of(trial: Trial, bars: Bars) -> Values | None:
-    """The drop (capped), the logarithm of what is minimised, and that of the training cost."""
+    """The drop (capped), the logarithm of what is minimized, and that of the training cost."""
     names = ("quality", bars.objective) if bars.minimize == "training" else ("quality", bars.objective, "training")
     reason, row = objectives_of(trial, names)
     if reason or any(miss.bar != "max_drop" for miss in bars.misses(trial)):

@@ -27,7 +27,7 @@ class Swept:
     frontier: Frontier
 
 
-def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: str | Path = "study",
+def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: str | Path | None = None,
           target: Target | None = None, seed: int = 0, price: float | None = None, promote: int = 4,
           training_threads: int | None = None, listener: Listener = ignore) -> Swept:
     """Run recipes one by one and find their frontier.
@@ -35,13 +35,13 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         recipes: texts or values; all are checked before the first runs.
-        store: the study's directory; asking again resumes.
+        study: its directory; study-NAME, after the workload, where None. Asking again resumes.
         target: what they will run on.
-        seed: of every random stream.
+        seed: seed of all random streams.
         price: dollars an hour of this machine.
         promote: largest number of front trials, fastest first, that are measured again with five pairs and scored
             on test.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:
@@ -51,9 +51,10 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, store: s
     parsed = [Recipe.of(recipe) for recipe in recipes]
     for recipe in parsed:
         check_recipe(definition, recipe, place.device)
-    with open_study(store, definition, place) as (opened, _):
+    machine = Machine(place.device, threads=training_threads)
+    with open_study(study, definition, place, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=place, seed=seed, price=price,
-                        machine=Machine(place.device, threads=training_threads), listener=listener)
+                        machine=machine, listener=listener)
         listener(SweepBegan(len(parsed)))
         trials = {str(recipe): runner.run(recipe, pairs=1) for recipe in parsed}
         chosen = promoted(list(trials.values()), promote)

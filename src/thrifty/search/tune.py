@@ -104,7 +104,7 @@ class Tuned:
         return {**dataclasses.asdict(dataclasses.replace(self, spent=Ledger())), "spent": spent}
 
 
-def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Path = "study",
+def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Path | None = None,
          trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
          target: Target | None = None, seed: int = 0, price: float | None = None,
          training_threads: int | None = None, listener: Listener = ignore) -> Tuned:
@@ -113,24 +113,24 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
     tuned is: the learning rate, then other numbers at the best learning rate (AdamW's beta2 and weight decay, Sophia's
     gamma), each on a logarithmic grid around its default: bracketed, beyond the edge where the best stands there, then
-    between the best's neighbours. Every optimizer gets the same number of trainings. The best of each, and the
+    between the best's neighbors. Every optimizer gets the same number of trainings. The best of each, and the
     reference, are then trained with seeds that nothing was tuned on. Only validation is looked at.
 
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         optimizers: names, or texts such as "sophia(lr=0.0003)", whose values are searched around.
-        store: the study's directory; asking again resumes, and trains nothing twice.
+        study: its directory; study-NAME, after the workload, where None. Asking again resumes, and trains nothing twice.
         trials: trainings of each optimizer; 3 bracket the learning rate, 2 more each other number.
         budget: seconds for everything, from which the trials follow once each optimizer has trained once; with
             ``trials`` too, the smaller number counts.
         also: what is tuned beside the learning rate, in the place of what each optimizer's paper says: "weight_decay,warmup",
             or any other of the optimizers'; "lr" for the learning rate alone.
-        seeds: of the final trainings.
-        evaluations: of quality on the way of a final training: the more, the more exactly is known when it is attained.
+        seeds: number of seeds of the final trainings.
+        evaluations: evaluations of quality during a final training: the more, the more exactly is known when it is attained.
         target: what is trained on.
-        seed: of the trials; the final seeds follow it.
+        seed: seed of the trials; the final seeds follow it.
         price: dollars an hour of this machine.
-        training_threads: of every training; one a processor where None.
+        training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 
     Raises:
@@ -149,9 +149,10 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, store: str | Pa
             raise TuneError(f"{name} must be {least} or more but are {value}")
     if budget is not None and not budget > 0:
         raise TuneError(f"a budget is above 0 seconds, but here is {budget:g}")
-    with open_study(store, definition, place) as (opened, _):
+    machine = Machine(place.device, threads=training_threads)
+    with open_study(study, definition, place, machine, listener) as (opened, _):
         runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,
-                               machine=Machine(place.device, threads=training_threads), listener=listener)
+                               machine=machine, listener=listener)
                         for i in range(seeds + 1))
         return _Tune(runners, contenders, trials, budget, fewest(also), evaluations).run()
 
@@ -205,7 +206,7 @@ class _Tune:
 
     @property
     def steps(self) -> int:
-        """Of the reference's training."""
+        """Steps of the reference's training."""
         phase = training_of(self.reference)
         return training_setup(self.workload, phase, 0, self.runner.target.device, untrained_teachers(self.workload)).steps
 

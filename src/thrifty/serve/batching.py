@@ -132,7 +132,7 @@ def largest(run: Run, inputs: Arrays, most: int, same: Callable[[Arrays, Arrays]
     """
     one, other = Request(inputs), Request([x[..., ::-1] if x.ndim > 1 else x for x in inputs])
     while most > 1:
-        # Beside its own copies, a row that takes from its neighbours would look right.
+        # Beside its own copies, a row that takes from its neighbors would look right.
         together = [one, *[other] * (most // one.rows - 1)]
         try:
             alone = [run(one.inputs), *[run(other.inputs)] * (len(together) - 1)]
@@ -303,7 +303,7 @@ class Batcher:
         except Exception as error:
             if len(requests) == 1:
                 _settle(requests[0], error=error)
-            for request in requests if len(requests) > 1 else ():  # one request must not fail its neighbours
+            for request in requests if len(requests) > 1 else ():  # one request must not fail its neighbors
                 self._answer(run, [request])
             return
         self.heard(sum(request.rows for request in requests), time.perf_counter() - began)

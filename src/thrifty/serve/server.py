@@ -99,6 +99,7 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
         ServeError: the address cannot be listened at, the artifact takes what HTTP does not carry, or its engine answers the
             stored example with something else here.
         EngineStuck: the engine did not end within the grace; its thread still runs.
+        KeyboardInterrupt: it was SIGINT that ended it.
     """
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -125,12 +126,15 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
             config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", ws="none",
                                     server_header=False, timeout_graceful_shutdown=settings.grace,  # type: ignore[arg-type]
                                     http=connections.protocol(most), backlog=connections.ACCEPTED)
-            _server(config, batcher).run(sockets=[listening])
+            server = _server(config, batcher)
+            server.run(sockets=[listening])
         finally:
             ended = batcher.close(2.0)  # it is idle, unless the grace is over
     faulthandler.cancel_dump_traceback_later()
     if not ended:
         raise EngineStuck(f"the engine did not end within {settings.grace:g} s: the requests that it had were answered 503")
+    if server.interrupted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -189,7 +193,7 @@ def _listening(settings: Settings) -> socket.socket:
     """The address, taken before anything is opened for it."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # With the protocol named, asyncio turns Nagle's algorithm off on what it accepts; without it an answer's second packet
-    # waits 40 ms for the first one's acknowledgement.
+    # waits 40 ms for the first one's acknowledgment.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -210,7 +214,7 @@ def _announcement(directory: Path | str, listening: socket.socket, manifest: Map
 
 
 def _server(config: Any, batcher: Batcher) -> Any:
-    """uvicorn's server, ended by a signal without raising it again: a server that was told to end has not failed."""
+    """uvicorn's server, ended by SIGTERM without raising it again: a server that was told to end has not failed."""
     import uvicorn
 
     from thrifty.serve import connections
@@ -218,6 +222,8 @@ def _server(config: Any, batcher: Batcher) -> Any:
     grace = config.timeout_graceful_shutdown
 
     class Server(uvicorn.Server):
+        interrupted = False
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             for listening in sockets or ():  # asyncio takes one number for what waits and for what is accepted at once
@@ -228,6 +234,7 @@ def _server(config: Any, batcher: Batcher) -> Any:
             loop = asyncio.get_running_loop()
 
             def end(number: int) -> None:
+                self.interrupted |= number == signal.SIGINT
                 if not self.should_exit:
                     loop.call_later(max(0.5 * grace, grace - 1), batcher.abandon)
                     # By a thread that waits for no lock of Python's; what it would print of the stack goes nowhere.

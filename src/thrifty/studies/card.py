@@ -6,6 +6,7 @@ from pathlib import Path
 
 from thrifty.artifacts.manifest import read
 from thrifty.studies.trial import Trial
+from thrifty.units import fixed, plainly
 
 
 def write_card(directory: Path, trial: Trial) -> None:
@@ -25,13 +26,14 @@ def figure_lines(trial: Trial) -> list[str]:
     quality, inference, training = trial.quality, trial.inference, trial.training
     lines = []
     if quality is not None:
-        lines += [f"- {quality.name} on {quality.split}: {quality.value:.4f} (reference {quality.baseline:.4f}; drop "
-                  f"{quality.drop.value:+.4f}, 95% interval {quality.drop.low:+.4f} to {quality.drop.high:+.4f})"]
+        drop, low, high = (fixed(value, sign="+") for value in (quality.drop.value, quality.drop.low, quality.drop.high))
+        lines += [f"- {quality.name} on {quality.split}: {fixed(quality.value)} (reference {fixed(quality.baseline)}; drop "
+                  f"{drop}, 95% interval {low} to {high})"]
     if inference is not None:
         ratio = inference.speedup
         interval = "one pair, no interval" if ratio.low is None else f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
         lines += [f"- {inference.scenario}: median {inference.latency_p50 * 1e3:.3f} ms, "
-                  f"{ratio.value or 0:.2f}x eager fp32 ({interval}), on {trial.target}"]
+                  f"{ratio.value or 0:.2f}x eager fp32 ({interval}), on {plainly(trial.target)}"]
     if training is not None:
         lines += [f"- it cost {training.seconds:.1f} s before serving"]
     return lines

@@ -30,7 +30,7 @@ class DropBar:
         """Read "1pt" (0.01, absolute), "1%" (of the baseline) or "0.02" (in the quality's own unit).
 
         Raises:
-            FrontierError: it is none of these.
+            FrontierError: it is none of these; a text of 1 or more without a unit is none, as points or per cent may be meant.
 
         >>> DropBar.parse("1pt"), DropBar.parse("0.5%").relative
         (DropBar(amount=0.01, relative=False), True)
@@ -42,10 +42,15 @@ class DropBar:
             raise FrontierError(f"a drop is written 1pt (absolute), 1% (relative) or 0.02 (in the quality's unit), "
                                 f"but is {text!r}")
         amount, unit = float(match[1]), match[2]
+        if isinstance(text, str) and not unit and amount >= 1:
+            raise FrontierError(f"a drop of {amount:g} can mean {amount:g}pt ({amount / 100:g}, absolute), {amount:g}% (of the "
+                                f"reference), or {100 * amount:g}pt ({amount:g} in the quality's own unit): write which")
         return DropBar(amount / 100 if unit else amount, unit == "%")
 
     def __str__(self) -> str:
-        return f"{100 * self.amount:g}%" if self.relative else f"{self.amount:g}"
+        if self.relative:
+            return f"{100 * self.amount:g}%"
+        return f"{100 * self.amount:g}pt" if self.amount >= 1 else f"{self.amount:g}"
 
     def allows(self, baseline: float) -> float:
         """The largest drop, in the quality's unit."""
@@ -66,7 +71,7 @@ class Miss:
 
     @property
     def share(self) -> float:
-        """By how much it is over, as a share of the bar."""
+        """By how much it is over, as a share of the constraint."""
         return (self.figure - self.limit) / max(abs(self.limit), 1e-12)
 
 
@@ -76,13 +81,13 @@ class Bars:
     """What a trial must keep to, and what is made smallest among those that do.
 
     Args:
-        max_drop: of quality, judged by the upper end of its interval.
-        max_bytes: of the artifact.
+        max_drop: largest drop of quality, judged by the upper end of its interval.
+        max_bytes: largest size of the artifact.
         max_latency: seconds a request, the median.
         minimize: "latency", "bytes", "memory" or "training".
 
     Raises:
-        FrontierError: a bar or what to minimise cannot be read.
+        FrontierError: a constraint or what to minimize cannot be read.
     """
 
     max_drop: DropBar | None = None
@@ -92,7 +97,7 @@ class Bars:
 
     def __post_init__(self) -> None:
         if self.minimize not in MINIMIZE:
-            raise FrontierError(f"what to minimise is one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
+            raise FrontierError(f"what to minimize is one of {', '.join(MINIMIZE)} but is {self.minimize!r}")
 
     @staticmethod
     def read(max_drop: str | float | DropBar | None = None, max_bytes: str | float | None = None,
@@ -107,11 +112,11 @@ class Bars:
 
     @property
     def objective(self) -> str:
-        """Of `thrifty.studies.frontier.OBJECTIVES`: what is minimised."""
+        """The one of `thrifty.studies.frontier.OBJECTIVES` that is minimized."""
         return MINIMIZE[self.minimize]
 
     def misses(self, trial: Trial) -> tuple[Miss, ...]:
-        """The bars that the trial is over; what was not measured is over its bar."""
+        """The constraints that the trial is over; what was not measured is over its constraint."""
         over = []
         if self.max_drop is not None and trial.quality is not None:
             over.append(Miss("max_drop", trial.quality.drop.high, self.max_drop.allows(trial.quality.baseline)))
@@ -123,14 +128,14 @@ class Bars:
         return tuple(miss for miss in over if not miss.figure - miss.limit < 1e-9 * max(1.0, abs(miss.limit)))
 
     def open(self, trial: Trial) -> bool:
-        """Whether more evidence may yet show that the trial meets the bars: the drop's lower end does."""
+        """Whether more evidence may yet show that the trial meets the constraints: the drop's lower end does."""
         lower = self.max_drop is None or trial.quality is None or (
             trial.quality.drop.low <= self.max_drop.allows(trial.quality.baseline))
         return lower and all(miss.bar == "max_drop" for miss in self.misses(trial))
 
     @staticmethod
     def of(kept: Mapping[str, Any] | None) -> Bars:
-        """From what `to_json` gave; no bars where nothing was kept."""
+        """From what `to_json` gave; no constraints where nothing was kept."""
         return Bars.read(**(kept or {}))
 
     def to_json(self) -> dict[str, Any]:
@@ -144,14 +149,14 @@ class Bars:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """The best trial that meets the bars and beats the model as it is, or None; then what comes nearest to that.
+    """The best trial that meets the constraints and beats the model as it is, or None; then what comes nearest to that.
 
     Args:
-        trial: meets every bar and is significantly better than the model as it is; None where nothing is.
+        trial: meets every constraint and is significantly better than the model as it is; None where nothing is.
         nearest: the same trial, or what comes closest; None where nothing was measured.
-        misses: the bars that ``nearest`` is over; none where it meets them.
-        keep: why the model as it is should be kept; None where a trial is recommended, where the model as it is misses a bar
-            itself, or where nothing was measured.
+        misses: the constraints that ``nearest`` is over; none where it meets them.
+        keep: why the model as it is should be kept; None where a trial is recommended, where the model as it is misses a
+            constraint itself, or where nothing was measured.
     """
 
     trial: Trial | None
@@ -161,15 +166,15 @@ class Choice:
 
 
 def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> Choice:
-    """Choose the trial with the least of something among those that meet the bars and beat the model as it is.
+    """Choose the trial with the least of something among those that meet the constraints and beat the model as it is.
 
-    The drop is judged by the upper end of its interval, and so is what is minimised: a speed that was screened with
+    The drop is judged by the upper end of its interval, and so is what is minimized: a speed that was screened with
     one pair comes after every speed that has an interval, and beats nothing. What is slower than the model as it is is
-    never chosen, whatever is minimised. Failed and unmeasured trials are never chosen.
+    never chosen, whatever is minimized. Failed and unmeasured trials are never chosen.
 
     Args:
         trials: as for `frontier`.
-        bars: what to keep to, and what to minimise.
+        bars: what to keep to, and what to minimize.
         as_it_is: what is known of the model that nothing was done to; with a doubt, nothing is chosen.
 
     Raises:
@@ -193,21 +198,22 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
 
 
 def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
-    """Why the model as it is should be kept, seen from the trial that comes nearest; None where it misses a bar itself."""
+    """Why the model as it is should be kept, seen from the trial that comes nearest; None where it misses a constraint itself."""
     if as_it_is.doubt is not None:
         return as_it_is.doubt
     if bars.misses(nearest):
         meets = as_it_is.meets({"max_bytes": bars.max_bytes, "max_latency": bars.max_latency}, nearest)
-        return "no trial meets the bars, and it does" if meets else None
+        return "no trial meets the constraints, and it does" if meets else None
     speed = nearest.inference and nearest.inference.speedup
     if slower(speed):
-        return f"no trial that meets the bars is faster than it: the nearest is {_times(speed)} as fast"
+        return f"no trial that meets the constraints is faster than it: the nearest is {_times(speed)} as fast"
     if bars.objective != "inference":
-        return f"no trial that meets the bars needs significantly less {bars.minimize}"
+        return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
-        return (f"no trial that meets the bars is significantly faster: the nearest was screened at {_times(speed)} with one "
-                "pair of processes, which is no evidence; run its recipe again with --pairs 5")
-    return f"no trial that meets the bars is significantly faster: the nearest is {_times(speed)} as fast"
+        return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} with "
+                "one pair of processes, which is no evidence yet: explore again with a larger --budget, which goes on from "
+                "there, or run its recipe with --pairs 5")
+    return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 
 
 def _times(speed: Ratio | None) -> str:
@@ -219,7 +225,7 @@ def _times(speed: Ratio | None) -> str:
 
 def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,
          max_bytes: str | float | None = None, max_latency: str | float | None = None) -> Choice:
-    """`choose`, its bars given as texts.
+    """`choose`, its constraints given as texts.
 
     Args:
         trials: as for `frontier`.
@@ -229,7 +235,7 @@ def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None,
         max_latency: such as "5ms".
 
     Raises:
-        FrontierError: a bar cannot be read, or the trials cannot be compared.
+        FrontierError: a constraint cannot be read, or the trials cannot be compared.
 
     >>> best([], "1pt").trial is None
     True

@@ -94,7 +94,7 @@ def acquire(path: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise StoreError(f"{path.parent} is being written by process {owner or 'unknown'}; wait for it, stop it, or use another "
-                         "--store (reading needs no lock)") from error
+                         "--study (reading needs no lock)") from error
     except BaseException:
         os.close(descriptor)
         raise

@@ -11,6 +11,7 @@ from thrifty.studies.as_it_is import AsItIs
 from thrifty.studies.constraints import Bars, Choice, choose
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.ledger import Ledger
+from thrifty.studies.places import found_source
 from thrifty.studies.store import Failure, Store
 from thrifty.studies.trial import Trial
 
@@ -22,8 +23,8 @@ class Findings:
 
     Args:
         trials: in the order in which they first ran.
-        frontier: over quality, the cost of training, and what is minimised.
-        bars: of the last exploration; None where there was none.
+        frontier: over quality, the cost of training, and what is minimized.
+        bars: constraints of the last exploration; None where there was none.
         choice: by those bars; without any, the fastest.
         spent: all that really ran.
         failures: every run that failed.
@@ -52,15 +53,16 @@ class Findings:
             ThriftyError: there is none, or it cannot be read.
         """
         with Store.open(path) as store:
-            return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"),
-                               store.noted("source"), store.noted("doubt"), store.noted("as it is"), store.noted("ended"))
+            source = found_source(store.noted("source"), store.path)
+            return Findings.of(store.trials(), store.spent(), store.failures(), store.noted("bars"), source,
+                               store.noted("doubt"), store.noted("as it is"), store.noted("ended"))
 
     @staticmethod
     def of(trials: Sequence[Trial], spent: Ledger = Ledger(), failures: Sequence[Failure] = (),
            asked: Mapping[str, Any] | None = None, source: str | None = None,
            doubt: str | None = None, as_it_is: Mapping[str, Any] | None = None,
            ended: Mapping[str, Any] | None = None) -> Findings:
-        """The findings of trials, judged by the bars that were asked for.
+        """The findings of trials, judged by the constraints that were asked for.
 
         >>> Findings.of([]).choice.trial is None
         True
@@ -71,5 +73,5 @@ class Findings:
 
 
 def objectives(bars: Bars) -> tuple[str, ...]:
-    """What a frontier is drawn over: quality, the cost of training, and what is minimised."""
+    """What a frontier is drawn over: quality, the cost of training, and what is minimized."""
     return tuple(dict.fromkeys(("quality", "training", bars.objective)))

@@ -24,7 +24,7 @@ TRAINING_NOISE = 0.05
 
 
 class FrontierError(ThriftyError):
-    """Trials that cannot be compared, or a bar or an objective that cannot be read."""
+    """Trials that cannot be compared, or a constraint or an objective that cannot be read."""
 
 
 # -- dominance ----------------------------------------------------------------------------------------------------
@@ -175,8 +175,8 @@ def frontier(trials: Iterable[Trial], objectives: Sequence[str] = ("quality", "t
     """Find the trials that no other trial beats.
 
     Args:
-        trials: of one workload on one target, scored on one split.
-        objectives: of `OBJECTIVES`.
+        trials: trials of one workload on one target, scored on one split.
+        objectives: some of `OBJECTIVES`.
 
     Raises:
         FrontierError: an objective is unknown, or the trials cannot be compared.

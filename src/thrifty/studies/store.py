@@ -39,8 +39,10 @@ from thrifty.studies.database import (
     version,
 )
 from thrifty.studies.ledger import Charge, Ledger
+from thrifty.studies.places import kept, reached
 from thrifty.studies.serialization import dumps, loads, plain
 from thrifty.studies.trial import Trial
+from thrifty.units import plainly
 from thrifty.workloads.quality import Scores
 
 FORMAT = 1
@@ -125,7 +127,7 @@ class Store:
             self._release()
             raise StoreError(f"{self.path / FILE} is no file: choose another directory")
         if mode == "read" and not (self.path / FILE).is_file():
-            raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run --store makes one")
+            raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run makes one")
         try:
             with explained(self.path):
                 self._db = connect(self.path / FILE, mode)
@@ -179,7 +181,7 @@ class Store:
         """
         self._same(Study(trial.workload, trial.workload_hash, trial.target))
         try:
-            text = dumps(trial)
+            text = dumps(kept(trial, self.path))
         except TypeError as error:
             raise StoreError(f"trial {trial.id} cannot be kept: {error}") from error
         with self._writing() as db:
@@ -204,10 +206,9 @@ class Store:
 
     def _trial(self, text: str) -> Trial:
         try:
-            return loads(Trial, text)
+            return reached(loads(Trial, text), self.path)
         except ValueError as error:
-            raise StoreError(f"a trial in {self.path} cannot be read: {in_one_line(error)}; the file was changed by something "
-                             "else, or written by a newer Thrifty") from error
+            raise StoreError(f"a trial in {self.path} is damaged, or of a newer Thrifty: {in_one_line(error)}") from error
 
     # -- scores -------------------------------------------------------------------------------------------------
 
@@ -340,16 +341,12 @@ class Store:
     def _same(self, other: Study) -> None:
         mine = self.study
         if (mine.workload, mine.workload_hash) != (other.workload, other.workload_hash):
-            raise StoreError(
-                f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
-                f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers the "
-                "workload's source and data; use another --store for it"
-            )
+            raise StoreError(f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
+                             f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers "
+                             "the workload's source and data; use another --study for it")
         if plain(mine.target) != plain(other.target):
-            raise StoreError(
-                f"{self.path} is a study for target {json.dumps(plain(mine.target))}, and this is "
-                f"{json.dumps(plain(other.target))}: their trials cannot be compared; use another --store for it"
-            )
+            raise StoreError(f"{self.path} is a study for the target {plainly(mine.target)}, and this is "
+                             f"{plainly(other.target)}: their trials cannot be compared; use another --study for it")
 
     def _read(self, query: str, *values: Any) -> list[Any]:
         with self._mutex, explained(self.path):

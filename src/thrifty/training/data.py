@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.session import Session
+from thrifty.training.workers import in_workers
 from thrifty.workloads.quality import as_inputs, length
 from thrifty.workloads.workload import Batch
 
@@ -28,6 +29,7 @@ class Loader:
         seed: of the order, the same on every rank.
         collate: joins items; torch's default where None.
         ranks: that train together; batches are this rank's part.
+        workers: processes that make batches ahead; 0 to make them where they are used.
     """
 
     dataset: Dataset[Any]
@@ -35,6 +37,7 @@ class Loader:
     seed: int
     collate: Callable[[list[Any]], Any] | None = None
     ranks: Ranks = Alone()
+    workers: int = 0
     _whole: Any = field(default=None, init=False)
 
     LARGEST_WHOLE = 256 * 2**20
@@ -50,6 +53,12 @@ class Loader:
 
     def batches(self, skip: int = 0) -> Iterator[Batch]:
         """Batches without end; the first ``skip`` of them are passed over unread."""
+        if self.workers and self._whole is None:
+            return in_workers(self.batch, self._chosen(skip), skip, self.workers, self.seed)
+        return map(self.batch, self._chosen(skip))
+
+    def _chosen(self, skip: int) -> Iterator[Tensor]:
+        """This rank's examples of each batch."""
         n, epoch = length(self.dataset), skip // self.steps_per_epoch
         skip %= self.steps_per_epoch
         while True:
@@ -61,7 +70,7 @@ class Loader:
                     if skip > 0:
                         skip -= 1
                     else:
-                        yield self.batch(chosen.tensor_split(self.ranks.count)[self.ranks.index])
+                        yield chosen.tensor_split(self.ranks.count)[self.ranks.index]
             epoch += 1
 
     def batch(self, chosen: Tensor) -> Batch:

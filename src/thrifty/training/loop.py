@@ -66,8 +66,8 @@ class TrainingResult:
     Args:
         model: in eval mode, on the CPU.
         steps: optimizer steps taken.
-        seconds: of training alone; evaluations are in ``evaluation_seconds``.
-        flops: of all forward and backward passes, teachers' too.
+        seconds: seconds of training alone; evaluations are in ``evaluation_seconds``.
+        flops: FLOPs of all forward and backward passes, teachers' too.
         uncounted: operators that ran and have no FLOP formula.
         history: [(step, loss)] of every step.
         evaluations: in order.
@@ -105,7 +105,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         loss: (outputs, batch) -> (sum, weight).
         settings: how long, and schedule, warm-up, clipping, evaluations; one epoch of ``Train()`` where None.
         batch_size: examples (packed rows, where they are packed), where ``settings`` names none.
-        seed: of the order of the data and of dropout; the same seed gives the same weights, bit for bit on a CPU.
+        seed: seed of the order of the data and of dropout; the same seed gives the same weights, bit for bit on a CPU.
         forward: (model, batch) -> outputs.
         collate: joins dataset items.
         device: "cpu" or "cuda".

@@ -222,10 +222,10 @@ class PackedLoader:
 
 
 def make_loader(data: Dataset[Any], batch_size: int, seed: int, collate: Callable[[list[Any]], Any] | None,
-                packing: bool, loss: Loss, ranks: Ranks = Alone()) -> Loader | PackedLoader:
-    """Batches of examples, or of packed rows."""
+                packing: bool, loss: Loss, ranks: Ranks = Alone(), workers: int = 0) -> Loader | PackedLoader:
+    """Batches of examples, or of packed rows, which are all in memory and need no workers."""
     if not packing:
-        return Loader(data, batch_size, seed, collate, ranks)
+        return Loader(data, batch_size, seed, collate, ranks, workers)
     return PackedLoader(Sequences(data, getattr(loss, "ignore_index", -100), collate), batch_size, seed, ranks)
 
 
@@ -253,7 +253,7 @@ def require_independence(session: Session, sequences: Sequences) -> None:
     """Two examples in one row must give what each gives alone.
 
     Whatever the model is, that is what its packed gradient needs: attention that ends where an example begins,
-    positions that begin anew, no state carried over, nothing read from filling behind an example. What a neighbouring
+    positions that begin anew, no state carried over, nothing read from filling behind an example. What a neighboring
     row changes by itself (one scale for a whole batch in 8 bits) is not counted.
 
     Raises:
@@ -273,7 +273,7 @@ def require_independence(session: Session, sequences: Sequences) -> None:
     if not difference <= max(ROUNDING * scale, 4 * usual):
         raise ThriftyError(f"in a packed row {type(session.model).__name__} gives an example other outputs than alone (by "
                            f"{100 * difference / scale:.2g}%): it attends to or carries over what stands beside it, as "
-                           "recurrent and bidirectional models and learnt prefixes do; leave packing out")
+                           "recurrent and bidirectional models and learned prefixes do; leave packing out")
 
 
 def _pair(sequences: Sequences) -> tuple[int, int]:

@@ -39,8 +39,8 @@ class Group(Ranks):
 
     Args:
         store: where the ranks meet; the same for all.
-        index: of this rank.
-        count: of ranks.
+        index: index of this rank.
+        count: number of ranks.
         backend: "gloo" on CPUs; `BOTH` where GPUs train, whose flags stay on CPUs.
         timeout: seconds that a rank waits for the others at one point.
 

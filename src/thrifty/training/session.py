@@ -157,7 +157,7 @@ class TrainingSession(Session):
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """Of the coming step: steps of one kind on equal batches take the same FLOPs."""
+        """The kind of the coming step: steps of one kind on equal batches take the same FLOPs."""
         return tuple(method.step_kind(self) for method in self.methods)
 
     def backward(self, loss: Tensor) -> bool:

@@ -40,6 +40,7 @@ class Setup:
         device: "cpu" or "cuda".
         teachers: recipe's text (and, where it is another's, the workload's reference) -> its model, for methods that distil.
         ranks: that train together.
+        workers: processes that make batches ahead.
         most: largest batch, where a rehearsal takes fewer examples than the settings say.
     """
 
@@ -53,6 +54,7 @@ class Setup:
     device: str = "cpu"
     teachers: Teachers | None = None
     ranks: Ranks = Alone()
+    workers: int = 0
     most: int | None = None
 
     @functools.cached_property
@@ -73,7 +75,8 @@ class Setup:
     @functools.cached_property
     def loader(self) -> Loader | PackedLoader:
         """This rank's batches."""
-        return make_loader(self.data, self.size, self.seed, self.collate, self.settings.packing, self.loss, self.ranks)
+        return make_loader(self.data, self.size, self.seed, self.collate, self.settings.packing, self.loss, self.ranks,
+                           self.workers)
 
     @functools.cached_property
     def steps(self) -> int:

@@ -70,7 +70,7 @@ class Watch(TorchDispatchMode):
         weakref.finalize(storage, self.trace.events.append, Event("bytes", -size, key=key))
 
     def key(self, x: Tensor) -> int | None:
-        """Of the storage behind a tensor; None where it was there before."""
+        """The key of the storage behind a tensor; None where it was there before."""
         return self._known.get(x.untyped_storage())
 
 

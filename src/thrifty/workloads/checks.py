@@ -50,7 +50,7 @@ def check_workload(workload: Workload) -> None:
 
 
 def check_data(workload: Workload) -> dict[str, list[int]]:
-    """Refuse data sets that nothing can be learnt from or judged by.
+    """Refuse data sets that nothing can be learned from or judged by.
 
     Returns:
         {split: labels that were seen, where all are whole numbers}.
@@ -75,7 +75,7 @@ def check_data(workload: Workload) -> dict[str, list[int]]:
             whole = {_label(item(dataset, split, i)) for i in range(n)}
             if len(whole) == 1:
                 raise WorkloadError(
-                    f"every label of the {split} set of {workload.name} is {labels[0]}: nothing can be learnt or "
+                    f"every label of the {split} set of {workload.name} is {labels[0]}: nothing can be learned or "
                     "judged from one class"
                 )
         seen[split] = [x for x in labels if x is not None]
@@ -103,7 +103,7 @@ def _check_item(one: Any, name: str) -> None:
         raise WorkloadError(f"{name} is a {type(one).__name__}{held} and must be a pair (input, target)")
     tensors = [x for x in torch.utils._pytree.tree_leaves(list(one)) if isinstance(x, Tensor) and x.is_floating_point()]
     if any(bool(x.isnan().any()) for x in tensors):
-        raise WorkloadError(f"{name} holds NaN: a model answers it with NaN, and no loss can be learnt from; fill or drop it")
+        raise WorkloadError(f"{name} holds NaN: a model answers it with NaN, and no loss can be learned from; fill or drop it")
 
 
 def _check_steady_items(dataset: Dataset[Any], split: str, items: dict[int, Any]) -> None:
@@ -288,7 +288,7 @@ def check_loss(workload: Workload, model: nn.Module, example: tuple[Tensor, ...]
     """Take the loss of a few examples of the training set, and its gradients.
 
     Raises:
-        WorkloadError: forward or loss raises, or the loss is not (sum, weight), or cannot be learnt from.
+        WorkloadError: forward or loss raises, or the loss is not (sum, weight), or cannot be learned from.
     """
     assert workload.train is not None and workload.loss is not None
     batch = _batch(workload, workload.train, "train", min(EXAMPLES, workload.batch_size))

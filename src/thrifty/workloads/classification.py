@@ -83,7 +83,7 @@ class Overlap(Batched):
 
     @final
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of one class always: of class 1, or of the most frequent one."""
+        """The score of always answering one class: class 1, or the most frequent one."""
         found = torch.cat([target.flatten() for _, target in self.batches(dataset)])
         classes, actual = np.unique(found[found != self.ignore_index].long().numpy(), return_counts=True)
         if not len(classes):
@@ -167,7 +167,7 @@ class AUC(Batched):
         return z.reshape(-1), y.reshape(-1)
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of one score always."""
+        """The score of a constant answer."""
         return 0.5
 
 

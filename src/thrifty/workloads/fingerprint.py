@@ -36,7 +36,7 @@ def fingerprint(workload: Workload) -> str:
     """Hash of the workload's source and data: its file, those beside it that it imports, up to 512 items a split.
 
     Items are read twice. What is not the same both times (a random augmentation with a generator of its own), and what only an
-    address tells apart, is left out, in all items of the split alike. Of a Hugging Face directory: its configuration,
+    address tells apart, is left out, in all items of the split alike. For a Hugging Face directory: its configuration,
     tokenizer, weights and data file in place of the workload's file.
     """
     from thrifty.workloads import huggingface

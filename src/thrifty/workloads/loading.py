@@ -19,12 +19,18 @@ from thrifty.workloads.nested_inputs import flattened
 from thrifty.workloads.workload import Workload
 
 
-def load_workload(reference: str) -> Workload:
+def load_workload(place: str, *, task: str | None = None, data: str | Path | None = None, train: str | Path | None = None,
+                  reference: str | None = None) -> Workload:
     """Load a workload by name or place.
 
     Args:
-        reference: an embedded workload's name ("digits"), a file ("my.py", "my.py:workload"), a module
-            ("package.module:workload"), or a Hugging Face directory ("./my-model", "hf:/my-model?data=...").
+        place: an embedded workload's name ("digits"), a file ("my.py", "my.py:workload"), a module
+            ("package.module:workload"), a Hugging Face directory ("./my-model", "hf:/my-model?data=..."), or the name on the
+            hub ("org/name") of one that this machine's cache holds. What follows goes with a directory alone.
+        task: what its model is for; None for what its architecture is for.
+        data: its examples, JSON Lines; None for data.jsonl in it.
+        train: examples to train with, JSON Lines; None for those of ``data``.
+        reference: the recipe by which it is trained today; None for a fine-tuning where ``train`` is given, else for none.
 
     Returns:
         the workload, its ``source`` set to an absolute place that a fresh process can load.
@@ -39,23 +45,24 @@ def load_workload(reference: str) -> Workload:
     from thrifty.workloads.embedded import EMBEDDED
 
     try:
-        is_directory = reference not in EMBEDDED and huggingface.is_reference(reference)
+        text = huggingface.reference(place, task, data, train, reference)
+        is_directory = text not in EMBEDDED and huggingface.is_reference(text)
     except (OSError, ValueError) as error:  # a name too long, say
-        raise WorkloadError(f"{reference[:200]!r} cannot be read: {in_one_line(error)[:100]}") from error
+        raise WorkloadError(f"{place[:200]!r} cannot be read: {in_one_line(error)[:100]}") from error
     if is_directory:
-        return huggingface.load(reference)
-    place, _, attribute = _place(reference, EMBEDDED)
-    module = _module(place, reference)
-    with part(f"looking up {attribute!r} in {place}"):
+        return huggingface.load(text)
+    module_or_file, _, attribute = _place(text, EMBEDDED)
+    module = _module(module_or_file, text)
+    with part(f"looking up {attribute!r} in {module_or_file}"):
         defined = hasattr(module, attribute)
     if not defined:
         raise WorkloadError(
-            f"{place} defines no {attribute!r}; end it with `{attribute} = thrifty.Workload(name=..., ...)`"
+            f"{module_or_file} defines no {attribute!r}; end it with `{attribute} = thrifty.Workload(name=..., ...)`"
         )
     workload = getattr(module, attribute)
     if not isinstance(workload, Workload):
-        raise WorkloadError(f"{attribute} of {place} must be a thrifty.Workload but is {type(workload).__name__}")
-    return flattened(dataclasses.replace(workload, source=f"{place}:{attribute}"))
+        raise WorkloadError(f"{attribute} of {module_or_file} must be a thrifty.Workload but is {type(workload).__name__}")
+    return flattened(dataclasses.replace(workload, source=f"{module_or_file}:{attribute}"))
 
 
 def _place(reference: str, embedded: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -53,7 +53,7 @@ class CrossEntropy(Loss):
 
     Args:
         ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        axis: axis of the classes, 1 or -1; where None, the one that fits the targets.
 
     >>> import torch
     >>> loss_sum, weight = CrossEntropy()(torch.zeros(4, 10), ((), torch.tensor([1, 2, 3, -100])))
@@ -138,7 +138,7 @@ class MAE(Loss):
 @final
 @dataclass(frozen=True)
 class Unlabelled(Loss):
-    """The loss of inputs alone: 0, of one example each; what is learnt is what a teacher says.
+    """The loss of inputs alone: 0, of one example each; what is learned is what a teacher says.
 
     Logits are the outputs with their classes last, in dimension 1 of images [batch, classes, height, width].
     """

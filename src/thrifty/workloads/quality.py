@@ -124,7 +124,7 @@ class Batched(Quality):
     """A quality that reads its data set batch by batch.
 
     Args:
-        batch_size: of scoring.
+        batch_size: batch size of scoring.
         collate: joins items; the workload's where None.
     """
 
@@ -147,9 +147,9 @@ class Accuracy(Batched):
     Outputs and targets are those that `CrossEntropy` takes: a class for each example, or for each token or pixel.
 
     Args:
-        batch_size: of scoring.
+        batch_size: batch size of scoring.
         ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        axis: axis of the classes, 1 or -1; where None, the one that fits the targets.
         collate: joins items; the workload's where None.
     """
 
@@ -170,7 +170,7 @@ class Accuracy(Batched):
         return Scores(numerator, np.concatenate(counts), np.arange(len(numerator)))
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of the most frequent class always."""
+        """The score of always answering the most frequent class."""
         found = torch.cat([target.flatten() for _, target in self.batches(dataset)])
         counts = np.unique(found[found != self.ignore_index].numpy(), return_counts=True)[1]
         return float(counts.max() / counts.sum()) if len(counts) else None
@@ -187,7 +187,7 @@ class BitsPerByte(Batched):
     Dataset items are (ids [tokens], (target [tokens], bytes, file)); targets of -100 are not scored.
 
     Args:
-        batch_size: of scoring.
+        batch_size: batch size of scoring.
         collate: joins items; the workload's where None.
     """
 
@@ -208,7 +208,7 @@ class BitsPerByte(Batched):
         return Scores(np.concatenate(bits), np.concatenate(sizes), np.concatenate(files))
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of the frequencies of the tokens always."""
+        """The score of always answering the frequencies of the tokens."""
         targets, total = [], 0.0
         for _, (target, size, _) in self.batches(dataset):
             targets.append(target[target != -100])
@@ -227,7 +227,7 @@ class Perplexity(Batched):
 
     Args:
         ignore_index: targets that do not count.
-        axis: of the classes, 1 or -1; where None, the one that fits the targets.
+        axis: axis of the classes, 1 or -1; where None, the one that fits the targets.
     """
 
     batch_size: int = 16
@@ -255,7 +255,7 @@ class Perplexity(Batched):
         return Scores(np.concatenate(nats), np.concatenate(tokens), np.concatenate(files), exp_of_ratio)
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of the frequencies of the tokens always."""
+        """The score of always answering the frequencies of the tokens."""
         found = [targets[0] if isinstance(targets, list | tuple) else targets for _, targets in self.batches(dataset)]
         tokens = torch.cat([target[target != self.ignore_index] for target in found]).numpy()
         shares = np.unique(tokens, return_counts=True)[1] / max(1, len(tokens))

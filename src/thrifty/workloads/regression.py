@@ -34,7 +34,7 @@ class MeanAbsoluteError(Batched):
         return _scores(found)
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of the median always."""
+        """The score of always answering the median."""
         y = _targets(self, dataset)
         return float(np.abs(y - np.median(y, 0)).mean())
 
@@ -44,7 +44,7 @@ class MeanAbsoluteError(Batched):
 class RMSE(Batched):
     """Square root of the mean of (output - target)^2 over all numbers, as torchmetrics' ``MeanSquaredError(squared=False)``.
 
-    Of one output it is scikit-learn's ``root_mean_squared_error``, which of several takes the mean of each one's root.
+    For one output it is scikit-learn's ``root_mean_squared_error``, which of several takes the mean of each one's root.
 
     >>> import torch
     >>> data = torch.utils.data.TensorDataset(torch.tensor([1.0, 7.0]), torch.tensor([0.0, 0.0]))
@@ -64,7 +64,7 @@ class RMSE(Batched):
         return _scores(found, root_of_ratio)
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of the mean always."""
+        """The score of always answering the mean."""
         y = _targets(self, dataset)
         return float(np.sqrt(((y - y.mean(0)) ** 2).mean()))
 
@@ -74,7 +74,7 @@ class RMSE(Batched):
 class R2(Batched):
     """1 - sum (output - target)^2 / sum (target - mean target)^2, as scikit-learn's ``r2_score``.
 
-    Of several outputs, the mean of each one's. An output whose targets are all alike has no value and is left out.
+    For several outputs, the mean of each one's. An output whose targets are all alike has no value and is left out.
 
     >>> import torch
     >>> data = torch.utils.data.TensorDataset(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
@@ -98,7 +98,7 @@ class R2(Batched):
         return Scores((z - y) ** 2, y - y.mean(0), np.arange(len(y)), determination)
 
     def constant(self, dataset: Dataset[Any]) -> float | None:
-        """Of the mean always."""
+        """The score of always answering the mean."""
         return 0.0
 
 
@@ -125,7 +125,7 @@ def _pairs(quality: Batched, predict: Predict, dataset: Dataset[Any]) -> Iterato
 
 
 def _scores(found: list[tuple[np.ndarray, np.ndarray]], statistic: Statistic | None = None) -> Scores:
-    """Of (numerators, denominators) by batch."""
+    """From (numerators, denominators) by batch."""
     numerator, denominator = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
     return Scores(numerator, denominator, np.arange(len(numerator)), statistic)
 

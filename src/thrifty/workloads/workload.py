@@ -132,7 +132,8 @@ class Workload:
         collate: joins dataset items; torch's default_collate otherwise.
         unlabelled: map-style Dataset of inputs alone, for where there is no ``train`` or no ``loss``: a model that comes trained
             is distilled on them. Where ``collate`` is given, it gets items (input, 0).
-        batch_size: of training, examples.
+        batch_size: batch size of training, in examples.
+        loader_workers: processes that make training batches ahead, like num_workers of torch's DataLoader; 0 for none.
         shapes: {input position: {dimension: (low, high)}}: which dimensions vary when served.
         source: where a fresh process finds it, "file.py:workload" or "package.module:workload"; set by
             `load_workload`.
@@ -155,6 +156,7 @@ class Workload:
     collate: Callable[[list[Any]], Any] | None = None
     unlabelled: Dataset[Any] | None = None
     batch_size: int = 64
+    loader_workers: int = 0
     shapes: Mapping[int, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
     source: str = ""
 
@@ -179,6 +181,8 @@ class Workload:
             raise WorkloadError(f"reference {self.reference!r} trains, so `train` and `loss` are needed")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise WorkloadError(f"batch_size must be a whole number, 1 or more, but is {self.batch_size!r}")
+        if not isinstance(self.loader_workers, int) or self.loader_workers < 0:
+            raise WorkloadError(f"loader_workers must be a whole number, 0 or more, but is {self.loader_workers!r}")
 
     @property
     def served_shapes(self) -> dict[int, dict[int, tuple[int, int]]]:

@@ -1,4 +1,4 @@
-"""Factorization's maths against numpy, against tensorly, and against what it says of itself."""
+"""Factorization's math against numpy, against tensorly, and against what it says of itself."""
 
 from __future__ import annotations
 

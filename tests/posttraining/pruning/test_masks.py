@@ -104,8 +104,8 @@ def test_convolutions_are_masked_by_the_patches_that_they_read(criterion: str) -
     x = torch.randn(3, 4, 9, 9)
     found = Prune(structure="2:4", criterion=criterion)(nn.Sequential(conv), [x])[0]
     assert zero_share(found) == 0.5
-    neighbours = found.weight.permute(0, 2, 3, 1).reshape(-1, 4)  # input channels of one offset
-    assert ((neighbours == 0).sum(1) == 2).all()
+    neighbors = found.weight.permute(0, 2, 3, 1).reshape(-1, 4)  # input channels of one offset
+    assert ((neighbors == 0).sum(1) == 2).all()
     if criterion == "wanda":
         patches = nn.functional.unfold(x, 3, padding=1, stride=2).movedim(1, -1).reshape(-1, 36)
         scores = conv.weight.detach().flatten(1).abs() * patches.norm(dim=0)

@@ -64,7 +64,7 @@ def test_equalisation_is_kept_where_channels_are_uneven_and_left_out_where_it_do
     assert not any("left out" in note for note in notes)
     notes.clear()
     error(Quantize(correct=False), testing.trained().eval(), testing.stripes(128, 0).tensors[0], fresh[:1, :1], notes)
-    assert any(note.startswith("equalisation") and note.endswith("left out") for note in notes)
+    assert any(note.startswith("equalization") and note.endswith("left out") for note in notes)
 
 
 def test_a_plan_builds_the_same_again_from_its_json():

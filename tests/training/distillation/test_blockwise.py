@@ -1,4 +1,4 @@
-"""Blocks distilled by themselves: what is recorded, what is minimised, what is kept, what is refused."""
+"""Blocks distilled by themselves: what is recorded, what is minimized, what is kept, what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation as a method of training: what is minimised, what the teacher is asked, what is refused."""
+"""Distillation as a method of training: what is minimized, what the teacher is asked, what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear layer of 8 bits against its maths, number by number."""
+"""A linear layer of 8 bits against its math, number by number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA and its kin, against the maths written out and against peft on its own."""
+"""LoRA and its kin, against the math written out and against peft on its own."""
 
 from __future__ import annotations
 

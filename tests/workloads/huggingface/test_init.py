@@ -18,7 +18,6 @@ from tests import hf_models
 import thrifty
 from thrifty import Context, check
 from thrifty.artifacts import artifact
-from thrifty.cli.recipes import workload_reference
 from thrifty.compilers.onnxruntime import OnnxRuntime
 from thrifty.errors import WorkloadError
 from thrifty.workloads import huggingface
@@ -57,22 +56,6 @@ def workload(request: pytest.FixtureRequest, folders: dict[str, Path], monkeypat
     found = load_workload(str(folders[request.param]))
     assert f"task={MODELS[request.param][2]}&" in found.source
     return found
-
-
-def test_a_teacher_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
-    def directory(name: str, vocabulary: Any) -> str:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-        return f"hf:{tmp_path / name}?task=causal-lm"
-
-    ours, same = directory("ours", {"a": 0, "b": 1}), directory("same", {"b": 1, "a": 0, "padding": 2})
-    moved, lacks = directory("moved", {"a": 1, "b": 0}), directory("lacks", [["a", -1.0], ["c", -2.0]])
-    huggingface.require_same_tokens(same, ours)
-    huggingface.require_same_tokens("file.py:workload", ours)
-    with pytest.raises(WorkloadError, match="numbers 'a' 1, and the student's numbers it 0"):
-        huggingface.require_same_tokens(moved, ours)
-    with pytest.raises(WorkloadError, match="has no 'b'"):
-        huggingface.require_same_tokens(lacks, ours)
 
 
 # -- what is found ----------------------------------------------------------------------------------------------
@@ -193,22 +176,11 @@ def test_the_fingerprint_follows_model_data_and_task(folders: dict[str, Path], t
     assert len(seen) == 5
 
 
-def test_options_of_the_command_line_build_the_reference(folders: dict[str, Path], tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folders["bert"].parent)
-    data = hf_models.reviews(tmp_path / "mine.jsonl", 80)
-    text = workload_reference("./bert", "text-classification", data)
-    assert load_workload(text).source == f"hf:{folders['bert']}?task=text-classification&data={data}&tokens=16"
-    assert workload_reference("digits", None, None) == "digits"
-    with pytest.raises(WorkloadError, match="--task and --data go with a Hugging Face directory"):
-        workload_reference("digits", "causal-lm", None)
-
-
 @pytest.mark.parametrize(("query", "words"), [
     ("task=translation", "there is no task 'translation'; those of a Hugging Face directory: text-classification"),
     ("tokens=0", "tokens must be a whole number, 1 or more, but is '0'"),
     ("tokens=65", "tokens must be 1 to 64, which the model takes"),
-    ("token=8", "asks for token; known: task, data, tokens"),
+    ("token=8", "asks for token; known: task, data, train, reference, tokens"),
     ("data=/no/such.jsonl", "there is no data file /no/such.jsonl"),
     ("task=causal-lm", 'names no token for the start|transformers cannot read'),
 ])
@@ -286,13 +258,92 @@ def test_pooling_is_as_the_directory_says(folders: dict[str, Path], tmp_path: Pa
         load_workload(str(folder))
 
 
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lessons(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a file to train with: half the lines of a model's data, told apart from the others by a word more."""
+    def made(name: str) -> Path:
+        said = [json.loads(line) for line in (folders[name] / "data.jsonl").read_text().splitlines()]
+        rows = [{**row, **({"text": f"{row['text']} again"} if "text" in row else {}),
+                 **({"file": f"{row['file']}-again"} if "file" in row else {})} for i, row in enumerate(said) if i % 4 < 2]
+        return hf_models.write_lines((tmp_path if "text" in said[0] else folders[name]) / "train.jsonl", rows)
+
+    return made
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "llama-classifier", "gpt2"])
+def test_a_directory_is_trained_with_a_file_of_its_own(name: str, folders: dict[str, Path],
+                                                       lessons: Callable[[str], Path]) -> None:
+    train = lessons(name)
+    found = load_workload(str(folders[name]), train=train)
+    assert found.reference == "train(adamw(lr=5e-05), epochs=3, schedule=linear)"
+    assert found.train is not None and load_workload(found.source).source == found.source
+    assert len(found.validation) + len(found.test) > len(load_workload(str(folders[name])).validation)
+    assert "trained" in check(found, found.reference)
+    assert "trained" not in check(found, "prune(ratio=0.1)"), "no model comes trained where a reference trains it"
+    named = load_workload(str(folders[name]), train=train, reference="train(adamw(lr=0.01), steps=9)")
+    assert named.reference == "train(adamw(lr=0.01), steps=9)"
+    assert len({fingerprint(one) for one in (load_workload(str(folders[name])), found, named)}) == 3
+
+
+def test_images_are_trained_with_a_file_of_their_own(folders: dict[str, Path]) -> None:
+    """Told apart by their names; without a file of its own, a recipe trains with the data's lines."""
+    rows = [json.loads(line) for line in (folders["vit"] / "data.jsonl").read_text().splitlines()]
+    train, judged = (hf_models.write_lines(folders["vit"] / f"{name}.jsonl", some)
+                     for name, some in (("half", rows[:20]), ("rest", rows[20:])))
+    found = load_workload(str(folders["vit"]), train=train, data=judged)
+    assert len(found.train) == 20 and found.reference  # type: ignore[arg-type]
+    own = load_workload(str(folders["vit"]), reference="train(adamw, epochs=2)")
+    assert own.reference == "train(adamw, epochs=2)" and len(own.train) > 20  # type: ignore[arg-type]
+    assert "trained" in check(own, "train(adamw) | prune(ratio=0.1)")
+
+
+def test_a_head_that_the_weights_lack_is_trained(folders: dict[str, Path], lessons: Callable[[str], Path],
+                                                 tmp_path: Path) -> None:
+    base = hf_models.bert(tmp_path / "base", "BertForMaskedLM", id2label=None, label2id=None)
+    found = load_workload(str(base), task="text-classification", data=folders["bert"] / "data.jsonl", train=lessons("bert"))
+    model = found.model()
+    assert model.body.config.id2label == {0: "negative", 1: "positive"}  # type: ignore[union-attr]
+    embedding = "body.bert.embeddings.word_embeddings.weight"
+    with quiet() as transformers:
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(base)
+    assert torch.equal(model.state_dict()[embedding], theirs.state_dict()["bert.embeddings.word_embeddings.weight"])
+    assert "trained" in check(found, "train(adamw)")
+    other = load_workload(str(folders["gpt2"]), task="text-classification", data=folders["bert"] / "data.jsonl",
+                          train=lessons("bert"))
+    assert other.model()(*other.example(1)).shape == (1, 2)
+
+
+def test_a_body_that_the_weights_lack_is_refused_even_so(folders: dict[str, Path], lessons: Callable[[str], Path],
+                                                         tmp_path: Path) -> None:
+    base = hf_models.bert(tmp_path / "base", "BertForMaskedLM")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    found = load_workload(str(base), task="text-classification", data=folders["bert"] / "data.jsonl", train=lessons("bert"))
+    with pytest.raises(WorkloadError, match=r"lack bert\.encoder\.layer\.2\."):
+        found.model()
+
+
+def test_training_that_cannot_be_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"feature-extraction has no loss to be trained by.*distill\(embedding\)"):
+        load_workload(str(folders["bert-embedder"]), train=tmp_path / "pairs.jsonl")
+    with pytest.raises(WorkloadError, match="feature-extraction has no loss to be trained by"):
+        load_workload(str(folders["bert-embedder"]), reference="train(adamw)")
+    judged = hf_models.write_lines(tmp_path / "judged.jsonl", (
+        {"text": hf_models.sentence(i, i % 2), "label": i % 2, "split": ("validation", "test")[i % 3 > 1]} for i in range(9)))
+    with pytest.raises(WorkloadError, match=r"judged\.jsonl has no lines to train with, and train\(adamw\) trains: give some"):
+        load_workload(str(folders["bert"]), data=judged, reference="train(adamw)")
+
+
 # -- whole runs -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_recipe_runs_from_end_to_end(folders: dict[str, Path], tmp_path: Path) -> None:
     text = huggingface.reference(str(folders["bert"]), "text-classification")
-    trial = thrifty.run(text, "train(adamw(lr=0.003), steps=100) | compile(onnxruntime)", store=tmp_path / "study", pairs=1)
+    trial = thrifty.run(text, "train(adamw(lr=0.003), steps=100) | compile(onnxruntime)", study=tmp_path / "study", pairs=1)
     assert trial.status == "done", trial.error
     assert trial.quality is not None and trial.quality.value > trial.quality.baseline + 0.2
     assert trial.artifact is not None
@@ -301,6 +352,28 @@ def test_a_recipe_runs_from_end_to_end(folders: dict[str, Path], tmp_path: Path)
 
     torch.testing.assert_close(thrifty.load(trial.artifact.path)(*found.example(1)),
                                model_of(trial, found)(*found.example(1)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_new_head_is_trained_by_the_reference(tmp_path: Path) -> None:
+    base = hf_models.bert(tmp_path / "base", "BertForMaskedLM", id2label=None, label2id=None)
+    rows = [{"text": hf_models.sentence(i, i % 2), "label": ("bad", "good")[i % 2]} for i in range(400)]
+    data, train = (hf_models.write_lines(tmp_path / f"{name}.jsonl", some)
+                   for name, some in (("data", rows[:160]), ("train", rows[160:])))
+    found = load_workload(str(base), task="text-classification", data=data, train=train,
+                          reference="train(adamw(lr=0.003), steps=100)")
+    trial = thrifty.run(found, f"{found.reference} | compile(onnxruntime)", study=tmp_path / "study", pairs=1)
+    assert trial.status == "done", trial.error
+    assert trial.quality is not None and trial.quality.value > 0.7
+    thrifty.save_hf(tmp_path / "out", trial, found)
+    with quiet() as transformers, torch.no_grad():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+        assert model.config.label2id == {"bad": 0, "good": 1}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+        told = [model(**{k: v for k, v in tokenizer(text, return_tensors="pt").items() if k != "token_type_ids"}).logits.argmax()
+                for text in found.validation.texts]  # type: ignore[attr-defined]
+    hits = sum(int(one) == target for one, target in zip(told, found.validation.targets, strict=True))  # type: ignore[attr-defined]
+    assert hits == round(trial.quality.value * len(told))
 
 
 @pytest.mark.slow

@@ -100,3 +100,46 @@ def test_the_example_of_every_task_is_a_right_line(tmp_path: Path) -> None:
     for task in TASKS.values():
         line = task.format.example.partition(" (")[0]
         jsonl._checked(tmp_path, 1, line.encode(), task.format)
+
+
+# -- a file to train with -----------------------------------------------------------------------------------------
+
+
+def test_another_file_trains_and_the_first_one_judges(tmp_path: Path) -> None:
+    judged = write(tmp_path / "judged.jsonl", *rows(200))
+    taught = write(tmp_path / "taught.jsonl", *(json.dumps({"text": f"other {i}", "label": i % 2}) for i in range(40)))
+    found = jsonl.read(judged, FORMAT, taught)
+    assert [len(found.of(split)) for split in jsonl.SPLITS] == pytest.approx([40, 100, 100], abs=20)
+    assert {line.path for line in found.of("train")} == {taught}
+    assert {line.path for line in found.lines if line.split != "train"} == {judged}
+
+
+def test_what_is_judged_by_is_left_out_of_training(tmp_path: Path) -> None:
+    judged = write(tmp_path / "judged.jsonl", *rows(60))
+    taught = write(tmp_path / "taught.jsonl", '{"text": "text 7", "label": 0}', '{"text": "text 70", "label": 1}')
+    assert [line.number for line in jsonl.read(judged, FORMAT, taught).of("train")] == [2]
+    with pytest.raises(WorkloadError, match=r"every line of .*judged\.jsonl is in .*judged\.jsonl too.* three fifths"):
+        jsonl.read(judged, FORMAT, judged)
+
+
+@pytest.mark.parametrize(("split", "of_data", "words"), [
+    ("test", False, r'taught\.jsonl:1: "split" is "test", and .* lines of this one are for train\. A right line'),
+    ("train", True, r'judged\.jsonl:3: "split" is "train", and .* lines of this one are for validation and test'),
+])
+def test_splits_that_do_not_go_with_a_file_to_train_with(split: str, of_data: bool, words: str, tmp_path: Path) -> None:
+    line = json.dumps({"text": "another", "label": 0, "split": split})
+    named = [json.dumps({"text": f"text {i}", "label": 0, "split": one}) for i, one in enumerate(jsonl.SPLITS[1:])]
+    judged = write(tmp_path / "judged.jsonl", *named, *([line] if of_data else []))
+    taught = write(tmp_path / "taught.jsonl", rows(1)[0].replace("text 0", "new") if of_data else line)
+    with pytest.raises(WorkloadError, match=words):
+        jsonl.read(judged, FORMAT, taught)
+
+
+def test_a_wrong_line_is_named_with_its_own_file(tmp_path: Path) -> None:
+    judged = write(tmp_path / "judged.jsonl", *rows())
+    for text, words in (("", r"taught\.jsonl is empty"), ('{"text": "a"}', r'taught\.jsonl:1: "label" is missing'),
+                        ('{"text": "a", "label": 1}\n{', r"taught\.jsonl:2: this is not JSON")):
+        with pytest.raises(WorkloadError, match=words):
+            jsonl.read(judged, FORMAT, write(tmp_path / "taught.jsonl", text))
+    with pytest.raises(WorkloadError, match=r"there is no data file .*none\.jsonl"):
+        jsonl.read(judged, FORMAT, tmp_path / "none.jsonl")

@@ -22,8 +22,8 @@ class MoE(nn.Module):
     No expert has a capacity, so no token is dropped. Weights are laid out as in transformers: gate above up.
 
     Args:
-        width: of a token.
-        hidden: of an expert.
+        width: width of a token.
+        hidden: hidden units of an expert.
         experts, top_k, score, weighting, scale, rate: as `Router` has them.
         shared: hidden units of an expert that every token passes through; 0 for none.
 

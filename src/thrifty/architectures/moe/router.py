@@ -122,7 +122,7 @@ class Router(nn.Module):
 
     @property
     def shares(self) -> list[float]:
-        """Of all choices of its training, those of each expert; empty where it was not trained."""
+        """Each expert's share of all choices during training; empty where it was not trained."""
         total = float(self.seen.sum())
         return (self.seen / total).tolist() if total else []
 

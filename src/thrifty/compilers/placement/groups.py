@@ -61,7 +61,7 @@ def joined(q: Tensor, bits: int) -> Tensor:
 def parted(b: Tensor, n: int) -> tuple[Tensor, ...]:
     """The n numbers that `joined` joined, all of them or their two halves.
 
-    Computed in floats: not every backend has shifts, and where it has, floats vectorise and shifts do not.
+    Computed in floats: not every backend has shifts, and where it has, floats vectorize and shifts do not.
 
     Args:
         b: its bytes, as floats.

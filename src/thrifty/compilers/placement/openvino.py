@@ -61,7 +61,7 @@ class _Linear(nn.Module):
 
 @final
 class _Grouped(nn.Module):
-    """Integers less their zeros, times a scale, reshaped: what the runtime's compressed products are recognised by.
+    """Integers less their zeros, times a scale, reshaped: what the runtime's compressed products are recognized by.
 
     Under bfloat16 the product, written in float32, still runs in bfloat16. There it forgets the last of an odd number of
     inputs (2026.4): rows of one group are given one more, whose weight is 0.

@@ -33,7 +33,7 @@ class Registers:
     def tile(self, rows: int | None, columns: int, depth: int) -> tuple[int, int]:
         """Rows and columns of a tile, the columns a multiple of `lanes`; ``rows`` is None where they vary.
 
-        It minimises what padding wastes, times what is lost where fewer sums than 6 wait for each other, times the
+        It minimizes what padding wastes, times what is lost where fewer sums than 6 wait for each other, times the
         loads that each multiplication needs, times what it costs that a panel does not stay in the cache.
         """
 
@@ -211,7 +211,7 @@ def _outputs(n: int, size: int, stride: int, dilation: int, padding: int) -> int
 
 
 def _row_axis(shape: list[Any]) -> int:
-    """Of the leading dimensions, the last that is not 1."""
+    """The last of the leading dimensions that is not 1."""
     return next((i for i in reversed(range(len(shape) - 1)) if not same(shape[i], 1)), len(shape) - 2)
 
 

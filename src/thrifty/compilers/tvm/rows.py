@@ -105,15 +105,15 @@ def _softmax(a: te.Tensor, lanes: int) -> te.Tensor:
 
 
 def _layer_norm(a: te.Tensor, scale: te.Tensor, shift: te.Tensor, epsilon: float, lanes: int) -> te.Tensor:
-    """(a - mean) / sqrt(variance + epsilon) * scale + shift, the variance of what is centred."""
+    """(a - mean) / sqrt(variance + epsilon) * scale + shift, the variance of what is centered."""
     *outer, n = a.shape
     size = tirx.Cast("float32", n)
     total = reduced(outer, n, a, te.sum, lanes, "total")
     mean = te.compute(outer, lambda *at: total(*at) / size, name="mean", attrs={KEPT: 1})
 
     def square(*at: Any) -> Any:
-        centred = a(*at) - mean(*at[:-1])
-        return centred * centred
+        centered = a(*at) - mean(*at[:-1])
+        return centered * centered
 
     squares = reduced(outer, n, square, te.sum, lanes, "squares")
     inverse = te.compute(outer, lambda *at: tirx.const(1, "float32") / tirx.sqrt(

@@ -31,7 +31,7 @@ def linear_divergence(hidden: Tensor, weight: Tensor, taught: Tensor, teaching: 
         teaching: [v, k], of its head; nor does it.
         kind: "forward_kl", "reverse_kl" or "jsd".
         temperature: T > 0.
-        beta: of "jsd", in (0, 1).
+        beta: for "jsd", in (0, 1).
         valid: [...] bool, the places that count; all where None.
         logits_bytes: most that logits take at once, the student's and the teacher's.
 

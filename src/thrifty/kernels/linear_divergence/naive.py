@@ -1,4 +1,4 @@
-"""The maths of two linear layers and the divergence of what they give, in torch's own operations: any device, any precision."""
+"""The math of two linear layers and the divergence of what they give, in torch's own operations: any device, any precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The maths of a linear layer and its cross entropy, in torch's own operations: any device, any precision."""
+"""The math of a linear layer and its cross entropy, in torch's own operations: any device, any precision."""
 
 from __future__ import annotations
 

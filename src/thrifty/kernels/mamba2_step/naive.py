@@ -1,4 +1,4 @@
-"""The maths of one token through a Mamba-2 layer, between its two projections, in torch's own operations."""
+"""The math of one token through a Mamba-2 layer, between its two projections, in torch's own operations."""
 
 from __future__ import annotations
 

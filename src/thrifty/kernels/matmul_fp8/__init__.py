@@ -1,4 +1,4 @@
-"""A product of float8 tokens with float8 rows, a scale for each of both: the maths, and torch's own product for GPUs."""
+"""A product of float8 tokens with float8 rows, a scale for each of both: the math, and torch's own product for GPUs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
-    """y = t s (x w^T) + b: torch's product where it `fits`, else the maths.
+    """y = t s (x w^T) + b: torch's product where it `fits`, else the math.
 
     Args:
         x: float8_e4m3fn [tokens, inputs].
@@ -45,7 +45,7 @@ def product(x: Tensor, weight: Tensor, token: Tensor, row: Tensor, dtype: torch.
     """
     if fits(x, weight):
         # Added before the result is rounded, where the result is bfloat16 too: a number that is rounded twice may become the
-        # next layer's other neighbour in float8.
+        # next layer's other neighbor in float8.
         inside = bias.bfloat16() if bias is not None and dtype == torch.bfloat16 else None
         y = torch._scaled_mm(x.contiguous(), weight.t(), token[:, None], row[None, :], inside, out_dtype=torch.bfloat16,
                              use_fast_accum=True).to(dtype)

@@ -1,4 +1,4 @@
-"""A product of int8 tokens with int8 rows, a scale for each of both: the maths, torch's product, and a kernel for GPUs."""
+"""A product of int8 tokens with int8 rows, a scale for each of both: the math, torch's product, and a kernel for GPUs."""
 
 from __future__ import annotations
 

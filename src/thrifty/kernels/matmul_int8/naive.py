@@ -1,4 +1,4 @@
-"""The maths of a product of eight-bit tokens and rows, in torch's own operations: any device."""
+"""The math of a product of eight-bit tokens and rows, in torch's own operations: any device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A product with weights of four bits or fewer, a scale and a zero a group: the maths, and a kernel for few tokens on GPUs."""
+"""A product with weights of four bits or fewer, a scale and a zero a group: the math, and a kernel for few tokens on GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The maths of a product with weights of few bits, in torch's own operations: any device, any precision."""
+"""The math of a product with weights of few bits, in torch's own operations: any device, any precision."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _product(x, words, grid, bias, y, tokens, rows, inputs, blocks, strips,
              NUMBERS: tl.constexpr, TIMES: tl.constexpr, MMA: tl.constexpr, DEPTH: tl.constexpr):
     LANES: tl.constexpr = 32 * WARPS
     HALVES: tl.constexpr = GROUP // 32  # of 32 inputs, that share a scale
-    columns = tl.cdiv(tokens, 8 * TILES)  # neighbours read the same weights, of which all but the first find them in L2
+    columns = tl.cdiv(tokens, 8 * TILES)  # neighbors read the same weights, of which all but the first find them in L2
     first_token = tl.program_id(0) % columns * (8 * TILES)
     first_strip = tl.program_id(0) // columns * STRIPS
     lane = tl.arange(0, LANES)  # one element a thread: the assembly goes by it

@@ -1,4 +1,4 @@
-"""The maths of Mamba-1's selective scan as a recurrence over tokens, in torch's own operations."""
+"""The math of Mamba-1's selective scan as a recurrence over tokens, in torch's own operations."""
 
 from __future__ import annotations
 

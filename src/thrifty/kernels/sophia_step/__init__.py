@@ -1,4 +1,4 @@
-"""One step of Sophia over many tensors: the maths, and one pass over memory for CPUs and for GPUs."""
+"""One step of Sophia over many tensors: the math, and one pass over memory for CPUs and for GPUs."""
 
 from __future__ import annotations
 

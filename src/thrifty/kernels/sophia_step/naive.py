@@ -1,4 +1,4 @@
-"""The maths of a step of Sophia, in torch's own operations: any device, any precision, any layout."""
+"""The math of a step of Sophia, in torch's own operations: any device, any precision, any layout."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ _ssd.register_autograd(_gradients, setup_context=_keep)
 
 
 def flops(tokens: int, heads: int, groups: int, width: int, size: int, chunk: int = cpu.CHUNK) -> int:
-    """Of one forward pass: C B^T once a group, and of each head the scores' product and two with the state.
+    """FLOPs of one forward pass: C B^T once per group; for each head the product of the scores, and two with the state.
 
     >>> flops(tokens=64, heads=2, groups=1, width=4, size=8)
     147456

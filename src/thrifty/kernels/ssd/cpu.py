@@ -56,7 +56,7 @@ class _Chunk:
 
 
 def _chunk(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> _Chunk:
-    """Of x [batch, q, heads, p] and the rest beside it."""
+    """The products within a chunk, of x [batch, q, heads, p] and the rest beside it."""
     groups = B.shape[2]
     grouped = dt.unflatten(2, (groups, -1)).transpose(1, 2)  # [batch, g, q, r]
     u = x.unflatten(2, (groups, -1)).transpose(1, 2) * grouped[..., None]

@@ -1,4 +1,4 @@
-"""The maths of Mamba-2's state-space dual as a recurrence over tokens, in torch's own operations: any device and precision."""
+"""The math of Mamba-2's state-space dual as a recurrence over tokens, in torch's own operations: any device and precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The maths of low-rank factorization: whitening, singular values, Tucker-2. Everything here is float64."""
+"""The math of low-rank factorization: whitening, singular values, Tucker-2. Everything here is float64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def square_root(moment: Tensor) -> tuple[Tensor, Tensor]:
 class Matrix:
     """W [m, n] as a product of two thinner matrices.
 
-    svd(W S) = U Sigma V^T, W' = U_k Sigma_k V_k^T S^-1: of all matrices of rank k the one that minimises
+    svd(W S) = U Sigma V^T, W' = U_k Sigma_k V_k^T S^-1: of all matrices of rank k the one that minimizes
     ||(W - W') X||_F where S S^T = X X^T (singular values after whitening; "SVD-LLM", Wang et al. 2024,
     arXiv:2403.07378). S = 1 gives the plain truncated decomposition.
 

@@ -62,9 +62,9 @@ class Nas(Transform):
         leave_out: whether a block that gives the shape that it reads may be left out.
         blocks: the modules that are exchanged, a pattern over names; without one, the model's children, and those of containers.
         engine: that everything is timed in; what serves should be the same.
-        judge: of single alternatives: ``both``, ``outputs`` alone (where scoring takes long), or ``quality`` alone.
-        steps: of each alternative's distillation.
-        rounds: of solving and measuring at most.
+        judge: how single alternatives are scored: ``both``, ``outputs`` alone (where scoring takes long), or ``quality`` alone.
+        steps: steps of each alternative's distillation.
+        rounds: rounds of solving and measuring at most.
         seconds: for each alternative.
 
     >>> Nas("latency<=1.5ms, bytes<=30%").limits

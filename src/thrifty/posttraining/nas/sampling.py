@@ -189,8 +189,9 @@ class Sampling:
         if names in self._wholes or names in self._refused:
             return self._wholes.get(names)
         try:
-            with alternatives.within(self.seconds):
-                self._made[names], self._wholes[names] = self._measured(names, make)
+            with alternatives.within(self.seconds):  # which may end it after its last step too
+                found = self._measured(names, make)
+            self._made[names], self._wholes[names] = found
         except (Refused, OutOfTime) as error:
             self._refused[names] = str(error)
         return self._wholes.get(names)

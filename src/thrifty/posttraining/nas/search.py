@@ -34,7 +34,7 @@ Data = Callable[[], list[Call]]
 @final
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of a search.
+    """Settings of a search.
 
     Args:
         alternatives: recipes of transforms, and "left out".
@@ -97,8 +97,9 @@ class Search:
             data = functools.cache(functools.partial(self._calls, one.name))
             for text in self._texts(one):
                 try:
-                    with within(self.settings.seconds):
-                        found.append(self._alternative(one, text, data))
+                    with within(self.settings.seconds):  # which may end it after its last step too
+                        row = self._alternative(one, text, data)
+                    found.append(row)
                 except SearchBudgetSpent as error:
                     refused[one.name][text] = str(error)
                 except Exception as error:  # whatever a transform, an exporter or a backend raises on this block

@@ -1,6 +1,6 @@
 """The choice of one alternative a block, as a mixed-integer program: pure functions of arrays.
 
-    minimise   sum_i loss_i[x_i]
+    minimize   sum_i loss_i[x_i]
     such that  base_k + sum_i cost_ki[x_i] + max_i peak_ki[x_i] <= most_k   for every bound k
 
 One binary a choice, one equality a block; a peak is one continuous variable more. HiGHS solves it (`scipy.optimize.milp`). What

@@ -101,7 +101,7 @@ def _repeated(x: Tensor) -> Tensor:
 
 
 def signature(module: nn.Module, inputs: tuple[Tensor, ...]) -> str:
-    """Of what decides how long a call takes: structure, shapes and types, no values."""
+    """A hash of what decides how long a call takes: structure, shapes and types, no values."""
     tensors = [(name, tuple(x.shape), str(x.dtype)) for name, x in module.state_dict().items()]
     return hashlib.sha256(repr((str(module), tensors, [(tuple(x.shape), str(x.dtype)) for x in inputs])).encode()).hexdigest()
 

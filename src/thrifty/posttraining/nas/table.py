@@ -132,7 +132,7 @@ class Table:
     def corrected(self, what: str) -> list[np.ndarray]:
         """`additive`, each kind of alternative scaled by one factor so that the whole models come out as they were measured:
 
-            minimise  sum_m (r_m - sum_k s_k d_mk)^2 / scale^2 + ridge sum_k s_k^2
+            minimize  sum_m (r_m - sum_k s_k d_mk)^2 / scale^2 + ridge sum_k s_k^2
 
         with r_m what the table missed of model m and d_mk what its alternatives of kind k add.
         """

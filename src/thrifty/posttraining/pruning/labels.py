@@ -42,7 +42,7 @@ class Labels:
         return np.array([self.find(label) for label in labels.tolist()], dtype=np.int64)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Of each pair, the two are one channel."""
+        """The two of each pair are one channel."""
         if a is b or not (a.any() or b.any()):
             return
         for x, y in zip(a.tolist(), b.tolist(), strict=True):

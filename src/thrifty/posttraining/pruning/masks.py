@@ -40,7 +40,7 @@ def masking(model: nn.Module, context: Context, criterion: str, structure: str, 
             keep: Collection[str] = ()) -> Masked:
     """Decide which weights become zero, and with SparseGPT what the others become.
 
-    magnitude: |w|, over a layer; wanda: |w_ij| ||x_j||, within each row; sparsegpt: `sparsegpt`. Of a layer that has zeros
+    magnitude: |w|, over a layer; wanda: |w_ij| ||x_j||, within each row; sparsegpt: `sparsegpt`. In a layer that has zeros
     already the ratio is of what is left of it.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 class Pattern:
     """Args:
         share: of the weights that leaves.
-        period: neighbours among which the same number leaves; 1 where only the share counts.
+        period: neighbors among which the same number leaves; 1 where only the share counts.
         rows: whether each row loses the share by itself.
     """
 
@@ -24,7 +24,7 @@ class Pattern:
 
     @staticmethod
     def of(structure: str, ratio: float, rows: bool = False) -> Pattern:
-        """From "unstructured" and a ratio, or from "n:m", n of each m neighbours staying.
+        """From "unstructured" and a ratio, or from "n:m", n of each m neighbors staying.
 
         >>> Pattern.of("2:4", 0.5)
         Pattern(share=0.5, period=4, rows=False)

@@ -45,7 +45,7 @@ class Prune(Transform):
     - ``experts``: of each mixture the experts that its router sends the least to, as many in each.
     - ``blocks``: whole blocks of a `ModuleList` or `Sequential`, ranked by influence, by how far the outputs move without
       them, and by the loss where there are labels.
-    - ``unstructured``, ``"2:4"`` (2 of each 4 neighbours stay), ``"1:4"``, ``"4:8"``, ``"6:8"``: single weights become zero,
+    - ``unstructured``, ``"2:4"`` (2 of each 4 neighbors stay), ``"1:4"``, ``"4:8"``, ``"6:8"``: single weights become zero,
       and later trainings hold them there. Tensors keep their size, and no engine here is faster for it.
 
     Criteria: magnitude, sum over tied tensors W of ||W[c]|| / mean over c' of ||W[c']||; activation, ||x_c|| ||W[c]|| over the

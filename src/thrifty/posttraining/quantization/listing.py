@@ -14,7 +14,7 @@ from thrifty.recipes.transform import Plan
 
 
 def layers(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-    """Of a plan of ``quantize`` and the model that it built.
+    """List the layers of a plan of ``quantize`` and of the model that it built.
 
     Returns:
         [{"layer", "scheme", "bytes", "error"}]; error is that of the model's outputs when this layer alone is so, None where

@@ -31,7 +31,7 @@ class Reads:
 
     @staticmethod
     def of(name: str, inputs: Sequence[Tensor]) -> Reads:
-        """Of a layer's inputs, [..., in] each.
+        """From a layer's inputs, [..., in] each.
 
         Raises:
             CalibrationError: they are too few, all 0, or not finite; names the layer.

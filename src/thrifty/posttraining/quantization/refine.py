@@ -80,7 +80,7 @@ def refined(model: nn.Module, work: nn.Module, marked: list[str], assigned: Assi
         tried = integers.decide(copy.deepcopy(even), marked, assigned, way, context)
         tried = _with(tried, {f"equalize.{first}": scale for (first, _), scale in found.items()},
                       equalized=[list(pair) for pair in pairs])
-        if step(tried, "equalisation"):
+        if step(tried, "equalization"):
             work = even
     if wanted.adaround:
         step(_reconstructed(model, work, best, assigned, seen, context, adaround=True, correct=False), "adaround")

@@ -24,7 +24,7 @@ def is_recurrent(module: nn.Module) -> bool:
 
 
 def grids(module: nn.Module, scheme: Scheme, group: int) -> Grids:
-    """Of every matrix of a layer, or of a convolution's weight as [out, in / groups * kernel].
+    """For every matrix of a layer, or a convolution's weight as [out, in / groups * kernel].
 
     In schemes of groups, a matrix whose columns the group does not divide has eight bits and a scale a row.
     """

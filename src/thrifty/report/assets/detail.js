@@ -9,7 +9,7 @@ function quoted(text) {
 function command({ trial }) {
   const { device, threads } = trial.target;
   const options = [
-    ["--store", OPTIONS.store],
+    ["--study", OPTIONS.store],
     ["--device", device === "cpu" ? null : device],
     ["--threads", threads === 1 ? null : threads],
     ["--seed", trial.seed || null],

@@ -44,7 +44,7 @@ class Moe(Transform):
         experts_from: "copies" or "parts".
         drop: share of each copy's hidden units that begins anew.
         networks: which, by the name of the layer that leaves them.
-        rate: of balancing; 0 for none.
+        rate: rate of balancing; 0 for none.
 
     >>> net = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
     >>> x = torch.randn(16, 8)
@@ -163,7 +163,7 @@ class Moe(Transform):
         return torch.stack(list(parts))
 
     def list_layers(self, model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
-        """Of each mixture: experts, the share of choices of its busiest and idlest, and how many no token reached in training."""
+        """By mixture: experts, the share of choices of its busiest and idlest, and how many no token reached in training."""
         rows = []
         for ups, down in plan.values["networks"]:
             up = model.get_submodule(ups[0])

@@ -36,8 +36,8 @@ class Ssm(Transform):
 
     Args:
         keep_attention: share of the layers of attention that stay, rounded up.
-        steps: of the alignment; 0 leaves the new layers as they begin and keeps the last layers' attention.
-        lr: of the alignment.
+        steps: steps of the alignment; 0 leaves the new layers as they begin and keeps the last layers' attention.
+        lr: learning rate of the alignment.
 
     >>> from thrifty.architectures.backbone import Backbone
     >>> from thrifty.architectures.blocks import Sizes

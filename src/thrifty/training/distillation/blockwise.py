@@ -59,8 +59,8 @@ def record(model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tenso
 
     Args:
         model: put into eval mode for the pass.
-        names: of its blocks; each is called once a pass.
-        batches: of the model's inputs.
+        names: names of its blocks; each is called once a pass.
+        batches: batches of the model's inputs.
         valid: position of the input that is a mask [batch, tokens] of the places that count; all count where None.
 
     Returns:
@@ -124,13 +124,13 @@ def distil_block(student: nn.Module, examples: Sequence[Example], *, steps: int 
     what is trained is what is served, batch norms' statistics included.
 
     Args:
-        student: of the same inputs and outputs as the block that was recorded; copied, not changed.
-        examples: of the teacher's block, from `record`; or of inputs that another model gave it.
+        student: a block of the same inputs and outputs as the block that was recorded; copied, not changed.
+        examples: examples of the teacher's block, from `record`; or of inputs that another model gave it.
         steps: most optimizer steps; 100 where neither they nor seconds are given. With steps alone the same seed gives the
             same weights.
         seconds: most seconds of training; the rate falls by whichever of the two runs out first.
         lr: Adam's rate at the start.
-        seed: of the order of the examples.
+        seed: seed of the order of the examples.
 
     Returns:
         the trained copy, its error before and after, steps, seconds and FLOPs. A student without floating-point

@@ -56,7 +56,7 @@ class Distill(TrainingMethod):
         teacher: a recipe's text; the workload's reference where empty. It is run, kept and charged like any recipe.
         teacher_workload: whose recipe that is: a file, a module, an embedded workload's name or a Hugging Face directory;
             this workload's own where empty. Its model must take the same inputs.
-        beta: of "jsd", in (0, 1): towards 0 it is the forward, towards 1 the reverse divergence, each times its distance
+        beta: for "jsd", in (0, 1): toward 0 it is the forward, toward 1 the reverse divergence, each times its distance
             from there.
         squared: whether divergences are multiplied by T^2.
         padded: whether logits that are too many on one side are padding, and left out.

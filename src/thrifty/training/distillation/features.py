@@ -79,7 +79,7 @@ def rows_of(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def width_of(x: Tensor) -> int:
-    """Of what `rows_of` gives."""
+    """The width of what `rows_of` gives."""
     return x.shape[1] if x.dim() == 4 else x.shape[-1]
 
 

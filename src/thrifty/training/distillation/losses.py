@@ -45,7 +45,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 
 
 def jsd(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
-    """sum over rows of the generalised Jensen-Shannon divergence.
+    """sum over rows of the generalized Jensen-Shannon divergence.
 
         JSD = beta KL(p || m) + (1 - beta) KL(q || m),      m = beta p + (1 - beta) q
 
@@ -183,7 +183,7 @@ def attention_map_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_relation_distance(student: Tensor, teacher: Tensor, valid: Tensor, heads: int) -> Tensor:
     """Mean over heads and valid places of KL(r(t) || r(s)), r(x) = softmax(x x^T / sqrt(d)) over valid places of a head.
 
-    Of queries, of keys or of values: how each place relates to all others. Widths and numbers of heads of the models may
+    How each place of queries, keys or values relates to all others. Widths and numbers of heads of the models may
     differ: both are cut into ``heads`` heads of relation.
 
     Args:

@@ -165,7 +165,7 @@ def _plain(value: Any) -> bool:
 
 
 def names(session: TrainingSession) -> list[str]:
-    """Of the optimizer's parameters, in its order."""
+    """The names of the optimizer's parameters, in its order."""
     known = {id(p): name for name, p in session.model.named_parameters()}
     return [known[id(p)] for group in session.optimizer.param_groups for p in group["params"]]
 

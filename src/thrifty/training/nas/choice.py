@@ -28,7 +28,7 @@ class Choice(nn.Module):
     same weight.
 
     With ``partial`` = k a k-th of the channels alone goes through the options, the others pass, and all are shuffled after:
-    k times less memory, and a mixture that no longer favours what has no weights ("PC-DARTS", Xu et al. 2019,
+    k times less memory, and a mixture that no longer favors what has no weights ("PC-DARTS", Xu et al. 2019,
     arXiv:1907.05737). Options are then given as functions of their number of channels, since the one that is chosen is made
     anew for all of them.
 
@@ -36,7 +36,7 @@ class Choice(nn.Module):
         options: {name: module}, of equal output shapes; or {name: channels -> module} where there are ``channels``. The one that
             computes nothing is called "skip".
         group: choices of one group are decided alike; its own where empty.
-        node: choices that are summed into one node share a softmax over its edges, where the search normalises edges; none where
+        node: choices that are summed into one node share a softmax over its edges, where the search normalizes edges; none where
             empty.
         channels: that options made by functions get.
         partial: the share of the channels that goes through the options is one in so many.

@@ -98,7 +98,7 @@ class Choices(Transform):
 
         Args:
             model: not changed.
-            seed: of the weights of new options.
+            seed: seed of the weights of new options.
 
         Raises:
             NoEffect: there is no layer to choose for.
@@ -143,7 +143,7 @@ def choices(model: nn.Module, layers: str = "", seed: int = 0) -> nn.Module:
     Args:
         model: nn.Conv2d and nn.Linear in it get choices; see `Choices`.
         layers: which, a pattern over their names; all where empty.
-        seed: of the weights of new options.
+        seed: seed of the weights of new options.
 
     Raises:
         NoEffect: there is nothing to choose for.

@@ -51,15 +51,15 @@ class Darts(TrainingMethod):
     A model without `Choice` modules is given some first, as ``choices()`` makes them.
 
     Plain DARTS (``darts(softmax)``) drifts to skips, which need no training to be of use. Against it: Dirichlet mixtures, which
-    are the default, beta regularisation, a decaying skip beside each choice, partial channels (`Choice`) with normalised edges,
+    are the default, beta regularization, a decaying skip beside each choice, partial channels (`Choice`) with normalized edges,
     training of batch norms alone.
 
     Args:
         mixture: weights of a choice's options in a step: ``softmax`` of its logits; ``dirichlet``, drawn from elu(a) + 1;
             ``gumbel``, softmax with noise that cools; ``path``, one option alone, drawn likewise: memory and time of one path.
         order: 1 takes w as it is for w*(a); 2 differentiates through one step of w, exactly, at twice the memory and more.
-        rate: of Adam on the logits.
-        decay: of their weights.
+        rate: learning rate of Adam on the logits.
+        decay: weight decay of the logits.
         beta: strength of mean log sum exp(a) in their loss at the last step, growing from 0.
         anchor: strength of KL(Dirichlet(elu(a) + 1) || Dirichlet(1)) in it.
         edges: whether choices that are summed into one node share a softmax over them.
@@ -127,7 +127,7 @@ class Darts(TrainingMethod):
                                "choices(engine=...) before the training")
         nodes = sorted({choice.node for choice in choices.values() if choice.node})
         if self.edges and not nodes:
-            raise ThriftyError("darts(edges=True) normalises over the choices that are summed into one node, and none says into "
+            raise ThriftyError("darts(edges=True) normalizes over the choices that are summed into one node, and none says into "
                                "which: Choice(..., node=...)")
         logits = {one.name: self._fresh(len(one.options), session.device) for one in found}
         edges = {node: self._fresh(sum(choice.node == node for choice in choices.values()), session.device)

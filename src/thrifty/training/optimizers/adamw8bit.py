@@ -29,7 +29,7 @@ class AdamW8bit(Adam):
     Args:
         lr: learning rate after warm-up.
         weight_decay: a step shrinks weights by lr * weight_decay.
-        beta1, beta2: of the running means of gradients and of their squares.
+        beta1, beta2: decay of the running means of gradients and of their squares.
         eps: added to the root.
 
     >>> AdamW8bit(lr=0.003)

@@ -57,7 +57,7 @@ def sampled_loss(logits: Tensor, valid: Tensor, generator: torch.Generator) -> t
     Args:
         logits: [n, classes], with their graph.
         valid: [n] bool.
-        generator: of the labels.
+        generator: random generator of the labels.
 
     Returns:
         (sum of losses, B).

@@ -29,7 +29,7 @@ class Lion(Optimizer):
         lr: learning rate after warm-up.
         weight_decay: a step shrinks weights by lr * weight_decay.
         beta1: share of the momentum in the direction.
-        beta2: of the momentum.
+        beta2: decay of the momentum.
 
     >>> Lion(lr=0.001)
     Lion(lr=0.001, weight_decay=0.1, beta1=0.9, beta2=0.99)

@@ -90,7 +90,7 @@ class Muon(Optimizer):
         lr: learning rate after warm-up, of both parts.
         weight_decay: a step shrinks weights by lr * weight_decay.
         momentum: mu.
-        beta1, beta2: of AdamW.
+        beta1, beta2: as for AdamW.
 
     >>> Muon(lr=0.002)
     Muon(lr=0.002, weight_decay=0.1, momentum=0.95, beta1=0.9, beta2=0.999)
@@ -129,7 +129,7 @@ class Muon(Optimizer):
         muon: torch.optim.Optimizer
         if isinstance(first[0]["params"][0], DTensor):
             muon = OwnedMuon(first, self.lr, self.weight_decay, self.momentum)
-        else:  # Nesterov always: without it torch 2.13 lets the normalisation write into the momentum of bfloat16 weights
+        else:  # Nesterov always: without it torch 2.13 lets the normalization write into the momentum of bfloat16 weights
             muon = torch.optim.Muon(first, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
                                     nesterov=True, adjust_lr_fn="match_rms_adamw")
         if not rest:

@@ -35,7 +35,7 @@ class ScheduleFree(Optimizer):
         lr: learning rate after warm-up.
         weight_decay: shrinks weights by lr * weight_decay, at y.
         beta1: share of the average in the point where gradients are taken.
-        beta2: of the running mean of squares.
+        beta2: decay of the running mean of squares.
 
     >>> ScheduleFree(lr=0.01)
     ScheduleFree(lr=0.01, weight_decay=0.01, beta1=0.9, beta2=0.999)

@@ -32,7 +32,7 @@ class Soap(Optimizer):
     Args:
         lr: learning rate after warm-up.
         weight_decay: a step shrinks weights by lr * weight_decay.
-        beta1, beta2: of the running means of gradients, and of their squares and covariances.
+        beta1, beta2: decay of the running means of gradients, and of their squares and covariances.
         every: steps from one update of the eigenvectors to the next.
         largest: dimension that is still rotated.
 

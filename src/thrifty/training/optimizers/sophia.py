@@ -52,7 +52,7 @@ class SophiaOptimizer(torch.optim.Optimizer):
         eps: least divisor, above 0.
         weight_decay: 0 or more.
         correct: h for its start at 0.
-        stochastic_rounding: of bfloat16 weights, so that updates below their last bit are not lost.
+        stochastic_rounding: stochastic rounding of bfloat16 weights, so that updates below their last bit are not lost.
 
     Raises:
         ValueError: a value out of its range.
@@ -203,7 +203,7 @@ class Sophia(Optimizer):
 
     h_hat comes from a forward and a backward pass of its own on examples drawn apart from the step's. With "gnb" it is
     B g^2, g being the gradient of the mean cross entropy over B valid tokens against labels that the model draws; with
-    "hutchinson" u * (H u), u ~ N(0, I), of the very loss that is minimised, through the mathematical kernel of
+    "hutchinson" u * (H u), u ~ N(0, I), of the very loss that is minimized, through the mathematical kernel of
     attention, since the fast ones have no second derivative. The estimate's gradient is never clipped, each rank draws
     noise of its own, and h is float32. Biases and the scales of norms are not decayed.
 
@@ -218,7 +218,7 @@ class Sophia(Optimizer):
             by the share of updates within the bound: at every estimate of the whole training it is multiplied by 1.25
             where less than 0.3 of the updates since the last one were, and divided where more than 0.55 were.
         weight_decay: a step shrinks weights by lr * weight_decay.
-        beta1, beta2: of the running means of gradients and of the curvature.
+        beta1, beta2: decay of the running means of gradients and of the curvature.
         eps: least divisor.
         every: steps from one estimate to the next.
         estimator_batch: share of a batch that an estimate is made on.

@@ -55,7 +55,7 @@ class Adapter(TrainingMethod):
 
     @abc.abstractmethod
     def kinds(self) -> tuple[type[nn.Module], ...]:
-        """Of layers that can be adapted."""
+        """The layers that can be adapted."""
 
     # -- hooks --------------------------------------------------------------------------------------------------
 

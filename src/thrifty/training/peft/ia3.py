@@ -1,4 +1,4 @@
-"""(IA)^3: learnt factors of activations."""
+"""(IA)^3: learned factors of activations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_p
 @final
 @dataclass(frozen=True)
 class Ia3(Adapter):
-    """A learnt factor for every output of a frozen layer, or for every input of those that ``inputs`` names.
+    """A learned factor for every output of a frozen layer, or for every input of those that ``inputs`` names.
 
         y = l * (W x + b),  l [out] = 1;    of ``inputs``:  y = W (l * x) + b,  l [in] = 1
 

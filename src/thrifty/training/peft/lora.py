@@ -1,4 +1,4 @@
-"""Low-rank adaptation, and three kin of it: rank-stabilised, weight-decomposed, principal components."""
+"""Low-rank adaptation, and three variants: rank-stabilized, weight-decomposed, principal components."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Lora(Adapter):
         targets: "all-linear", every linear layer whose weight no other layer reads; or a regular expression over
             names ("query|value"), which may name convolutions and embeddings too.
         base: how the frozen weights of adapted linear layers are held in training; merging rounds them for good.
-        rank: of the update.
+        rank: rank of the update.
         alpha: its strength.
-        dropout: of the update's input.
+        dropout: dropout of the update's input.
         variant: which of the four.
         norms: how many times the learning rate the norms are trained at; at 0 they stand still.
 

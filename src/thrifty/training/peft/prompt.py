@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class PromptTuning(TrainingMethod):
-    """Learnt tokens before a frozen language model's input, or learnt keys and values before those of every layer.
+    """Learnt tokens before a frozen language model's input, or learned keys and values before those of every layer.
 
     No weight can take them in: training leaves a model with the prompt in it, whose structure is not the one that
     came. So a recipe, whose checkpoints are the workload's model and weights, has no name for it; it is for
@@ -30,7 +30,7 @@ class PromptTuning(TrainingMethod):
 
     Args:
         kind: "prompt": embeddings [tokens, width] before the input's; "prefix": keys and values in every layer.
-        tokens: that are learnt; the model's context holds as many fewer.
+        tokens: that are learned; the model's context holds as many fewer.
 
     >>> PromptTuning("prefix", tokens=8)
     PromptTuning(kind='prefix', tokens=8)
@@ -75,7 +75,7 @@ class PromptTuning(TrainingMethod):
         memory, now = session.memory(self), dict(session.model.named_parameters())
         moved = sum(not torch.equal(now[name].detach(), p) for name, p in memory["start"].items())
         return (Claim("share of trainable parameters", 1.0, memory["share"], minimum=0.1),
-                Claim("learnt prompts that moved", 0.0, float(moved), minimum=1.0))
+                Claim("learned prompts that moved", 0.0, float(moved), minimum=1.0))
 
 
 @final

@@ -1,4 +1,4 @@
-"""VeRA: one pair of random projections for all layers, and two learnt vectors a layer."""
+"""VeRA: one pair of random projections for all layers, and two learned vectors a layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_p
 @final
 @dataclass(frozen=True)
 class Vera(Adapter):
-    """A low-rank update whose matrices are random, frozen and shared by all layers; only its scales are learnt.
+    """A low-rank update whose matrices are random, frozen and shared by all layers; only its scales are learned.
 
         y = W x + diag(b) B diag(d) A dropout(x),   b [out] = 0,  d [rank] = start;   A, B drawn once
 
@@ -24,9 +24,9 @@ class Vera(Adapter):
         targets: "all-linear", every linear layer whose weight no other layer reads; or a regular expression over
             names ("query|value").
         base: how the frozen weights of adapted layers are held in training; merging rounds them for good.
-        rank: of the projections; only two vectors are learnt, so it may be high.
-        dropout: of the update's input.
-        start: of d.
+        rank: rank of the projections; only two vectors are learned, so it may be high.
+        dropout: dropout of the update's input.
+        start: first value of d.
         projection: seed of A and B.
 
     >>> Vera(rank=64)

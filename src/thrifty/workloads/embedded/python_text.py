@@ -1,6 +1,6 @@
 """The standard library's text in tokens: which files, which split, and a byte-pair vocabulary of 2,048.
 
-The vocabulary is learnt from the training files alone (6 s, 2 cores); the tokens of all files are kept in the
+The vocabulary is learned from the training files alone (6 s, 2 cores); the tokens of all files are kept in the
 user's cache, whose name holds the hash of the files, so another Python version makes its own.
 """
 

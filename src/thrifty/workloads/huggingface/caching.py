@@ -100,7 +100,7 @@ class CachedStep(nn.Module):
     attended to by what comes later, which overwrites it. A token's parts are written once and never rounded again.
 
     Args:
-        body: of transformers, for causal language modelling.
+        body: of transformers, for causal language modeling.
         shape: of its cache.
     """
 

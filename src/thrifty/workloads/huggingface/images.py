@@ -1,4 +1,4 @@
-"""Images from files to normalised pixels, as the directory's preprocessor_config.json says; by torch alone."""
+"""Images from files to normalized pixels, as the directory's preprocessor_config.json says; by torch alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGEST = 100 * 10**6
 @final
 @dataclass(frozen=True)
 class Pixels:
-    """How an image becomes a tensor: resized, cut to its middle, scaled, normalised; fields as the library names them.
+    """How an image becomes a tensor: resized, cut to its middle, scaled, normalized; fields as the library names them.
 
     Args:
         size: (height, width) that images are resized to; (edge,) for the shorter edge alone; () for not at all.
@@ -87,11 +87,11 @@ def pixels_of(directory: Directory) -> Pixels:
     if len(size) != 2 and len(crop) != 2:
         raise WorkloadError(f"{path} leaves images of many sizes, and requests must all be of one: give size a height "
                             "and a width, or a crop_size")
-    normalised = given.get("do_normalize", True)
+    normalized = given.get("do_normalize", True)
     return Pixels(
         size, crop * 2 if len(crop) == 1 else crop, RESAMPLE.get(resample, "bilinear"),
         float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0,
-        *(_channels(path, name, given.get(name, default) if normalised else default, channels)
+        *(_channels(path, name, given.get(name, default) if normalized else default, channels)
           for name, default in (("image_mean", 0.0), ("image_std", 1.0))),
     )
 
@@ -133,7 +133,7 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def decoded(path: Path, channels: int) -> Tensor:
-    """[channels, height, width] uint8: grey for one channel, RGB for three.
+    """[channels, height, width] uint8: gray for one channel, RGB for three.
 
     Raises:
         WorkloadError: the file is damaged.

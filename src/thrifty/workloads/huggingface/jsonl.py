@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from thrifty.errors import WorkloadError
 from thrifty.workloads.embedded.sources import bucket
 
 SPLITS = ("train", "validation", "test")
+DRAWN = ("train", "train", "train", "validation", "test")
+DRAWN_BESIDE_TRAIN = ("validation", "test")
 
 
 @final
@@ -35,8 +38,9 @@ class Format:
 @final
 @dataclass(frozen=True)
 class Line:
-    """One example: its line's number from 1, its fields, its split."""
+    """One example: its file, its line's number from 1, its fields, its split."""
 
+    path: Path
     number: int
     values: Mapping[str, Any]
     split: str
@@ -45,7 +49,7 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Lines:
-    """The examples of a file, in order."""
+    """The examples of a file, or of one to judge by and one to train with, in order."""
 
     path: Path
     format: Format
@@ -57,36 +61,66 @@ class Lines:
 
     def wrong(self, line: Line, what: str) -> WorkloadError:
         """The error for a line whose values do not fit the model."""
-        return _wrong(self.path, line.number, what, self.format)
+        return _wrong(line.path, line.number, what, self.format)
 
 
-def read(path: Path, format: Format) -> Lines:
+def read(path: Path, format: Format, train: Path | None = None) -> Lines:
     """Read and check every line.
 
     The split is the field "split" ("train", "validation" or "test") where the lines have one. Where none has, the
     hash of a line's content decides: three fifths train, one fifth validation, one fifth test, the same at every run
-    and whatever the other lines are.
+    and whatever the other lines are. With another file to train with, half validates and half tests.
+
+    Args:
+        path: of the file.
+        format: of its lines.
+        train: a file of examples to train with. Those whose content is in the first file too are left out: a model is
+            not judged by what it was taught.
 
     Raises:
-        WorkloadError: the file is missing or empty, a line is wrong (told with its number and a right line), or
-            validation or test has no line.
+        WorkloadError: a file is missing or empty, a line is wrong (told with its number and a right line), or
+            validation or test has no line, or nothing is left to train with.
     """
-    if not path.is_file():
-        raise WorkloadError(f"there is no data file {path}; it holds one JSON object a line, such as {format.example}")
-    found = [(number, _checked(path, number, raw, format)) for number, raw in _numbered(path)]
-    if not found:
-        raise WorkloadError(f"{path} is empty; it holds one JSON object a line, such as {format.example}")
-    named = "split" in found[0][1]
-    for number, values in found:
-        if ("split" in values) != named:
-            raise _wrong(path, number, f'{"no" if named else "a"} "split", while line {found[0][0]} has '
-                         f'{"one" if named else "none"}: give all lines a split or none', format)
-    lines = tuple(Line(number, values, values["split"] if named else _drawn(values, format)) for number, values in found)
+    found = _all(path, format)
+    named = "split" in found[0].values
+    shares = DRAWN if train is None else DRAWN_BESIDE_TRAIN
+    lines = [dataclasses.replace(line, split=line.values["split"] if named else _drawn(line.values, format, shares))
+             for line in found]
     for split in SPLITS[1:]:
         if not any(line.split == split for line in lines):
             way = "name it in the lines' \"split\" field" if named else 'give more lines, or a "split" field in each'
             raise WorkloadError(f"{path}: its {len(lines)} lines leave the {split} split empty; {way}")
-    return Lines(path, format, lines)
+    return Lines(path, format, tuple(lines if train is None else _taught(train, path, lines, format) + lines))
+
+
+def _taught(train: Path, path: Path, judged: Sequence[Line], format: Format) -> list[Line]:
+    """The lines to train with."""
+    found = _all(train, format)
+    for what, lines, wrong in (("validation and test", judged, ("train",)), ("train", found, SPLITS[1:])):
+        if strange := next((line for line in lines if line.values.get("split") in wrong), None):
+            raise _wrong(strange.path, strange.number, f'"split" is {_short(strange.values["split"])}, and with a file to train '
+                         f"with, lines of this one are for {what}", format)
+    contents = {_content(line.values, format) for line in judged}
+    left = [dataclasses.replace(line, split="train") for line in found if _content(line.values, format) not in contents]
+    if not left:
+        raise WorkloadError(f"every line of {train} is in {path} too, by which the model is judged: give other examples to train "
+                            f"with, or leave the file out, and three fifths of the lines of {path.name} train")
+    return left
+
+
+def _all(path: Path, format: Format) -> list[Line]:
+    """Every line, checked, with no split yet."""
+    if not path.is_file():
+        raise WorkloadError(f"there is no data file {path}; it holds one JSON object a line, such as {format.example}")
+    found = [Line(path, number, _checked(path, number, raw, format), "") for number, raw in _numbered(path)]
+    if not found:
+        raise WorkloadError(f"{path} is empty; it holds one JSON object a line, such as {format.example}")
+    named = "split" in found[0].values
+    for line in found:
+        if ("split" in line.values) != named:
+            raise _wrong(path, line.number, f'{"no" if named else "a"} "split", while line {found[0].number} has '
+                         f'{"one" if named else "none"}: give all lines a split or none', format)
+    return found
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -121,9 +155,13 @@ def _checked(path: Path, number: int, raw: bytes, format: Format) -> dict[str, A
     return values
 
 
-def _drawn(values: Mapping[str, Any], format: Format) -> str:
-    content = next(values[name] for name in format.group if name in values)
-    return ("train", "train", "train", "validation", "test")[bucket(content, 5)]
+def _content(values: Mapping[str, Any], format: Format) -> str:
+    """What decides the split: lines that have it alike are never on both sides."""
+    return str(next(values[name] for name in format.group if name in values))
+
+
+def _drawn(values: Mapping[str, Any], format: Format, shares: Sequence[str] = DRAWN) -> str:
+    return shares[bucket(_content(values, format), len(shares))]
 
 
 def _short(value: Any) -> str:

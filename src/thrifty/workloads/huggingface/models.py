@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -43,7 +43,7 @@ class TokenLogits(nn.Module):
     begins, and the models of transformers mask those before it.
 
     Args:
-        body: of transformers, for causal language modelling.
+        body: a model of transformers, for causal language modeling.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -77,7 +77,7 @@ class Embedder(nn.Module):
 
 @final
 class ImageLogits(nn.Module):
-    """pixels [batch, channels, height, width] float32, normalised -> logits [batch, classes].
+    """pixels [batch, channels, height, width] float32, normalized -> logits [batch, classes].
 
     Args:
         body: of transformers, for image classification.
@@ -115,10 +115,10 @@ def pooling_of(directory: Directory) -> str:
     return known[modes[0]]
 
 
-def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
+def load_body(path: Path, auto: str, pad: int | None = None, new_head: Sequence[str] | None = None) -> nn.Module:
     """A directory's model in float32 with its own weights, in eval mode; nothing is fetched and no code of it runs.
 
-    GPT-2 and its kin hold their linear layers transposed, in a class of their own; here they are nn.Linear, so that
+    GPT-2 and its relatives hold their linear layers transposed, in a class of their own; here they are nn.Linear, so that
     pruning and quantization know them. `thrifty.runs.saving` turns them back.
 
     Args:
@@ -126,6 +126,8 @@ def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
         auto: the transformers class that reads it, such as "AutoModelForCausalLM".
         pad: the token that fills texts up, noted in a config that names none: sequence classification by decoders
             looks for the last token that is another.
+        new_head: the names of its classes, where the weights may lack the head since it is yet to be trained: it is
+            initialized with torch's own random numbers.
 
     Raises:
         MissingExtra: transformers is not installed.
@@ -136,6 +138,9 @@ def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             if pad is not None and getattr(config, "pad_token_id", None) is None:
                 config.pad_token_id = pad
+            if new_head is not None:
+                config.id2label = dict(enumerate(new_head))
+                config.label2id = {word: i for i, word in enumerate(new_head)}
             body, told = getattr(transformers, auto).from_pretrained(
                 path, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False,
                 dtype=torch.float32, output_loading_info=True,
@@ -145,11 +150,14 @@ def load_body(path: Path, auto: str, pad: int | None = None) -> nn.Module:
     missing = set(told["missing_keys"])
     if auto == "AutoModel" and missing and all(name.startswith("pooler.") for name in missing):
         body.pooler, missing = None, set()  # embeddings are pooled from the states: what is random is not kept
+    if new_head is not None:
+        prefix = f"{body.base_model_prefix}."
+        missing = {name for name in missing if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")}
     if missing:
         raise WorkloadError(
             f"the weights in {path} lack {', '.join(sorted(missing)[:3])}{', ...' if len(missing) > 3 else ''}, which "
             f"{type(body).__name__} needs: it was not trained for this task; choose the task that it was trained for, "
-            "or train it first"
+            "or give examples to train it with: --train FILE"
         )
     return with_linears(body).eval()
 

@@ -1,0 +1,83 @@
+"""The words of the house: what pages, docstrings and help texts do not say, and what they say instead.
+
+    python docs/words.py            # names each place; the exit code is then 1
+
+Spelling is codespell's. What this looks for no linter from PyPI knows: a term where the field has another one, a sentence that
+begins with a dangling "Of", a word that an American engineer would have to look up.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERYWHERE = {
+    r"(?:^|[.!?:|]\s+|\|\s+)Of (?!course\b)": 'no sentence begins with "Of"',
+    r"\b(?:its|the|other|these|every|each|a|no|your) bars?\b(?! chart)": "constraint",
+    r"\bspeed-ups?\b": "speedup",
+    r"\bkeys and values (?:are )?kept\b": "KV cache",
+    r"\bgo(?:es)? on bit for bit\b": "resume bit for bit",
+    r"\blearnt\b": "learned",
+    r"\bkin\b": "variants, relatives",
+    r"\b(?:whilst|amongst|thereof|whereof|wherefore|manyfold|heeds?|dearer)\b": "a plain word",
+    r"\bunlabeled\b": "unlabelled, as the workload's field is called",
+}
+PAGES_ALONE = {
+    r"\b[Bb]ars?\b(?<!error bars)(?<!Error bars)": "constraint",
+    r"\banew\b": "again",
+}
+
+
+def pages() -> list[Path]:
+    found = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    return sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *found])
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a page that are no code."""
+    inside = False
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.startswith("```"):
+            inside = not inside
+        elif not inside and not line.startswith("    "):
+            yield number, re.sub(r"`[^`]*`|\]\([^)]*\)|\b(?:error|colored) bars\b", "`", line)
+
+
+def said(module: Path) -> Iterator[tuple[int, str]]:
+    """The docstrings of a module, by lines, and the help texts in it."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+            text = node.body[0].value  # type: ignore[attr-defined]
+            for number, line in enumerate(text.value.splitlines(), text.lineno):
+                yield number, re.sub(r"`[^`]*`", "`", line.strip())
+        elif isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
+            yield node.value.lineno, str(node.value.value)
+
+
+def complaints(lines: Iterator[tuple[int, str]], rules: dict[str, str]) -> Iterator[str]:
+    """A complaint for each place where a rule is broken.
+
+    >>> list(complaints(iter([(3, "It meets the bars. Of these, one.")]), EVERYWHERE))
+    ['3: "Of ": no sentence begins with "Of"', '3: "the bars": constraint']
+    """
+    for number, line in lines:
+        for rule, instead in rules.items():
+            for found in re.finditer(rule, line):
+                yield f'{number}: "{found[0].lstrip(". :|")}": {instead}'
+
+
+def main() -> int:
+    broken = [f"{path.relative_to(ROOT)}:{told}" for path in pages()
+              for told in complaints(prose(path), EVERYWHERE | PAGES_ALONE)]
+    broken += [f"{path.relative_to(ROOT)}:{told}" for path in sorted((ROOT / "src").rglob("*.py"))
+               for told in complaints(said(path), EVERYWHERE)]
+    print("\n".join(broken), end="\n" if broken else "")
+    return int(bool(broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
