@@ -45,6 +45,12 @@ def test_a_cropped_kernel_gives_what_zeros_around_its_center_give(name, size):
     assert size in kernels(net)["0"]
 
 
+def test_a_cropped_kernel_holds_no_more_than_itself():
+    """A view of the old one would be saved with all of it, or not at all."""
+    weight = crop(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)), {"0": 1})[0].weight
+    assert weight.untyped_storage().nbytes() == 4
+
+
 def test_what_cannot_be_cropped_is_left():
     tied = nn.Conv2d(3, 3, 3, padding=1)
     net = nn.ModuleDict({"even": nn.Conv2d(3, 3, 4, padding=2), "bare": nn.Conv2d(3, 3, 3), "pointwise": nn.Conv2d(3, 3, 1),

@@ -213,7 +213,7 @@ class Space:
         shallow = self._shallow(gone)
         cut = {}
         for i, group in enumerate(shallow.found.groups):
-            key = next((self._owners[place] for place in group.members if place in self._owners), None)
+            key = next((self._owners[place] for place in group.members if place in self._owners), "")
             if key in kept and kept[key] < group.size:
                 cut[i] = ranked(shallow.scores[i], kept[key])
         if not cut:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from thrifty.errors import ThriftyError
@@ -58,7 +59,8 @@ def crop(model: nn.Module, sizes: Mapping[str, int]) -> nn.Module:
                                "model")
         less = [(k - min(k, size)) // 2 for k in conv.kernel_size]
         window = (slice(None), slice(None), *(slice(c, k - c) for c, k in zip(less, conv.kernel_size, strict=True)))
-        conv.weight = nn.Parameter(conv.weight.detach()[window].contiguous(), conv.weight.requires_grad)
+        center = conv.weight.detach()[window].clone(memory_format=torch.contiguous_format)  # a view would keep all of it
+        conv.weight = nn.Parameter(center, conv.weight.requires_grad)
         conv.kernel_size = tuple(conv.weight.shape[2:])
         if isinstance(conv.padding, str):
             sides = [d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,8 +126,8 @@ class Sampling:
         return self._found()
 
     def rehearsed(self) -> Found:
-        """The smallest subnet that can be, whatever it is worth: that it is built and goes on is what a rehearsal shows."""
-        for subnet in reversed(list(self.space.uniform())):
+        """The first subnet that can be, whatever it is worth: that it is built and goes on is what a rehearsal shows."""
+        for subnet in self.space.uniform():
             if (whole := self.measured(subnet)) is not None and whole.names:
                 return Found(self._table(), whole, self._made[whole.names], "", {})
         return Found(self._table(), self._own, AS_IT_IS, "no subnet can be made", {})
@@ -158,7 +159,7 @@ class Sampling:
             return
         best = sorted((whole for names, whole in self._wholes.items() if names and self._keeps(whole)), key=self._figure)
         for whole in best[:FINALISTS]:
-            self._taken((*whole.names, f"distilled for {self.steps} steps"), lambda key, whole=whole: self._learned(whole, key))
+            self._taken((*whole.names, f"distilled for {self.steps} steps"), functools.partial(self._learned, whole))
 
     def _keeps(self, whole: Whole) -> bool:
         """Within the limits, but for the drop, which distilling wins back."""
