@@ -10,11 +10,13 @@ from thrifty.recipes.registry import method_class, names
 from thrifty.recipes.transform import Transform
 
 HURRIED = {"auto": {"seconds": 2.0},
-           "nas": {"alternatives": ("prune(ratio=0.25)", "low_rank(ratio=0.25)"), "engine": "eager", "steps": 4, "rounds": 1}}
+           "nas": {"alternatives": ("prune(ratio=0.25)", "low_rank(ratio=0.25)"), "engine": "eager", "steps": 4, "rounds": 1},
+           "subnets": {"engine": "eager", "width": "0.5", "kernel": False, "trials": 3, "steps": 4}}
 """Hyperparameters under which a method that may take minutes takes seconds."""
 STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
 """Laws under which nothing runs."""
-LONG = {"nas": ("replays_from_its_timings", "check_agrees"), "ssm": ("check_agrees",), "adamw8bit": ("check_agrees",)}
+LONG = {"nas": ("replays_from_its_timings", "check_agrees"), "subnets": ("check_agrees",), "ssm": ("check_agrees",),
+        "adamw8bit": ("check_agrees",)}
 """{method: laws that take it half a minute}, left to `make test-all`."""
 CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from thrifty.kernels.linear_loss import linear_cross_entropy as linear_cross_entropy
     from thrifty.posttraining.low_rank.low_rank import LowRank as LowRank
     from thrifty.posttraining.nas.nas import Nas as Nas
+    from thrifty.posttraining.nas.subnets import Subnets as Subnets
     from thrifty.posttraining.pruning.prune import Prune as Prune
     from thrifty.posttraining.quantize import Quantize as Quantize
     from thrifty.recipes.card import Card as Card
@@ -204,6 +205,7 @@ _NAMES = {
     "training.conversion.ssm": "Ssm",
     "posttraining.low_rank.low_rank": "LowRank",
     "posttraining.nas.nas": "Nas",
+    "posttraining.nas.subnets": "Subnets",
     "posttraining.pruning.prune": "Prune",
     "posttraining.quantize": "Quantize",
     "compilers.export": "Export",

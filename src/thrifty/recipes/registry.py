@@ -40,6 +40,7 @@ BUILT_IN = {
     "low_rank": "thrifty.posttraining.low_rank.low_rank:LowRank",
     "prune": "thrifty.posttraining.pruning.prune:Prune",
     "nas": "thrifty.posttraining.nas.nas:Nas",
+    "subnets": "thrifty.posttraining.nas.subnets:Subnets",
     "quantize": "thrifty.posttraining.quantize:Quantize",
     "export": "thrifty.compilers.export:Export",
     "inductor": "thrifty.compilers.inductor:Inductor",

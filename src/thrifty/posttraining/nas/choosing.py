@@ -103,19 +103,39 @@ def _factor(table: Table, whole: Whole, what: str) -> float:
 
 def _best(table: Table, limits: Sequence[Limit], minimize: str, own: Whole) -> Chosen:
     everything = (own, *table.wholes)
+    best = within(everything, limits, table.own, lambda row: table.figure(row, minimize))
+    if best is None:
+        raise out_of_reach(everything, limits, table.own, lambda whole: ", ".join(
+            f"{block} {name}" for block, name in zip(table.blocks, whole.names, strict=True)))
+    why = "" if best is not own else "the model as it is keeps to the limits, and nothing that does is better"
+    return Chosen(table, best.names, best, why)
+
+
+def within(everything: Sequence[Whole], limits: Sequence[Limit], own: Row, figure: Callable[[Row], float]) -> Whole | None:
+    """Of the measured models that keep to the limits the one of least figure, of equals the quickest; within `TOLERANCE` where
+    none keeps to them; None where none does so either.
+    """
     for tolerance in (0.0, TOLERANCE):
-        within = [whole for whole in everything if keeps(whole.row, limits, table.own, tolerance)]
-        if within:
-            best = min(within, key=lambda whole: (table.figure(whole.row, minimize), whole.row.seconds))
-            why = "" if best is not own else "the model as it is keeps to the limits, and nothing that does is better"
-            return Chosen(table, best.names, best, why)
-    nearest = min(everything, key=lambda whole: max(over(whole.row, limit, table.own) for limit in limits))
-    says = ", ".join(f"{limit.what} {_shown(limit.what, nearest.row.shown(limit.what))} (asked: "
-                     f"{_shown(limit.what, limit.absolute(table.own.shown(limit.what)))}, as it is: "
-                     f"{_shown(limit.what, table.own.shown(limit.what))})" for limit in limits)
-    what = ", ".join(f"{block} {name}" for block, name in zip(table.blocks, nearest.names, strict=True))
-    raise OutOfReach(f"no choice among the alternatives keeps to the limits; the nearest has {says}: {what}; ask for less, or "
-                     "give more alternatives")
+        if kept := [whole for whole in everything if keeps(whole.row, limits, own, tolerance)]:
+            return min(kept, key=lambda whole: (figure(whole.row), whole.row.seconds))
+    return None
+
+
+def out_of_reach(everything: Sequence[Whole], limits: Sequence[Limit], own: Row, told: Callable[[Whole], str]) -> OutOfReach:
+    """The error that names the model nearest to the limits.
+
+    Args:
+        everything: that was measured.
+        limits: that none keeps to.
+        own: the model as it is.
+        told: a model in words.
+    """
+    nearest = min(everything, key=lambda whole: max(over(whole.row, limit, own) for limit in limits))
+    says = ", ".join(f"{limit.what} {shown(limit.what, nearest.row.shown(limit.what))} (asked: "
+                     f"{shown(limit.what, limit.absolute(own.shown(limit.what)))}, as it is: "
+                     f"{shown(limit.what, own.shown(limit.what))})" for limit in limits)
+    return OutOfReach(f"no choice among the alternatives keeps to the limits; the nearest has {says}: {told(nearest)}; ask for "
+                      "less, or give more alternatives")
 
 
 def keeps(row: Row, limits: Sequence[Limit], own: Row, tolerance: float = 0.0) -> bool:
@@ -130,19 +150,22 @@ def over(row: Row, limit: Limit, own: Row) -> float:
 
 def _no_gain(table: Table, limits: Sequence[Limit], minimize: str) -> str:
     """Why the model stays as it is: no alternative of any block saves any of what is asked for."""
-    wanted = [limit.what for limit in limits if not limit.met(table.own.shown(limit.what), table.own.shown(limit.what))]
-    wanted += [minimize] if minimize != "loss" else []
-    for what in wanted:
-        if what == "drop":
-            continue
+    for what in wanted(table.own, limits, minimize):
         saved = sum(max(0.0, -float(column.min())) for column in table.additive(what))
         if saved <= GAIN * table.base(what):
             return (f"no measured gain: no alternative of any block saves {what} worth the name (together "
-                    f"{100 * saved / max(table.base(what), 1e-30):.1f}% of {_shown(what, table.own.shown(what))})")
+                    f"{100 * saved / max(table.base(what), 1e-30):.1f}% of {shown(what, table.own.shown(what))})")
     return ""
 
 
-def _shown(what: str, value: float) -> str:
+def wanted(own: Row, limits: Sequence[Limit], minimize: str) -> list[str]:
+    """What has to become less for the search to have been worth it: what the model as it is exceeds, and what is minimized."""
+    found = [limit.what for limit in limits if not limit.met(own.shown(limit.what), own.shown(limit.what))]
+    return [what for what in (*found, *([minimize] if minimize != "loss" else [])) if what != "drop"]
+
+
+def shown(what: str, value: float) -> str:
+    """A figure with its unit."""
     if what == "latency":
         return f"{1e3 * value:.3g} ms"
     if what in ("bytes", "memory"):
@@ -160,5 +183,5 @@ def note(chosen: Chosen) -> str:
     middle = errors[len(errors) // 2] if errors else math.nan
     loud = "; the latency table errs by more than 10% on this result: trust the measured figure" if off > 0.1 else ""
     return (f"chosen: {', '.join(f'{b} {n}' for b, n in zip(table.blocks, whole.names, strict=True))}; "
-            f"{_shown('latency', whole.row.seconds)} for {_shown('latency', table.own.seconds)}; predicted with an error of "
+            f"{shown('latency', whole.row.seconds)} for {shown('latency', table.own.seconds)}; predicted with an error of "
             f"{100 * off:.1f}% (median over {len(errors)} models {100 * middle:.1f}%){loud}")

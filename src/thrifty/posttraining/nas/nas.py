@@ -18,14 +18,13 @@ from thrifty.posttraining.nas.blocks import Block, Form
 from thrifty.posttraining.nas.choosing import Chosen, choose, note, uniform
 from thrifty.posttraining.nas.limits import LEAST
 from thrifty.posttraining.nas.search import Search, Settings
+from thrifty.posttraining.nas.stopwatch import require
 from thrifty.posttraining.nas.table import Table, Whole
 from thrifty.posttraining.quantization.sensitivity import held
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
-from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
 from thrifty.recipes.hyperparameters import HyperparameterError, choice, number, pattern, read_text, recipe_texts
-from thrifty.recipes.registry import method_class
 from thrifty.recipes.transform import Plan, Transform
 
 ALTERNATIVES = (
@@ -114,12 +113,6 @@ class Nas(Transform):
         return [phase for text in self.alternatives for phase in transforms(text)]
 
     @property
-    def _compiler(self) -> type[Compiler]:
-        found = method_class(self.engine)
-        assert issubclass(found, Compiler)
-        return found
-
-    @property
     def timed(self) -> bool:
         return True
 
@@ -144,8 +137,7 @@ class Nas(Transform):
         if "drop" in limited and context.score is None:
             raise ThriftyError(f"nas(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is at "
                                "hand here: run it as a phase of a recipe, or limit something else")
-        if self.engine != "eager" and context.time is not None and (missing := self._compiler.missing()):
-            raise ThriftyError(f"nas(engine={self.engine}): {missing}; or time in another engine")
+        require(self.engine, self.name, context)
         texts = (*self.alternatives, *((LEFT_OUT,) if self.leave_out else ()))
         settings = Settings(texts, self.blocks, self.engine, self.judge, self.steps if not context.rehearsal else 1, self.seconds,
                             bool(limited.intersection(LEAST)))

@@ -13,13 +13,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.engines.instructions import instruction_set
-from thrifty.errors import ThriftyError
-from thrifty.measure.environment import processor, runtime_versions
-from thrifty.numerics.flat import tensors_of
 from thrifty.posttraining.nas.alternatives import AS_IT_IS, LEFT_OUT, Made, OutOfTime, build, make, reason, within
 from thrifty.posttraining.nas.blocks import Block, Call, apart, blocks, calls, names
-from thrifty.posttraining.nas.table import BATCH, Names, Row, Table, Whole
+from thrifty.posttraining.nas.stopwatch import Refused, Stopwatch, peak
+from thrifty.posttraining.nas.table import Names, Row, Table, Whole
 from thrifty.posttraining.quantization.outputs import Outputs, split
 from thrifty.posttraining.quantization.sensitivity import exchanged, held
 from thrifty.recipes.context import Context, SearchBudgetSpent
@@ -72,8 +69,7 @@ class Search:
         found, self.left = blocks(model, names(model, settings.pattern), context.example)
         self.blocks = found[:REHEARSED] if context.rehearsal else found
         self.made: dict[str, dict[str, Made]] = {one.name: {AS_IT_IS: Made(AS_IT_IS)} for one in self.blocks}
-        self._seconds: dict[str, float] = {}
-        self._where = repr((settings.engine, context.target, processor(), instruction_set(), runtime_versions()))
+        self._stopwatch = Stopwatch(context, settings.engine, settings.throughput)
         with torch.no_grad():
             self._outputs = Outputs(model, split(context)[1])
         self._quality = 0.0
@@ -91,7 +87,7 @@ class Search:
             self._quality = float(self.context.recall(key, lambda: {"quality": score(self.model, key=key)})["quality"])
         if self.context.time is None:
             self.context.progress("nothing is timed here: the bytes of a block stand for its latency")
-        own = self._whole_row(AS_IT_IS, self.model)
+        own = self._stopwatch.row(AS_IT_IS, self.model)
         rows: dict[str, tuple[Row, ...]] = {}
         refused: dict[str, dict[str, str]] = {}
         for i, one in enumerate(self.blocks):
@@ -101,8 +97,9 @@ class Search:
             data = functools.cache(functools.partial(self._calls, one.name))
             for text in self._texts(one):
                 try:
-                    with within(self.settings.seconds):
-                        found.append(self._alternative(one, text, data))
+                    with within(self.settings.seconds):  # which may end it after its last step too
+                        row = self._alternative(one, text, data)
+                    found.append(row)
                 except SearchBudgetSpent as error:
                     refused[one.name][text] = str(error)
                 except Exception as error:  # whatever a transform, an exporter or a backend raises on this block
@@ -119,7 +116,7 @@ class Search:
                         str(self.settings.steps), self.settings.judge)
         kept = self.context.recall(key, lambda: self._decided(one, text, data, key))
         if "refused" in kept:
-            raise _Refused(kept["refused"])
+            raise Refused(kept["refused"])
         tensors = {name: x for name, x in kept.items() if isinstance(x, Tensor)}
         made = Made.of(text, kept["parts"], tensors)
         row = self._timed(one, made, Row(text, 0.0, kept["bytes"], kept["peak"], kept["error"], kept["drop"]))
@@ -171,31 +168,8 @@ class Search:
         if made.name == LEFT_OUT:
             return dataclasses.replace(row, batch=0.0 if self.settings.throughput else None)
         module = apart(build(copy.deepcopy(self.model.get_submodule(one.name)), one, made), one.form)
-        batch = self._time(module, tuple(_repeated(x) for x in one.example)) if self.settings.throughput else None
-        return dataclasses.replace(row, seconds=self._time(module, one.example), batch=batch)
-
-    def _time(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-        """Seconds of a call in the engine; equal modules on equal inputs are timed once."""
-        key = self._key("time", self._where, signature(module, inputs))
-        if key not in self._seconds:
-            kept = self.context.recall(key, lambda: self._clocked(module, inputs, key))
-            if "refused" in kept:
-                raise _Refused(kept["refused"])
-            self._seconds[key] = float(kept["seconds"])
-        return self._seconds[key]
-
-    def _clocked(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str) -> dict[str, Any]:
-        try:
-            return {"seconds": self._clock(module, inputs, key)}
-        except (SearchBudgetSpent, OutOfTime):
-            raise
-        except Exception as failed:  # whatever an exporter or a backend raises on this block
-            return {"refused": f"{self.settings.engine} does not take it: {reason(failed)}"}
-
-    def _clock(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str) -> float:
-        if self.context.time is None:  # nothing is timed here: what is held and multiplied stands for it
-            return 1e-9 * held(module)
-        return self.context.time(copy.deepcopy(module).eval(), inputs, engine=self.settings.engine, key=key)
+        batch = self._stopwatch.batch(module, one.example)
+        return dataclasses.replace(row, seconds=self._stopwatch.seconds(module, one.example), batch=batch)
 
     # -- whole models ---------------------------------------------------------------------------------------------
 
@@ -204,54 +178,17 @@ class Search:
         try:
             with within(self.settings.seconds):
                 return self._whole(chosen)
-        except (_Refused, OutOfTime) as error:
+        except (Refused, OutOfTime) as error:
             self.context.progress(f"{', '.join(chosen)}: {error}")
             return None
 
     def _whole(self, chosen: Names) -> Whole:
         made = {one.name: self.made[one.name][name] for one, name in zip(self.blocks, chosen, strict=True)}
         with exchanged(self.model, self._modules(made)):
-            row = self._whole_row(", ".join(chosen), self.model)
+            row = self._stopwatch.row(", ".join(chosen), self.model)
         key = self._key("whole", str(chosen), str(self.settings.steps), self.settings.judge)
         kept = self.context.recall(key, lambda: dict(zip(("error", "drop"), self._scored(made, key), strict=True)))
         return Whole(chosen, dataclasses.replace(row, error=kept["error"], drop=kept["drop"]))
 
-    def _whole_row(self, name: str, model: nn.Module) -> Row:
-        example = self.context.example
-        batch = self._time(model, tuple(_repeated(x) for x in example)) if self.settings.throughput else None
-        return Row(name, self._time(model, example), float(held(model)), peak(model, example), batch=batch)
-
     def _key(self, *parts: str) -> str:
         return hashlib.sha256("\n".join((self.settings.pattern, *parts)).encode()).hexdigest()
-
-
-class _Refused(ThriftyError):
-    """An alternative that cannot be, and why."""
-
-
-def _repeated(x: Tensor) -> Tensor:
-    """`BATCH` requests of one; a tensor without a dimension of requests stays."""
-    return x.expand(BATCH, *x.shape[1:]).contiguous() if x.ndim and len(x) == 1 else x
-
-
-def signature(module: nn.Module, inputs: tuple[Tensor, ...]) -> str:
-    """A hash of what decides how long a call takes: structure, shapes and types, no values."""
-    tensors = [(name, tuple(x.shape), str(x.dtype)) for name, x in module.state_dict().items()]
-    return hashlib.sha256(repr((str(module), tensors, [(tuple(x.shape), str(x.dtype)) for x in inputs])).encode()).hexdigest()
-
-
-def peak(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Bytes of what the largest layer reads and gives."""
-    highest = [0]
-
-    def heard(_: nn.Module, args: Any, output: Any) -> None:
-        highest[0] = max(highest[0], sum(x.numel() * x.element_size() for x in (*tensors_of(args), *tensors_of(output))))
-
-    handles = [layer.register_forward_hook(heard) for layer in module.modules() if not any(True for _ in layer.children())]
-    try:
-        with torch.no_grad():
-            module.eval()(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return float(highest[0])

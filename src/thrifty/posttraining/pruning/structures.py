@@ -96,22 +96,38 @@ def cutting(model: nn.Module, context: Context, structure: str, criterion: str, 
                            + ", ".join(sorted({role(found, i) for i in fixed})[:6]))
         kept = widths(found, usable, scores, goal)
         cut = {i: ranked(scores[i], n) for i, n in kept.items()}
-        judge = _Judge(model, found, shown)
-        told = judge.settled(cut)
+        verifier = Verifier(model, found, shown)
+        told = verifier.settled(cut)
         if told is not None:
             break
-        faulty = judge.faulty(cut)
+        faulty = verifier.faulty(cut)
         usable -= faulty  # the others lose more
         fixed |= faulty
+    left = _left(model, found, slices(model, found, cut), kinds, fixed, keep)
+    return decided(model, found, cut, told, kinds, left)
+
+
+def decided(model: nn.Module, found: Dependencies, cut: Cut, told: Told, kinds: Collection[Kind],
+            left: Mapping[str, str]) -> Cutting:
+    """All that the smaller model needs of a cut that a `Verifier` settled.
+
+    Args:
+        model: before it is cut.
+        found: its groups.
+        cut: what stays of those that lose channels.
+        told: the numbers to change with it.
+        kinds: of groups that could lose any.
+        left: {layer: why nothing of it leaves}.
+    """
+    kept = {i: len(staying) for i, staying in cut.items()}
     stays = slices(model, found, cut)
-    config = attributes.configured(model, _sizes(found, kept, kinds, usable)) if attributes.configurations(model) else []
-    left = _left(model, found, stays, kinds, fixed, keep)
+    config = attributes.configured(model, _sizes(found, kept, kinds)) if attributes.configurations(model) else []
     return Cutting(stays, rescaled(model, found, stays), told, config, left,
                    (share(found, kept, "parameters"), share(found, kept, "macs")))
 
 
 @final
-class _Judge:
+class Verifier:
     """Nothing is trusted unseen: the smaller model must give what the original gives with the channels' readers zeroed."""
 
     def __init__(self, model: nn.Module, found: Dependencies, example: tuple[Tensor, ...]) -> None:
@@ -149,8 +165,7 @@ class _Judge:
         return set(cut) - accepted.keys() or set(cut)
 
 
-def _sizes(found: Dependencies, kept: Mapping[int, int], kinds: Collection[Kind],
-           usable: Collection[int]) -> dict[str, dict[int, set[int]]]:
+def _sizes(found: Dependencies, kept: Mapping[int, int], kinds: Collection[Kind]) -> dict[str, dict[int, set[int]]]:
     """{kind: {width before: widths after}} of all groups of the kinds that were cut, those that stay included."""
     sizes: dict[str, dict[int, set[int]]] = {}
     for i, group in enumerate(found.groups):

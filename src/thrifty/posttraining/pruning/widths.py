@@ -48,7 +48,7 @@ def widths(found: Dependencies, usable: Collection[int], scores: Sequence[np.nda
         NoEffect: nothing can be removed, or less than the smallest cut is wanted.
         ThriftyError: so much cannot be removed.
     """
-    units = _units(found, usable, goal)
+    units = alike(found, usable, goal.alike)
     options = {u: _options(found, unit, goal.round_to) for u, unit in units.items()}
     steps = sorted((_order(found, units[u], scores, previous, kept, goal), u, k) for u, choices in options.items()
                    for k, (previous, kept) in enumerate(itertools.pairwise(choices), start=1))
@@ -106,11 +106,11 @@ def role(found: Dependencies, i: int) -> str:
     return re.sub(r"\d+", "*", next(iter(found.groups[i].members)).tensor)
 
 
-def _units(found: Dependencies, usable: Collection[int], goal: Goal) -> dict[int, list[int]]:
-    """Groups that keep the same width: of one role and size where the model has a configuration, else each by itself."""
+def alike(found: Dependencies, usable: Collection[int], tied: bool) -> dict[int, list[int]]:
+    """Groups that keep the same width: of one role and size where these are tied, else each by itself."""
     units: dict[object, list[int]] = defaultdict(list)
     for i in sorted(usable):
-        units[(role(found, i), found.groups[i].size) if goal.alike else i].append(i)
+        units[(role(found, i), found.groups[i].size) if tied else i].append(i)
     return dict(enumerate(units.values()))
 
 
