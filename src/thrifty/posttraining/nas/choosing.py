@@ -112,8 +112,9 @@ def _best(table: Table, limits: Sequence[Limit], minimize: str, own: Whole) -> C
 
 
 def within(everything: Sequence[Whole], limits: Sequence[Limit], own: Row, figure: Callable[[Row], float]) -> Whole | None:
-    """Of the measured models that keep to the limits the one of least figure, of equals the quickest; within `TOLERANCE` where
-    none keeps to them; None where none does so either.
+    """The measured model with the least figure that keeps to the limits, the quickest where several are equal.
+
+    Models within `TOLERANCE` of the limits are taken where none keeps to them; None where there is none of these either.
     """
     for tolerance in (0.0, TOLERANCE):
         if kept := [whole for whole in everything if keeps(whole.row, limits, own, tolerance)]:
