@@ -163,11 +163,13 @@ def configured(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def with_settings(context: typer.Context, verbose: bool, quiet: bool, debug: bool, config: Path | None, **given: Any) -> None:
         _ask(verbose, quiet, debug)
-        _tell(context)
+        before = SETTINGS.set(_from_files(context))
         try:
             verb(**given)
         except KeyboardInterrupt:
             raise typer.Exit(told_how_to_go_on(context.info_name)) from None
+        finally:
+            SETTINGS.reset(before)
 
     signature, hints = inspect.signature(verb), get_type_hints(verb, include_extras=True)
     taken = {"context": (typer.Context, inspect.Parameter.empty),
@@ -188,12 +190,13 @@ def _ask(verbose: bool, quiet: bool, debug: bool) -> None:
         warnings.simplefilter("default")
 
 
-def _tell(context: typer.Context) -> None:
-    """Say which settings come from files, which explains what nobody typed."""
+def _from_files(context: typer.Context) -> dict[str, Any] | None:
+    """The settings that come from files; it is said which, as that explains what nobody typed."""
     given = {key: context.params[parameter.name] for parameter in context.command.params for key in _keys(parameter)[:1]
              if getattr(context.get_parameter_source(parameter.name), "name", "") == "DEFAULT_MAP"}
     files = [str(path) for path in context.meta.get(FILE, ())]
-    SETTINGS.set({"files": files, "values": {key: plainly(value) for key, value in given.items()}} if given else None)
-    told = ", ".join(f"{key} {literal(plainly(value))}" for key, value in given.items())
-    if given:
-        hint(f"thrifty: settings from {' and '.join(files)}: {told}")
+    if not given:
+        return None
+    values = {key: plainly(value) for key, value in given.items()}
+    hint(f"thrifty: settings from {' and '.join(files)}: {', '.join(f'{key} {literal(value)}' for key, value in values.items())}")
+    return {"files": files, "values": values}
