@@ -95,7 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines: one a run; what is there is not run again")
     parser.add_argument("--only", choices=WORKLOADS)
-    parser.add_argument("--beside", choices=("nothing", "spinning"), help="those that have the machine alone, or those beside others")
+    parser.add_argument("--beside", choices=("nothing", "spinning"),
+                        help="only the runs that have the machine alone, or only the others")
     parser.add_argument("--table", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
