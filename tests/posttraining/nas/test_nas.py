@@ -212,6 +212,31 @@ def test_blocks_are_found_with_the_form_of_their_calls():
 
 @pytest.mark.parametrize("text", ["prune(ratio=0.5)", "low_rank(ratio=0.3)", "quantize(w8a8)",
                                   "prune(ratio=0.5) | quantize(w8a8)", alternatives.LEFT_OUT])
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)) for _ in range(2)))
+
+    def forward(self, x):
+        return torch.relu(x + self.body(x))
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"net": nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), Residual(), Residual())})
+
+    def forward(self, x):
+        return self.inner["net"](x)
+
+
+def test_a_residual_block_is_one_block_and_a_module_around_the_model_is_none():
+    assert blocks.names(Around().inner["net"]) == ["0", "1", "2"]
+    assert blocks.names(Around()) == ["inner.net.0", "inner.net.1", "inner.net.2"]
+    stages = nn.Sequential(nn.Sequential(Residual(), Residual()), nn.Sequential(Residual()), nn.Linear(4, 2))
+    assert blocks.names(stages) == ["0.0", "0.1", "1.0", "2"]
+
+
 def test_an_alternative_is_built_again_from_what_was_decided(text):
     torch.manual_seed(0)
     model = Body().eval()

@@ -53,7 +53,10 @@ def names(model: nn.Module, pattern: str = "") -> list[str]:
             raise ThriftyError(f"blocks={pattern!r} matches {nested[0][0]} and {nested[0][1]} within it: a block stands in no "
                                "other; make the pattern narrower")
         return found
-    return list(_walked(model, ""))
+    found = list(_walked(model, ""))
+    while len(found) == 1 and (inner := list(_walked(model.get_submodule(found[0]), f"{found[0]}."))):
+        found = inner  # a module around the model
+    return found
 
 
 def _walked(module: nn.Module, prefix: str) -> Iterator[str]:
@@ -67,14 +70,21 @@ def _walked(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    """Whether a container of more than plain layers stands in it, or it is one."""
-    return any(isinstance(inner, CONTAINERS) and any(map(_weighs, inner.children())) for inner in module.modules())
+    """Whether blocks stand in it: in a container whatever has weights and is no plain layer; in a module with code of its own
+    modules with code of their own, one after the other in a container. A residual block of layers, grouped or not, is one block.
+    """
+    if isinstance(module, CONTAINERS):
+        return any((isinstance(child, CONTAINERS) and _weighs(child)) or _is_own(child) for child in module.children())
+    return any(isinstance(inner, CONTAINERS) and any(map(_is_own, inner.children())) for inner in module.modules())
+
+
+def _is_own(child: nn.Module) -> bool:
+    """Whether it has weights, and code that is none of torch's."""
+    return not isinstance(child, CONTAINERS) and not type(child).__module__.startswith("torch.nn") and _weighs(child)
 
 
 def _weighs(child: nn.Module) -> bool:
-    """Whether it has weights, and is more than one of torch's own layers."""
-    own = isinstance(child, CONTAINERS) or not type(child).__module__.startswith("torch.nn")
-    return own and any(True for _ in child.parameters())
+    return any(True for _ in child.parameters())
 
 
 # -- how it is called ---------------------------------------------------------------------------------------------
