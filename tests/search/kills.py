@@ -47,7 +47,7 @@ class Command:
     def run(self) -> Lived:
         """To its end."""
         began, process = time.monotonic(), self.begin()
-        told = process.communicate(timeout=280)[1]
+        told = process.communicate(timeout=550)[1]
         assert process.returncode in (0, 3), told
         return Lived(time.monotonic() - began, process.returncode)
 
@@ -60,7 +60,7 @@ class Command:
                 time.sleep(after)
                 process.send_signal(signal.SIGKILL)
                 break
-        process.communicate(timeout=280)
+        process.communicate(timeout=550)
         return Lived(time.monotonic() - began, None if process.returncode == -signal.SIGKILL else process.returncode)
 
     def left(self) -> dict[str, object]:
@@ -74,6 +74,17 @@ class Command:
         for path in sorted((self.place / "cache" / "checkpoints").glob("*/model.safetensors")):
             found[path.parent.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
+
+    def unlike(self, other: Command) -> list[str]:
+        """What differs from what another command left: nothing may.
+
+        Which trials are scored on test follows from the front, and the front from timings: of these, what both have is compared.
+        """
+        mine, others = self.left(), other.left()
+        scored = [{key for key in found if key.endswith(" test")} for found in (mine, others)]
+        assert bool(scored[0]) == bool(scored[1])
+        one_sided = scored[0] ^ scored[1]
+        return sorted(key for key in (mine.keys() | others.keys()) - one_sided if mine.get(key) != others.get(key))
 
     def spent(self) -> float:
         with Store.open(self.study) as store:
