@@ -15,8 +15,8 @@ HURRIED = {"auto": {"seconds": 2.0},
 """Hyperparameters under which a method that may take minutes takes seconds."""
 STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
 """Laws under which nothing runs."""
-LONG = {"nas": ("replays_from_its_timings", "check_agrees"), "subnets": ("check_agrees",), "ssm": ("check_agrees",),
-        "adamw8bit": ("check_agrees",)}
+LONG = {"nas": ("replays_from_its_timings", "check_agrees"), "auto": ("same_seed_same_result",), "subnets": ("check_agrees",),
+        "ssm": ("check_agrees",), "adamw8bit": ("check_agrees",)}
 """{method: laws that take it half a minute}, left to `make test-all`."""
 CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]
 
