@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -19,15 +20,20 @@ from thrifty.engines.engine import Engine, EngineError  # noqa: E402
 from thrifty.engines.instructions import saturates  # noqa: E402
 from thrifty.errors import in_one_line  # noqa: E402
 
+_CORES: weakref.WeakValueDictionary[int, openvino.Core] = weakref.WeakValueDictionary()
+"""{process: its core, while an engine holds it}."""
 
-@functools.cache
+
 def _core() -> openvino.Core:
-    """The one of this process, which is never freed.
+    """The core that all engines of this process share while there are any.
 
     A core gives the thread that makes it a stack for signals, and frees it with itself. Where two overlap and the first is freed
-    first, the second leaves that freed stack in place, and the next signal ends the process.
+    first, the second leaves that freed stack in place, and the next signal ends the process. One that nobody needs is freed: a
+    process that is forked beside it would wait for its threads, which are not forked.
     """
-    return openvino.Core()
+    if (core := _CORES.get(os.getpid())) is None:
+        core = _CORES[os.getpid()] = openvino.Core()
+    return core
 
 
 @final
@@ -52,7 +58,8 @@ class OpenVinoEngine(Engine):
             "PERF_COUNT": profile,
         }
         try:
-            self.compiled = _core().compile_model(str(path), "CPU", options)
+            self.core = _core()
+            self.compiled = self.core.compile_model(str(path), "CPU", options)
         except Exception as error:  # the runtime raises its own kinds, all of them below Exception
             raise EngineError(f"openvino {openvino.__version__} cannot open {path}: {in_one_line(error)}") from error
         floats = openvino.Type.bf16 if half else openvino.Type.f32

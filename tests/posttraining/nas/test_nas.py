@@ -210,8 +210,6 @@ def test_blocks_are_found_with_the_form_of_their_calls():
     assert len(seen) == 3 and torch.equal(alone.__class__(model.layers[1], layer.form)(*seen[0].args)[0], seen[0].output[0])
 
 
-@pytest.mark.parametrize("text", ["prune(ratio=0.5)", "low_rank(ratio=0.3)", "quantize(w8a8)",
-                                  "prune(ratio=0.5) | quantize(w8a8)", alternatives.LEFT_OUT])
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -237,6 +235,8 @@ def test_a_residual_block_is_one_block_and_a_module_around_the_model_is_none():
     assert blocks.names(stages) == ["0.0", "0.1", "1.0", "2"]
 
 
+@pytest.mark.parametrize("text", ["prune(ratio=0.5)", "low_rank(ratio=0.3)", "quantize(w8a8)",
+                                  "prune(ratio=0.5) | quantize(w8a8)", alternatives.LEFT_OUT])
 def test_an_alternative_is_built_again_from_what_was_decided(text):
     torch.manual_seed(0)
     model = Body().eval()
