@@ -1,4 +1,4 @@
-// The bars a trial must meet, and the best trial that meets them.
+// The constraints that a trial must meet, and the best trial that meets them.
 
 // A slider stops at every value that some trial has, so that each step lets one more trial in; its last stop is "any".
 function stops(key) {

@@ -1,4 +1,4 @@
-// "Best under": as `thrifty.frontier.best` chooses, with more bars. Pure.
+// "Best under": as `thrifty.frontier.best` chooses, with more constraints. Pure.
 
 const MINIMISED = {
   inference: { label: "time of a request", read: (row) => row.relativeTime, speed: true },

@@ -84,7 +84,7 @@ function ablation(row) {
 function qualityText(found) {
   return (
     found &&
-    `${found.value.toFixed(4)} on ${found.split} (reference ${found.baseline.toFixed(4)}), drop ${points(found.drop.value)}` +
+    `${fixed(found.value, 4)} on ${found.split} (reference ${fixed(found.baseline, 4)}), drop ${points(found.drop.value)}` +
       (found.drop.low == null ? "" : ` [${points(found.drop.low)}, ${points(found.drop.high)}]`)
   );
 }

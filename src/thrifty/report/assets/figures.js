@@ -35,7 +35,7 @@ function qualityValue({ quality: found }) {
 }
 
 function points(value) {
-  return IN_POINTS ? `${(100 * value).toFixed(2)} pt` : significant(value, 4);
+  return IN_POINTS ? `${fixed(100 * value, 2)} pt` : significant(value, 4);
 }
 
 // `scale` and `suffix` are the axis's; `unit` is [factor, name] where a figure is typed in.
@@ -55,7 +55,7 @@ const FIGURES = {
     label: "quality",
     title: QUALITY,
     less: Boolean(quality) && !quality.higher_is_better,
-    text: (value) => value.toFixed(4),
+    text: (value) => fixed(value, 4),
     reference: (trials) => median(trials.map((trial) => trial.quality && trial.quality.baseline)),
     read: qualityValue,
   },

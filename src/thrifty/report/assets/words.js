@@ -2,6 +2,12 @@
 
 const NOT_MEASURED = "not measured";
 
+// What rounds to zero has no sign.
+function fixed(value, digits) {
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? (0).toFixed(digits) : text;
+}
+
 function significant(value, digits = 3) {
   const size = Math.abs(value);
   if (value === 0 || size < 1e-3 || size >= 1e6) return String(Number(value.toPrecision(digits)));
