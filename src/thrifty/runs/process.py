@@ -95,9 +95,13 @@ def _trace() -> str:
 
 
 def _end_with_stdin() -> None:
-    """Leave when the parent's end of stdin closes, however it died: nobody is left to tell."""
-    while os.read(0, 4096):  # not sys.stdin: who waits in it holds its lock, for which a process that is forked here (a loader's
-        pass  # worker) would wait without end when it closes it
+    """Leave when the parent's end of stdin closes, however it died: nobody is left to tell.
+
+    It does not read `sys.stdin`: a thread that waits there holds its lock, and a process that is forked meanwhile, such as a
+    loader's worker, would wait for it without end.
+    """
+    while os.read(0, 4096):
+        pass
     leave(1)
 
 
