@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from tests.artifacts.forks import LONGEST
 from tests.artifacts.test_verification import edit, written
 from thrifty.artifacts import artifact
 from thrifty.artifacts.apart import verify_apart
-from thrifty.artifacts.verification import verify
 from thrifty.engines import EngineError, open_engine
 from thrifty.engines.onnx_data import external_files
 from thrifty.recipes.registry import method_class
 
 EACH = 44
 """Damages of each of six engines: 264."""
-LONGEST = 120
+ROOT = Path(__file__).parents[2]
 
 
 def damage(content: bytearray, i: int) -> bytes:
@@ -58,33 +60,21 @@ def damaged(place, copy, i):
     edit(copy, files=manifest["files"] | {path.name: artifact._digest(path)})
 
 
-def opened(copy):
-    """What `verify` finds in a child of this process, and how the child ended."""
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            faulthandler.disable()  # pytest's, which would print every crash
-            signal.alarm(LONGEST)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            found = verify(copy, trust_native_code=True)
-            os.write(writing, json.dumps([vars(check) for check in found.checks]).encode())
-        except BaseException as error:
-            os.write(writing, json.dumps(f"{type(error).__name__}: {error}").encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as told:
-        said = told.read()
-    return json.loads(said) if said else None, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def answered(name, place, tmp_path, which):
+    with subprocess.Popen([sys.executable, "-m", "tests.artifacts.forks", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": ":".join(x for x in sys.path if x)}) as forks:
+        return crashes(name, place, tmp_path, which, forks)
+
+
+def crashes(name, place, tmp_path, which, forks):
+    """How many damages end the process that opens them; every other is answered."""
     crashed = 0
     for i in which:
         copy = tmp_path / str(i)
         damaged(place, copy, i)
         before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-        found, code = opened(copy)
+        print(copy, file=forks.stdin, flush=True)
+        found, code = json.loads(forks.stdout.readline())
         if code:
             crashed += 1
             assert -code != signal.SIGALRM, f"{name} {i} did not end within {LONGEST} s"
