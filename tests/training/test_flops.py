@@ -32,6 +32,22 @@ def test_operators_without_a_formula_are_named():
     assert count_flops(lambda: torch.ones(2, 2) @ torch.ones(2, 2))[1].uncounted == ()
 
 
+@given(st.integers(1, 3), st.integers(1, 3))
+def test_attention_is_the_products_it_is_made_of_however_few_heads_its_keys_have(heads, times):
+    query = torch.randn(2, heads * times, 17, 16, requires_grad=True)
+    key, value = (torch.randn(2, heads, 23, 16, requires_grad=True) for _ in range(2))
+
+    def attend():
+        return nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=times > 1)
+
+    products = 2 * 2 * heads * times * 17 * 23 * 16
+    _, forward = count_flops(attend)
+    assert forward.flops == 2 * products
+    assert not [name for name in forward.uncounted if "attention" in name]
+    _, both = count_flops(lambda: attend().sum().backward())
+    assert both.flops in (6 * products, 7 * products)  # written out, or a kernel that takes the scores again
+
+
 @given(st.integers(1, 3), st.booleans(), st.booleans())
 def test_an_lstm_is_counted_as_its_cells_are(layers, bidirectional, batch_first):
     lstm = nn.LSTM(6, 8, num_layers=layers, bidirectional=bidirectional, batch_first=batch_first)

@@ -325,6 +325,29 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_what_was_spent
     assert caught.value.flops >= whole.flops / 3
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("steps", [6, 3])  # looked at in the next step, or at the end
+def test_on_a_gpu_the_same_step_is_named(steps: int) -> None:
+    with pytest.raises(TrainingFailed, match=f"the loss is nan at step 3 of {steps}; lower the learning rate") as caught:
+        fit(Explodes(), [], data(), CrossEntropy(), settings=Train(steps=steps), batch_size=32, device="cuda")
+    assert caught.value.seconds > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_gpu_tells_the_losses_of_a_cpu(accumulate: int) -> None:
+    def history(device: str) -> list[float]:
+        done = fit(nn.Linear(6, 3), [], data(), CrossEntropy(), batch_size=32, device=device,
+                   settings=Train(steps=7, accumulate=accumulate))
+        assert [step for step, _ in done.history] == [1, 2, 3, 4, 5, 6, 7]
+        return [loss for _, loss in done.history]
+
+    torch.manual_seed(0)
+    first = history("cpu")
+    torch.manual_seed(0)
+    assert history("cuda") == pytest.approx(first, rel=1e-5)
+
+
 def test_inputs_and_weights_that_are_not_finite_are_told_apart() -> None:
     dirty = data()
     dirty.tensors[0][:, 2] = math.inf

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from thrifty.compilers.inprocess import eagerly
 
@@ -35,7 +35,7 @@ class _Names(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
-        counted = packet in flop_registry or packet in _RECURRENT
+        counted = formula(packet) is not None
         if not counted and not func.is_view and packet not in _FREE and func.namespace not in _SENDING:
             self.names.add(str(packet))
         return out
@@ -59,12 +59,30 @@ def _twice(formula: Callable[..., int]) -> Callable[..., int]:
     return lambda *args, **kwargs: 2 * formula(*args, **kwargs)
 
 
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Scores, and the values that they weigh; keys and values may have fewer heads than queries."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _attention_backward(by_out: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Scores again, and the gradients of scores, values, queries and keys."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
+
+
+_KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
 _FORMULAS: Mapping[str, Callable[..., int]] = {
     "mkldnn_rnn_layer": _layer, "mkldnn_rnn_layer_backward": _twice(_layer),
     "_cudnn_rnn": _layers, "_cudnn_rnn_backward": _twice(_layers),
+    **{f"_scaled_dot_product_{kernel}": _attention for kernel in _KERNELS},
+    **{f"_scaled_dot_product_{kernel}_backward": _attention_backward for kernel in _KERNELS},
 }
-_RECURRENT = {getattr(torch.ops.aten, name): formula for name, formula in _FORMULAS.items() if hasattr(torch.ops.aten, name)}
-"""Formulas that torch has none of: recurrent layers as one operator."""
+_OWN = {getattr(torch.ops.aten, name): count for name, count in _FORMULAS.items() if hasattr(torch.ops.aten, name)}
+"""Formulas that torch has none of, or in its older versions not for grouped queries."""
+
+
+def formula(operator: Any) -> Callable[..., int] | None:
+    """The formula of an operator's FLOPs, called with its arguments and ``out_val``; None where there is none."""
+    return shape_wrapper(_OWN[operator]) if operator in _OWN else flop_registry.get(operator)
 
 _FREE = {
     getattr(torch.ops.aten, name)
@@ -96,7 +114,7 @@ def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:
     >>> count.flops
     128.0
     """
-    names, counter = _Names(), FlopCounterMode(display=False, custom_mapping=dict(_RECURRENT))
+    names, counter = _Names(), FlopCounterMode(display=False, custom_mapping=_OWN)
     with eagerly(), counter, names:
         result = call()
     return result, FlopCount(float(counter.get_total_flops()), tuple(sorted(names.names)))

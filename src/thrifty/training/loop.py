@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from thrifty.errors import TrainingFailed
@@ -24,6 +24,7 @@ from thrifty.training.data import Loader
 from thrifty.training.distributed.kept import RanksKeeper
 from thrifty.training.flops import count_flops
 from thrifty.training.packing import PackedLoader
+from thrifty.training.readback import Readback
 from thrifty.training.resume import FileKeeper
 from thrifty.training.setup import Setup
 from thrifty.workloads.quality import length
@@ -157,7 +158,7 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
         told = _Told(**found) if found else _Told(seconds=planned + session.prepared_seconds, flops=session.prepared_flops)
         clock, watch = _Clock(device, told.seconds, told.apart), _Watch(progress, steps, loader, session.step_number)
         due = {round(steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)} if evaluate else set()
-        kept = clock.seconds
+        kept, losses = clock.seconds, _Losses(told.history, watch)
         try:
             for batch, number in zip(loader.batches(session.step_number), range(session.step_number + 1, steps + 1),
                                      strict=False):
@@ -169,17 +170,20 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
                     told.counts[alike] = count.flops
                     told.uncounted |= set(count.uncounted)
                 told.flops += told.counts[alike] * ranks.count  # whose parts of a batch are nearly equal
-                told.history.append((number, float(value)))
-                watch(number, told.history[-1][1])
+                losses.add(number, value)
                 if number in due and evaluate is not None:
                     with clock.paused():
+                        losses.settle()
                         quality = ranks.gather(evaluate(session.evaluated()))[0]  # a sharded model needs all ranks
                         session.model.train()
                     told.evaluations.append((number, clock.seconds, told.flops, quality))
-                if number < steps and keeper.due(clock.seconds - kept >= keep_seconds):
+                if number < steps and keeper.due(clock.passed - kept >= keep_seconds):
+                    losses.settle()
                     kept = told.seconds = clock.seconds
                     told.apart = clock.apart
                     keeper.keep(session, identity, dataclasses.asdict(told))
+            losses.settle()
+            session.require_finite()
             keeper.close()
         except TrainingFailed as error:
             error.seconds, error.flops = clock.seconds, told.flops
@@ -215,6 +219,11 @@ class _Clock:
     def seconds(self) -> float:
         if self.device == "cuda":
             torch.cuda.synchronize()
+        return self.passed
+
+    @property
+    def passed(self) -> float:
+        """The same by the host's clock alone: the device may have work left."""
         return time.perf_counter() - self._began - self.apart
 
     def paused(self) -> _Clock:
@@ -227,6 +236,28 @@ class _Clock:
 
     def __exit__(self, *error: object) -> None:
         self.apart += time.perf_counter() - self._paused
+
+
+@final
+class _Losses:
+    """The losses of all steps; one of a GPU is read when the next step is under way."""
+
+    def __init__(self, history: list[tuple[int, float]], watch: _Watch) -> None:
+        self._history, self._watch = history, watch
+        self._waiting: tuple[int, Readback] | None = None
+
+    def add(self, step: int, value: Tensor) -> None:
+        self.settle()
+        self._waiting = (step, Readback(value))
+        if not value.is_cuda:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read what was not read yet."""
+        if self._waiting is not None:
+            (step, value), self._waiting = self._waiting, None
+            self._history.append((step, float(value.read())))
+            self._watch(*self._history[-1])
 
 
 class _Watch:

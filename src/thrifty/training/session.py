@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
@@ -26,8 +27,9 @@ from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
-from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, trained
+from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, local, trained
 from thrifty.training.flops import count_flops
+from thrifty.training.readback import Readback
 from thrifty.training.schedules import rate
 from thrifty.workloads.workload import Batch, Forward, Loss, call_model
 
@@ -84,6 +86,7 @@ class TrainingSession(Session):
         self.loss_scale = 1.0
         self.products = torch.float32
         self.weight = torch.ones(())
+        self._found: _Found | None = None
         self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
         self._factor = ranks.count if self._parallel.averages else 1
         for method in self.methods:
@@ -174,7 +177,8 @@ class TrainingSession(Session):
         """One optimizer step on one batch; returns the mean loss, detached.
 
         Raises:
-            TrainingFailed: the loss is not finite.
+            TrainingFailed: the loss is not finite. A GPU's is looked at in the next step, `require_finite` or `finish`, so that
+                the device never waits for the host.
         """
         batch = moved(batch, self.device)
         for method in self.methods:
@@ -192,12 +196,25 @@ class TrainingSession(Session):
             self._rates.step()
         return loss
 
+    def require_finite(self) -> None:
+        """Look at the last step's loss, where that was put off.
+
+        Raises:
+            TrainingFailed: the loss is not finite.
+        """
+        found, self._found = self._found, None
+        self._require_finite(found)
+
     def finish(self) -> nn.Module:
         """The model as it leaves training, in eval mode, on the CPU.
 
         Methods finish in the reverse of the order in which they were applied: weights are averaged before their
         structure changes. One that changes structure leaves in ``plans`` the transform that builds it and its plan.
+
+        Raises:
+            TrainingFailed: the last loss is not finite.
         """
+        self.require_finite()
         model = self.model
         for method in reversed(self.methods):
             model = method.finish(self, model)
@@ -223,6 +240,7 @@ class TrainingSession(Session):
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimizer, schedule, methods, counters: with the generators' states, all that the next step depends on."""
+        self.require_finite()
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "schedule": self._rates.state_dict(), "step": self.step_number, "drawn": dict(self._count_drawn),
@@ -307,15 +325,23 @@ class TrainingSession(Session):
                 self._backward(share * self._factor if self._factor > 1 else share)
         summed = self.ranks.sum(told)
         self.weight = summed[1]
-        _, count, bad = summed.tolist()  # read once a step, after the backward passes: the host waits for the device here
-        if bad or not count:  # on every rank where it is so on one of them
-            mean = next((x for x in map(float, means) if not math.isfinite(x)), math.nan)
-            reasons = self.ranks.gather(self._why(batch, mean) if float(told[2]) or not count else "")
-            raise TrainingFailed(next(reason for reason in reasons if reason))
+        found = _Found(self.step_number, batch, means, Readback(torch.cat([summed, told])))
+        if self.device == "cuda":  # a step's numbers are read when the next one is under way: the device never waits for the host
+            found, self._found = self._found, found  # type: ignore[assignment]
+        self._require_finite(found)
         gradients = self._parallel.gradients(self)
         if len(parts) > 1:
-            torch._foreach_mul_(gradients, float(supposed) / count)
+            torch._foreach_mul_([local(x) for x in gradients], (supposed.double() / self.weight).float())
         return (summed[0] / summed[1]).to(means[0].dtype)
+
+    def _require_finite(self, found: _Found | None) -> None:
+        if found is None:
+            return
+        _, count, bad, _, _, own_bad = found.numbers.read().tolist()
+        if bad or not count:  # on every rank where it is so on one of them
+            mean = next((x for x in map(float, found.means) if not math.isfinite(x)), math.nan)
+            reasons = self.ranks.gather(self._why(found, mean, count) if own_bad or not count else "")
+            raise TrainingFailed(next(reason for reason in reasons if reason))
 
     def _backward(self, loss: Tensor) -> None:
         proceed: Callable[[Tensor], None] = torch.Tensor.backward
@@ -334,16 +360,35 @@ class TrainingSession(Session):
             clip([p.grad for p in trained(self) if p.grad is not None], self.settings.clip)
         self.optimizer.step()
 
-    def _why(self, batch: Batch, loss: float) -> str:
-        where = f"the loss is {loss} at step {self.step_number} of {self.steps}"
-        if any(x.is_floating_point() and not torch.isfinite(x).all() for x in batch[0]):
+    def _why(self, found: _Found, loss: float, weight: float) -> str:
+        where = f"the loss is {loss} at step {found.step} of {self.steps}"
+        if any(x.is_floating_point() and not torch.isfinite(x).all() for x in found.batch[0]):
             return f"{where}: the batch's inputs hold NaN or infinity; clean the training data"
-        if float(self.weight) == 0:
+        if weight == 0:
             return f"{where}: the batch has no valid target, so there is no mean; clean the data or enlarge the batch"
-        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        updated = self.device == "cuda"  # with this very loss, before it was looked at
+        bad = [name for name, p in self.model.named_parameters() if not updated and not torch.isfinite(p).all()]
         weights = f", and weights of {bad[0]} are no longer finite" if bad else ""
         rate = self.optimizer.param_groups[0]["lr"]
         return f"{where}{weights}; lower the learning rate (it is {rate:.3g} now), warm up longer, or clip gradients"
+
+
+@final
+@dataclass(frozen=True)
+class _Found:
+    """What a step found, read on the host later.
+
+    Args:
+        step: its number.
+        batch: this rank's part.
+        means: of its micro-batches.
+        numbers: losses, weights and how many parts are not finite: over all ranks, then this rank's.
+    """
+
+    step: int
+    batch: Batch
+    means: list[Tensor]
+    numbers: Readback
 
 
 def _staged(methods: Sequence[TrainingMethod]) -> list[TrainingMethod]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_iter
 
 GRAIN = 512
 """Bytes that torch's allocators round up to."""
+_CAST = torch.ops.aten._to_copy.default
 
 
 @final
@@ -38,19 +39,21 @@ class Event:
 @final
 @dataclass
 class Trace:
-    """A step's events, and which storages are gradients."""
+    """A step's events, and which storages are gradients, or parameters in another precision, as autocast makes them."""
 
     events: list[Event] = field(default_factory=list)
     gradients: set[int] = field(default_factory=set)
+    casts: set[int] = field(default_factory=set)
 
 
 @final
 class Watch(TorchDispatchMode):
     """Notes storages that operators make, and when they go."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.trace = Trace()
+        self._parameters = {x.untyped_storage().data_ptr() for x in parameters}
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._count = 0
 
@@ -60,6 +63,8 @@ class Watch(TorchDispatchMode):
         for x in tree_iter(out):
             if isinstance(x, Tensor) and id(storage := x.untyped_storage()) not in before and storage not in self._known:
                 self._note(storage)
+                if func is _CAST and args[0].untyped_storage().data_ptr() in self._parameters:
+                    self.trace.casts.add(self._count)
         return out
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -83,7 +88,7 @@ def traced(model: nn.Module, groups: list[list[nn.Parameter]], modules: list[nn.
         modules: where each group is entered, in the same order.
         step: forward and backward pass and the optimizer's step, on one process; gradients are there after it.
     """
-    watch = Watch()
+    watch = Watch(model.parameters())
     handles = list(_hooks(watch.trace, groups, modules))
     try:
         with watch:

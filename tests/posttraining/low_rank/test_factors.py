@@ -130,7 +130,8 @@ def test_tucker_is_as_good_as_tensorlys(m: int, n: int, kernel: tuple[int, int],
     (core, (outputs, inputs)), _ = partial_tucker(weight.numpy(), rank=[b, a], modes=[0, 1], n_iter_max=100, tol=1e-10)
     theirs = np.einsum("bahw,mb,na->mnhw", core, outputs, inputs)
     ours = back(Tucker(weight, plain(n)).factors((a, b))).numpy()
-    assert np.linalg.norm(weight.numpy() - ours) <= np.linalg.norm(weight.numpy() - theirs) * 1.005
+    rounding = 1e-13 * np.linalg.norm(weight.numpy())  # all that whole ranks leave
+    assert np.linalg.norm(weight.numpy() - ours) <= np.linalg.norm(weight.numpy() - theirs) * 1.005 + rounding
     if (a, b) == (n, m):
         np.testing.assert_allclose(ours, weight, atol=1e-10)
 

@@ -121,6 +121,22 @@ def test_a_step_is_played_again_as_a_stage_has_it() -> None:
     assert peak(trace, groups, "zero3", 2, 8.0, gathered=2)[1] == 90 + 160 + 90 + 3000 + 40 + 40 + 20
 
 
+def test_what_autocast_makes_of_weights_is_no_ranks_that_gathers_few_bits() -> None:
+    events = [Event("enter", 0, 0), Event("bytes", 50, key=1), Event("bytes", 300, key=2), Event("gradient", 20, 0)]
+    step = Trace(events, {2}, {1})
+    assert peak(step, [Group(20, 0)], "ddp", 2, 8.0)[1] == 80 + 160 + 80 + 50
+    assert peak(step, [Group(20, 0)], "zero2", 2, 8.0)[1] == 40 + 80 + 80 + 50 + 80 + 80 + 40
+    assert peak(step, [Group(20, 0)], "zero2", 2, 8.0, gathered=2)[1] == 40 + 80 + 40 + 80 + 80 + 40
+    layer, x = nn.Linear(64, 64, bias=False), torch.randn(8, 64)
+
+    def forward() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x).float().sum().backward()
+
+    trace = traced(layer, [list(layer.parameters())], [layer], forward)
+    assert [event.amount for event in trace.events if event.key in trace.casts and event.amount > 0] == [2 * 64 * 64]
+
+
 def test_a_step_that_is_watched_gives_back_what_it_took() -> None:
     session, batch = session_of(Alone(), "", (16, 3, 4), 0)
     session.step(batch)

@@ -60,8 +60,9 @@ def peak(trace: Trace, groups: Sequence[Group], stage: str, ranks: int, state: f
     passing, own, whole, most = 0.0, 0.0, [0.0] * len(groups), 0.0
     there: list[int] = []  # groups that are gathered, the oldest first
     left = [group.trained for group in groups]
-    for event in trace.events:
-        if event.kind == "bytes" and (event.key not in trace.gradients or stage == "" or ranks == 1):
+    elsewhere = set() if stage == "" or ranks == 1 else trace.gradients | (trace.casts if sharded and gathered < 4 else set())
+    for event in trace.events:  # gradients stand in buckets or groups, and what is gathered in few bits is cast no more
+        if event.kind == "bytes" and event.key not in elsewhere:
             passing += event.amount
         elif event.kind == "enter" and sharded:
             if event.group not in there:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from thrifty.compilers.inprocess import eagerly
 from thrifty.recipes.card import Card
@@ -17,6 +16,7 @@ from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
 from thrifty.recipes.training_method import Stage, TrainingMethod
 from thrifty.training.distributed.parallel import all_finite
+from thrifty.training.flops import formula
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -161,9 +161,9 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            flops = float(formula(*args, **kwargs, out_val=out))
+        count = formula(func._overloadpacket)
+        if count is not None:
+            flops = float(count(*args, **kwargs, out_val=out))
             first = next((x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
             self.all += flops
             self.low += flops if first is not None and first.dtype == self.dtype else 0.0
