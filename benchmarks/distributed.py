@@ -6,7 +6,7 @@
 
 Two shapes of GPT-2 with an untied head (163 million and 1.42 billion parameters), rows of 1,024 random tokens, bf16 products
 (autocast, or FSDP2's own policy with float32 reduction), blocks compiled one by one, fused AdamW. Of a pair both trainings are
-built, then timed in turns A B B A A B B A; figures are tokens a second of all GPUs, medians of four turns. "+loss" is the head and
+built, then timed in turns A B B A A B B A; figures are tokens a second of all GPUs, medians of 4 turns. "+loss" is the head and
 the loss in one operation, "+loss8" with its products in 8 bits.
 """
 
