@@ -7,7 +7,7 @@
 Two shapes of GPT-2 with an untied head (163 million and 1.42 billion parameters), rows of 1,024 random tokens, bf16 products
 (autocast, or FSDP2's own policy with float32 reduction), blocks compiled one by one, fused AdamW. Of a pair both trainings are
 built, then timed in turns A B B A A B B A; figures are tokens a second of all GPUs, medians of 4 turns. "+loss" is the head and
-the loss in one operation, "+loss8" with its products in 8 bits.
+the loss in one operation, "+loss8" with its products in 8 bits; "fp8" is the method of that name on the blocks' layers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from thrifty import AdamW, Bf16, CrossEntropy, Loss, Train
+from thrifty import AdamW, Bf16, CrossEntropy, Fp8, Loss, Train
 from thrifty.kernels.linear_loss import linear_cross_entropy
 from thrifty.recipes.ranks import Alone
 from thrifty.recipes.registry import method_class
@@ -160,7 +160,8 @@ class Bench:
 
     def ours(self, shape: Shape, text: str) -> tuple[Step, nn.Module, torch.optim.Optimizer]:
         name, _, fused = text.removesuffix(" one").partition("+")
-        session = self.session(shape, name, [Bf16()], one=text.endswith(" one"), fused=fused,
+        precision = Fp8() if name.endswith(" fp8") else Bf16()
+        session = self.session(shape, name.removesuffix(" fp8"), [precision], one=text.endswith(" one"), fused=fused,
                                settings=Train(compiled=True, clip=None, schedule="constant", warmup=0.0))
         ids, target = self.batch(shape)
         return lambda: session.step(((ids,), target)), session.model, session.optimizer
@@ -275,7 +276,7 @@ PAIRS = (
     ("plain", "one", "alone", "zero3:auto one"),
     ("plain", "ddp", "ddp", "ddp+loss", "ddp+loss8"),
     ("plain", "fsdp", "zero3:always"),
-    ("plain", "fsdp-kept", "zero3:never", "zero2", "zero2+loss8"),
+    ("plain", "fsdp-kept", "zero3:never", "zero2", "zero2+loss8", "zero2 fp8+loss8"),
 )
 
 
