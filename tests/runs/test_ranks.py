@@ -63,10 +63,10 @@ def test_ranks_are_started_and_their_model_is_the_runs(tmp_path: Path) -> None:
 
 
 def rank_processes() -> list[psutil.Process]:
-    """Processes of ranks below this one, the youngest last."""
+    """Processes of ranks below this one, the youngest last: those that a job's process started, be it forked or not."""
     children = [child for child in psutil.Process().children(recursive=True)
-                if "thrifty.runs.process" in " ".join(child.cmdline())]
-    return sorted(children[1:], key=lambda child: child.create_time())
+                if "thrifty.runs.process" in " ".join(child.cmdline()) and child.ppid() != os.getpid()]
+    return sorted(children, key=lambda child: child.create_time())
 
 
 def killer(after: int, victim: int) -> tuple[list[Event], Callable[[Event], None]]:
