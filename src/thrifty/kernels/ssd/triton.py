@@ -256,7 +256,7 @@ def forward_for(x: Tensor, B: Tensor, sequences: int) -> Scan | Walk:
     longer. It was run there in bfloat16, with heads of 64 and states of 128.
     """
     batch, length, heads, width = x.shape
-    many = 2**19 <= batch * length * heads and batch * length < 2**20  # a grid has 65,535 chunks at most
+    many = batch * length * heads >= 2**19 and batch * length < 2**20  # a grid has 65,535 chunks at most
     if x.dtype != torch.bfloat16 or (width, B.shape[3]) != (64, 128) or not many:
         return scan_for(x, sequences)
     # Two programs fit on a multiprocessor; a large GPU has 132.
