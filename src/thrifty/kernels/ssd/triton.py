@@ -1,4 +1,4 @@
-"""The state-space dual on a GPU: one launch forward, with the state in registers; backward, what a chunk's states say of it.
+"""The state-space dual on a GPU: walks with the state in registers; backward, what a chunk's states say of it.
 
 Running sums of dt A are in powers of two: `exp2` is what the hardware has. Sums are float32; products are bfloat16 where x is,
 tf32 for float16 (as many digits, and no overflow of states), and float32 where x is.
@@ -16,21 +16,7 @@ from torch import Tensor
 
 from thrifty.kernels.ssd.cpu import Gradients
 from thrifty.kernels.ssd.layout import Layout, of_rows, of_sequences
-
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _dot(a, b, KIND: tl.constexpr, DIGITS: tl.constexpr):
-    return tl.dot(a.to(KIND), b.to(KIND), input_precision=DIGITS, out_dtype=tl.float32)
-
-
-@triton.jit
-def _tile(base, at, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """[tokens, BLOCK] of rows of WIDTH numbers, 0 outside."""
-    column = tl.arange(0, BLOCK)
-    mask = inside[:, None] if WIDTH == BLOCK else inside[:, None] & (column < WIDTH)[None, :]
-    return tl.load(base + at.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0.0)
+from thrifty.kernels.ssd.walk import LOG2E, dot, prepare, tile, walk
 
 
 @triton.jit(do_not_specialize=["span"])
@@ -80,24 +66,24 @@ def scan(x, dt, A, B, C, D, initial, y, final, states, spans, falls, sequences, 
         times = tl.load(dt + at.to(tl.int64) * HEADS + head, mask=inside, other=0.0).to(tl.float32)
         total = tl.cumsum(times * decay, 0)
         fall = tl.sum(times * decay, 0)
-        tile = tl.load(x + at.to(tl.int64)[:, None] * x_row + (head * P + p)[None, :],
+        values = tl.load(x + at.to(tl.int64)[:, None] * x_row + (head * P + p)[None, :],
                        mask=inside[:, None] & (p < P)[None, :], other=0.0)
-        b = _tile(B + group * N, at, b_row, inside, N, BLOCK_N)
+        b = tile(B + group * N, at, b_row, inside, N, BLOCK_N)
         if states is not None:
             place = states + ((chunk + slot * (span // Q) + i) * HEADS + head) * P * N
             tl.store(place + inner, state.to(states.dtype.element_ty), mask=square)
         if OUTPUT:
-            c = _tile(C + group * N, at, c_row, inside, N, BLOCK_N)
+            c = tile(C + group * N, at, c_row, inside, N, BLOCK_N)
             between = tl.minimum(total[:, None] - total[None, :], 0.0)
             below = (q[:, None] >= q[None, :]) & inside[:, None]
-            scores = _dot(c, tl.trans(b), KIND, DIGITS) * tl.where(below, tl.exp2(between), 0.0) * times[None, :]
-            found = _dot(c, state, KIND, DIGITS) * tl.exp2(total)[:, None]
-            found += _dot(scores, tile, KIND, DIGITS) + skip * tile.to(tl.float32)
+            scores = dot(c, tl.trans(b), KIND, DIGITS) * tl.where(below, tl.exp2(between), 0.0) * times[None, :]
+            found = dot(c, state, KIND, DIGITS) * tl.exp2(total)[:, None]
+            found += dot(scores, values, KIND, DIGITS) + skip * values.to(tl.float32)
             tl.store(y + (at.to(tl.int64)[:, None] * HEADS + head) * P + p[None, :], found.to(y.dtype.element_ty),
                      mask=inside[:, None] & (p < P)[None, :])
         weight = tl.exp2(total) if REVERSE else tl.exp2(fall - total) * times
         weight = tl.where(inside, weight, 0.0)
-        state = state * tl.exp2(fall) + _dot(tl.trans(b), tile.to(tl.float32) * weight[:, None], KIND, DIGITS)
+        state = state * tl.exp2(fall) + dot(tl.trans(b), values.to(tl.float32) * weight[:, None], KIND, DIGITS)
         fallen += fall
     if SUMMARY:
         row = (sequence * SPANS + part).to(tl.int64) * HEADS + head
@@ -124,23 +110,23 @@ def inputs(dy, x, dt, A, B, C, D, states, dstates, dx, ddt, dA, dD, chunks, dy_r
     times = tl.load(dt + at.to(tl.int64) * HEADS + head, mask=inside, other=0.0).to(tl.float32)
     total = tl.cumsum(times * decay * LOG2E, 0)
     fall = tl.sum(times * decay * LOG2E, 0)
-    tile = _tile(x + head * P, at, x_row, inside, P, BLOCK_P)
-    given = _tile(dy + head * P, at, dy_row, inside, P, BLOCK_P)
-    b = _tile(B + group * N, at, b_row, inside, N, BLOCK_N)
-    c = _tile(C + group * N, at, c_row, inside, N, BLOCK_N)
+    values = tile(x + head * P, at, x_row, inside, P, BLOCK_P)
+    given = tile(dy + head * P, at, dy_row, inside, P, BLOCK_P)
+    b = tile(B + group * N, at, b_row, inside, N, BLOCK_N)
+    c = tile(C + group * N, at, c_row, inside, N, BLOCK_N)
     place = (chunk * HEADS + head) * P * N + n[:, None] * P + p[None, :]
     square = (n < N)[:, None] & (p < tl.where(first < last, P, 0))[None, :]
     h = tl.load(states + place, mask=square, other=0.0)
     dh = tl.load(dstates + place, mask=square, other=0.0)
 
     below = (q[:, None] >= q[None, :]) & inside[:, None]
-    scores = _dot(c, tl.trans(b), KIND, DIGITS)
+    scores = dot(c, tl.trans(b), KIND, DIGITS)
     scores *= tl.where(below, tl.exp2(tl.minimum(total[:, None] - total[None, :], 0.0)), 0.0)
-    wide = tile.to(tl.float32)
-    reached = _dot(b, dh, KIND, DIGITS) * tl.where(inside, tl.exp2(fall - total), 0.0)[:, None]
-    du = _dot(tl.trans(scores), given, KIND, DIGITS) + reached
-    product = _dot(given, tl.trans(tile), KIND, DIGITS) * scores * times[None, :]
-    read = tl.sum(_dot(c, h, KIND, DIGITS) * given.to(tl.float32), 1) * tl.exp2(total)
+    wide = values.to(tl.float32)
+    reached = dot(b, dh, KIND, DIGITS) * tl.where(inside, tl.exp2(fall - total), 0.0)[:, None]
+    du = dot(tl.trans(scores), given, KIND, DIGITS) + reached
+    product = dot(given, tl.trans(values), KIND, DIGITS) * scores * times[None, :]
+    read = tl.sum(dot(c, h, KIND, DIGITS) * given.to(tl.float32), 1) * tl.exp2(total)
     wrote = tl.sum(wide * reached, 1) * times
     dtotal = tl.sum(product, 1) - tl.sum(product, 0) + read - wrote
     kept = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0) * tl.exp2(fall)
@@ -184,20 +170,20 @@ def projections(dy, x, dt, A, B, C, states, dstates, dB, dC, chunks, dy_row, x_r
             times = tl.load(dt + at.to(tl.int64) * HEADS + head, mask=inside, other=0.0).to(tl.float32)
             total = tl.cumsum(times * decay, 0)
             fall = tl.sum(times * decay, 0)
-            tile = _tile(x + head * P, at, x_row, inside, P, BLOCK_P)
-            given = _tile(dy + head * P, at, dy_row, inside, P, BLOCK_P)
+            values = tile(x + head * P, at, x_row, inside, P, BLOCK_P)
+            given = tile(dy + head * P, at, dy_row, inside, P, BLOCK_P)
             place = (chunk * HEADS + head) * P * N + n[:, None] * P + p[None, :]
             h = tl.load(states + place, mask=square, other=0.0)
             dh = tl.load(dstates + place, mask=square, other=0.0)
             between = tl.minimum(total[:, None] - total[None, :], 0.0)
-            sums += (_dot(given, tl.trans(tile), KIND, DIGITS) * tl.where(below, tl.exp2(between), 0.0) * times[None, :])
+            sums += (dot(given, tl.trans(values), KIND, DIGITS) * tl.where(below, tl.exp2(between), 0.0) * times[None, :])
             weight = tl.where(inside, tl.exp2(fall - total) * times, 0.0)
-            by_c += _dot(given.to(tl.float32) * tl.exp2(total)[:, None], tl.trans(h), KIND, DIGITS)
-            by_b += _dot(tile.to(tl.float32) * weight[:, None], tl.trans(dh), KIND, DIGITS)
-        b = _tile(B + group * N, at, b_row, inside, N, BLOCK_N)
-        c = _tile(C + group * N, at, c_row, inside, N, BLOCK_N)
-        by_c += _dot(sums, b, KIND, DIGITS)
-        by_b += _dot(tl.trans(sums), c, KIND, DIGITS)
+            by_c += dot(given.to(tl.float32) * tl.exp2(total)[:, None], tl.trans(h), KIND, DIGITS)
+            by_b += dot(values.to(tl.float32) * weight[:, None], tl.trans(dh), KIND, DIGITS)
+        b = tile(B + group * N, at, b_row, inside, N, BLOCK_N)
+        c = tile(C + group * N, at, c_row, inside, N, BLOCK_N)
+        by_c += dot(sums, b, KIND, DIGITS)
+        by_b += dot(tl.trans(sums), c, KIND, DIGITS)
         row = (split * tokens.to(tl.int64) + at.to(tl.int64)) * groups + group
         mask = inside[:, None] & (n < N)[None, :]
         tl.store(dB + row[:, None] * N + n[None, :], by_b.to(dB.dtype.element_ty), mask=mask)
@@ -228,6 +214,27 @@ class Scan:
 
 @final
 @dataclass(frozen=True)
+class Walk:
+    """How `walk` is shared out.
+
+    Args:
+        chunk: tokens at once.
+        block_p: of a head's width, a program's share.
+        warps, stages: of a program, and chunks whose reads are under way.
+        spans: parts of a sequence that run side by side.
+        ratio: pieces in which each part but the last is summed up before; 1 or more.
+    """
+
+    chunk: int
+    block_p: int
+    warps: int
+    stages: int
+    spans: int
+    ratio: int
+
+
+@final
+@dataclass(frozen=True)
 class Gradient:
     """How the backward pass is shared out: chunk, and (warps, stages) of its states, `inputs`' warps, and `projections`'.
 
@@ -240,6 +247,21 @@ class Gradient:
     warps: int
     projection: tuple[int, int]
     splits: int
+
+
+def forward_for(x: Tensor, B: Tensor, sequences: int) -> Scan | Walk:
+    """The one to use where none is named.
+
+    `walk` is three launches, which take the host of an H200 about 0.15 ms, so it is for the many tokens whose work takes
+    longer. It was run there in bfloat16, with heads of 64 and states of 128.
+    """
+    batch, length, heads, width = x.shape
+    many = batch * length * heads >= 2**19 and batch * length < 2**20  # a grid has 65,535 chunks at most
+    if x.dtype != torch.bfloat16 or (width, B.shape[3]) != (64, 128) or not many:
+        return scan_for(x, sequences)
+    # Two programs fit on a multiprocessor; a large GPU has 132.
+    spans = max(1, min(256 // max(1, sequences * heads), length // 1024, 8))
+    return Walk(32, 64, 4, 3, spans, 3)
 
 
 def scan_for(x: Tensor, sequences: int) -> Scan:
@@ -314,14 +336,48 @@ def _scan(how: Scan, layout: Layout, x: Tensor, dt: Tensor, A: Tensor, B: Tensor
                OUTPUT=y is not None, SUMMARY=False, **fixed)
 
 
+def _walk(how: Walk, layout: Layout, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+          initial: Tensor | None, y: Tensor, final: Tensor) -> None:
+    """`prepare`, then `walk`, after one that sums up parts where there are several."""
+    heads, width, groups, size = *x.shape[2:], *B.shape[2:]
+    chunks, count = len(layout.chunks), len(layout.sequences)
+    (x, x_row), (B, b_row), (C, c_row) = _rows(x), _rows(B), _rows(C)
+    totals, times = (torch.empty(chunks, heads, how.chunk, dtype=torch.float32, device=x.device) for _ in range(2))
+    kept = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    near = torch.empty(chunks, groups, how.chunk, how.chunk, dtype=kept, device=x.device)
+    blocks, kinds = _blocks(x, B), _kinds(x)
+    some = 32
+    if chunks:
+        prepare[(triton.cdiv(heads, some) + groups, chunks)](
+            dt, A, B, C, totals, times, near, layout.chunks, b_row, c_row, **{k: v for k, v in blocks.items() if k != "P"},
+            **kinds, Q=how.chunk, SOME=some, num_warps=4)
+    pieces = (how.spans - 1) * how.ratio
+    span = triton.cdiv(triton.cdiv(layout.longest, how.chunk), how.spans * how.ratio) * how.chunk
+    fixed = {**blocks, **kinds, "SPANS": how.spans, "RATIO": how.ratio, "Q": how.chunk, "BLOCK_P": how.block_p,
+             "STAGES": how.stages, "num_warps": how.warps}
+    columns = heads * triton.cdiv(width, how.block_p)
+    sums = falls = None
+    if pieces:
+        sums = torch.empty(count, pieces, heads, width, size, dtype=torch.float32, device=x.device)
+        falls = torch.empty(count, pieces, heads, dtype=torch.float32, device=x.device)
+        walk[(columns, count * pieces)](x, totals, times, B, None, None, None, None, None, None, sums, falls, layout.sequences,
+                                        x_row, b_row, c_row, span, SUMMARY=True, **fixed)
+    walk[(columns, count * how.spans)](x, totals, times, B, C, D, near, initial, y, final, sums, falls, layout.sequences, x_row,
+                                       b_row, c_row, span * how.ratio, SUMMARY=False, **fixed)
+
+
 def forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, initial: Tensor | None,
-            offsets: Tensor | None, how: Scan | None = None) -> tuple[Tensor, Tensor]:
+            offsets: Tensor | None, how: Scan | Walk | None = None) -> tuple[Tensor, Tensor]:
     """As `naive.ssd`, of any precision but float64."""
     count = x.shape[0] if offsets is None else len(offsets) - 1
-    how = how or scan_for(x, count)
+    how = how or forward_for(x, B, count)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final = torch.empty(count, *x.shape[2:], B.shape[3], dtype=dt.dtype, device=x.device)
-    _scan(how, _layout(x, offsets, how.chunk), x, dt.contiguous(), A, B, C, D, _whole(initial), y, final, None, False)
+    layout, dt, initial = _layout(x, offsets, how.chunk), dt.contiguous(), _whole(initial)
+    if isinstance(how, Walk):
+        _walk(how, layout, x, dt, A, B, C, D, initial, y, final)
+    else:
+        _scan(how, layout, x, dt, A, B, C, D, initial, y, final, None, False)
     return y, final
 
 
