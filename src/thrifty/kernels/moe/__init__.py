@@ -17,17 +17,12 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def fits(x: Tensor) -> bool:
-    """Whether kernels of our own take such tokens: 16 bits, on a GPU with Triton, of compute capability 8.0 or more.
+    """Whether kernels of our own are for such tokens: 16 bits on a GPU.
 
     >>> fits(torch.zeros(1, 16, dtype=torch.bfloat16))
     False
     """
-    return x.is_cuda and x.dtype in HALVES and _here(x.device)
-
-
-@functools.cache
-def _here(device: torch.device) -> bool:
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return x.is_cuda and x.dtype in HALVES
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, order: Tensor, ends: Tensor) -> Tensor:
@@ -77,8 +72,13 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, order: Tensor
     return y
 
 
+@functools.cache
+def _here(device: torch.device) -> bool:
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _implementation(x: Tensor) -> Any:
-    if fits(x):
+    if fits(x) and _here(x.device):
         from thrifty.kernels.moe import triton  # Triton comes with torch for CUDA alone
 
         return triton

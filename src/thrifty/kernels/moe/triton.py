@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit(do_not_specialize=["limit"])
@@ -51,6 +52,14 @@ def _inputs(place, k, inputs, EVEN: tl.constexpr):
 
 
 @triton.jit
+def _block(weight, expert, k, n, TURNED: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """[K, N] of an expert's matrix by the copy engine, from [columns, inputs] where TURNED, else from [inputs, columns]."""
+    if TURNED:
+        return weight.load([expert.to(tl.int32), n, k]).reshape(N, K).T
+    return weight.load([expert.to(tl.int32), k, n]).reshape(K, N)
+
+
+@triton.jit
 def _matrix(place, k, inputs, column, columns, EVEN: tl.constexpr, WHOLE: tl.constexpr):
     """[K, N] of a matrix, 0 outside; EVEN: the blocks end where the inputs do, WHOLE: where the columns do."""
     if EVEN and WHOLE:
@@ -63,7 +72,8 @@ def _matrix(place, k, inputs, column, columns, EVEN: tl.constexpr, WHOLE: tl.con
 @triton.jit(do_not_specialize=["limit"])
 def _enter(x, weight, order, table, gates, activated, limit, width, hidden, x_row, w_expert, w_row, w_column,
            TOP: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-           K: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr):
+           K: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr,
+           BULK: tl.constexpr, TURNED: tl.constexpr):
     """silu(gate) * up of rows of tokens, and what enters the gates where KEEP."""
     tile, block = _place(tl.program_id(0), limit, tl.cdiv(hidden, N), BAND)
     expert = tl.load(table + tile).to(tl.int64)
@@ -76,17 +86,22 @@ def _enter(x, weight, order, table, gates, activated, limit, width, hidden, x_ro
     column = block * N + tl.arange(0, N)
     rows = x + token.to(tl.int64)[:, None] * x_row + k[None, :]
     up_at = hidden.to(tl.int64) * w_row
-    matrix = weight + expert * w_expert + column.to(tl.int64)[None, :] * w_row + k[:, None] * w_column
+    if not BULK:
+        matrix = weight + expert * w_expert + column.to(tl.int64)[None, :] * w_row + k.to(tl.int64)[:, None] * w_column
     gate = tl.zeros((M, N), tl.float32)
     up = tl.zeros((M, N), tl.float32)
     for i in tl.range(0, width, K, num_stages=STAGES):
         a = _inputs(rows, i + k[None, :], width, EVEN)
-        gate = tl.dot(a, _matrix(matrix, i + k[:, None], width, column[None, :], hidden, EVEN, WHOLE), gate,
-                      input_precision="ieee")
-        up = tl.dot(a, _matrix(matrix + up_at, i + k[:, None], width, column[None, :], hidden, EVEN, WHOLE), up,
-                    input_precision="ieee")
+        if BULK:
+            gate = tl.dot(a, _block(weight, expert, i, block * N, TURNED, N, K), gate)
+            up = tl.dot(a, _block(weight, expert, i, hidden + block * N, TURNED, N, K), up)
+        else:
+            gate = tl.dot(a, _matrix(matrix, i + k[:, None], width, column[None, :], hidden, EVEN, WHOLE), gate,
+                          input_precision="ieee")
+            up = tl.dot(a, _matrix(matrix + up_at, i + k[:, None], width, column[None, :], hidden, EVEN, WHOLE), up,
+                        input_precision="ieee")
+            matrix += K * w_column
         rows += K
-        matrix += K * w_column
     there = (row < end)[:, None] & (column < hidden)[None, :]
     at = row.to(tl.int64)[:, None] * hidden + column[None, :]
     tl.store(activated + at, (gate * tl.sigmoid(gate) * up).to(activated.dtype.element_ty), mask=there)
@@ -99,7 +114,7 @@ def _enter(x, weight, order, table, gates, activated, limit, width, hidden, x_ro
 @triton.jit(do_not_specialize=["limit"])
 def _leave(rows, weight, order, table, weights, y, limit, inputs, columns, w_expert, w_input, w_column,
            EVEN: tl.constexpr, WHOLE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr,
-           STAGES: tl.constexpr):
+           STAGES: tl.constexpr, BULK: tl.constexpr, TURNED: tl.constexpr):
     """Rows by their experts' matrices, times their weights where given, each stored where its choice stands."""
     tile, block = _place(tl.program_id(0), limit, tl.cdiv(columns, N), BAND)
     expert = tl.load(table + tile).to(tl.int64)
@@ -110,15 +125,20 @@ def _leave(rows, weight, order, table, weights, y, limit, inputs, columns, w_exp
     choice = tl.load(order + tl.minimum(row, end - 1)).to(tl.int64)
     k = tl.arange(0, K)
     column = block * N + tl.arange(0, N)
-    place = rows + tl.minimum(row, end - 1).to(tl.int64)[:, None] * inputs + k[None, :]
-    matrix = weight + expert * w_expert + column.to(tl.int64)[None, :] * w_column + k.to(tl.int64)[:, None] * w_input
+    first = tl.load(table + limit + tile)
+    if not BULK:
+        place = rows + tl.minimum(row, end - 1).to(tl.int64)[:, None] * inputs + k[None, :]
+        matrix = weight + expert * w_expert + column.to(tl.int64)[None, :] * w_column + k.to(tl.int64)[:, None] * w_input
     total = tl.zeros((M, N), tl.float32)
     for i in tl.range(0, inputs, K, num_stages=STAGES):
-        total = tl.dot(_inputs(place, i + k[None, :], inputs, EVEN),
-                       _matrix(matrix, i + k[:, None], inputs, column[None, :], columns, EVEN, WHOLE), total,
-                       input_precision="ieee")
-        place += K
-        matrix += K * w_input
+        if BULK:  # rows past the expert's are another's, and are not stored
+            total = tl.dot(rows.load([first, i]), _block(weight, expert, i, block * N, TURNED, N, K), total)
+        else:
+            total = tl.dot(_inputs(place, i + k[None, :], inputs, EVEN),
+                           _matrix(matrix, i + k[:, None], inputs, column[None, :], columns, EVEN, WHOLE), total,
+                           input_precision="ieee")
+            place += K
+            matrix += K * w_input
     if weights is not None:
         total *= tl.load(weights + choice).to(tl.float32)[:, None]
     tl.store(y + choice[:, None] * columns + column[None, :], total.to(y.dtype.element_ty),
@@ -136,54 +156,72 @@ def _gather(parts, y, width, TOP: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(y + token * width + column, total.to(y.dtype.element_ty), mask=column < width)
 
 
-@triton.jit(do_not_specialize=["limit", "choices"])
-def _reenter(dy, weight, order, table, weights, gates, by_gates, weighted, shares, limit, choices, width, hidden, dy_row,
-             w_expert, w_row, w_column, TOP: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr, M: tl.constexpr,
-             N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr):
-    """From dy to what enters the gates: their gradient, the hidden units times the weight, a block's share of the weight's."""
+@triton.jit(do_not_specialize=["limit"])
+def _reenter(dy, weight, order, table, by_hidden, limit, width, hidden, dy_row, w_expert, w_row, w_column, TOP: tl.constexpr,
+            EVEN: tl.constexpr, WHOLE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr,
+            STAGES: tl.constexpr, BULK: tl.constexpr, TURNED: tl.constexpr):
+    """From dy to the gradient of hidden units, but for the weights of choices."""
     tile, block = _place(tl.program_id(0), limit, tl.cdiv(hidden, N), BAND)
     expert = tl.load(table + tile).to(tl.int64)
     if expert < 0:
         return
     end = tl.load(table + 2 * limit + tile)
-    row = tl.load(table + limit + tile) + tl.arange(0, M)
-    choice = tl.load(order + tl.minimum(row, end - 1)).to(tl.int64)
+    first = tl.load(table + limit + tile)
+    row = first + tl.arange(0, M)
+    token = tl.load(order + tl.minimum(row, end - 1)).to(tl.int64) // TOP
     k = tl.arange(0, K)
     column = block * N + tl.arange(0, N)
-    place = dy + (choice // TOP)[:, None] * dy_row + k[None, :]
-    matrix = weight + expert * w_expert + column.to(tl.int64)[None, :] * w_column + k.to(tl.int64)[:, None] * w_row
-    by_hidden = tl.zeros((M, N), tl.float32)
+    place = dy + token[:, None] * dy_row + k[None, :]
+    if not BULK:
+        matrix = weight + expert * w_expert + column.to(tl.int64)[None, :] * w_column + k.to(tl.int64)[:, None] * w_row
+    total = tl.zeros((M, N), tl.float32)
     for i in tl.range(0, width, K, num_stages=STAGES):
-        by_hidden = tl.dot(_inputs(place, i + k[None, :], width, EVEN),
-                           _matrix(matrix, i + k[:, None], width, column[None, :], hidden, EVEN, WHOLE), by_hidden,
+        a = _inputs(place, i + k[None, :], width, EVEN)
+        if BULK:
+            total = tl.dot(a, _block(weight, expert, i, block * N, TURNED, N, K), total)
+        else:
+            total = tl.dot(a, _matrix(matrix, i + k[:, None], width, column[None, :], hidden, EVEN, WHOLE), total,
                            input_precision="ieee")
+            matrix += K * w_row
         place += K
-        matrix += K * w_row
-    there = (row < end)[:, None] & (column < hidden)[None, :]
-    at = row.to(tl.int64)[:, None] * (2 * hidden) + column[None, :]
-    gate = tl.load(gates + at, mask=there, other=0.0).to(tl.float32)
-    up = tl.load(gates + at + hidden, mask=there, other=0.0).to(tl.float32)
+    at = first.to(tl.int64) * hidden
+    tl.store(by_hidden + at + tl.arange(0, M)[:, None] * hidden + column[None, :], total.to(by_hidden.dtype.element_ty),
+             mask=(row < end)[:, None] & (column < hidden)[None, :])
+
+
+@triton.jit
+def _ungate(by_hidden, order, weights, gates, by_gates, weighted, by_weights, choices, hidden, ROWS: tl.constexpr,
+            BLOCK: tl.constexpr):
+    """Gradients of what enters the gates and of the weights of choices; hidden units times their weights."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    there = (row < choices)[:, None] & (column < hidden)[None, :]
+    choice = tl.load(order + row, mask=row < choices, other=0)
+    own = tl.load(weights + choice).to(tl.float32)[:, None]
+    at = row[:, None] * hidden + column[None, :]
+    pair = row[:, None] * (2 * hidden) + column[None, :]
+    by = tl.load(by_hidden + at, mask=there, other=0.0).to(tl.float32)
+    gate = tl.load(gates + pair, mask=there, other=0.0).to(tl.float32)
+    up = tl.load(gates + pair + hidden, mask=there, other=0.0).to(tl.float32)
     open = tl.sigmoid(gate)
     passed = gate * open
-    tl.store(shares + block.to(tl.int64) * choices + choice, tl.sum(by_hidden * passed * up, 1), mask=row < end)
-    own = tl.load(weights + choice).to(tl.float32)[:, None]
-    tl.store(weighted + row.to(tl.int64)[:, None] * hidden + column[None, :], (passed * up * own).to(weighted.dtype.element_ty),
-             mask=there)
-    by_hidden *= own
-    by_gate = by_hidden * up * (open + passed * (1 - open))
-    tl.store(by_gates + at, by_gate.to(by_gates.dtype.element_ty), mask=there)
-    tl.store(by_gates + at + hidden, (by_hidden * passed).to(by_gates.dtype.element_ty), mask=there)
+    tl.store(by_weights + choice, tl.sum(by * passed * up, 1), mask=row < choices)
+    tl.store(weighted + at, (passed * up * own).to(weighted.dtype.element_ty), mask=there)
+    by *= own
+    tl.store(by_gates + pair, (by * up * (open + passed * (1 - open))).to(by_gates.dtype.element_ty), mask=there)
+    tl.store(by_gates + pair + hidden, (by * passed).to(by_gates.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _outer(a, b, order, ends, made, down, across, a_row, b_row, TOP: tl.constexpr, SENT: tl.constexpr, WHOLE: tl.constexpr,
-           M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr):
+           M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BAND: tl.constexpr, STAGES: tl.constexpr,
+           BULK: tl.constexpr):
     """The sum over an expert's rows of a_n b_n^T; 0 where it has none. Rows of a (SENT 0) or of b (SENT 1) are tokens'."""
     high, wide = tl.cdiv(down, M), tl.cdiv(across, N)
     expert = (tl.program_id(0) // (high * wide)).to(tl.int64)
     block_i, block_j = _place(tl.program_id(0) % (high * wide), high, wide, BAND)
-    start = tl.load(ends + expert - 1, mask=expert > 0, other=0)
-    end = tl.load(ends + expert)
+    start = tl.load(ends + expert - 1, mask=expert > 0, other=0).to(tl.int32)
+    end = tl.load(ends + expert).to(tl.int32)
     i = block_i * M + tl.arange(0, M)
     j = block_j * N + tl.arange(0, N)
     k = tl.arange(0, K)
@@ -196,8 +234,15 @@ def _outer(a, b, order, ends, made, down, across, a_row, b_row, TOP: tl.constexp
         b_at = token if SENT == 1 else row
         a_mask = inside[:, None] if WHOLE else inside[:, None] & (i < down)[None, :]
         b_mask = inside[:, None] if WHOLE else inside[:, None] & (j < across)[None, :]
-        some = tl.load(a + a_at.to(tl.int64)[:, None] * a_row + i[None, :], mask=a_mask, other=0.0)
-        other = tl.load(b + b_at.to(tl.int64)[:, None] * b_row + j[None, :], mask=b_mask, other=0.0)
+        # What the copy engine brings past the expert's rows is another's: the other side is 0 there.
+        if BULK and SENT == 1:
+            some = a.load([first, block_i * M])
+        else:
+            some = tl.load(a + a_at.to(tl.int64)[:, None] * a_row + i[None, :], mask=a_mask, other=0.0)
+        if BULK and SENT == 0:
+            other = b.load([first, block_j * N])
+        else:
+            other = tl.load(b + b_at.to(tl.int64)[:, None] * b_row + j[None, :], mask=b_mask, other=0.0)
         total = tl.dot(tl.trans(some), other, total, input_precision="ieee")
     place = made + (expert * down + i.to(tl.int64)[:, None]) * across + j[None, :]
     tl.store(place, total.to(made.dtype.element_ty), mask=(i < down)[:, None] & (j < across)[None, :])
@@ -216,6 +261,7 @@ class Tile:
         warps: of a program.
         stages: blocks whose reads are under way.
         band: tiles whose programs are neighbors.
+        bulk: matrices come by the copy engine, where they can.
     """
 
     n: int
@@ -223,6 +269,7 @@ class Tile:
     warps: int
     stages: int
     band: int = 8
+    bulk: bool = False
 
 
 @final
@@ -247,11 +294,11 @@ class How:
     outer_rows: int = 128
 
 
-MANY = How(128, Tile(128, 64, 8, 4), Tile(256, 64, 8, 4), Tile(128, 64, 8, 4), Tile(256, 64, 8, 4), Tile(256, 64, 8, 4),
-           Tile(256, 64, 8, 4))
-SOME = How(64, Tile(128, 64, 4, 4), Tile(256, 64, 4, 4), Tile(128, 64, 4, 4), Tile(256, 64, 4, 4), Tile(128, 32, 8, 4),
-           Tile(128, 32, 8, 4))
-FEW = How(16, Tile(64, 128, 4, 4), Tile(128, 128, 4, 4), Tile(64, 128, 4, 4), Tile(128, 128, 4, 4), Tile(128, 16, 8, 3),
+MANY = How(128, Tile(128, 64, 8, 4, bulk=True), Tile(256, 64, 8, 4, bulk=True), Tile(256, 64, 8, 4, bulk=True),
+           Tile(256, 64, 8, 4, bulk=True), Tile(128, 32, 4, 5), Tile(256, 32, 8, 5))
+SOME = How(64, Tile(128, 64, 4, 4, bulk=True), Tile(256, 64, 4, 3, bulk=True), Tile(128, 64, 4, 3, bulk=True),
+           Tile(256, 64, 4, 3, bulk=True), Tile(128, 32, 4, 5), Tile(128, 32, 4, 5))
+FEW = How(16, Tile(32, 128, 4, 4), Tile(128, 128, 4, 4), Tile(128, 128, 4, 4), Tile(128, 128, 4, 4), Tile(128, 16, 8, 3),
           Tile(128, 16, 8, 3))
 
 
@@ -272,6 +319,21 @@ def plan(ends: Tensor, choices: int, rows: int) -> Tensor:
     return table
 
 
+def described(weight: Tensor, tile: Tile) -> tuple[Tensor | TensorDescriptor, bool, bool]:
+    """(what a kernel takes of weight [experts, columns, inputs], whether that is a description, whether inputs are adjacent)."""
+    turned = weight.stride(2) == 1
+    if not (tile.bulk and 1 in weight.stride()[1:] and copies(weight)):
+        return weight, False, turned
+    plain, block = (weight, [1, tile.n, tile.k]) if turned else (weight.transpose(1, 2), [1, tile.k, tile.n])
+    return TensorDescriptor(plain, list(plain.shape), list(plain.stride()), block), True, turned
+
+
+def copies(x: Tensor) -> bool:
+    """Whether the copy engine reads it: 16 bytes are the unit of its address and strides, and dimensions have a length."""
+    unit = 16 // x.element_size()
+    return x.data_ptr() % 16 == 0 and all(s == 1 or (s > 0 and s % unit == 0) for s in x.stride()) and x.numel() > 0
+
+
 def _settings(how: How, tile: Tile, inputs: int, columns: int) -> dict[str, int | bool]:
     return {"M": how.rows, "N": tile.n, "K": tile.k, "BAND": tile.band, "STAGES": tile.stages, "EVEN": inputs % tile.k == 0,
             "WHOLE": columns % tile.n == 0, "num_warps": tile.warps}
@@ -282,9 +344,10 @@ def enter(x: Tensor, gate_up: Tensor, order: Tensor, table: Tensor, top: int, ke
     hidden, limit, tile = gate_up.shape[1] // 2, table.shape[1], how.enter
     gates = x.new_empty((len(order), 2 * hidden) if keep else (0,))
     activated = x.new_empty(len(order), hidden)
+    weight, bulk, turned = described(gate_up, tile)
     _enter[(limit * triton.cdiv(hidden, tile.n),)](
-        x, gate_up, order, table, gates, activated, limit, x.shape[1], hidden, x.stride(0), *gate_up.stride(), TOP=top,
-        KEEP=keep, **_settings(how, tile, x.shape[1], hidden))
+        x, weight, order, table, gates, activated, limit, x.shape[1], hidden, x.stride(0), *gate_up.stride(), TOP=top,
+        KEEP=keep, BULK=bulk, TURNED=turned, **_settings(how, tile, x.shape[1], hidden))
     return activated, gates
 
 
@@ -293,9 +356,12 @@ def leave(rows: Tensor, weight: Tensor, order: Tensor, table: Tensor, weights: T
     columns, limit = weight.shape[1], table.shape[1]
     made = rows.new_empty(len(rows), columns)
     expert, column, inputs = weight.stride()
+    matrix, bulk, turned = described(weight, tile) if copies(rows) else (weight, False, False)
+    if bulk:
+        rows = TensorDescriptor(rows, list(rows.shape), list(rows.stride()), [how.rows, tile.k])
     _leave[(limit * triton.cdiv(columns, tile.n),)](
-        rows, weight, order, table, weights, made, limit, rows.shape[1], columns, expert, inputs, column,
-        **_settings(how, tile, rows.shape[1], columns))
+        rows, matrix, order, table, weights, made, limit, rows.shape[1], columns, expert, inputs, column, BULK=bulk,
+        TURNED=turned, **_settings(how, tile, rows.shape[1], columns))
     return made
 
 
@@ -311,22 +377,31 @@ def gather(parts: Tensor, top: int) -> Tensor:
 def reenter(dy: Tensor, down: Tensor, order: Tensor, table: Tensor, weights: Tensor, gates: Tensor,
             how: How) -> tuple[Tensor, Tensor, Tensor]:
     """(gradient of what enters the gates, hidden units times weights, gradient of weights)."""
-    hidden, limit, tile = down.shape[2], table.shape[1], how.reenter
-    blocks = triton.cdiv(hidden, tile.n)
-    by_gates, weighted = torch.empty_like(gates), dy.new_empty(len(order), hidden)
-    shares = torch.empty(blocks, len(order), dtype=torch.float32, device=dy.device)
-    _reenter[(limit * blocks,)](
-        dy, down, order, table, weights, gates, by_gates, weighted, shares, limit, len(order), dy.shape[1], hidden,
-        dy.stride(0), *down.stride(), TOP=weights.shape[1], **_settings(how, tile, dy.shape[1], hidden))
-    return by_gates, weighted, (shares[0] if blocks == 1 else shares.sum(0)).view(weights.shape).to(weights.dtype)
+    hidden, limit, tile, choices = down.shape[2], table.shape[1], how.reenter, len(order)
+    by_hidden, weighted, by_gates = dy.new_empty(choices, hidden), dy.new_empty(choices, hidden), torch.empty_like(gates)
+    by_weights = torch.empty(weights.shape, dtype=torch.float32, device=dy.device)
+    weight, bulk, turned = described(down.transpose(1, 2), tile)
+    _reenter[(limit * triton.cdiv(hidden, tile.n),)](
+        dy, weight, order, table, by_hidden, limit, dy.shape[1], hidden, dy.stride(0), *down.stride(), TOP=weights.shape[1],
+        BULK=bulk, TURNED=turned, **_settings(how, tile, dy.shape[1], hidden))
+    block = triton.next_power_of_2(hidden)
+    rows = max(1, 2048 // block)
+    _ungate[(triton.cdiv(choices, rows),)](by_hidden, order, weights, gates, by_gates, weighted, by_weights, choices, hidden,
+                                           ROWS=rows, BLOCK=block, num_warps=4)
+    return by_gates, weighted, by_weights.to(weights.dtype)
 
 
 def outer(a: Tensor, b: Tensor, order: Tensor, ends: Tensor, top: int, sent: int, rows: int, tile: Tile) -> Tensor:
     """[experts, columns of a, columns of b]: sums over each expert's rows; ``sent``: which of the two are tokens."""
     down, across = a.shape[1], b.shape[1]
     made = a.new_empty(len(ends), down, across)
+    a_row, b_row, bulk = a.stride(0), b.stride(0), tile.bulk and copies((b, a)[sent])
+    if bulk and sent == 1:
+        a = TensorDescriptor(a, list(a.shape), list(a.stride()), [tile.k, rows])
+    elif bulk:
+        b = TensorDescriptor(b, list(b.shape), list(b.stride()), [tile.k, tile.n])
     _outer[(len(ends) * triton.cdiv(down, rows) * triton.cdiv(across, tile.n),)](
-        a, b, order, ends, made, down, across, a.stride(0), b.stride(0), TOP=top, SENT=sent,
+        a, b, order, ends, made, down, across, a_row, b_row, TOP=top, SENT=sent, BULK=bulk,
         WHOLE=down % rows == 0 and across % tile.n == 0, M=rows, N=tile.n, K=tile.k, BAND=tile.band, STAGES=tile.stages,
         num_warps=tile.warps)
     return made
