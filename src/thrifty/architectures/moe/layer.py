@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thrifty.architectures.moe.router import Router, Routing, Score, Weighting
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.grouped_linear import grouped_linear
 from thrifty.kernels.moe import fits, moe
 
@@ -54,7 +55,7 @@ class MoE(nn.Module):
         """[..., width] -> [..., width]."""
         tokens = x.reshape(-1, x.shape[-1])
         routing: Routing = self.router(tokens)
-        y = (mixed_densely if torch.compiler.is_exporting() else mixed)(tokens, routing, self.gate_up, self.down)
+        y = (mixed_densely if exporting() else mixed)(tokens, routing, self.gate_up, self.down)
         if self.shared_up is not None and self.shared_down is not None:
             y = y + self.shared_down(gated(self.shared_up(tokens)))
         return y.reshape(x.shape)

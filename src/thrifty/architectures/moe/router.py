@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
 from thrifty.kernels import routing
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.routing import naive
 
 Score = Literal["softmax", "sigmoid"]
@@ -100,7 +101,7 @@ class Router(nn.Module):
             if self.training:
                 self._balance()
             how = self.bias, self.top_k, self.score, self.weighting, self.scale
-            if routing.fits(x, self.experts) and not torch.compiler.is_exporting():
+            if routing.fits(x, self.experts) and not exporting():
                 chosen, weights, order, counts, ends = routing.route(logits, *how)
             else:
                 chosen, weights, order, counts = naive.route(logits, *how)

@@ -130,8 +130,8 @@ _moe.register_autograd(_gradients, setup_context=_remember)
 
 
 def _refuse(ctx: Any, *upstream: Tensor) -> None:
-    raise ThriftyError("gradients of gradients are not known of the experts' kernels: compute them in float32 on a CPU, or "
-                       "leave create_graph out")
+    raise ThriftyError("gradients of gradients are not known of the experts' kernels: leave create_graph out, or compute in "
+                       "float32, where the layer takes operators that know them")
 
 
 _moe_backward.register_autograd(_refuse)

@@ -27,14 +27,13 @@ def backward(dy: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tens
     share, activated = gate.sigmoid(), F.silu(gate) * up
     sent = dy[token]
     by_hidden = product(sent, down.transpose(1, 2), ends)
-    none = x.new_empty(0)
     by_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
     by_weights.view(-1)[order] = (by_hidden * activated).sum(1).to(weights.dtype)
     by_hidden = by_hidden * weight
     by_gates = torch.cat([by_hidden * up * share * (1 + gate * (1 - share)), by_hidden * F.silu(gate)], 1)
-    return (_summed(product(by_gates, gate_up.transpose(1, 2), ends), order, weights) if needs[0] else none,
-            outer(by_gates, x[token], ends) if needs[1] else none,
-            outer(sent, activated * weight, ends) if needs[2] else none, by_weights)
+    return (_summed(product(by_gates, gate_up.transpose(1, 2), ends), order, weights) if needs[0] else x.new_empty(0),
+            outer(by_gates, x[token], ends) if needs[1] else x.new_empty(0),
+            outer(sent, activated * weight, ends) if needs[2] else x.new_empty(0), by_weights)
 
 
 def _sorted(weights: Tensor, order: Tensor) -> Tensor:

@@ -90,17 +90,18 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.custom_op("thrifty::router_logits_backward", mutates_args=())
 def _logits_backward(by: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
     high, low = _parts(by, 2)
-    parts, none = _parts(weight, 2), x.new_empty(0)
-    by_x = torch.cat([high, low, high][:len(parts) + 1], 1) @ torch.cat([parts[0], *parts]) if for_x else none
+    parts = _parts(weight, 2)
+    by_x = torch.cat([high, low, high][:len(parts) + 1], 1) @ torch.cat([parts[0], *parts]) if for_x else x.new_empty(0)
     if not for_weight:
-        return by_x, none
+        return by_x, x.new_empty(0)
     by_weight = torch.mm(torch.cat([high, low], 1).T, x, out_dtype=torch.float32).unflatten(0, (2, -1)).sum(0)
     return by_x, by_weight.to(weight.dtype)
 
 
 @_logits_backward.register_fake
 def _(by: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if for_x else (0,)), (weight if for_weight else x).new_empty(weight.shape if for_weight else (0,))
+    return x.new_empty(x.shape if for_x else (0,)), (
+        weight.new_empty(weight.shape) if for_weight else x.new_empty(0))
 
 
 def _remember_logits(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

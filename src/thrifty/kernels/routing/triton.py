@@ -122,12 +122,11 @@ def route(logits: Tensor, bias: Tensor, top_k: int, score: str, weighting: str,
     tokens, experts = logits.shape
     rows, block = _rows(tokens, experts)
     blocks, device = triton.cdiv(tokens, rows), logits.device
-    long = {"dtype": torch.int64, "device": device}
-    chosen, order = torch.empty(tokens, top_k, **long), torch.empty(tokens * top_k, **long)
+    chosen, order, counts = (torch.empty(shape, dtype=torch.int64, device=device) for shape in (
+        (tokens, top_k), (tokens * top_k,), (experts,)))
     weights = torch.empty(tokens, top_k, dtype=torch.float32, device=device)
     rank = torch.empty(tokens, top_k, dtype=torch.int32, device=device)
     tally, before = torch.empty(2, blocks, experts, dtype=torch.int32, device=device)
-    counts = torch.empty(experts, **long)
     if tokens:
         _choose[(blocks,)](logits, bias, chosen, weights, rank, tally, tokens, experts, scale, TOP=top_k,
                            SOFTMAX=score == "softmax", WEIGHTING=WEIGHTINGS.index(weighting), ROWS=rows, BLOCK=block, num_warps=4)
