@@ -130,8 +130,8 @@ def test_experts_of_transformers_compute_by_our_kernels() -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    config = MixtralConfig(hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-                           num_local_experts=5, num_experts_per_tok=2, vocab_size=50)
+    config = MixtralConfig(hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                           num_key_value_heads=1, num_local_experts=5, num_experts_per_tok=2, vocab_size=50)
     model = MixtralForCausalLM(config).eval()
     ids = torch.randint(50, (2, 9))
     faster = accelerate(copy.deepcopy(model))

@@ -47,8 +47,8 @@ def drawn(experts: int, top_k: int, width: int, hidden: int, tokens: int, *, cou
     else:
         flat = torch.repeat_interleave(torch.arange(experts), torch.tensor(counts))[torch.randperm(tokens, generator=draw)]
     weights = torch.rand(tokens, top_k, generator=draw)
-    made = *(v.to(dtype) for v in (x, gate_up, down)), weights, flat.argsort(stable=True), flat.bincount(minlength=experts).cumsum(0)
-    return tuple(v.to(device) for v in made)
+    order, ends = flat.argsort(stable=True), flat.bincount(minlength=experts).cumsum(0)
+    return tuple(v.to(device) for v in (*(v.to(dtype) for v in (x, gate_up, down)), weights, order, ends))
 
 
 def views(case: Case) -> list[Case]:
@@ -132,7 +132,7 @@ def test_the_operator_keeps_torchs_laws() -> None:
 
 
 def test_flops_are_counted() -> None:
-    experts, top_k, width, hidden, tokens = SIZES[0]
+    _, top_k, width, hidden, tokens = SIZES[0]
     case = drawn(*SIZES[0])
     with FlopCounterMode(display=False) as counter:
         moe(*(v.requires_grad_() for v in case[:3]), *case[3:]).sum().backward()

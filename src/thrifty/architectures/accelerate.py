@@ -17,11 +17,12 @@ from thrifty.kernels.ssd import ssd, time_steps
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """The model, whose Mamba-2 layers and experts were replaced in place; names of weights, signatures and caches stay as they are.
+    """The model, its Mamba-2 layers and experts replaced in place; names of weights, signatures and caches stay as they are.
 
     Experts with a gate by silu and no bias compute by `thrifty.kernels.moe`, which transformers then knows as the implementation
-    "thrifty"; others stay as they are. Beside being faster it computes what transformers 5.23 get wrong: padding on the right leaves the state of the prompt without
-    it, ``time_step_limit`` holds token by token too, and a cached call may bring several tokens.
+    "thrifty"; others stay as they are. Beside being faster, Mamba-2 computes what transformers 5.23 get wrong: padding on the
+    right leaves the state of the prompt without it, ``time_step_limit`` holds token by token too, and a cached call may bring
+    several tokens.
 
     Args:
         model: a model of transformers, such as ``Mamba2ForCausalLM`` or ``MixtralForCausalLM``, or any module that holds such
@@ -43,7 +44,8 @@ def accelerate(model: nn.Module) -> nn.Module:
              if type(child).__name__ == "Mamba2Mixer" and type(child).__module__.startswith("transformers.")]
     mixtures = [module for module in model.modules() if takes(module)]
     if not (found or mixtures):
-        raise NoEffect(f"accelerate finds no Mamba-2 layer and no experts of transformers in {type(model).__name__}: leave it out")
+        raise NoEffect(f"accelerate finds no Mamba-2 layer of transformers in {type(model).__name__} and no experts: leave it "
+                       "out")
     for module in mixtures:
         implement(module)
     for parent, name, child in found:

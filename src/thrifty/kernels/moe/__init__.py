@@ -146,6 +146,6 @@ def _(x: Any, gate_up: Any, down: Any, weights: Any, *args: Any, **kwargs: Any) 
 @register_flop_formula(torch.ops.thrifty.moe_backward)
 def _(dy: Any, x: Any, gate_up: Any, down: Any, weights: Any, order: Any, ends: Any, gates: Any, needs: Any, *args: Any,
       **kwargs: Any) -> int:
-    """Of hidden units, and what is asked of tokens and weights."""
+    """The product for hidden units, and those asked for: of tokens and of both weights."""
     asked = 1 + 2 * needs[0] + 2 * needs[1] + needs[2]
     return 2 * asked * weights[0] * weights[1] * down[1] * down[2]  # type: ignore[no-any-return]

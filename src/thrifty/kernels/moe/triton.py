@@ -424,16 +424,21 @@ def backward(dy: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tens
              needs: list[bool], how: How | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `cpu.backward`."""
     if not len(order):
-        return (*(v.new_zeros(v.shape if need else 0) for v, need in zip((x, gate_up, down), needs, strict=True)),
-                weights.new_empty(weights.shape))
+        by_x, by_gate_up, by_down = (v.new_zeros(v.shape if need else 0)
+                                     for v, need in zip((x, gate_up, down), needs, strict=True))
+        return by_x, by_gate_up, by_down, weights.new_empty(weights.shape)
     dy, x, weights, top = _rows(dy), _rows(x), weights.contiguous(), weights.shape[1]
     how = how or chosen(len(order), len(ends))
     table = plan(ends, len(order), how.rows)
     by_gates, weighted, by_weights = reenter(dy, down, order, table, weights, gates, how)
-    return (gather(leave(by_gates, gate_up.transpose(1, 2), order, table, None, how, how.back), top) if needs[0] else x.new_empty(0),
-            outer(by_gates, x, order, ends, top, 1, how.outer_rows, how.outer_up) if needs[1] else x.new_empty(0),
-            outer(dy, weighted, order, ends, top, 0, how.outer_rows, how.outer_down) if needs[2] else x.new_empty(0),
-            by_weights)
+    by_x, by_gate_up, by_down = (x.new_empty(0) for _ in range(3))  # an operator's results are no two of them the same
+    if needs[0]:
+        by_x = gather(leave(by_gates, gate_up.transpose(1, 2), order, table, None, how, how.back), top)
+    if needs[1]:
+        by_gate_up = outer(by_gates, x, order, ends, top, 1, how.outer_rows, how.outer_up)
+    if needs[2]:
+        by_down = outer(dy, weighted, order, ends, top, 0, how.outer_rows, how.outer_down)
+    return by_x, by_gate_up, by_down, by_weights
 
 
 def _rows(x: Tensor) -> Tensor:
