@@ -88,7 +88,8 @@ def _implementation(x: Tensor) -> Any:
 @torch.library.custom_op("thrifty::moe", mutates_args=())
 def _moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, order: Tensor, ends: Tensor,
          keep: bool) -> tuple[Tensor, Tensor]:
-    y, gates = _implementation(x).forward(x, gate_up, down, weights, order, ends, keep)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        y, gates = _implementation(x).forward(x, gate_up, down, weights, order, ends, keep)
     return y, gates
 
 
@@ -101,7 +102,8 @@ def _(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, order: Tensor, 
 @torch.library.custom_op("thrifty::moe_backward", mutates_args=())
 def _moe_backward(dy: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, order: Tensor, ends: Tensor,
                   gates: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dgate_up, ddown, dweights = _implementation(x).backward(dy, x, gate_up, down, weights, order, ends, gates, needs)
+    with torch.cuda.device_of(x):
+        dx, dgate_up, ddown, dweights = _implementation(x).backward(dy, x, gate_up, down, weights, order, ends, gates, needs)
     return dx, dgate_up, ddown, dweights
 
 

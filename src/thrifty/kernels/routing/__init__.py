@@ -135,7 +135,8 @@ def _route(logits: Tensor, bias: Tensor, top_k: int, score: str, weighting: str,
            scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from thrifty.kernels.routing import triton  # Triton comes with torch for CUDA alone
 
-    return triton.route(logits.contiguous(), bias, top_k, score, weighting, scale)
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        return triton.route(logits.contiguous(), bias, top_k, score, weighting, scale)
 
 
 @_route.register_fake
@@ -150,7 +151,8 @@ def _(logits: Tensor, bias: Tensor, top_k: int, score: str, weighting: str,
 def _route_backward(by_weights: Tensor, logits: Tensor, chosen: Tensor, score: str, weighting: str, scale: float) -> Tensor:
     from thrifty.kernels.routing import triton
 
-    return triton.by_logits(logits.contiguous(), chosen, by_weights.contiguous(), score, weighting, scale)
+    with torch.cuda.device_of(logits):
+        return triton.by_logits(logits.contiguous(), chosen, by_weights.contiguous(), score, weighting, scale)
 
 
 @_route_backward.register_fake
