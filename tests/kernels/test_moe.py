@@ -21,7 +21,7 @@ SIZES = [(5, 2, 20, 24, 19), (4, 4, 16, 16, 7), (16, 8, 33, 17, 1), (6, 1, 32, 2
 INTERPRETED = """
 from tests.kernels.test_moe import SIZES, compare, drawn, views
 from tests.kernels.test_ssd import poison
-from thrifty.kernels.moe.triton import How, Tile
+from thrifty.kernels.moe.launch import How, Tile
 poison()
 plain = How(16, Tile(16, 16, 4, 3), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2), Tile(16, 32, 4, 2), Tile(32, 16, 4, 2),
             Tile(16, 16, 4, 2), 16)
@@ -72,12 +72,12 @@ def wanted(case: Case, dy: Tensor) -> list[Tensor]:
 
 def compare(case: Case, how: object = None, bound: float = 1e-6) -> None:
     """Both directions of the kernels against the definition; gradients of experts without rows are exactly 0."""
-    from thrifty.kernels.moe import triton
+    from thrifty.kernels.moe import launch
 
     dy = torch.randn(case[0].shape).to(case[0])
-    y, gates = triton.forward(*case, True, how)
-    assert torch.equal(y, triton.forward(*case, False, how)[0])
-    got = [y, *triton.backward(dy, *case, gates, [True] * 3, how)]
+    y, gates = launch.forward(*case, True, how)
+    assert torch.equal(y, launch.forward(*case, False, how)[0])
+    got = [y, *launch.backward(dy, *case, gates, [True] * 3, how)]
     for mine, theirs in zip(got, wanted(case, dy), strict=True):
         assert mine.shape == theirs.shape and relative(mine, theirs) <= bound
     empty = case[5].diff(prepend=case[5].new_zeros(1)) == 0

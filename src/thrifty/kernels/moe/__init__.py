@@ -79,9 +79,9 @@ def _here(device: torch.device) -> bool:
 
 def _implementation(x: Tensor) -> Any:
     if fits(x) and _here(x.device):
-        from thrifty.kernels.moe import triton  # Triton comes with torch for CUDA alone
+        from thrifty.kernels.moe import launch  # Triton comes with torch for CUDA alone
 
-        return triton
+        return launch
     return cpu
 
 
