@@ -220,6 +220,50 @@ def gpu(given: argparse.Namespace) -> None:
     step = functools.partial(mamba2_step, row, conv, state, weight, bias, dt_bias, -decay, D, norm)
     print(f"\none token of {batch} sequences, float32 state, convolution, gate and norm included: "
           f"{do_bench(step, return_mode='median'):.4f} ms")
+    mixtures()
+
+
+def mixtures() -> None:
+    """The layer as it is, its experts alone, and the same of torch's grouped product, as the layer was before its kernels."""
+    from triton.testing import do_bench
+
+    from thrifty.architectures.moe import MoE
+    from thrifty.architectures.moe.layer import collected, gated
+    from thrifty.kernels.grouped_linear import grouped_linear
+    from thrifty.kernels.moe import moe
+
+    time_of = functools.partial(do_bench, return_mode="median")
+    print("\n| tokens, experts, width, hidden, top_k | what | forward, ms | captured in a graph, ms | with backward, ms |\n"
+          "| --- | --- | --- | --- | --- |")
+    experts, top_k = 128, 8
+    for tokens, width, hidden in ((8192, 2048, 768), (24576, 1536, 256), (128, 2048, 768)):
+        torch.manual_seed(0)
+        layer = MoE(width, hidden, experts, top_k).to("cuda", torch.bfloat16).eval()
+        x, upstream = (torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        with torch.no_grad():
+            routing = layer.router(x)
+        weights = routing.weights.clone().requires_grad_()
+        given = [x.requires_grad_(), layer.gate_up, layer.down]
+
+        def grouped(routing: Any = routing, layer: Any = layer, x: Tensor = x) -> Tensor:
+            rows = x[routing.order // routing.chosen.shape[1]]
+            return collected(grouped_linear(gated(grouped_linear(rows, layer.gate_up, routing.ends)), layer.down, routing.ends),
+                             routing)
+
+        def own(routing: Any = routing, layer: Any = layer, x: Tensor = x, weights: Tensor = weights) -> Tensor:
+            return moe(x, layer.gate_up, layer.down, weights, routing.order, routing.ends)
+
+        for name, call, wanted in (("layer", functools.partial(layer, x), [*given, layer.router.weight]),
+                                   ("experts", own, [*given, weights]), ("experts by torch._grouped_mm", grouped, given)):
+            with torch.no_grad():
+                forward = time_of(call)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    call()
+                captured = time_of(graph.replay)
+            back = time_of(lambda call=call, wanted=wanted, upstream=upstream: torch.autograd.grad(call(), wanted, upstream))
+            print(f"| {tokens}, {experts}, {width}, {hidden}, {top_k} | {name} | {forward:.4f} | {captured:.4f} | {back:.4f} |",
+                  flush=True)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], None]] = {

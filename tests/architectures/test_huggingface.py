@@ -124,3 +124,22 @@ def test_accelerated_models_train_and_generate_by_transformers_own_loop() -> Non
 def test_a_model_without_such_layers_is_left() -> None:
     with pytest.raises(NoEffect, match="no Mamba-2 layer of transformers in Linear"):
         accelerate(nn.Linear(2, 2))
+
+
+def test_experts_of_transformers_compute_by_our_kernels() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                           num_key_value_heads=1, num_local_experts=5, num_experts_per_tok=2, vocab_size=50)
+    model = MixtralForCausalLM(config).eval()
+    ids = torch.randint(50, (2, 9))
+    faster = accelerate(copy.deepcopy(model))
+    with torch.profiler.profile() as seen:
+        torch.testing.assert_close(faster(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+    assert sum(event.name == "thrifty::moe" for event in seen.events()) >= 2
+    assert model.config._experts_implementation != "thrifty"
+    for net in (model, faster):
+        net(ids, labels=ids).loss.backward()
+    for mine, theirs in zip(faster.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A model of transformers made faster where it stands: its Mamba-2 layers compute by our kernels, with its weights and cache."""
+"""A model of transformers made faster where it stands: Mamba-2 layers and experts by our kernels, with its weights and cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.architectures.convolution import causal
+from thrifty.architectures.expert_interface import implement, takes
 from thrifty.architectures.mixer import Compaction
 from thrifty.errors import NoEffect, ThriftyError
 from thrifty.kernels.mamba2_step import mamba2_step
@@ -16,13 +17,16 @@ from thrifty.kernels.ssd import ssd, time_steps
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """The model, whose Mamba-2 layers were replaced in place; names of weights, signatures and caches stay as they are.
+    """The model, its Mamba-2 layers and experts replaced in place; names of weights, signatures and caches stay as they are.
 
-    Beside being faster it computes what transformers 5.23 get wrong: padding on the right leaves the state of the prompt without
-    it, ``time_step_limit`` holds token by token too, and a cached call may bring several tokens.
+    Experts with a gate by silu and no bias compute by `thrifty.kernels.moe`, which transformers then knows as the implementation
+    "thrifty"; others stay as they are. Beside being faster, Mamba-2 computes what transformers 5.23 get wrong: padding on the
+    right leaves the state of the prompt without it, ``time_step_limit`` holds token by token too, and a cached call may bring
+    several tokens.
 
     Args:
-        model: a model of transformers, such as ``Mamba2ForCausalLM``, or any module that holds such layers.
+        model: a model of transformers, such as ``Mamba2ForCausalLM`` or ``MixtralForCausalLM``, or any module that holds such
+            layers.
 
     Raises:
         NoEffect: it has no layer that becomes faster.
@@ -38,8 +42,12 @@ def accelerate(model: nn.Module) -> nn.Module:
     """
     found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
              if type(child).__name__ == "Mamba2Mixer" and type(child).__module__.startswith("transformers.")]
-    if not found:
-        raise NoEffect(f"accelerate finds no Mamba-2 layer of transformers in {type(model).__name__}: leave it out")
+    mixtures = [module for module in model.modules() if takes(module)]
+    if not (found or mixtures):
+        raise NoEffect(f"accelerate finds no Mamba-2 layer of transformers in {type(model).__name__} and no experts: leave it "
+                       "out")
+    for module in mixtures:
+        implement(module)
     for parent, name, child in found:
         setattr(parent, name, Accelerated(child))
     return model

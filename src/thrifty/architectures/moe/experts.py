@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from thrifty.architectures.moe.layer import collected, sent, spread
 from thrifty.architectures.moe.router import Router, Routing
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.grouped_linear import grouped_linear
 
 
@@ -51,7 +52,7 @@ class ExpertUp(nn.Module):
             self.meeting.routing = self.router(tokens)
         routing = self.meeting.routing
         assert routing is not None, "the layer with the router is called first"
-        if torch.compiler.is_exporting():
+        if exporting():
             every = torch.einsum("td,ehd->teh", tokens, self.weight)
             if self.bias is not None:
                 every = every + self.bias[:, 0]
@@ -90,7 +91,7 @@ class ExpertDown(nn.Module):
         routing, self.meeting.routing = self.meeting.routing, None
         assert routing is not None, "a layer that enters the network is called first"
         rows = x.reshape(*routing.chosen.shape, -1)
-        if torch.compiler.is_exporting():
+        if exporting():
             every = torch.zeros(len(rows), len(self.weight), rows.shape[-1], dtype=rows.dtype, device=rows.device)
             every = every.scatter(1, routing.chosen[..., None].expand_as(rows), rows)
             y = torch.einsum("teh,edh->td", every * spread(routing, len(self.weight)).to(rows.dtype)[..., None], self.weight)

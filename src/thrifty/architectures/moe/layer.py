@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thrifty.architectures.moe.router import Router, Routing, Score, Weighting
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.grouped_linear import grouped_linear
+from thrifty.kernels.moe import fits, moe
 
 
 @final
@@ -53,7 +55,7 @@ class MoE(nn.Module):
         """[..., width] -> [..., width]."""
         tokens = x.reshape(-1, x.shape[-1])
         routing: Routing = self.router(tokens)
-        y = (mixed_densely if torch.compiler.is_exporting() else mixed)(tokens, routing, self.gate_up, self.down)
+        y = (mixed_densely if exporting() else mixed)(tokens, routing, self.gate_up, self.down)
         if self.shared_up is not None and self.shared_down is not None:
             y = y + self.shared_down(gated(self.shared_up(tokens)))
         return y.reshape(x.shape)
@@ -67,6 +69,9 @@ def gated(x: Tensor) -> Tensor:
 
 def mixed(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
     """[tokens, width]: each token through the experts that it goes to."""
+    x = lowered(x)
+    if fits(x):
+        return moe(x, gate_up.to(x.dtype), down.to(x.dtype), routing.weights, routing.order, routing.ends)
     rows = sent(x, routing)
     return collected(grouped_linear(gated(grouped_linear(rows, gate_up.to(rows.dtype), routing.ends)), down.to(rows.dtype),
                                     routing.ends), routing)
@@ -78,11 +83,14 @@ def mixed_densely(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) ->
     return torch.einsum("teh,edh->td", hidden, down)
 
 
+def lowered(x: Tensor) -> Tensor:
+    """In the precision of products, which autocast may have set."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
+
+
 def sent(x: Tensor, routing: Routing) -> Tensor:
     """[tokens * top_k, width]: tokens once for each expert that they go to, sorted by expert, in the precision of products."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return x[routing.order // routing.chosen.shape[1]]
+    return lowered(x)[routing.order // routing.chosen.shape[1]]
 
 
 def collected(y: Tensor, routing: Routing) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
+from thrifty.kernels import routing
+from thrifty.kernels.exporting import exporting
+from thrifty.kernels.routing import naive
 
 Score = Literal["softmax", "sigmoid"]
 Weighting = Literal["shares", "scores", "ones"]
@@ -94,25 +97,19 @@ class Router(nn.Module):
             x: [tokens, width].
         """
         with torch.autocast(x.device.type, enabled=False):
-            logits = x.float() @ self.weight.float().T
-            scores = logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+            logits = routing.logits(x, self.weight)
             if self.training:
                 self._balance()
-            chosen = (scores.detach() + self.bias).topk(self.top_k, dim=-1).indices
-            weights = scores.gather(1, chosen)
-            match self.weighting:
-                case "shares":
-                    weights = self.scale * weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
-                case "scores":
-                    weights = self.scale * weights
-                case "ones":
-                    weights = 1 + (weights - weights.detach())
-            flat = chosen.reshape(-1)
-            counts = flat.new_zeros(self.experts).scatter_add_(0, flat, torch.ones_like(flat))
+            how = self.bias, self.top_k, self.score, self.weighting, self.scale
+            if routing.fits(x, self.experts) and not exporting():
+                chosen, weights, order, counts, ends = routing.route(logits, *how)
+            else:
+                chosen, weights, order, counts = naive.route(logits, *how)
+                ends = counts.cumsum(0)
             if self.training:
                 self.load.copy_(counts)
                 self.seen.add_(counts)
-            return Routing(chosen, weights, flat.argsort(stable=True), counts.cumsum(0))
+            return Routing(chosen, weights, order, ends)
 
     @torch.no_grad()
     def _balance(self) -> None:

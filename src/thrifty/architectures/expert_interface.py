@@ -1,0 +1,49 @@
+"""Experts of transformers' mixtures by our kernels, through its `ExpertsInterface`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.kernels.moe import moe
+
+NAME = "thrifty"
+
+
+def takes(module: nn.Module) -> bool:
+    """Whether it holds experts of transformers that compute what our kernels do: silu(gate) * up, no bias, gates above ups."""
+    return (hasattr(module, "_apply_gate") and hasattr(module, "gate_up_proj") and hasattr(module, "down_proj")
+            and getattr(module, "has_gate", False) and getattr(module, "is_concatenated", False)
+            and not getattr(module, "has_bias", True) and not getattr(module, "has_post_expert_norm", False)
+            and not getattr(module, "_is_expert_parallel", True)
+            and getattr(module._apply_gate, "__func__", None) is _default_gate()
+            and type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation"))
+
+
+def implement(module: Any) -> None:
+    """Have the experts computed by `forward`; the configuration is their own from here on, so that others keep theirs."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
+    module.config = copy.copy(module.config)
+    module.config._experts_implementation = NAME
+
+
+def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """In transformers' place: tokens [tokens, width], the experts of each and their weights."""
+    choices, order = top_k_index.reshape(-1).int().sort(stable=True)
+    ends = torch.searchsorted(choices, torch.arange(self.num_experts, device=choices.device, dtype=torch.int32), right=True)
+    gate_up, down = self.gate_up_proj, self.down_proj
+    if self.is_transposed:
+        gate_up, down = gate_up.mT, down.mT
+    y = moe(hidden_states.to(gate_up.dtype), gate_up, down, top_k_weights, order, ends)
+    return y.to(hidden_states.dtype)
+
+
+def _default_gate() -> Any:
+    from transformers.integrations.moe import _default_apply_gate
+
+    return _default_apply_gate
