@@ -2,8 +2,9 @@
 
     python benchmarks/checkpoint_stall.py --ranks 2 --rounds 7
 
-Both kinds keep the state of the same `zero3` training (a net of 28 million parameters, 0.34 GB of parameters and AdamW's state) in turns, on the
-disk that TMPDIR is on. The stall is the time in `RanksKeeper.keep`; that of the training steps beside a write is told too.
+Both kinds keep the state of the same `zero3` training (a net of 28 million parameters, 0.34 GB of parameters and AdamW's
+state) in turns, on the disk that TMPDIR is on. The stall is the time in `RanksKeeper.keep`; that of the training steps beside a
+write is told too.
 """
 
 from __future__ import annotations
