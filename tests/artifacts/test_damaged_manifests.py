@@ -120,7 +120,7 @@ def test_verify_has_a_row_for_each(name, place, copied, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["thrifty", "verify", str(copied)])
     assert guarded(app) == FAILED
     told = capfd.readouterr()
-    assert not told.err and "It must not be served here" in told.out and "Traceback" not in told.out
+    assert not told.err and "Do not serve it here" in told.out and "Traceback" not in told.out
     assert told.out.replace("\n", "").isprintable()
 
 

@@ -263,7 +263,7 @@ def test_the_command_answers_with_its_exit_code(copied, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["thrifty", "verify", str(copied)])
     assert guarded(app) == FAILED
     told = capsys.readouterr().out
-    assert "model.pt2 is missing" in told and "It must not be served here" in told
+    assert "model.pt2 is missing" in told and "Do not serve it here" in told
 
 
 def test_a_copy_that_was_killed_is_no_artifact(exported, tmp_path):

@@ -80,4 +80,4 @@ def test_what_cannot_train_is_one_line_and_exit_2(options: str, line: str, words
 def test_another_workload_takes_none_of_them(place: Path, monkeypatch: pytest.MonkeyPatch,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = told("run digits train --train train.jsonl --dry-run", place, monkeypatch, capsys)
-    assert code == USAGE and "only a Hugging Face directory takes train, and there is none at 'digits'" in err
+    assert code == USAGE and "only a Hugging Face directory accepts train, but there is none at 'digits'" in err

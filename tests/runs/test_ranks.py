@@ -173,7 +173,7 @@ def _torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torchrun_says_how_many_ranks_there_are() -> None:
     assert Elastic.here() == Elastic(1, 2, 1, "127.0.0.1", 29999)
     assert count_here(None) == count_here(2) == 2
-    with pytest.raises(ThriftyError, match="--nproc 4 was asked for, and torchrun started 2 processes"):
+    with pytest.raises(ThriftyError, match="--nproc 4 was given, but torchrun started 2 processes"):
         count_here(4)
 
 

@@ -78,7 +78,7 @@ def test_a_checkpoint_answers_as_the_model_did(recipe):
         rehearse(dataclasses.replace(testing.workload, model=model), Recipe.parse(recipe), Target(), lambda event: None)
 
     rehearsed(Featured)
-    with pytest.raises(WorkloadError, match="answers otherwise than the model did; mix is in no state_dict"):
+    with pytest.raises(WorkloadError, match="gives different outputs than the model did; mix is in no state_dict"):
         rehearsed(Drawn)
 
 

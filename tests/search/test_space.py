@@ -235,7 +235,7 @@ def test_what_needs_logits_is_not_proposed_where_the_loss_gives_none():
 
 
 @pytest.mark.parametrize("workload, methods, says", [
-    (dataclasses.replace(WORKLOAD, loss=MSE()), ("distill", "prune"), "distill needs logits, and the loss of stripes, MSE"),
+    (dataclasses.replace(WORKLOAD, loss=MSE()), ("distill", "prune"), "distill needs logits, but the loss of stripes, MSE"),
     (WORKLOAD, ("prun",), "did you mean 'prune'"),
     (UNTRAINED, ("bf16",), "has no training set"),
     (WORKLOAD, ("adamw",), "its own training names it"),

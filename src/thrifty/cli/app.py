@@ -75,7 +75,7 @@ def guarded(verb: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
         if not here():
-            raise ThriftyError("the current directory was deleted: change to one that is there")
+            raise ThriftyError("the current directory was deleted: change to one that exists")
         with ending_refused():
             verb()
     except RunFailed as error:

@@ -150,7 +150,7 @@ class Unlabelled(Loss):
     def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if not isinstance(outputs, Tensor):
             raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits to be distilled "
-                                "without labels: take it out in the model's forward")
+                                "without labels: select it in the model's forward")
         logits = (outputs.movedim(1, -1) if outputs.dim() == 4 else outputs).flatten(0, -2)
         return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 

@@ -92,7 +92,7 @@ class R2(Batched):
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
         found = list(_pairs(self, predict, dataset))
         if len({y.shape[1] for _, y in found}) > 1:
-            raise WorkloadError("R2() compares each output with its own mean, and examples have different numbers of targets: "
+            raise WorkloadError("R2() compares each output with its own mean, but examples have different numbers of targets: "
                                 "use RMSE() or MeanAbsoluteError()")
         z, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Scores((z - y) ** 2, y - y.mean(0), np.arange(len(y)), determination)

@@ -235,7 +235,7 @@ def test_an_image_outside_or_damaged_is_answered_with_its_line(folders: dict[str
     good = (vit / "data.jsonl").read_text()
     (vit / "images" / "bad.png").write_text("text")
     for name, words in (("../secret.png", "is outside"), ("images/none.png", "there is no image"),
-                        ("images/bad.png", "no PNG or JPEG image")):
+                        ("images/bad.png", "not a readable PNG or JPEG image")):
         (vit / "data.jsonl").write_text(good + json.dumps({"image": name, "label": 0}) + "\n")
         with pytest.raises(WorkloadError, match=rf"data\.jsonl:61: .*{words}.*A right line"):
             load_workload(str(vit))
@@ -243,7 +243,7 @@ def test_an_image_outside_or_damaged_is_answered_with_its_line(folders: dict[str
 
 def test_too_few_documents_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     few = hf_models.pairs(tmp_path / "few.jsonl", 30)
-    with pytest.raises(WorkloadError, match="different documents, among which every query finds its own"):
+    with pytest.raises(WorkloadError, match="different documents, so every query finds its own"):
         load_workload(f"hf:{folders['bert-embedder']}?data={few}")
 
 

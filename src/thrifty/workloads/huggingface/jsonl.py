@@ -103,8 +103,8 @@ def _taught(train: Path, path: Path, judged: Sequence[Line], format: Format) -> 
     contents = {_content(line.values, format) for line in judged}
     left = [dataclasses.replace(line, split="train") for line in found if _content(line.values, format) not in contents]
     if not left:
-        raise WorkloadError(f"every line of {train} is in {path} too, by which the model is judged: give other examples to train "
-                            f"with, or leave the file out, and three fifths of the lines of {path.name} train")
+        raise WorkloadError(f"every line of {train} is in {path} too, which judges the model: give other training "
+                            f"examples, or omit the file to train on three fifths of the lines of {path.name}")
     return left
 
 

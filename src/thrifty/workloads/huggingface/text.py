@@ -145,7 +145,7 @@ def encoded(words: Words, texts: Sequence[str], tokens: int) -> tuple[Tensor, Te
 
 def _check_known(words: Words, highest: int) -> None:
     if highest >= words.vocabulary:
-        raise WorkloadError(f"the tokenizer gives token {highest} and the model knows {words.vocabulary}: "
+        raise WorkloadError(f"the tokenizer gives token {highest} but the model knows {words.vocabulary}: "
                             f"{TOKENIZER} is not the model's own")
 
 
