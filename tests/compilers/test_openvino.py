@@ -187,7 +187,7 @@ def test_what_was_asked_for_is_read_back(conv, monkeypatch):
 
 def test_it_serves_processors_only(tmp_path):
     context = Context(example=(images(1),), calibration=lambda: iter(()), target=SimpleNamespace(device="cuda"))
-    with pytest.raises(LoweringError, match=r"serves processors, not cuda"):
+    with pytest.raises(LoweringError, match=r"supports CPUs only, not cuda"):
         OpenVino().lower(conv_net(), (images(1),), tmp_path, context)
 
 

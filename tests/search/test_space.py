@@ -262,5 +262,5 @@ def test_methods_that_spread_a_training_are_offered_where_there_are_ranks_to_spr
     assert alone.slot("training") is not None and "parallelism" not in {slot.name for slot in alone.slots}
     (slot,) = [slot for slot in two.slots if slot.name == "parallelism"]
     assert set(slot.parts) == {"-", "ddp", "zero1", "zero2", "zero3"}
-    with pytest.raises(SpaceError, match="ddp spreads a training over ranks, and there is one: give --nproc"):
+    with pytest.raises(SpaceError, match="ddp distributes training over ranks, but there is only one: give --nproc"):
         Space.of(WORKLOAD, ("ddp",))

@@ -39,7 +39,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
              if type(child).__name__ == "Mamba2Mixer" and type(child).__module__.startswith("transformers.")]
     if not found:
-        raise NoEffect(f"accelerate finds no Mamba-2 layer of transformers in {type(model).__name__}: leave it out")
+        raise NoEffect(f"accelerate finds no transformers Mamba-2 layer in {type(model).__name__}: remove it")
     for parent, name, child in found:
         setattr(parent, name, Accelerated(child))
     return model
@@ -67,7 +67,7 @@ class Accelerated(nn.Module):
     def __init__(self, mixer: Any) -> None:
         super().__init__()
         if mixer.activation not in ("silu", "swish"):
-            raise ThriftyError(f"a convolution with {mixer.activation} is not known; silu is")
+            raise ThriftyError(f"a convolution with {mixer.activation} is not supported; use silu")
         for name, child in mixer.named_children():
             if next(child.parameters(), None) is not None:
                 self.add_module(name, child)

@@ -75,7 +75,7 @@ class Auto(Compiler):
         with tempfile.TemporaryDirectory() as place:
             made, failed, took = self._made(model, example, Path(place), context, began)
             if not made:
-                raise LoweringError("no compiler can take this model: " + "; ".join(
+                raise LoweringError("no compiler can compile this model: " + "; ".join(
                     f"{name}: {why}" for name, why in failed.items()))
             seconds = self._race({name: Path(place) / name for name in made}, example, context, began)
             winner = min(seconds, key=lambda name: seconds[name])

@@ -142,7 +142,7 @@ class Exploration:
             self.why = "the budget was spent while the next recipes were chosen"
         else:
             self.why = (f"the budget was spent while {self.under_way[0]} was under way, estimated at {self.under_way[1]} s; what "
-                        "it trained and timed is kept, and a larger --budget goes on from there")
+                        "it trained and timed is kept, and a larger --budget resumes from there")
         if not self.started:
             raise ExploreError(f"{self.why}: give at least --budget {3 * self.budget:.0f}s")
         if self.under_way is not None:
@@ -196,7 +196,7 @@ class Exploration:
         if self.left < least:
             raise ExploreError(f"training the reference, with which everything is compared, alone takes about "
                                f"{about:.0f} s here ({least:.0f} s at the very least), and the budget is {self.budget:g} s: "
-                               f"give at least --budget {4 * about:.0f}s, so that there is something left to explore with")
+                               f"give at least --budget {4 * about:.0f}s, so that there is time left to explore")
         if about >= 1:
             self.runner.tell(Noted(f"the reference is trained first: about {about:.0f} s ({least:.0f} s at the very least)"))
         self.under_way = (self.runner.workload.reference, Estimate(about, 2 * about))

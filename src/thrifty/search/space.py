@@ -224,7 +224,7 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
             continue
         if cls.card.slot == "parallelism" and ranks == 1:
             if methods:
-                raise SpaceError(f"{name} spreads a training over ranks, and there is one: give --nproc")
+                raise SpaceError(f"{name} distributes training over ranks, but there is only one: give --nproc")
             continue
         if issubclass(cls, Compiler) and (missing := cls.missing()):
             if methods:
@@ -237,7 +237,7 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
             continue
         if issubclass(cls, TrainingMethod) and "logits" in cls().needs and not _gives_logits(workload):
             if methods:
-                raise SpaceError(f"{name} needs logits, and the loss of {workload.name}, {type(workload.loss).__name__}, "
+                raise SpaceError(f"{name} needs logits, but the loss of {workload.name}, {type(workload.loss).__name__}, "
                                  "gives none")
             continue
         chosen.append(cls)

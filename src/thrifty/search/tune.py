@@ -173,7 +173,7 @@ class _Tune:
         self.rehearse()
         reference = self.final(self.reference)
         if any(not run.curve for run in reference):
-            raise RunFailed(f"the reference diverged, so there is no quality to attain: {reference[0].error}")
+            raise RunFailed(f"the reference diverged, so there is no quality to reach: {reference[0].error}")
         aim = statistics.fmean(run.quality for run in reference)
         self.baseline = self.sign * aim
         for contender in self.contenders:
@@ -243,8 +243,8 @@ class _Tune:
         room = math.floor((self.budget - kept) / first)
         if room < self.least:
             needed = 1.05 * (kept + self.least * first)
-            raise TuneError(f"the budget has room for {max(0, room)} trials of each optimizer, and {self.least} "
-                            f"bracket an optimum: give at least --budget {needed:.0f}s. What was trained is kept")
+            raise TuneError(f"the budget has room for {max(0, room)} trials of each optimizer, but {self.least} "
+                            f"are needed to bracket an optimum: give at least --budget {needed:.0f}s. What was trained is kept")
         return min(room, self.trials or room)
 
     def final(self, recipe: Recipe) -> list[Trained]:
