@@ -104,7 +104,7 @@ def test_a_second_pass_back_is_refused_since_gradients_are_scaled_in_place() -> 
     x, w, t, head, _ = drawn(10, 8, 6, 20)
     total = linear_divergence(x, w, t, head)
     total.backward(retain_graph=True)
-    with pytest.raises(ThriftyError, match="in the first pass back"):
+    with pytest.raises(ThriftyError, match="in the first backward pass"):
         total.backward()
 
 

@@ -103,8 +103,8 @@ def test_its_example_is_a_body_that_it_takes(port, place):
 
 
 @pytest.mark.parametrize(("body", "kind", "status", "says"), [
-    (b"{", "application/json", 400, "JSON"),
-    (b"", "application/json", 400, "JSON"),
+    (b"{", "application/json", 400, "not JSON"),
+    (b"", "application/json", 400, "must be JSON"),
     (b'{"inputs": [[[1, 2]]]}', "application/json", 422, "must be float32 of shape [-1, 1, 12, 12]"),
     (b'{"inputs": {"no such": 1}}', "application/json", 422, "the inputs are "),
     (b"x" * 200_001, "application/json", 413, "over 200000 bytes"),

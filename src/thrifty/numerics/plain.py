@@ -104,7 +104,7 @@ def refuse_old_norms(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
             if new := OLD_NORMS.get(type(hook).__name__):
-                raise ThriftyError(f"layer {name!r} has {new} as a hook, torch's old form, which cannot be copied: "
+                raise ThriftyError(f"layer {name!r} uses {new} as a hook, the old torch form, which cannot be copied: "
                                    f"use torch.nn.utils.parametrizations.{new}")
 
 

@@ -86,10 +86,10 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+            raise ValueError(f"family {self.family!r} is not one of {', '.join(FAMILIES)}")
         unknown = (self.requires | self.provides | self.removes | self.refuses | self.holds) - PROPERTIES.keys()
         if unknown:
-            raise ValueError(f"{sorted(unknown)} are no properties; known: {', '.join(PROPERTIES)}")
+            raise ValueError(f"{sorted(unknown)} are not properties; known: {', '.join(PROPERTIES)}")
 
     @property
     def phase(self) -> PhaseName:

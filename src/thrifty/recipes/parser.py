@@ -44,7 +44,7 @@ class _Parser:
             raise RecipeError(f"a recipe's text is at most 20,000 characters; this one has {len(self.text):,}")
         if "#" in self.text:
             at = self.text.index("#")
-            raise RecipeError("a recipe has no comments: what follows # would be lost", self.text, at, at + 1)
+            raise RecipeError("a recipe cannot contain comments: what follows # would be lost", self.text, at, at + 1)
         try:
             tree = ast.parse(self.text, mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

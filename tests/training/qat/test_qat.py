@@ -297,7 +297,7 @@ def test_what_quantize_refuses_is_refused():
         Qat("w5a8")
     with pytest.raises(NoEffect, match="nothing to quantize"):
         session(nn.Sequential(nn.Flatten(), nn.LayerNorm(144)), data, Qat("w8a8"))
-    with pytest.raises(ThriftyError, match="is quantized already"):
+    with pytest.raises(ThriftyError, match="is already quantized"):
         session(Quantize()(made("convolutions"), [data.tensors[0]]), data, Qat("w8a8"))
     spoiled = TensorDataset(data.tensors[0] * float("nan"), data.tensors[1])
     with pytest.raises(CalibrationError, match="layer .* saw NaN"):

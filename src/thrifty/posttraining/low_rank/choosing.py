@@ -77,7 +77,7 @@ def choose(layers: Layers, context: Context, ratio: float, by: str, step: int) -
     if not layers.options:
         raise NoEffect("low_rank finds nothing to factorize: no nn.Linear or nn.Conv2d with a weight of its own "
                        f"becomes smaller by a rank of {step} or a multiple of it; lower round_to, or "
-                       "leave low_rank out")
+                       "remove low_rank")
     if by == "latency":
         return _by_latency(layers, context, ratio)
     lost = _losses(layers, context) if by == "loss" else {}
@@ -174,8 +174,8 @@ def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ran
     most, goal = held - sum(int(c.parameters.min()) for c in choices), int(np.ceil(ratio * whole))
     if most < goal:
         raise ThriftyError(f"low_rank(ratio={ratio:g}, ranks=latency): factoring saves at most {max(most, 0) / whole:.3f} of "
-                           "this model's seconds here (layers that no rank makes faster stay); choose a smaller ratio, or leave "
-                           "low_rank out")
+                           "this model's time here (layers that no rank makes faster stay); choose a smaller ratio, or "
+                           "remove low_rank")
     return _chosen(found, allocate(choices, held - goal))
 
 

@@ -36,9 +36,9 @@ def shares(text: str) -> tuple[float, ...]:
     try:
         found = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
-        raise ThriftyError(f"{text!r} are no shares: write 0.5,0.75,1") from error
+        raise ThriftyError(f"{text!r} are not shares: write 0.5,0.75,1") from error
     if not all(0 < share <= 1 for share in found):
-        raise ThriftyError(f"{text!r}: a share of channels is above 0 and at most 1")
+        raise ThriftyError(f"{text!r}: a share of channels must be above 0 and at most 1")
     return tuple(share for share in found if share < 1)
 
 
@@ -109,14 +109,14 @@ class Subnets(Transform):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (shares(self.width) or self.depth or self.kernel):
-            raise HyperparameterError("subnets(width=1, depth=False, kernel=False): a space of one has nothing to choose; let "
-                                      "one of them differ")
+            raise HyperparameterError("subnets(width=1, depth=False, kernel=False): a search space of one has nothing to choose; "
+                                      "let one of them vary")
 
     def _check(self) -> None:
         """Refuse hyperparameters that do not go together."""
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in limiting.read(self.limits)):
-            raise HyperparameterError(f"subnets(minimize={self.minimize}): without a limit on drop the least {self.minimize} is "
-                                      "a model that answers nothing; add drop<=1pt to limits")
+            raise HyperparameterError(f"subnets(minimize={self.minimize}): without a limit on drop, minimal "
+                                      "{self.minimize} is a useless model; add drop<=1pt to limits")
 
     @property
     def timed(self) -> bool:
@@ -133,8 +133,8 @@ class Subnets(Transform):
         self._check()
         limits = limiting.read(self.limits)
         if context.score is None and any(limit.what == "drop" for limit in limits):
-            raise ThriftyError(f"subnets(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is "
-                               "at hand here: run it as a phase of a recipe, or limit something else")
+            raise ThriftyError(f"subnets(limits={self.limits!r}): the drop is judged by a workload's quality, and there is "
+                               "no workload here: run it as a phase of a recipe, or limit something else")
         require(self.engine, self.name, context)
         model = copy.deepcopy(model).eval()
         bake(model)

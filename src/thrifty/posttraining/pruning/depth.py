@@ -220,8 +220,8 @@ def depth(model: nn.Module, context: Context, ratio: float) -> dict[str, Any]:
         small = build(copy.deepcopy(model), values)
         with skipped(model, [block.name for block in gone]):
             if not agree(small, model, shown):
-                raise ThriftyError("prune(structure=blocks): the model's code counts on all of its blocks, so none can be left "
-                                   "out; use structure=channels, heads or width")
+                raise ThriftyError("prune(structure=blocks): the model's code depends on all of its blocks, so none can be "
+                                   "removed; use structure=channels, heads or width")
     return values
 
 

@@ -102,10 +102,10 @@ class Prune(Transform):
         if ":" in self.structure:
             kept, period = map(int, self.structure.split(":"))
             if self.ratio not in (0.5, 1 - kept / period):
-                raise HyperparameterError(f"prune(ratio={self.ratio!r}): structure={self.structure!r} removes "
-                                          f"{1 - kept / period:g}; leave ratio out")
+                raise HyperparameterError(f"prune(ratio={self.ratio!r}): structure={self.structure!r} always removes "
+                                          f"{1 - kept / period:g}; omit ratio")
         if self.of == "macs" and self.structure not in KINDS:
-            raise HyperparameterError(f"prune(of={self.of!r}): structure={self.structure} is counted in parameters; leave of out")
+            raise HyperparameterError(f"prune(of={self.of!r}): structure={self.structure} is counted in parameters; omit of")
 
     @property
     def provides(self) -> frozenset[str]:

@@ -50,8 +50,9 @@ class Reads:
             raise CalibrationError(f"layer {name!r} saw the constant 0 only: calibrate with real inputs, or quantize with "
                                    "algorithm=hqq, which needs none")
         if rows < LEAST_ROWS:
-            raise CalibrationError(f"layer {name!r} saw {rows} rows of calibration data and needs {LEAST_ROWS} at the very "
-                                   "least, hundreds to be of use: give more, or quantize with algorithm=hqq, which needs none")
+            raise CalibrationError(f"layer {name!r} saw {rows} rows of calibration data and needs {LEAST_ROWS} at the "
+                                   "very least, hundreds to be useful: give more, or quantize with algorithm=hqq, which needs "
+                                   "none")
         return Reads(moment, size / rows, rows)
 
 
