@@ -157,7 +157,7 @@ def _hear(event: Any) -> None:
 @functools.singledispatch
 def apply(method: Method, model: nn.Module, seed: int = 0) -> nn.Module:
     """The model after the method alone; the model that was given is not to be changed."""
-    raise TypeError(f"{type(method).__name__} is none of Transform, TrainingMethod, Compiler")
+    raise TypeError(f"{type(method).__name__} is not a Transform, TrainingMethod or Compiler")
 
 
 @apply.register

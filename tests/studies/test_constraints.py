@@ -80,7 +80,7 @@ def test_bars_that_cannot_be_read(text):
 
 @pytest.mark.parametrize("text", ["3", "1", "1.5e1"])
 def test_a_large_drop_without_a_unit_is_asked_about(text):
-    with pytest.raises(FrontierError, match=rf"{float(text):g}pt .* {float(text):g}% .* {100 * float(text):g}pt .*write which"):
+    with pytest.raises(FrontierError, match=rf"{float(text):g}pt .* {float(text):g}% .* {100 * float(text):g}pt .*say which"):
         DropBar.parse(text)
 
 

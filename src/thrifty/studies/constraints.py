@@ -44,7 +44,7 @@ class DropBar:
         amount, unit = float(match[1]), match[2]
         if isinstance(text, str) and not unit and amount >= 1:
             raise FrontierError(f"a drop of {amount:g} can mean {amount:g}pt ({amount / 100:g}, absolute), {amount:g}% (of the "
-                                f"reference), or {100 * amount:g}pt ({amount:g} in the quality's own unit): write which")
+                                f"reference), or {100 * amount:g}pt ({amount:g} in the quality's own unit): say which")
         return DropBar(amount / 100 if unit else amount, unit == "%")
 
     def __str__(self) -> str:

@@ -166,7 +166,7 @@ def test_recipes_refuse_what_cannot_be_adapted() -> None:
 
 def test_an_adapted_model_is_refused() -> None:
     model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["2"]), mlp())
-    with pytest.raises(ThriftyError, match=r"adapted already \(2 is an adapter's layer\): merge that one first"):
+    with pytest.raises(ThriftyError, match=r"already adapted \(2 is an adapter's layer\): merge that one first"):
         TrainingSession(model, [Lora()], CrossEntropy(), steps=1)
 
 

@@ -309,7 +309,7 @@ def test_what_quantize_refuses_is_refused():
 
 
 def test_a_loop_of_the_users_own_must_show_examples():
-    with pytest.raises(ThriftyError, match="examples are needed apart from the steps.*aside="):
+    with pytest.raises(ThriftyError, match="examples are needed besides those of the steps.*aside="):
         TrainingSession(made("tied"), [Qat("w8a8")], CrossEntropy(), steps=1)
 
 

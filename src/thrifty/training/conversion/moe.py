@@ -83,7 +83,7 @@ class Moe(Transform):
                                       f"{self.experts} experts; lower top_k")
         if self.drop and self.experts_from == "parts":
             raise HyperparameterError(f"moe(drop={self.drop:g}, experts_from=parts): parts differ already, and dropping units "
-                                      "of them would lose what they know; leave drop out")
+                                      "of them would lose what they know; omit drop")
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Decide which networks become mixtures.
@@ -105,8 +105,8 @@ class Moe(Transform):
             context.progress(f"left dense: {told(left)}")
         if not found:
             why = f" ({told(left)})" if left else ""
-            raise NoEffect("moe found no feed-forward network to make a mixture of: linear layers with nothing between them but "
-                           f"functions of single numbers, whose leaving layer matches {self.networks!r}{why}")
+            raise NoEffect("moe found no feed-forward network to make a mixture of: linear layers with only "
+                           f"elementwise functions between them, whose last layer matches {self.networks!r}{why}")
         draw = torch.Generator().manual_seed(context.seed)
         routers = {network.down: 0.02 * torch.randn(self.experts, _linear(model, network.ups[0]).in_features, generator=draw)
                    for network in found}

@@ -73,7 +73,7 @@ class Ssm(Transform):
         layers = attentions(model)
         if not layers:
             raise NoEffect(f"ssm finds no attention in {type(model).__name__} that it can replace (it replaces "
-                           "thrifty.architectures.attention.Attention of plain linear layers); leave ssm out, or put it before "
+                           "thrifty.architectures.attention.Attention with plain linear layers); remove ssm, or put it before "
                            "what changes them")
         kept = math.ceil(self.keep_attention * len(layers) - 1e-9)
         if kept == len(layers):
@@ -95,7 +95,7 @@ class Ssm(Transform):
         for name in plan.values["layers"]:
             if name not in found:
                 raise ThriftyError(f"the plan replaces the attention {name}, which this model does not have: it was made for "
-                                   "another")
+                                   "another model")
             layer = counterpart(found[name])
             layer.load_state_dict({key: plan.tensors[f"{name}.{key}"] for key in layer.state_dict()}, assign=True)
             for weight in layer.parameters():

@@ -61,7 +61,7 @@ class Zero(Parallel):
         if count % self.replicas:
             raise ThriftyError(f"{self.name}(replicas={self.replicas}) does not divide {count} ranks: give a divisor of {count}")
         if self.replicas == count:
-            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves each of {count} ranks everything: use ddp")
+            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves everything on each of {count} ranks: use ddp")
         names = ("replicate", "shard")
         mesh = (init_device_mesh(session.device, (count,)) if self.replicas == 1 else
                 init_device_mesh(session.device, (self.replicas, count // self.replicas), mesh_dim_names=names))

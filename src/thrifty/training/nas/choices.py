@@ -108,9 +108,10 @@ class Choices(Transform):
         found = [name for name, layer in model.named_modules()
                  if name and options(layer) and (not self.layers or matches(self.layers, name))]
         if not found:
-            raise NoEffect("choices finds no layer to choose for: a space of one has nothing to search; it takes nn.Linear, and "
-                           f"nn.Conv2d of 3x3 or wider{f', whose name matches {self.layers!r}' if self.layers else ''}; or give "
-                           "the model Choice modules of your own")
+            raise NoEffect("choices finds no layer to choose for: a search space of one has nothing to search; it supports "
+                           "nn.Linear, and nn.Conv2d of 3x3 or "
+                           f"wider{f', whose name matches {self.layers!r}' if self.layers else ''}; or give the model Choice "
+                           "modules of your own")
         return Plan({"opened": found, "seed": seed})
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:

@@ -62,7 +62,7 @@ class Pair(torch.optim.Optimizer):
             hook(self, state_dict)
         groups, at = state_dict["param_groups"], 0
         if len(groups) != len(self.param_groups):
-            raise ThriftyError(f"the state has {len(groups)} groups of parameters, these are {len(self.param_groups)}")
+            raise ThriftyError(f"the state has {len(groups)} parameter groups, but the optimizer has {len(self.param_groups)}")
         for part in self.parts:
             mine = groups[at : at + len(part.param_groups)]
             numbers = {n for group in mine for n in group["params"]}
@@ -124,8 +124,8 @@ class Muon(Optimizer):
         first = [group for group in groups if group.get("muon")]
         rest = [group for group in groups if not group.get("muon")]
         if not first:
-            raise NoEffect("muon found no hidden matrix to train (a weight of two dimensions that is no embedding and "
-                           "not the last linear layer): use adamw")
+            raise NoEffect("muon found no hidden matrix to train (a two-dimensional weight that is neither an embedding "
+                           "nor the last linear layer): use adamw")
         muon: torch.optim.Optimizer
         if isinstance(first[0]["params"][0], DTensor):
             muon = OwnedMuon(first, self.lr, self.weight_decay, self.momentum)

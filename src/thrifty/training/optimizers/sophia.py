@@ -182,7 +182,7 @@ class SophiaOptimizer(torch.optim.Optimizer):
 def _refuse_others(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     kinds = {tuple(sorted(state)) for state in state_dict["state"].values()}
     if kinds - {("h", "m")}:
-        raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} and Sophia keeps m, h")
+        raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} but Sophia keeps m, h")
 
 
 def _local(x: Any) -> Tensor:
@@ -353,7 +353,7 @@ def hessian(session: Session, batch: Batch, optimizer: SophiaOptimizer, noise: t
     """Update h by Hutchinson's estimate on a batch, averaged over ranks by their valid tokens."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if any(isinstance(p, DTensor) for p in parameters):
-        raise ThriftyError("Hutchinson's estimator needs whole parameters and these are sharded: use sophia(gnb)")
+        raise ThriftyError("Hutchinson's estimator needs whole parameters but these are sharded: use sophia(gnb)")
     with sdpa_kernel(SDPBackend.MATH):
         found = hutchinson(session.mean_loss(batch), parameters, noise)
     if session.ranks.count > 1:

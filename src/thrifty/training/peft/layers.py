@@ -32,14 +32,14 @@ def chosen(model: nn.Module, targets: str, kinds: tuple[type[nn.Module], ...], l
         ThriftyError: nothing is left to adapt, or the pattern names a layer that cannot be.
     """
     if isinstance(model, kinds):
-        raise ThriftyError(f"{method} puts a layer into another one's place and the model is itself one "
+        raise ThriftyError(f"{method} replaces layers inside a model, but the model is itself a single "
                            f"{type(model).__name__}: give nn.Sequential(model)")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     hindered = hindrances(model, layers)
     if targets == ALL_LINEAR:
         found = {name: layer for name, layer in layers.items() if isinstance(layer, linear) and name not in hindered}
         if not found:
-            raise ThriftyError(f"{method} adapts linear layers and the model has none that it can: "
+            raise ThriftyError(f"{method} adapts linear layers, but the model has none that it can adapt: "
                                + _alternatives(layers, hindered))
         return found
     found = {name: layer for name, layer in layers.items() if matches(targets, name)}

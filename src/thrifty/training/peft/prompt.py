@@ -101,8 +101,8 @@ def require_language_model(model: nn.Module) -> None:
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        raise ThriftyError(f"prompt tuning needs a Hugging Face causal language model, and this is {type(model).__name__}: "
-                           "where the tokens' embeddings and the layers' keys and values enter, only its configuration "
-                           "says; use Lora, Ia3 or Vera")
+        raise ThriftyError(f"prompt tuning needs a Hugging Face causal language model, but this is {type(model).__name__}: "
+                           "only its configuration says where token embeddings and the layers' keys and values "
+                           "enter; use Lora, Ia3 or Vera")
     if any(isinstance(module, tuner_layer()) for module in model.modules()):
-        raise ThriftyError("the model is adapted already: merge that adapter first, as merge_and_unload() does")
+        raise ThriftyError("the model is already adapted: merge that adapter first, as merge_and_unload() does")
