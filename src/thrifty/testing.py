@@ -326,7 +326,7 @@ def claims_are_true(method: Method) -> None:
     if isinstance(method, Transform):
         before, after = trained(method), apply(method, trained(method))
         found = method.claims(before, after)
-        assert found, f"{method.name} claims nothing, so nothing can be checked of it"
+        assert found, f"{method.name} claims nothing, so nothing can be checked"
         for claim in found:
             _true(claim, method, after)
         return

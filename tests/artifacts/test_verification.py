@@ -240,7 +240,7 @@ def test_machine_code_waits_for_trust(tmp_path):
     assert statuses(found)["parity"] == "skipped"
     assert verify(place, trust_native_code=True).sound
     edit(place, versions={"torch": "2.1.0"})
-    assert "machine code goes with its release" in detail(verify(place, trust_native_code=True), "packages")
+    assert "machine code depends on the release" in detail(verify(place, trust_native_code=True), "packages")
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("xla", marks=pytest.mark.slow)])

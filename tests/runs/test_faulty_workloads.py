@@ -96,8 +96,9 @@ FAULTY: dict[str, tuple[str, str]] = {
     "a counter": (net("self.n += 1; return super().forward(x) * self.n", "self.register_buffer('n', torch.ones(1))"),
                   "two calls differ; its forward changes the buffer 'n'"),
     "a plain tensor": (net("return super().forward(x @ self.mix)", "self.mix = torch.randn(4, 4)"),
-                       "mix is in no state_dict and another one in each model: make it a buffer"),
-    "tensors in a list": (net("return super().forward(x @ self.mix[0])", "self.mix = [torch.randn(4, 4)]"), "mix[0] is in no"),
+                       "mix is not in any state_dict and differs in each model: make it a buffer"),
+    "tensors in a list": (net("return super().forward(x @ self.mix[0])", "self.mix = [torch.randn(4, 4)]"), "mix[0] is not in "
+                                                                                                            "any"),
     "nothing to train": (net("return super().forward(x)", "self.requires_grad_(False)"), "no parameter that can be trained"),
     "no gradient": (net("return super().forward(x).detach()"), "no gradient flows from the loss to the model"),
     "examples are mixed": (net("return super().forward(x).mean(0)"), "the batch must be the first dimension"),

@@ -96,7 +96,7 @@ def guarded(verb: Callable[..., Any]) -> int:
             return FAILED
         return leave.code if isinstance(leave.code, int) else FAILED
     except BaseException as error:
-        _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
+        _tell(f"{described(error)}; for the full traceback: thrifty --debug ...")
         return FAILED
     return DONE
 

@@ -287,8 +287,9 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          trials: Annotated[int | None, typer.Option("--trials", help="Training runs per optimizer; 9 by default.")] = None,
          budget: Annotated[str | None, typer.Option("--budget", help="Total time instead of a number of trials: 2h.")]
          = None,
-         also: Annotated[str, typer.Option("--also", help="Hyperparameters to tune beside the learning rate, instead of "
-                                                  "those of each paper: weight_decay,warmup; lr for it alone.")] = "",
+         also: Annotated[str, typer.Option("--also", help="Hyperparameters to tune besides the learning rate, instead of "
+                                                  "those of each paper: weight_decay,warmup; lr for the learning rate "
+                                                  "only.")] = "",
          seeds: Annotated[int, typer.Option("--seeds", help="Seeds for the final training runs.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="Evaluations during each final training run.")] = 20,
          study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,

@@ -59,7 +59,7 @@ class Auto(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="the compile time of every candidate, and a race",
+        trade_off="compiling and timing every candidate",
         paper='"The algorithm selection problem", Rice 1976, doi:10.1016/S0065-2458(08)60520-3',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),

@@ -41,7 +41,7 @@ class ExecuTorch(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="sizes that vary are padded to one of several; float32 alone; operators that its core lacks",
+        trade_off="varying sizes are padded to one of several; float32 only; operators that its core lacks",
         paper='"ExecuTorch", Meta 2023-2026, https://docs.pytorch.org/executorch; "XNNPACK", Google 2019-2026, '
               'https://github.com/google/XNNPACK',
         provides=frozenset({"compiled"}),

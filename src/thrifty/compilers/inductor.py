@@ -44,7 +44,7 @@ class Inductor(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="compile time; machine code that serves one kind of processor",
+        trade_off="compile time; machine code that runs on one kind of processor",
         paper='"PyTorch 2", Ansel et al. 2024, doi:10.1145/3620665.3640366',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),

@@ -194,7 +194,7 @@ def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, f
     if ran and half != bool(ran["bf16"]):
         raise LoweringError(
             f"OpenVINO runs this {precision} model's float layers in {', '.join(sorted(ran))}: this processor has no "
-            "kernels for the requested precision; use another scheme of quantize, or compile(inductor)"
+            "kernels for the requested precision; use another quantize scheme, or compile(inductor)"
         )
     return {
         "integer_layers": float(integers), "float_layers": float(ran.total()), "bf16_layers": float(ran["bf16"]),

@@ -116,7 +116,7 @@ def _targets(name: str, group: Any) -> list[str]:
 def _numbers(name: str, group: dict[str, Any], overall: str) -> Stored:
     weights, inputs = group.get("weights"), group.get("input_activations")
     if not isinstance(weights, dict) or not (inputs is None or isinstance(inputs, dict)):
-        raise _unsupported(name, "no weights, or activations that are no object")
+        raise _unsupported(name, "no weights, or activations that are not an object")
     activations: Any = "float" if inputs is None else "int8"
     bits: Any = weights.get("num_bits")
     strategy, size = weights.get("strategy"), weights.get("group_size")
@@ -142,5 +142,5 @@ def _numbers(name: str, group: dict[str, Any], overall: str) -> Stored:
 
 
 def _unsupported(name: str, what: str) -> InterchangeError:
-    return InterchangeError(f"config_groups.{name} has {what}, which is not supported; what is: {SUPPORTED}. Quantize the float "
-                            "model with Thrifty instead")
+    return InterchangeError(f"config_groups.{name} has {what}, which is not supported; supported: {SUPPORTED}. Quantize the "
+                            "float model with Thrifty instead")

@@ -291,6 +291,6 @@ def print_bench(found: Mapping[str, Any], file: TextIO | None = None) -> None:
         ("throughput", _rate(inference["throughput_per_second"])),
         ("memory", scaled(inference["peak_memory_bytes"], "B")),
         ("first inference", seconds(inference["first_inference_seconds"])),
-        ("outputs", NOT_MEASURED if error is None else f"differ from the stored ones by {error:.2g}(relative error)"),
+        ("outputs", NOT_MEASURED if error is None else f"differ from the stored ones by {error:.2g} (relative error)"),
         ("machine", "; ".join(f"{key} {value}" for key, value in found.get("environment", {}).items())),
     ]), file=file)

@@ -309,7 +309,7 @@ def _unused(cls: type[Method], reference: Recipe) -> str:
         return "recipes without a compiler end as export, and auto would race the others again"
     if cls.card.slot is not None:
         return "the model comes trained, so there is no training of it to vary"
-    return "there is nothing to recover from: name a transform beside it, such as prune"
+    return "there is nothing to recover from: add a transform, such as prune"
 
 
 # -- trainings ----------------------------------------------------------------------------------------------------

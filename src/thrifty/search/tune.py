@@ -223,7 +223,7 @@ class _Tune:
             needed = training_seconds(self.runner, self.reference)[1] * (seeds + count * (self.least + seeds))
             if needed > self.budget:
                 raise TuneError(f"{self.least} trials and {seeds} seeds of each of {count} optimizers, and {seeds} of "
-                                f"the reference, take about {needed:.0f} s here, and the budget is {self.budget:g} s: "
+                                f"the reference, take about {needed:.0f} s here, but the budget is {self.budget:g} s: "
                                 f"give at least --budget {math.ceil(1.2 * needed)}s, or fewer optimizers or --seeds")
 
     def round(self, trials: int) -> None:

@@ -203,7 +203,7 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
         return as_it_is.doubt
     if bars.misses(nearest):
         meets = as_it_is.meets({"max_bytes": bars.max_bytes, "max_latency": bars.max_latency}, nearest)
-        return "no trial meets the constraints, and it does" if meets else None
+        return "no trial meets the constraints, but it does" if meets else None
     speed = nearest.inference and nearest.inference.speedup
     if slower(speed):
         return f"no trial that meets the constraints is faster than it: the nearest is {_times(speed)} as fast"
@@ -211,7 +211,7 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
         return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
         return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} with "
-                "one pair of processes, which is no evidence yet: explore again with a larger --budget, which goes on from "
+                "one pair of processes, which is not evidence yet: explore again with a larger --budget, which resumes from "
                 "there, or run its recipe with --pairs 5")
     return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 

@@ -141,10 +141,10 @@ def check_steady(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     moved = [name for name, x in model.named_buffers() if name in before and differ([before[name]], [x])]
     left_on = [name for name, module in model.named_modules() if module.training]
     drawn = sorted(draws.found, key=lambda text: "attention" in text)  # which draws where it drops alone
-    cause = (f"{drawn[0]} draws in eval too: a dropout left on? Give it training=self.training" if drawn
+    cause = (f"{drawn[0]} draws random numbers in eval mode too: a dropout left on? Give it training=self.training" if drawn
              else f"its forward changes the buffer {moved[0]!r}" if moved
              else f"{left_on[0] or 'the model'} is still in training mode after eval()" if left_on
-             else "its forward draws numbers or keeps a state, in eval too")
+             else "its forward draws random numbers or keeps state, in eval mode too")
     raise WorkloadError(f"the model is random: two calls differ; {cause}")
 
 

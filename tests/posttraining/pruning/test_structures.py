@@ -119,7 +119,7 @@ def test_grouped_queries_leave_with_their_key_and_value_head() -> None:
 
 def test_code_that_takes_the_size_of_a_head_from_the_width_keeps_its_heads() -> None:
     model = shapes.Deit(classic=True).eval()
-    with pytest.raises(NoEffect, match="own code counts on its width"):
+    with pytest.raises(NoEffect, match="own code depends on its width"):
         Prune(structure="heads", ratio=0.1).plan(model, context(shapes.example("deit")))
     plan = Prune(ratio=0.25, structure="width", round_to=2).plan(model, context(shapes.example("deit")))
     assert any("own code" in why for why in plan.values["left"].values())

@@ -185,8 +185,8 @@ def test_a_bfloat16_rest():
 
 
 @pytest.mark.parametrize(("settings", "says"), [
-    ({"scheme": "w8a8", "algorithm": "gptq"}, "weights alone"),
-    ({"scheme": "w4a16", "algorithm": "smoothquant"}, "integer products"),
+    ({"scheme": "w8a8", "algorithm": "gptq"}, "weight-only schemes"),
+    ({"scheme": "w4a16", "algorithm": "smoothquant"}, "integer schemes"),
     ({"scheme": "w8a8", "group": 64}, "omit group"),
     ({"scheme": "w4a16", "activations": "static"}, "omit activations"),
     ({"scheme": "bf16", "layers": {"out": "fp32"}}, "whole model"),

@@ -97,7 +97,7 @@ def test_the_hash_follows_what_decides_the_outputs(folder: Path) -> None:
 
 def test_a_damaged_weights_file_is_answered(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(WorkloadError, match="is no safetensors file"):
+    with pytest.raises(WorkloadError, match="is not a safetensors file"):
         digest(folder)
     (folder / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"nope")
     with pytest.raises(WorkloadError, match="its header is damaged"):

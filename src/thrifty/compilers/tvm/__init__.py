@@ -56,7 +56,7 @@ class Tvm(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="compile time; machine code that serves one kind of processor; no int8 nor bfloat16",
+        trade_off="compile time; machine code that runs on one kind of processor; no int8 or bfloat16",
         paper='"TVM: an automated end-to-end optimizing compiler for deep learning", Chen et al. 2018, arXiv:1802.04799; '
               '"Relax", Lai et al. 2023, arXiv:2311.02103',
         provides=frozenset({"compiled"}),

@@ -142,8 +142,8 @@ def _losses(layers: Layers, context: Context) -> dict[str, float]:
 def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ranks]:
     """Ranks that bring the model's measured seconds down by the ratio; layers of one geometry are timed once."""
     if context.time is None:
-        raise ThriftyError("low_rank(ranks=latency) needs a clock, which a method alone does not have: use it in a recipe, or "
-                           "choose ranks=energy or loss")
+        raise ThriftyError("low_rank(ranks=latency) needs timing, which a method on its own does not have: use it in a recipe, "
+                           "or choose ranks=energy or loss")
     inputs = _inputs(layers, context)
     timed: dict[Any, float] = {}
 

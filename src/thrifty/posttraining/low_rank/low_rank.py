@@ -74,7 +74,7 @@ class LowRank(Transform):
     card: ClassVar[Card] = Card(
         family="low-rank",
         benefit="inference time",
-        trade_off="quality, in part won back by training again; nothing is gained above the break-even rank",
+        trade_off="quality, partly recovered by retraining; no gain above the break-even rank",
         paper='"SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression", Wang et '
               'al. 2024, arXiv:2403.07378; "Compression of Deep Convolutional Neural Networks for Fast and Low Power '
               'Mobile Applications", Kim et al. 2015, arXiv:1511.06530; "Language Model Compression with Weighted Low-Rank '

@@ -86,7 +86,7 @@ class Nas(Transform):
     card: ClassVar[Card] = Card(
         family="nas",
         benefit="inference time",
-        trade_off="the search: every alternative is made, scored and timed; quality, in part won back by training again",
+        trade_off="the search: every alternative is built, scored and timed; quality, partly recovered by retraining",
         paper='"Puzzle: Distillation-Based NAS for Inference-Optimized LLMs", Bercovich et al. 2024, arXiv:2411.19146; '
               '"Once-for-All", Cai et al. 2019, arXiv:1908.09791',
         needs=frozenset({"calibration"}),

@@ -97,7 +97,7 @@ class Subnets(Transform):
     card: ClassVar[Card] = Card(
         family="nas",
         benefit="inference time",
-        trade_off="the search: every subnet is made, scored and timed whole; quality, in part won back by training again",
+        trade_off="the search: every subnet is built, scored and timed whole; quality, partly recovered by retraining",
         paper='"Once-for-All: Train One Network and Specialize it for Efficient Deployment", Cai et al. 2019, arXiv:1908.09791; '
               '"BigNAS", Yu et al. 2020, arXiv:2003.11142',
         needs=frozenset({"calibration"}),
@@ -143,7 +143,7 @@ class Subnets(Transform):
         if space.left:
             context.progress(f"these stay as they are: {told(space.left)}")
         if space.size == 1:
-            why = "there are no subnets: no block can be left out, no group of channels is wide enough, no kernel can be cropped"
+            why = "there are no subnets: no block can be removed, no group of channels is wide enough, no kernel can be cropped"
             context.progress(f"unchanged: {why}")
             return Plan({**AS_IT_IS.values, "unchanged": why, "chosen": [], "table": None, "left": space.left, "refused": {}})
         sampling = Sampling(space, limits, self.minimize, self.engine, self.steps, self.seconds, context)

@@ -84,7 +84,7 @@ class Prune(Transform):
     card: ClassVar[Card] = Card(
         family="pruning",
         benefit="inference time",
-        trade_off="quality, in part won back by training again; zeros alone make nothing faster here",
+        trade_off="quality, partly recovered by retraining; zeros alone make nothing faster here",
         paper='"Pruning Filters for Efficient ConvNets", Li et al. 2016, arXiv:1608.08710; "DepGraph: Towards Any '
               'Structural Pruning", Fang et al. 2023, arXiv:2301.12900; "ShortGPT", Men et al. 2024, arXiv:2403.03853; "A Simple '
               'and Effective Pruning Approach for Large Language Models", Sun et al. 2023, arXiv:2306.11695; "SparseGPT", '
@@ -189,5 +189,5 @@ class Prune(Transform):
 def _report_config(method: Prune, model: nn.Module, plan: Plan, context: Context) -> None:
     """Say where a configuration cannot say what the model has become."""
     if attributes.configurations(model) and (odd := attributes.misfits(method.build(copy.deepcopy(model), plan))):
-        context.progress(f"the configuration of {odd[0]} has no words for these sizes: what it alone says makes another model, "
+        context.progress(f"the configuration of {odd[0]} cannot express these sizes: it would build a different model, "
                          "so keep Thrifty's artifact or checkpoint")

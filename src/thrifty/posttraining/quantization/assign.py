@@ -89,13 +89,13 @@ class Assigned:
 
 GROWN = "scales would outweigh what is saved"
 PROJECTED = "it has projections"
-PADDED = "its padding is no row of numbers of zeros"
+PADDED = "its padding row is not zeros"
 WIDE = "integer convolutions are of float32"
 FLOAT8 = "float8 is for linear layers"
 LIGHT = "a small table"
 RENORMED = "its rows are scaled as they are looked up"
-RECURRENT = "of recurrent layers weights alone are quantized"
-SHARED = "an embedding shares its weight, and float8 would be a second table"
+RECURRENT = "only the weights of recurrent layers are quantized"
+SHARED = "an embedding shares its weight, and float8 would need a second table"
 
 
 def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,

@@ -87,5 +87,5 @@ def unreached(names: Iterable[str]) -> CalibrationError:
     """The error of layers that no calibration data came to."""
     name, *others = names
     return CalibrationError(f"layer {name!r}{f' and {len(others)} more' if others else ''} saw no calibration data: it is not "
-                            "reached by the model's forward, or the data is empty; leave it out with layers={...: fp32}, or "
+                            "reached by the model's forward, or the data is empty; exclude it with layers={...: fp32}, or "
                             "quantize with algorithm=hqq, which needs none")

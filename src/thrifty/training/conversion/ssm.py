@@ -55,7 +55,7 @@ class Ssm(Transform):
     card: ClassVar[Card] = Card(
         family="architectures",
         benefit="inference time",
-        trade_off="quality, of generation more than of likelihood, in part won back by distillation; nothing is gained at short "
+        trade_off="quality, of generation more than of likelihood, partly recovered by distillation; no gain at short "
                   "contexts",
         paper='"The Mamba in the Llama", Wang et al. 2024, arXiv:2408.15237; "Transformers to SSMs", Bick et al. 2024, '
               "arXiv:2408.10189",

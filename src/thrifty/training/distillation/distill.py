@@ -103,7 +103,7 @@ class Distill(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="distillation",
         benefit="inference time",
-        trade_off="the teacher's training, and a forward pass of it in every step",
+        trade_off="the teacher's training, and its forward pass in every step",
         paper='"Distilling the Knowledge in a Neural Network", Hinton, Vinyals and Dean 2015, arXiv:1503.02531, '
               "section 2",
         needs=frozenset({"teacher"}),

@@ -149,8 +149,8 @@ class Zero1(Zero):
     """
 
     name: ClassVar[str] = "zero1"
-    card: ClassVar[Card] = zero_card("every rank holds all parameters and gradients while a step lasts; parameters are gathered "
-                                     "once a step")
+    card: ClassVar[Card] = zero_card("every rank holds all parameters and gradients during a step; parameters are gathered "
+                                     "once per step")
 
     def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         for module in sharded_modules(session.model)[:1]:  # the model itself: what is inside follows
@@ -173,7 +173,7 @@ class Zero2(Zero):
     """
 
     name: ClassVar[str] = "zero2"
-    card: ClassVar[Card] = zero_card("every rank holds all parameters while a pass lasts; gradients are sent in every "
+    card: ClassVar[Card] = zero_card("every rank holds all parameters during a pass; gradients are sent in every "
                                      "micro-batch")
 
 
@@ -195,7 +195,7 @@ class Zero3(Zero):
     reshard: str = choice("auto", "auto", "always", "never")
 
     name: ClassVar[str] = "zero3"
-    card: ClassVar[Card] = zero_card("parameters are sent twice a micro-batch, gradients once")
+    card: ClassVar[Card] = zero_card("parameters are sent twice per micro-batch, gradients once")
 
     def resharded(self, session: Session) -> bool:
         if self.reshard != "auto":

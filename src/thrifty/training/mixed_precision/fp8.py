@@ -51,7 +51,7 @@ class Fp8(Autocast):
     card: ClassVar[Card] = Card(
         family="mixed-precision",
         benefit="training time",
-        trade_off="2 or 3 bits of mantissa in products; small layers gain nothing and stay in bf16",
+        trade_off="2 or 3 bits of mantissa in matrix multiplications; small layers gain nothing and stay in bf16",
         paper='"FP8 Formats for Deep Learning", Micikevicius et al. 2022, arXiv:2209.05433',
         requires=frozenset({"module", "float-weights"}),
         slot="precision",

@@ -52,7 +52,7 @@ class Choices(Transform):
     card: ClassVar[Card] = Card(
         family="gradient-nas",
         benefit="inference time",
-        trade_off="a model of many options, to be decided by darts",
+        trade_off="a model with many options, to be chosen by darts",
         paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "ProxylessNAS", Cai, '
               'Zhu and Han 2019, arXiv:1812.00332 (measured latency)',
         requires=frozenset({"module", "float-weights"}),

@@ -93,7 +93,7 @@ class Darts(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="gradient-nas",
         benefit="inference time",
-        trade_off="the search: every option of every choice is trained, and what is found is trained again",
+        trade_off="the search: every option of every choice is trained, and the result is trained again",
         paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "DrNAS", Chen et al. '
               '2021, arXiv:2006.10355; "PC-DARTS", Xu et al. 2019, arXiv:1907.05737; "beta-DARTS", Ye et al. 2022, '
               'arXiv:2203.01665; "DARTS-", Chu et al. 2021, arXiv:2009.01027; "Searching for a robust neural architecture in '
@@ -244,7 +244,7 @@ class Darts(TrainingMethod):
         memory = session.memory(self)
         genotype = self.genotype(session)
         if session.steps > 1 and len(genotype) > 1 and skips(genotype) > TAKEN_OVER:  # a rehearsal's one step decides nothing
-            warnings.warn(SkipsTookOver(f"darts decided for skips in {100 * skips(genotype):.0f}% of its decisions "
+            warnings.warn(SkipsTookOver(f"darts chose skips in {100 * skips(genotype):.0f}% of its decisions "
                                         f"({', '.join(f'{k}: {v}' for k, v in genotype.items())}): skips help before anything is "
                                         "trained, and take over; try darts(dirichlet), beta=, auxiliary=, or most_skips="),
                           stacklevel=2)

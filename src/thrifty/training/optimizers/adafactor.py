@@ -46,7 +46,7 @@ class Adafactor(Optimizer):
     light: ClassVar[bool] = True
     card: ClassVar[Card] = optimizer_card(
         refuses=frozenset({"sharded"}),  # its factors are of whole matrices
-        trade_off="state of a row and a column a matrix; no momentum, so that it may need more steps; steps are slower",
+        trade_off="state of one row and one column per matrix; no momentum, so it may need more steps; steps are slower",
         paper='"Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", Shazeer and Stern 2018, '
               "arXiv:1804.04235, algorithms 4 and 5",
     )

@@ -105,7 +105,7 @@ class Muon(Optimizer):
     name: ClassVar[str] = "muon"
     tuned: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     card: ClassVar[Card] = optimizer_card(
-        trade_off="five rounds of three matrix products for each hidden matrix in every step; convolutions, embeddings "
+        trade_off="five rounds of three matrix multiplications for each hidden matrix in every step; convolutions, embeddings "
                   "and the head stay with AdamW",
         paper='"Muon: An optimizer for hidden layers in neural networks", Jordan et al. 2024; "Muon is Scalable for LLM '
               'Training", Liu et al. 2025, arXiv:2502.16982',

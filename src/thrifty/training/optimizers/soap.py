@@ -49,8 +49,8 @@ class Soap(Optimizer):
 
     name: ClassVar[str] = "soap"
     card: ClassVar[Card] = optimizer_card(
-        trade_off="two covariances and two bases for each matrix beside Adam's state; products and decompositions in "
-                  "the step",
+        trade_off="two covariances and two bases for each matrix besides Adam's state; matrix multiplications and decompositions "
+                  "in the step",
         refuses=frozenset({"sharded"}),  # its covariances and bases are of whole matrices
         paper='"SOAP: Improving and Stabilizing Shampoo using Adam", Vyas et al. 2024, arXiv:2409.11321, algorithm 3',
     )

@@ -64,14 +64,14 @@ def hindrances(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, s
         elif readers[id(layer.weight)] > 1:
             found[name] = "another layer reads the same weight, which merging would change too"
         elif attention and name.startswith(attention):
-            found[name] = "nn.MultiheadAttention reads its weight itself and would pass the adapter by"
+            found[name] = "nn.MultiheadAttention reads its weight itself and would bypass the adapter"
     return found
 
 
 def _alternatives(layers: Mapping[str, nn.Module], hindered: Mapping[str, str]) -> str:
     others = [name for name in layers if name not in hindered]
     if others:
-        return f"name others by targets=..., such as {', '.join(map(repr, others[:3]))}"
+        return f"name others with targets=..., such as {', '.join(map(repr, others[:3]))}"
     if hindered:
         name, why = next(iter(hindered.items()))
         return f"{name}: {why}"

@@ -72,7 +72,7 @@ class Qat(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="qat",
         benefit="inference time",
-        trade_off="a training more, whose steps round everything they read",
+        trade_off="an additional training, with steps that round everything they read",
         paper='"Learned Step Size Quantization", Esser et al. 2019, arXiv:1902.08153; "Quantization and Training of Neural '
               'Networks for Efficient Integer-Arithmetic-Only Inference", Jacob et al. 2017, arXiv:1712.05877',
         needs=frozenset({"calibration", "labels"}),

@@ -149,7 +149,7 @@ def _checked(path: Path, number: int, raw: bytes, format: Format) -> dict[str, A
         if isinstance(value, str) and not value.strip():
             raise _wrong(path, number, f'"{name}" is blank', format)
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise _wrong(path, number, f'"{name}" has half a surrogate pair, which is no character', format)
+            raise _wrong(path, number, f'"{name}" has half a surrogate pair, which is not a character', format)
     if "split" in values and values["split"] not in SPLITS:
         raise _wrong(path, number, f'"split" must be one of {", ".join(SPLITS)} but is {_short(values["split"])}', format)
     return values

@@ -52,7 +52,7 @@ def words_of(directory: Directory) -> Words:
         WorkloadError: there is no tokenizer.json, or it is damaged.
     """
     path = directory.needs(
-        TOKENIZER, "only fast tokenizers are read; make one of a slow one: python -c \"import transformers as t; "
+        TOKENIZER, "only fast tokenizers are supported; convert a slow one: python -c \"import transformers as t; "
         f"t.AutoTokenizer.from_pretrained('{directory.path}').save_pretrained('{directory.path}')\"")
     try:
         import tokenizers
