@@ -16,7 +16,7 @@ from thrifty.kernels.ssd import ssd, time_steps
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """The model, whose Mamba-2 layers were replaced in place; names of weights, signatures and caches stay as they are.
+    """Replace the model's Mamba-2 layers in place; names of weights, signatures and caches stay as they are.
 
     Beside being faster it computes what transformers 5.23 get wrong: padding on the right leaves the state of the prompt without
     it, ``time_step_limit`` holds token by token too, and a cached call may bring several tokens.

@@ -55,7 +55,7 @@ OPENING = ("engine", "parity")
 
 
 def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool = False, dead: str = "") -> Verification:
-    """Look at an artifact's manifest, checksums, processor and packages, open it, and compare its answer with the kept one.
+    """Check an artifact's manifest, checksums, processor and packages, open it, and compare its answer with the stored one.
 
     Args:
         directory: directory of the artifact; it may be damaged or hostile.

@@ -42,7 +42,7 @@ PARITY_REQUESTS = 8
 @final
 @dataclass(frozen=True)
 class Auto(Compiler):
-    """Lower by every compiler that applies, drop those that are not numerically right, race the rest, keep the fastest.
+    """Lower with every compiler that applies, drop those that are not numerically right, race the rest, keep the fastest.
 
     The race is of one request on the target's threads, in interleaved fresh processes: one round of all, then up to
     five of those within 30% of the fastest. What the losers took and how fast they are stays in the ledger. Which engine

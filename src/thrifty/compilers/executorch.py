@@ -29,7 +29,7 @@ PROGRAM = "model.pte"
 @final
 @dataclass(frozen=True)
 class ExecuTorch(Compiler):
-    """A `.pte` program, its products and convolutions by XNNPACK; a method for each of several sizes where sizes vary.
+    """A `.pte` program, matrix multiplications and convolutions by XNNPACK; one method for each of several sizes if sizes vary.
 
     Args:
         buckets: those sizes, for each dimension that varies the ones within its range; () for powers of two.

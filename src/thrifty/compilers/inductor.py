@@ -38,7 +38,7 @@ OPTIONS = {
 @final
 @dataclass(frozen=True)
 class Inductor(Compiler):
-    """Fused C++ kernels, frozen weights, oneDNN for products; int8 layers run as oneDNN's integer kernels."""
+    """Fused C++ kernels, frozen weights, oneDNN for matrix multiplications; int8 layers run as oneDNN's integer kernels."""
 
     name: ClassVar[str] = "inductor"
     card: ClassVar[Card] = Card(

@@ -33,7 +33,7 @@ WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
 @final
 @dataclass(frozen=True)
 class OpenVino(Compiler):
-    """OpenVINO's intermediate representation, portable to every processor that OpenVINO serves."""
+    """OpenVINO's intermediate representation, portable to every processor that OpenVINO supports."""
 
     name: ClassVar[str] = "openvino"
     card: ClassVar[Card] = Card(

@@ -35,7 +35,7 @@ REFUSED = 3
 @final
 @dataclass(frozen=True)
 class Xla(Compiler):
-    """StableHLO, portable to every processor and NVIDIA GPU that XLA serves."""
+    """StableHLO, portable to every processor and NVIDIA GPU that XLA supports."""
 
     name: ClassVar[str] = "xla"
     card: ClassVar[Card] = Card(

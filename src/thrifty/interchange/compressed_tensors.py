@@ -1,4 +1,4 @@
-"""Quantized models as directories in the format compressed-tensors, which transformers and vLLM load; and back."""
+"""Quantized models as directories in the compressed-tensors format, which transformers and vLLM load; and back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ OTHER = "serve its artifact instead"
 
 
 def export_compressed_tensors(model: nn.Module, directory: str | Path) -> Path:
-    """Write a quantized model as a directory in the format compressed-tensors, which transformers and vLLM load.
+    """Write a quantized model as a directory in the compressed-tensors format, which transformers and vLLM load.
 
     Linear layers of w4a16, w8a16, w8a8 and w4a8 keep their integers, scales and zeros; w4a8 is written as w8a8, since
     its weights are held in int8. Vectors that inputs are divided by (SmoothQuant, AWQ) go into the norms before, where
@@ -207,7 +207,7 @@ def _compare(directory: Path, body: Any, ids: Tensor) -> None:
 
 
 def import_compressed_tensors(directory: str | Path) -> nn.Module:
-    """Read a directory in the format compressed-tensors as a module that every compiler takes.
+    """Read a directory in the compressed-tensors format as a module that every compiler accepts.
 
     Nothing is fetched and no code of the directory runs. Layers become the ones that ``quantize`` makes: `GroupedLinear`
     for weights of 4 and 8 bits beside float activations, `QuantLinear` for int8 products. Tokens of those are rounded to

@@ -102,7 +102,7 @@ class Table(dict[str, str]):
 
 
 def table(*options: str) -> Any:
-    """A hyperparameter that gives one of a few words to each of some patterns: ``layers={'head|blocks.0.*': fp32}``.
+    """A hyperparameter that assigns one of a few words to each pattern: ``layers={'head|blocks.0.*': fp32}``.
 
     Without words, it gives each of some layers of one model a layer of another: ``hidden={'blocks.0': 'blocks.1'}``.
     """

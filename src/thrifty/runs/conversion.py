@@ -20,7 +20,7 @@ from thrifty.workloads.workload import Workload
 
 
 def quantize_directory(source: str, directory: Path, scheme: str) -> Path:
-    """Quantize the model of a directory and write it in the format compressed-tensors, its tokenizer beside it.
+    """Quantize the model of a directory and write it in the compressed-tensors format, its tokenizer beside it.
 
     Args:
         source: a Hugging Face directory, with task and data in it (`huggingface.reference`).

@@ -161,7 +161,7 @@ def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: L
 
 
 def save_compressed_tensors(directory: str | Path, trial: Trial, workload: Workload, listener: Listener = ignore) -> Path:
-    """Write a trial's quantized model in the format compressed-tensors, its tokenizer and a README.md beside it.
+    """Write a trial's quantized model in the compressed-tensors format, its tokenizer and a README.md beside it.
 
     Args, returns and errors are those of `save_hf`; what the format holds, `export_compressed_tensors` says.
     """

@@ -108,7 +108,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
          trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
          target: Target | None = None, seed: int = 0, price: float | None = None,
          training_threads: int | None = None, listener: Listener = ignore) -> Tuned:
-    """Tune optimizers alike, and say how soon each attains the quality that the reference ends with.
+    """Tune optimizers with equal effort, and say how soon each reaches the reference's final quality.
 
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
     tuned is: the learning rate, then other numbers at the best learning rate (AdamW's beta2 and weight decay, Sophia's

@@ -78,7 +78,7 @@ class Miss:
 @final
 @dataclass(frozen=True)
 class Bars:
-    """What a trial must keep to, and what is made smallest among those that do.
+    """The constraints a trial must meet, and what to minimize among those that do.
 
     Args:
         max_drop: largest drop of quality, judged by the upper end of its interval.
@@ -225,7 +225,7 @@ def _times(speed: Ratio | None) -> str:
 
 def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,
          max_bytes: str | float | None = None, max_latency: str | float | None = None) -> Choice:
-    """`choose`, its constraints given as texts.
+    """`choose`, with its constraints given as strings.
 
     Args:
         trials: as for `frontier`.

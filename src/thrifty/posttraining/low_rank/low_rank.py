@@ -31,7 +31,7 @@ from thrifty.recipes.transform import Plan, Transform
 @final
 @dataclass(frozen=True)
 class LowRank(Transform):
-    """Replace weights by products of thinner ones, the ranks chosen over the whole model at once.
+    """Replace weights with products of smaller factors, with ranks chosen over the whole model at once.
 
     - ``nn.Linear`` and 1x1 ``nn.Conv2d``, W [m, n]: W' = U_k Sigma_k V_k^T S^-1 with U Sigma V^T = svd(W S) and
       S S^T = X X^T, X [n, rows] what the layer reads in calibration: the best W' of rank k for the layer's outputs.

@@ -28,7 +28,7 @@ CLOSE = 1e-4
 @final
 @dataclass(frozen=True)
 class Moe(Transform):
-    """Replace feed-forward networks by mixtures of experts that begin as what the networks are.
+    """Replace feed-forward networks with mixtures of experts that start out equal to them.
 
     - ``experts_from="copies"`` (sparse upcycling): every expert is a copy. A token's weights sum to 1, so that the outputs are
       the dense model's at the start; with ``drop``, a share of each copy's hidden units begins anew instead, which sets experts

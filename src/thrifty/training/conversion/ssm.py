@@ -24,7 +24,7 @@ from thrifty.training.conversion.alignment import align, attentions, converted, 
 @final
 @dataclass(frozen=True)
 class Ssm(Transform):
-    """Replace layers of attention by Mamba-2 that begins as they are: C from the queries, B from the keys, x from the values.
+    """Replace attention layers with Mamba-2 layers that start from them: C from the queries, B from the keys, x from the values.
 
     1. Each new layer is trained to give what its attention gives, on what the model lets that read: ``steps`` steps, all
        layers side by side, the model itself standing still.

@@ -55,7 +55,7 @@ class Example:
 
 def record(model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]],
            valid: int | None = None) -> dict[str, list[Example]]:
-    """What blocks of a model read and give, all recorded in one pass over the batches.
+    """Record the inputs and outputs of blocks of a model, all in one pass over the batches.
 
     Args:
         model: put into eval mode for the pass.
@@ -114,7 +114,7 @@ def record(model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tenso
 
 def distil_block(student: nn.Module, examples: Sequence[Example], *, steps: int | None = None, seconds: float = math.inf,
                  lr: float = 1e-3, seed: int = 0) -> DistilledBlock:
-    """Train a block to give what another gave, from recorded examples.
+    """Train a block to reproduce another block's outputs, from recorded examples.
 
         error = sum |student(x) - y|^2 / sum |y|^2,     over the places that count of all floating-point outputs
 

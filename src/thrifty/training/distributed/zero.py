@@ -162,8 +162,8 @@ class Zero1(Zero):
 @final
 @dataclass(frozen=True)
 class Zero2(Zero):
-    """Each rank holds its rows of the optimizer's state and of the gradients; parameters are gathered for a pass forward and
-    back.
+    """Each rank holds its rows of the optimizer's state and of the gradients; parameters are gathered for a forward and backward
+    pass.
 
     Args:
         replicas: groups of ranks that hold the same: state is shared out within each.

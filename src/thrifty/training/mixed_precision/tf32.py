@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Tf32(TrainingMethod):
-    """Matrix products and convolutions of float32 tensors in TensorFloat-32: 10 bits of mantissa, float32's range.
+    """Matrix multiplications and convolutions of float32 tensors in TensorFloat-32: 10 bits of mantissa, float32's range.
 
     For NVIDIA GPUs since Ampere. Nothing else changes; torch's own settings are put back after each pass.
 

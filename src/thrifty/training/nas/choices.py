@@ -27,7 +27,7 @@ AS_IT_IS = "as it is"
 @final
 @dataclass(frozen=True)
 class Choices(Transform):
-    """Put a choice in the place of each layer: what ``darts`` decides.
+    """Replace each layer with a choice, for ``darts`` to decide.
 
     - A convolution of 3x3 or wider: as it is, of 1x1, separable (one kernel a channel, then 1x1), or, where it changes no
       shape, nothing.
@@ -139,7 +139,7 @@ class Choices(Transform):
 
 
 def choices(model: nn.Module, layers: str = "", seed: int = 0) -> nn.Module:
-    """A copy of a plain model with a choice in the place of each layer: a space for ``darts``.
+    """A copy of a plain model with a choice in place of each layer: a search space for ``darts``.
 
     Args:
         model: nn.Conv2d and nn.Linear in it get choices; see `Choices`.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """The second moment of a matrix of gradients is kept as its row means R and column means C; no first moment is.
+    """The second moment of a matrix of gradients is kept as its row means R and column means C; there is no first moment.
 
         b = 1 - t^decay;  R <- b R + (1 - b) mean_rows(g^2);  C <- b C + (1 - b) mean_columns(g^2)
         u = g / sqrt(R C / mean(R));  u <- u / max(1, rms(u) / clip)

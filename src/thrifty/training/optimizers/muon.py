@@ -76,7 +76,7 @@ class Pair(torch.optim.Optimizer):
 @final
 @dataclass(frozen=True)
 class Muon(Optimizer):
-    """Each hidden matrix moves by its momentum made orthogonal; everything else is AdamW's.
+    """Each hidden matrix moves by its orthogonalized momentum; everything else uses AdamW.
 
         B <- mu B + (1 - mu) g;  O = NewtonSchulz5(g + mu (B - g))  (about U V^T of the singular value decomposition)
         W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O

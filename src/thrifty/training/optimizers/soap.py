@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Soap(Optimizer):
-    """Adam, in a basis that is rotated to where the gradient's covariances are diagonal.
+    """Adam, in a rotated basis where the gradient's covariances are diagonal.
 
         L <- b2 L + (1 - b2) G G^T;  R <- b2 R + (1 - b2) G^T G;  Q_L, Q_R: their eigenvectors, every few steps
         W <- W - lr Q_L Adam(Q_L^T G Q_R) Q_R^T

@@ -35,7 +35,7 @@ LEAST, MOST = 0.3, 0.55
 
 @final
 class SophiaOptimizer(torch.optim.Optimizer):
-    """The update of Sophia, for a loop of one's own; `Sophia` drives it in Thrifty's.
+    """The update of Sophia, for your own loop; `Sophia` drives it in Thrifty's.
 
         m <- b1 m + (1 - b1) g
         p <- (1 - lr wd) p - lr clip(m / max(gamma h / (1 - b2^k), eps), 1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Lora(Adapter):
-    """A low-rank update beside each frozen weight, merged into it at the end.
+    """A low-rank update alongside each frozen weight, merged into it at the end.
 
         y = W x + s B A dropout(x),   A [rank, in], B [out, rank] = 0,   s = alpha / rank
 

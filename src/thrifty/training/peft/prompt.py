@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class PromptTuning(TrainingMethod):
-    """Learnt tokens before a frozen language model's input, or learned keys and values before those of every layer.
+    """Learned tokens before a frozen language model's input, or learned keys and values before those of every layer.
 
     No weight can take them in: training leaves a model with the prompt in it, whose structure is not the one that
     came. So a recipe, whose checkpoints are the workload's model and weights, has no name for it; it is for

@@ -38,8 +38,8 @@ STATISTICS_EXAMPLES = 1024
 @final
 @dataclass(frozen=True)
 class Qat(TrainingMethod):
-    """The forward pass rounds what `quantize` of the same scheme would hold in few bits; gradients pass the rounding as
-    if it were not there. The model leaves training as `quantize` builds it, with the numbers that were trained.
+    """The forward pass rounds what `quantize` with the same scheme would hold in low precision; gradients pass through the
+    rounding as if it were not there. The model leaves training as `quantize` builds it, with the trained values.
 
     - Ranges and smoothing begin as `quantize` finds them on examples drawn from the training data.
     - Batch norms see the rounded convolution and are folded at the end. A weight that jumps between two integers moves
