@@ -125,7 +125,7 @@ def test_a_compiler_takes_it_whole_and_the_operator_keeps_torchs_contract() -> N
 @pytest.mark.parametrize("change, says", [
     ({"taught": torch.randn(7, 6)}, "same positions"), ({"teaching": torch.randn(21, 6)}, "one vocabulary"),
     ({"weight": torch.randn(20, 9)}, "8 columns"), ({"kind": "kl"}, "one of forward_kl"), ({"temperature": 0.0}, "above 0"),
-    ({"beta": 1.0}, "in \\(0, 1\\)"), ({"valid": torch.ones(3)}, "valid, with 3")])
+    ({"beta": 1.0}, "in \\(0, 1\\)"), ({"valid": torch.ones(3)}, "3 positions")])
 def test_what_does_not_fit_says_so(change, says) -> None:
     x, w, t, head, _ = drawn(10, 8, 6, 20)
     given_ = {"hidden": x, "weight": w, "taught": t, "teaching": head, **change}

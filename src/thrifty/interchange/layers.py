@@ -110,7 +110,7 @@ def layer_of(name: str, found: Mapping[str, Tensor], numbers: Stored, linear: nn
     """
     out, inputs = linear.out_features, linear.in_features
     if inputs % (numbers.group or inputs):
-        raise InterchangeError(f"layer {name!r} has {inputs} inputs, which is not a multiple of the group size {numbers.group}")
+        raise InterchangeError(f"layer {name!r} has {inputs} inputs, not a multiple of the group size {numbers.group}")
     wanted = _wanted(numbers, out, inputs)
     if linear.bias is not None:
         wanted["bias"] = (None, (out,))

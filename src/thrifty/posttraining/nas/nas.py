@@ -96,8 +96,8 @@ class Nas(Transform):
     def _check(self) -> None:
         """Refuse hyperparameters that do not go together."""
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in self._limits):
-            raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop, minimal {self.minimize} "
-                                      "is a useless model; add drop<=1pt to limits")
+            raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop, the smallest {self.minimize} "
+                                      "comes from a useless model; add drop<=1pt to limits")
         if self.judge == "outputs" and any(limit.what == "drop" for limit in self._limits):
             raise HyperparameterError("nas(judge=outputs): drop is a drop in quality; use judge=both, or remove the limit")
         if not self.alternatives and not self.leave_out:

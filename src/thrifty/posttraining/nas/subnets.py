@@ -115,8 +115,8 @@ class Subnets(Transform):
     def _check(self) -> None:
         """Refuse hyperparameters that do not go together."""
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in limiting.read(self.limits)):
-            raise HyperparameterError(f"subnets(minimize={self.minimize}): without a limit on drop, minimal "
-                                      "{self.minimize} is a useless model; add drop<=1pt to limits")
+            raise HyperparameterError(f"subnets(minimize={self.minimize}): without a limit on drop, the smallest {self.minimize} "
+                                      "comes from a useless model; add drop<=1pt to limits")
 
     @property
     def timed(self) -> bool:
