@@ -246,7 +246,7 @@ def test_models_of_other_kinds_are_refused(tmp_path: Path) -> None:
         export_compressed_tensors(Quantize("w8a8", algorithm="rtn")(TokenLogits(body), [IDS]), tmp_path / "out")
     body = load_body(hf_models.vit(tmp_path / "vit"), "AutoModelForImageClassification")
     model = Quantize("w4a16", group=32, algorithm="rtn")(ImageLogits(body), [torch.randn(2, 3, 16, 16)])
-    with pytest.raises(InterchangeError, match="ViTForImageClassification is no model of one text"):
+    with pytest.raises(InterchangeError, match="ViTForImageClassification is not a model of single texts"):
         export_compressed_tensors(model, tmp_path / "out")
     with pytest.raises(WorkloadError, match="no transformers model"):
         export_compressed_tensors(nn.Linear(2, 2), tmp_path / "out")
@@ -280,7 +280,7 @@ def damaged(directory: Path, place: Path, change: Any) -> Path:
     (lambda t: t.pop("model.norm.weight"), "the weights lack model.norm.weight"),
     (lambda t: t.pop("model.layers.0.mlp.up_proj.weight_packed"), "has no weight_packed"),
     (lambda t: t.pop("model.layers.0.mlp.up_proj.weight_scale"), "the weights lack model.layers.0.mlp.up_proj.weight"),
-    (lambda t: t.update(more=torch.ones(1)), "the weights hold more"),
+    (lambda t: t.update(more=torch.ones(1)), "the weights contain more"),
     (lambda t: t.update({"more.weight_scale": torch.ones(1)}), "'more' is stored as integers"),
     (lambda t: t.update({"model.norm.weight": torch.ones(1)}), r"model.norm.weight is float32 \[1\]"),
     (lambda t: t.update({"model.norm.weight": torch.ones(128, dtype=torch.int8)}), "model.norm.weight is int8"),
@@ -299,7 +299,7 @@ def header(text: bytes, size: int | None = None) -> bytes:
 def test_hostile_weights_are_refused(head: bytes, directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory, tmp_path / "in")
     (tmp_path / "in" / "model.safetensors").write_bytes(head)
-    with pytest.raises(InterchangeError, match="model.safetensors is no safetensors file, or damaged"):
+    with pytest.raises(InterchangeError, match="model.safetensors is not a safetensors file, or is damaged"):
         import_compressed_tensors(tmp_path / "in")
 
 
@@ -320,5 +320,5 @@ def test_other_directories_are_refused(directory: Path, sources: dict[str, Path]
 
 
 def test_a_workload_starts_from_floating_point(directory: Path) -> None:
-    with pytest.raises(WorkloadError, match=r"quantized already \(compressed-tensors\).*thrifty.import_compressed_tensors"):
+    with pytest.raises(WorkloadError, match=r"already quantized \(compressed-tensors\).*thrifty.import_compressed_tensors"):
         load_workload(str(directory))

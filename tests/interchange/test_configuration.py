@@ -59,7 +59,7 @@ def changed(path: str, value: Any, kind: Stored = KINDS[0]) -> Any:
 
 
 @pytest.mark.parametrize(("config", "said"), [
-    (None, "no quantization by compressed-tensors: its weights are floating point"),
+    (None, "does not declare compressed-tensors quantization: its weights are floating point"),
     (changed("quant_method", "gptq"), "but 'gptq'"),
     (changed("format", "marlin-24"), "'marlin-24'; supported: int-quantized, pack-quantized"),
     (changed("config_groups", {}), "no config_groups"),

@@ -65,7 +65,7 @@ def test_another_format_is_refused(tmp_path):
 
 
 def test_a_plan_of_something_that_is_no_transform_is_refused():
-    with pytest.raises(CheckpointError, match="no transform"):
+    with pytest.raises(CheckpointError, match="not a transform"):
         checkpoint.rebuild(testing.SmallNet(), [("train(steps=1)", Plan())])
 
 

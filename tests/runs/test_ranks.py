@@ -130,7 +130,7 @@ def test_a_training_that_is_not_spread_has_one_rank_and_one_key() -> None:
 
 @pytest.mark.parametrize(("recipe", "count", "why"), [
     ("train(adamw)", 2,
-     "--nproc 2 asks for 2 ranks, and no training of train(adamw) is spread over them: name one of ddp, zero1"),
+     "--nproc 2 asks for 2 ranks, but no training in train(adamw) is distributed: add one of ddp, zero1"),
     ("train(ddp, batch_size=6, accumulate=4)", 2, "a batch of 6 cannot be divided over 2 ranks and 4 micro-batches"),
     ("train(zero3(replicas=2))", 3, "zero3(replicas=2) does not divide 3 ranks"),
 ])

@@ -160,7 +160,7 @@ def test_a_budget_too_small_for_the_reference_says_how_much_it_needs(tmp_path, m
     (tmp_path / "long.py").write_text(
         "import dataclasses\nfrom thrifty.testing import workload as base\n"
         'workload = dataclasses.replace(base, reference="train(adamw, steps=100000)")\n')
-    says = r"takes about \d+ s here \(\d+ s at the very least\), and the budget is 30 s: .*--budget \d+s"
+    says = r"takes about \d+ s here \(\d+ s at the very least\), but the budget is 30 s: .*--budget \d+s"
     with pytest.raises(ExploreError, match=says):
         explore(str(tmp_path / "long.py"), 30, study=tmp_path / "study")
 

@@ -51,9 +51,9 @@ def test_outputs_outlive_the_next_call(conv):
 def test_inputs_outside_of_the_shapes_are_refused(conv):
     _, _, _, (_, engine, _) = conv
     for x in (torch.zeros(17, 1, 29, 23), torch.zeros(2, 1, 28, 23), torch.zeros(29, 23), torch.zeros(1, 1, 29, 23).double()):
-        with pytest.raises(EngineError, match=r"inputs must be float32\[1 to 16, 1, 29, 23\] and are float"):
+        with pytest.raises(EngineError, match=r"inputs must be float32\[1 to 16, 1, 29, 23\] but are float"):
             called(engine, x)
-    with pytest.raises(EngineError, match="and are none"):
+    with pytest.raises(EngineError, match="but are none"):
         engine.native([])
 
 

@@ -107,7 +107,7 @@ def test_where_a_configuration_has_no_words_it_is_said() -> None:
     pytest.importorskip("transformers")
     notes: list[str] = []
     Prune(structure="heads", ratio=0.1).plan(shapes.make("bert"), context(shapes.example("bert"), notes))
-    assert "BertModel has no words" in notes[-1]
+    assert "BertModel cannot express" in notes[-1]
 
 
 def test_grouped_queries_leave_with_their_key_and_value_head() -> None:

@@ -215,7 +215,7 @@ def test_norms_that_are_not_there_or_cannot_be_told_apart() -> None:
     model = nn.Sequential()
     model.add_module("norm", nn.LayerNorm(13))
     model.add_module("prenorm", nn.Linear(13, 5))
-    with pytest.raises(ThriftyError, match="prenorm, which is no norm, ends as one does"):
+    with pytest.raises(ThriftyError, match="prenorm, which is not a norm, ends like one"):
         TrainingSession(model, [Lora(rank=2, norms=4)], CrossEntropy(), steps=1)
     adapted(Lora(rank=2), model)
 

@@ -327,13 +327,13 @@ def test_a_body_that_the_weights_lack_is_refused_even_so(folders: dict[str, Path
 
 
 def test_training_that_cannot_be_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match=r"feature-extraction has no loss to be trained by.*distill\(embedding\)"):
+    with pytest.raises(WorkloadError, match=r"feature-extraction has no training loss.*distill\(embedding\)"):
         load_workload(str(folders["bert-embedder"]), train=tmp_path / "pairs.jsonl")
-    with pytest.raises(WorkloadError, match="feature-extraction has no loss to be trained by"):
+    with pytest.raises(WorkloadError, match="feature-extraction has no training loss"):
         load_workload(str(folders["bert-embedder"]), reference="train(adamw)")
     judged = hf_models.write_lines(tmp_path / "judged.jsonl", (
         {"text": hf_models.sentence(i, i % 2), "label": i % 2, "split": ("validation", "test")[i % 3 > 1]} for i in range(9)))
-    with pytest.raises(WorkloadError, match=r"judged\.jsonl has no lines to train with, and train\(adamw\) trains: give some"):
+    with pytest.raises(WorkloadError, match=r"judged\.jsonl has no lines to train with, but train\(adamw\) trains: give some"):
         load_workload(str(folders["bert"]), data=judged, reference="train(adamw)")
 
 
