@@ -124,7 +124,7 @@ FAULTY: dict[str, tuple[str, str]] = {
     "item 3 raises": (items("(x, [0, 1, 0][i])", "train"), "item 3 of the train set raised IndexError: list index out of range"),
     "item 3 leaves": (items("(x, y) if i != 3 else exit(1)", "train"), "item 3 of the train set raised SystemExit: 1"),
     "items are no pairs": (items("(x, y, i)"), "item 0 of the train set is a tuple of 3 and must be a pair"),
-    "NaN": (items("(x / 0 * 0, y)", "train"), "item 0 of the train set holds NaN"),
+    "NaN": (items("(x / 0 * 0, y)", "train"), "item 0 of the train set contains NaN"),
     "strings": (items("(x, ['cat', 'dog'][y])"), "the targets are a tuple of str"),
     "doubles": (items("(x.double(), y)"), "input 0 is float64 in the validation set and float32 in example(n)"),
     "doubles in training": (items("(x.double(), y)", "train"), "input 0 is float64 in the train set"),
