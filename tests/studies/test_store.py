@@ -308,7 +308,7 @@ def test_another_study(tmp_path):
     with pytest.raises(StoreError, match="give its workload"):
         Store.open(tmp_path, "write")
     Store.open(tmp_path, "write", STUDY).close()
-    with pytest.raises(StoreError, match=r"digits \(ab12ab12ab12\), and this is digits \(cd34cd34cd34\)"):
+    with pytest.raises(StoreError, match=r"digits \(ab12ab12ab12\), but this is digits \(cd34cd34cd34\)"):
         Store.open(tmp_path, "write", Study("digits", "cd34" * 16, TARGET))
     with pytest.raises(StoreError, match=r"threads 1.*threads 2"):
         Store.open(tmp_path, "write", Study("digits", STUDY.workload_hash, TARGET | {"threads": 2}))
