@@ -131,7 +131,7 @@ def test_a_manifest_that_is_no_file(place, tmp_path, make):
     artifact.copy(place, tmp_path / "copy")
     (tmp_path / "copy" / "artifact.json").unlink()
     make(tmp_path / "copy" / "artifact.json")
-    with pytest.raises(ArtifactError, match="holds no artifact.json"):
+    with pytest.raises(ArtifactError, match="has no artifact.json"):
         artifact.read(tmp_path / "copy")
 
 

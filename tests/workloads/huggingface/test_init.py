@@ -226,7 +226,7 @@ def test_a_label_that_the_model_does_not_have(label: Any, words: str, bert: Path
 
 def test_a_missing_tokenizer_is_answered(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
-    with pytest.raises(WorkloadError, match="has no tokenizer.json; only fast tokenizers are read"):
+    with pytest.raises(WorkloadError, match="has no tokenizer.json; only fast tokenizers are supported"):
         load_workload(str(bert))
 
 
