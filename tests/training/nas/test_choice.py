@@ -68,7 +68,7 @@ def test_what_cannot_be_chosen_among_is_told():
         Choice({"a": nn.Linear(3, 3), "b": nn.Linear(3, 4)})(torch.ones(2, 3))
     with pytest.raises(ThriftyError, match="give channels="):
         Choice({"a": lambda width: nn.Identity(), "b": nn.Identity()})
-    with pytest.raises(ThriftyError, match="that 3 divides"):
+    with pytest.raises(ThriftyError, match="divisible by 3"):
         Choice({"a": lambda width: nn.Identity(), "b": lambda width: nn.Identity()}, channels=8, partial=3)
     with pytest.raises(ThriftyError, match="the genotype names 'conv'"):
         decide(Two(), {"first": "conv", "second": "skip"})
