@@ -94,7 +94,8 @@ def test_flops_are_counted():
 
 
 @pytest.mark.parametrize(("x", "weight", "ends", "says"), [
-    ((3, 4), (2, 5, 3), (2,), "do not match"), ((3, 4), (2, 5, 4), (3,), "do not match"), ((3, 1, 4), (2, 5, 4), (2,), "do not match"),
+    ((3, 4), (2, 5, 3), (2,), "do not match"), ((3, 4), (2, 5, 4), (3,), "do not match"), ((3, 1, 4), (2, 5, 4), (2,), "do not "
+                                                                                                                       "match"),
 ])
 def test_what_does_not_fit_is_refused(x, weight, ends, says):
     with pytest.raises(ThriftyError, match=says):
