@@ -1,4 +1,4 @@
-"""The words of the house: what pages, docstrings and help texts do not say, and what they say instead.
+"""The words of the house: what pages, docstrings, help texts and errors do not say, and what they say instead.
 
     python docs/words.py            # names each place; the exit code is then 1
 
@@ -25,6 +25,14 @@ EVERYWHERE = {
     r"\bkin\b": "variants, relatives",
     r"\b(?:whilst|amongst|thereof|whereof|wherefore|manyfold|heeds?|dearer)\b": "a plain word",
     r"\bunlabeled\b": "unlabelled, as the workload's field is called",
+}
+MESSAGES = {
+    r"(?<!there )\b(?:is|are) no (?!longer\b|more\b|better\b)": "is not a",
+    r"\banew\b": "again, start over",
+    r"\bleave (?!it to\b)[\w.=()]+ out\b": "remove, omit",
+    r"\b(?:is|are) there already\b": "already exists",
+    r"\bwants\b": "needs",
+    r"\bmend\b": "fix",
 }
 PAGES_ALONE = {
     r"\b[Bb]ars?\b(?<!error bars)(?<!Error bars)": "constraint",
@@ -58,6 +66,27 @@ def said(module: Path) -> Iterator[tuple[int, str]]:
             yield node.value.lineno, str(node.value.value)
 
 
+def raised(module: Path) -> Iterator[tuple[int, str]]:
+    """What a module's errors say, "{}" in the place of a figure."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        for argument in node.exc.args if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else []:
+            yield argument.lineno, "".join(
+                part.value if isinstance(part, ast.Constant) else "{}" for part in _parts(argument)
+                if not isinstance(part, ast.Constant) or isinstance(part.value, str))
+
+
+def _parts(node: ast.expr) -> Iterator[ast.expr]:
+    """Texts and placeholders of an expression, in order."""
+    if isinstance(node, ast.Constant | ast.FormattedValue):
+        yield node
+    elif isinstance(node, ast.JoinedStr):
+        yield from node.values
+    elif isinstance(node, ast.BinOp):
+        yield from (*_parts(node.left), *_parts(node.right))
+    elif isinstance(node, ast.IfExp):
+        yield from (*_parts(node.body), *_parts(node.orelse))
+
+
 def complaints(lines: Iterator[tuple[int, str]], rules: dict[str, str]) -> Iterator[str]:
     """A complaint for each place where a rule is broken.
 
@@ -74,7 +103,7 @@ def main() -> int:
     broken = [f"{path.relative_to(ROOT)}:{told}" for path in pages()
               for told in complaints(prose(path), EVERYWHERE | PAGES_ALONE)]
     broken += [f"{path.relative_to(ROOT)}:{told}" for path in sorted((ROOT / "src").rglob("*.py"))
-               for told in complaints(said(path), EVERYWHERE)]
+               for told in [*complaints(said(path), EVERYWHERE), *complaints(raised(path), EVERYWHERE | MESSAGES)]]
     print("\n".join(broken), end="\n" if broken else "")
     return int(bool(broken))
 

@@ -120,7 +120,7 @@ def test_what_looked_at_the_processor_is_kept_for_it(monkeypatch, without_vnni):
 
 @pytest.mark.parametrize("compiler", [OnnxRuntime(), OpenVino()], ids=lambda compiler: compiler.name)
 def test_an_artifact_says_what_it_needs(compiler, tmp_path, monkeypatch):
-    """Made where there is VNNI, with eight bits: ONNX Runtime takes other operands elsewhere, OpenVINO says no."""
+    """Made where there is VNNI, with eight bits: ONNX Runtime takes other instructions elsewhere, OpenVINO says no."""
     if lacking := compiler.missing():
         pytest.skip(lacking)
     eight, seven = (Quantize("w8a8", reduce_range=word)(net(), [X]) for word in ("no", "yes"))
@@ -133,7 +133,7 @@ def test_an_artifact_says_what_it_needs(compiler, tmp_path, monkeypatch):
     try:
         found = {check.what: check for check in verify(tmp_path / "eight").checks}
         if compiler.name == "onnxruntime":
-            assert found["processor"].status == "differs" and "other operands" in found["processor"].detail
+            assert found["processor"].status == "differs" and "other instructions" in found["processor"].detail
             torch.testing.assert_close(torch.as_tensor(load(tmp_path / "eight")(X[:1])), eight(X[:1]), rtol=1e-3, atol=1e-3)
         else:
             assert found["processor"].status == "failed" and "need VNNI" in found["processor"].detail

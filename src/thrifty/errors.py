@@ -42,7 +42,7 @@ class EffectLost(ThriftyError):
 
 
 class TrainingFailed(ThriftyError):
-    """Training cannot go on (a loss that is not finite, say); the message names the step.
+    """Training cannot continue (a non-finite loss, say); the message names the step.
 
     ``seconds`` and ``flops`` say what was spent by then.
     """
@@ -56,7 +56,7 @@ class WorkloadError(ThriftyError):
 
 
 class RunFailed(ThriftyError):
-    """A run that ended without a trial to measure; what it spent was told all the same."""
+    """A run that ended without a trial to measure; what it spent was still reported."""
 
 
 class RecipeError(ThriftyError):

@@ -50,7 +50,7 @@ class Target:
             import torch
 
             if not torch.cuda.is_available():
-                raise TargetError("device 'cuda' was asked for, and torch sees no CUDA device; use --device cpu")
+                raise TargetError("device 'cuda' was requested, but torch sees no CUDA device; use --device cpu")
 
     def to_json(self) -> dict[str, Any]:
         return {"device": self.device, "threads": self.threads, "memory": self.memory}

@@ -157,7 +157,7 @@ def _hear(event: Any) -> None:
 @functools.singledispatch
 def apply(method: Method, model: nn.Module, seed: int = 0) -> nn.Module:
     """The model after the method alone; the model that was given is not to be changed."""
-    raise TypeError(f"{type(method).__name__} is none of Transform, TrainingMethod, Compiler")
+    raise TypeError(f"{type(method).__name__} is not a Transform, TrainingMethod or Compiler")
 
 
 @apply.register
@@ -326,7 +326,7 @@ def claims_are_true(method: Method) -> None:
     if isinstance(method, Transform):
         before, after = trained(method), apply(method, trained(method))
         found = method.claims(before, after)
-        assert found, f"{method.name} claims nothing, so nothing can be checked of it"
+        assert found, f"{method.name} claims nothing, so nothing can be checked"
         for claim in found:
             _true(claim, method, after)
         return

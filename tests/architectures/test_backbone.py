@@ -59,7 +59,7 @@ def test_learns(model: Backbone) -> None:
 
 
 def test_words_that_name_no_layer_are_answered() -> None:
-    with pytest.raises(ThriftyError, match="'atention', which is no layer; did you mean 'attention'"):
+    with pytest.raises(ThriftyError, match="'atention', which is not a layer; did you mean 'attention'"):
         Backbone(10, "atention mlp", SIZES)
     with pytest.raises(ThriftyError, match=f"known: {', '.join(BLOCKS)}"):
         Backbone(10, " ", SIZES)

@@ -59,9 +59,9 @@ def test_weights_go_in_and_out(make: Any) -> None:
 
 @torch.no_grad()
 def test_what_transformers_have_no_model_for_is_refused() -> None:
-    with pytest.raises(ThriftyError, match="no model of the pattern 'mamba2 attention'"):
+    with pytest.raises(ThriftyError, match="no model with the pattern 'mamba2 attention'"):
         to_huggingface(Backbone(10, "mamba2 attention", Sizes(32, heads=4, head=8, state=4)))
-    with pytest.raises(ThriftyError, match="Linear is no language model of mamba or mamba2"):
+    with pytest.raises(ThriftyError, match="Linear is not a language model of mamba or mamba2"):
         from_huggingface(nn.Linear(2, 2))
 
 
@@ -122,7 +122,7 @@ def test_accelerated_models_train_and_generate_by_transformers_own_loop() -> Non
 
 
 def test_a_model_without_such_layers_is_left() -> None:
-    with pytest.raises(NoEffect, match="no Mamba-2 layer of transformers in Linear"):
+    with pytest.raises(NoEffect, match="no transformers Mamba-2 layer in Linear"):
         accelerate(nn.Linear(2, 2))
 
 

@@ -35,7 +35,7 @@ def test_no_bytes_are_an_error_of_another_kind(tail, head):
 def test_only_numbers(array):
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
-    with pytest.raises(ArraysError, match="only of numbers"):
+    with pytest.raises(ArraysError, match="only numbers are"):
         from_npy(stream.getvalue())
 
 

@@ -68,7 +68,7 @@ def test_a_link_is_not_followed(damaged):
     name = next(iter(artifact.read(damaged)["files"]))
     (damaged / name).rename(damaged.parent / "real")
     (damaged / name).symlink_to(damaged.parent / "real")
-    with pytest.raises(ArtifactError, match="no plain file"):
+    with pytest.raises(ArtifactError, match="not a regular file"):
         thrifty.load(damaged)
 
 

@@ -155,7 +155,7 @@ def test_weights_in_a_file_that_the_artifact_does_not_name(location, where, tmp_
     external(tmp_path / "a", location, where)
     assert external_files(tmp_path / "a" / "model.onnx") == {location}
     manifest = {"engine": "onnxruntime", "files": {"model.onnx": None}}
-    with pytest.raises(EngineError, match="which is none of the artifact's files"):
+    with pytest.raises(EngineError, match="which is not one of the artifact's files"):
         open_engine(tmp_path / "a", manifest)
     if location == "weights.bin":
         open_engine(tmp_path / "a", manifest | {"files": {"model.onnx": None, "weights.bin": None}})
@@ -169,5 +169,5 @@ def test_an_ir_whose_weights_the_artifact_does_not_name(tmp_path):
     place = made("openvino", tmp_path)
     files = artifact.read(place)["files"]
     edit(place, files={name: entry for name, entry in files.items() if name.endswith(".xml")})
-    with pytest.raises(EngineError, match="names no weights"):
+    with pytest.raises(EngineError, match="lists no weights"):
         open_engine(place, artifact.read(place))

@@ -120,7 +120,7 @@ def test_verify_has_a_row_for_each(name, place, copied, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["thrifty", "verify", str(copied)])
     assert guarded(app) == FAILED
     told = capfd.readouterr()
-    assert not told.err and "It must not be served here" in told.out and "Traceback" not in told.out
+    assert not told.err and "Do not serve it here" in told.out and "Traceback" not in told.out
     assert told.out.replace("\n", "").isprintable()
 
 
@@ -131,7 +131,7 @@ def test_a_manifest_that_is_no_file(place, tmp_path, make):
     artifact.copy(place, tmp_path / "copy")
     (tmp_path / "copy" / "artifact.json").unlink()
     make(tmp_path / "copy" / "artifact.json")
-    with pytest.raises(ArtifactError, match="holds no artifact.json"):
+    with pytest.raises(ArtifactError, match="has no artifact.json"):
         artifact.read(tmp_path / "copy")
 
 

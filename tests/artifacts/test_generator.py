@@ -184,7 +184,7 @@ def test_a_damaged_generator_is_not_opened(made, tmp_path):
     (copy / "generator.json").write_text(json.dumps(told))
     with pytest.raises(ArtifactError, match="int2"):
         Generator.load(copy)
-    with pytest.raises(ArtifactError, match="no generator"):
+    with pytest.raises(ArtifactError, match="not a generator"):
         Generator.load(tmp_path)
     shutil.copy(made[1] / "generator.json", copy)
     (copy / "decode" / "model.onnx").write_bytes(b"no")

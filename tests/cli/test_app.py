@@ -74,9 +74,9 @@ def test_lists_read_well_off_a_terminal():
     (["best", "nothing", "--max-bytes", "0"], "a size is written"),
     (["methods", "prun"], "did you mean 'prune'"),
     (["run", "digits"], "RECIPE"),
-    (["check", "digits", "train", "--task", "causal-lm"], "only a Hugging Face directory takes"),
+    (["check", "digits", "train", "--task", "causal-lm"], "only a Hugging Face directory accepts"),
     (["check", ".", "train", "--task", "translation"], "there is no task 'translation'"),
-    (["check", ".", "train"], "is no Hugging Face directory"),
+    (["check", ".", "train"], "is not a Hugging Face directory"),
     (["frobnicate"], "frobnicate"),
 ])
 def test_bad_input_is_answered_with_exit_code_2(arguments, says, tmp_path, monkeypatch, capsys):
@@ -122,7 +122,7 @@ def test_the_best_of_a_study_is_named_and_saved(tmp_path):
     shown = thrifty("best", "study", "--max-drop", "1pt", "--requests-per-day", "500", cwd=tmp_path)
     assert "Recommended" in shown.stdout and "2.0 days" in shown.stdout
     again = thrifty("best", "study", "--max-drop", "1pt", "--save", "model", cwd=tmp_path)
-    assert again.returncode == USAGE and "is there already" in again.stderr
+    assert again.returncode == USAGE and "already exists" in again.stderr
 
 
 def test_where_nothing_meets_the_bars_the_nearest_is_shown(tmp_path):

@@ -25,4 +25,4 @@ def test_one_command_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().out == "served\n" and Path("served/artifact.json").is_file()
     assert thrifty(monkeypatch, "export", "digits", "-o", "other") == USAGE
     told = capsys.readouterr()
-    assert told.err.startswith("thrifty: 'digits' is no Hugging Face directory") and told.err.count("\n") == 1
+    assert told.err.startswith("thrifty: 'digits' is not a Hugging Face directory") and told.err.count("\n") == 1

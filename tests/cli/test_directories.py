@@ -68,7 +68,7 @@ def test_what_is_given_is_what_trains(place: Path, monkeypatch: pytest.MonkeyPat
     ("--train none.jsonl", "", "there is no data file"),
     ("--reference 'prune(ratio=0.5)'", "", "the reference recipe of bert, prune(ratio=0.5), trains nothing"),
     ("--reference 'train | compile(export)'", "", "ends in a compiler"),
-    ("--task feature-extraction --reference train", "", "feature-extraction has no loss to be trained by"),
+    ("--task feature-extraction --reference train", "", "feature-extraction has no training loss"),
 ])
 def test_what_cannot_train_is_one_line_and_exit_2(options: str, line: str, words: str, place: Path,
                                                   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,4 +80,4 @@ def test_what_cannot_train_is_one_line_and_exit_2(options: str, line: str, words
 def test_another_workload_takes_none_of_them(place: Path, monkeypatch: pytest.MonkeyPatch,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = told("run digits train --train train.jsonl --dry-run", place, monkeypatch, capsys)
-    assert code == USAGE and "only a Hugging Face directory takes train, and there is none at 'digits'" in err
+    assert code == USAGE and "only a Hugging Face directory accepts train, but there is none at 'digits'" in err

@@ -38,7 +38,7 @@ def test_a_search_goes_on_with_the_same_command(words, tmp_path):
     code, told = interrupted("train(", *words, cwd=tmp_path)
     assert code == 130
     (line,) = [line for line in told if not line.startswith("[")]
-    assert line.startswith("thrifty: interrupted; what was measured is kept, and the same command goes on from there: thrifty ")
+    assert line.startswith("thrifty: interrupted; what was measured is kept, and the same command resumes: thrifty ")
     assert words[-1] in line and "Traceback" not in "".join(told)
 
 

@@ -76,13 +76,13 @@ def test_what_is_not_in_a_project_is_nothing(run):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("[run]\nseeds = 1\n", "thrifty.toml: [run] sets seeds, and run has no such option; the nearest is 'seed'"),
+    ("[run]\nseeds = 1\n", "thrifty.toml: [run] sets seeds, but run has no such option; the nearest is 'seed'"),
     ("[run]\nmax_restart = 1\n", "the nearest is 'max-restarts'"),
-    ("[rum]\nseed = 1\n", "thrifty.toml sets [rum], and there is no such verb; the nearest is 'run'"),
-    ("[explore]\nstore = 'x'\n", "[explore] sets store, and explore has no such option; the nearest is"),
+    ("[rum]\nseed = 1\n", "thrifty.toml sets [rum], but there is no such verb; the nearest is 'run'"),
+    ("[explore]\nstore = 'x'\n", "[explore] sets store, but explore has no such option; the nearest is"),
     ("seed = 1\n", "there is no such verb"),
     ("run = 1\n", "run must be a table"),
-    ("[run]\nseed = {a = 1}\n", "run.seed must be a text, a number, true, false, or a list of texts"),
+    ("[run]\nseed = {a = 1}\n", "run.seed must be a string, a number, true, false, or a list of strings"),
     ("[bench]\ntrust-native-code = true\n", "only a flag can"),
     ("[run]\nseed = \n", "cannot be read as TOML"),
     ("[run]\nverbose = true\n", "run has no such option"),

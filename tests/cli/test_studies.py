@@ -34,7 +34,7 @@ def test_what_is_said_of_a_trial_is_shown(study):
 
 
 def test_show_begins_with_the_answer(study):
-    assert said("show", study).startswith("3.00x faster at no measurable loss; when it pays back was not measured.\n")
+    assert said("show", study).startswith("3.00x faster at no measurable loss; its payback was not measured.\n")
 
 
 def test_a_page_beside_another_study(study, tmp_path):

@@ -110,7 +110,7 @@ def test_where_nothing_can_the_error_says_why_of_each(tmp_path):
         def forward(self, x):
             return x * 2 if bool(x.sum() > 0) else x - 1
 
-    with pytest.raises(LoweringError, match=r"no compiler can take this model: .*onnxruntime: .*export"):
+    with pytest.raises(LoweringError, match=r"no compiler can compile this model: .*onnxruntime: .*export"):
         Auto(seconds=60).lower(Branching(), (torch.ones(1, 4),), tmp_path, context((torch.ones(1, 4),)))
 
 

@@ -40,7 +40,7 @@ def test_one_that_works_is_found_to_work(name):
 
 def test_one_that_does_not_end_is_ended():
     tried = attempt("export", limit=0.05)
-    assert not tried.works and "did not end within 0.05 s" in tried.detail
+    assert not tried.works and "did not finish within 0.05 s" in tried.detail
 
 
 def test_one_that_dies_is_told():

@@ -95,5 +95,5 @@ def test_an_output_of_a_class_is_told():
         def forward(self, x):
             return Answer(x, x)
 
-    with pytest.raises(LoweringError, match="the model gives a Answer, and an engine gives tensors alone"):
+    with pytest.raises(LoweringError, match="the model returns a Answer, but an engine returns only tensors"):
         layout(Gives(), (torch.ones(1, 2),), {0: {0: (1, 4)}})

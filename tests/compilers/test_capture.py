@@ -53,7 +53,7 @@ def test_what_is_no_tensor_is_refused():
         def forward(self, x):
             return {"logits": x + 1, "loss": None}
 
-    with pytest.raises(LoweringError, match="Net gives None as its loss; an engine gives tensors alone"):
+    with pytest.raises(LoweringError, match="Net gives None as its loss; an engine returns only tensors"):
         capture(Net(), (torch.ones(2),), {})
 
 
@@ -64,7 +64,7 @@ def test_a_size_that_the_model_looks_at_is_refused():
         def forward(self, x):
             return torch.cat([row * 2 for row in x.split(1)])
 
-    with pytest.raises(LoweringError, match="dimension 0 of input 0 was to vary, and the model fixes it to 2"):
+    with pytest.raises(LoweringError, match="dimension 0 of input 0 is declared to vary, but the model fixes it to 2"):
         capture(Net(), (torch.ones(1, 4),), {0: {0: (1, 3)}})
 
 

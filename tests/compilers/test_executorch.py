@@ -89,7 +89,7 @@ def test_a_damaged_program_is_told(conv, tmp_path):
     (tmp_path / PROGRAM).write_bytes((place / PROGRAM).read_bytes()[:500])
     with pytest.raises(EngineError, match="executorch cannot open"):
         open_engine(tmp_path, {"engine": "executorch", "files": {PROGRAM: None}})
-    with pytest.raises(EngineError, match="serves processors"):
+    with pytest.raises(EngineError, match="supports CPUs only"):
         open_engine(place, {"engine": "executorch", "files": {PROGRAM: None}}, device="cuda")
 
 

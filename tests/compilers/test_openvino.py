@@ -181,13 +181,13 @@ def test_bfloat16_alone_and_beside_integers(tmp_path):
 def test_what_was_asked_for_is_read_back(conv, monkeypatch):
     """On a processor without it, or whose default is lower; here the runtime's answer is exchanged."""
     monkeypatch.setattr(openvino.CompiledModel, "get_property", lambda self, name: openvino.Type.bf16)
-    with pytest.raises(EngineError, match="INFERENCE_PRECISION_HINT to .*bfloat16.* where f32 was asked"):
+    with pytest.raises(EngineError, match="INFERENCE_PRECISION_HINT to .*bfloat16.* where f32 was requested"):
         OpenVinoEngine(conv["place"] / "fp32" / "model.xml", 1, "fp32")
 
 
 def test_it_serves_processors_only(tmp_path):
     context = Context(example=(images(1),), calibration=lambda: iter(()), target=SimpleNamespace(device="cuda"))
-    with pytest.raises(LoweringError, match=r"serves processors, not cuda"):
+    with pytest.raises(LoweringError, match=r"supports CPUs only, not cuda"):
         OpenVino().lower(conv_net(), (images(1),), tmp_path, context)
 
 

@@ -17,5 +17,5 @@ def test_the_first_package_that_is_not_here_is_named():
 
 def test_another_device_is_refused():
     require_processor("tvm", "cpu")
-    with pytest.raises(LoweringError, match=r"compile\(tvm\) serves processors, not cuda: use compile\(inductor\)"):
+    with pytest.raises(LoweringError, match=r"compile\(tvm\) supports CPUs only, not cuda: use compile\(inductor\)"):
         require_processor("tvm", "cuda")

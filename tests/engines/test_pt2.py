@@ -123,11 +123,11 @@ def test_names_are_names(file, tmp_path):
 @pytest.mark.parametrize("bytes_", [b"", b"PK\x03\x04", b"nothing"])
 def test_no_archive(tmp_path, bytes_):
     (tmp_path / "model.pt2").write_bytes(bytes_)
-    with pytest.raises(EngineError, match="no torch.export program"):
+    with pytest.raises(EngineError, match="not a torch.export program"):
         pt2.refuse_code(tmp_path / "model.pt2")
 
 
 def test_deep_json_is_an_answer_not_a_crash(file, tmp_path):
     path = changed(file, tmp_path, {MODEL: b"[" * 100_000})
-    with pytest.raises(EngineError, match="no torch.export program"):
+    with pytest.raises(EngineError, match="not a torch.export program"):
         pt2.refuse_code(path)

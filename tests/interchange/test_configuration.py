@@ -44,7 +44,7 @@ def test_names_come_before_patterns_before_classes() -> None:
     numbers = [Configured(config).of(name) for name in ("y", "y.proj", "x.proj")]
     assert [Configured(config).groups[i][1] for i in range(3)] == numbers
     config["config_groups"].pop("group_0")
-    with pytest.raises(InterchangeError, match="no group of config_groups is for it"):
+    with pytest.raises(InterchangeError, match="no group in config_groups covers it"):
         Configured(config).of("y")
 
 
@@ -59,12 +59,12 @@ def changed(path: str, value: Any, kind: Stored = KINDS[0]) -> Any:
 
 
 @pytest.mark.parametrize(("config", "said"), [
-    (None, "no quantization by compressed-tensors: its weights are floating point"),
-    (changed("quant_method", "gptq"), "but by 'gptq'"),
+    (None, "does not declare compressed-tensors quantization: its weights are floating point"),
+    (changed("quant_method", "gptq"), "but 'gptq'"),
     (changed("format", "marlin-24"), "'marlin-24'; supported: int-quantized, pack-quantized"),
     (changed("config_groups", {}), "no config_groups"),
     (changed("config_groups", {"a": 3}), "config_groups.a has no list of targets"),
-    (changed("config_groups/group_0/targets", ["re:("]), "no regular expression"),
+    (changed("config_groups/group_0/targets", ["re:("]), "not a regular expression"),
     (changed("config_groups/group_0/weights", None), "no weights"),
     (changed("config_groups/group_0/weights/num_bits", 3), "weights.num_bits 3, which is not supported"),
     (changed("config_groups/group_0/weights/num_bits", [4]), r"weights.num_bits \[4\]"),

@@ -94,10 +94,11 @@ def test_flops_are_counted():
 
 
 @pytest.mark.parametrize(("x", "weight", "ends", "says"), [
-    ((3, 4), (2, 5, 3), (2,), "do not fit"), ((3, 4), (2, 5, 4), (3,), "do not fit"), ((3, 1, 4), (2, 5, 4), (2,), "do not fit"),
+    ((3, 4), (2, 5, 3), (2,), "do not match"), ((3, 4), (2, 5, 4), (3,), "do not match"), ((3, 1, 4), (2, 5, 4), (2,), "do not "
+                                                                                                                       "match"),
 ])
 def test_what_does_not_fit_is_refused(x, weight, ends, says):
     with pytest.raises(ThriftyError, match=says):
         grouped_linear(torch.zeros(x), torch.zeros(weight), torch.zeros(ends, dtype=torch.int64))
-    with pytest.raises(ThriftyError, match="one precision"):
+    with pytest.raises(ThriftyError, match="the same precision"):
         grouped_linear(torch.zeros(3, 4), torch.zeros(2, 5, 4).double(), torch.tensor([1, 3]))

@@ -104,7 +104,7 @@ def test_a_second_pass_back_is_refused_since_gradients_are_scaled_in_place() -> 
     x, w, t, head, _ = drawn(10, 8, 6, 20)
     total = linear_divergence(x, w, t, head)
     total.backward(retain_graph=True)
-    with pytest.raises(ThriftyError, match="in the first pass back"):
+    with pytest.raises(ThriftyError, match="in the first backward pass"):
         total.backward()
 
 
@@ -123,9 +123,9 @@ def test_a_compiler_takes_it_whole_and_the_operator_keeps_torchs_contract() -> N
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"taught": torch.randn(7, 6)}, "same places"), ({"teaching": torch.randn(21, 6)}, "one vocabulary"),
+    ({"taught": torch.randn(7, 6)}, "same positions"), ({"teaching": torch.randn(21, 6)}, "one vocabulary"),
     ({"weight": torch.randn(20, 9)}, "8 columns"), ({"kind": "kl"}, "one of forward_kl"), ({"temperature": 0.0}, "above 0"),
-    ({"beta": 1.0}, "in \\(0, 1\\)"), ({"valid": torch.ones(3)}, "3 of valid")])
+    ({"beta": 1.0}, "in \\(0, 1\\)"), ({"valid": torch.ones(3)}, "3 positions")])
 def test_what_does_not_fit_says_so(change, says) -> None:
     x, w, t, head, _ = drawn(10, 8, 6, 20)
     given_ = {"hidden": x, "weight": w, "taught": t, "teaching": head, **change}

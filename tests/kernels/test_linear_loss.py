@@ -149,7 +149,7 @@ def test_the_operator_keeps_torchs_contract() -> None:
 
 def test_sizes_that_do_not_fit_say_so() -> None:
     x, w, y = drawn(32, 16, 48)
-    with pytest.raises(ThriftyError, match=r"wants targets \(32,\) and a weight of 16 columns, but got \(31,\)"):
+    with pytest.raises(ThriftyError, match=r"needs targets \(32,\) and a weight of 16 columns, but got \(31,\)"):
         linear_cross_entropy(x, w, y[:31])
     with pytest.raises(ThriftyError, match=r"multiples of 16, but hidden is \(31, 16\)"):
         linear_cross_entropy(x[:31], w, y[:31], float8=True)

@@ -65,7 +65,7 @@ def test_the_operator_keeps_pytorchs_rules() -> None:
 
 def test_sizes_that_do_not_fit_are_named() -> None:
     case = drawn(*SIZES[0])
-    with pytest.raises(ThriftyError, match=r"wants an input \[2, 132\] and .* state \[2, 3, 96\], but got \(2, 131\)"):
+    with pytest.raises(ThriftyError, match=r"needs an input \[2, 132\] and .* state \[2, 3, 96\], but got \(2, 131\)"):
         mamba2_step(case[0][:, :-1], *case[1:], groups=2)
 
 

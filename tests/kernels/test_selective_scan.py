@@ -101,5 +101,5 @@ def test_flops_are_counted_and_sizes_that_do_not_fit_are_named() -> None:
     x, dt, A, B, C, D, _ = drawn(1, 10, 3, 4, torch.float32)
     _, count = count_flops(lambda: selective_scan(x, dt, A, B, C, D))
     assert count.flops == 6 * 10 * 3 * 4
-    with pytest.raises(ThriftyError, match=r"want C \(1, 10, 4\), but it is \(1, 10, 3\)"):
+    with pytest.raises(ThriftyError, match=r"need C \(1, 10, 4\), but it is \(1, 10, 3\)"):
         selective_scan(x, dt, A, B, C[..., :3], D)

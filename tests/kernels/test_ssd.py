@@ -189,7 +189,7 @@ def test_time_steps_keep_their_limits_and_their_mask() -> None:
 
 
 @pytest.mark.parametrize("change,told", [
-    ({"dt": torch.ones(1, 4, 3)}, "wants dt (1, 4, 4)"), ({"B": torch.ones(1, 4, 3, 8)}, "groups divide its 4 heads"),
+    ({"dt": torch.ones(1, 4, 3)}, "needs dt (1, 4, 4)"), ({"B": torch.ones(1, 4, 3, 8)}, "groups that divide its 4 heads"),
     ({"initial": torch.ones(2, 4, 2, 8)}, "initial states must be (1, 4, 2, 8)"),
 ])
 def test_sizes_that_do_not_fit_are_named(change: dict[str, Tensor], told: str) -> None:

@@ -55,5 +55,5 @@ def test_only_native_numbers_travel(bad: np.ndarray) -> None:
 
 
 def test_a_foreign_stream_is_refused() -> None:
-    with pytest.raises(ValueError, match="not this protocol"):
+    with pytest.raises(ValueError, match="does not follow this protocol"):
         decode(lambda n: bytearray(b"\xff" * n))

@@ -189,7 +189,7 @@ def test_a_batch_that_kills_the_worker_is_not_chosen() -> None:
 
 
 def test_a_side_that_takes_no_batch_is_an_error() -> None:
-    with pytest.raises(scenarios.ScenarioError, match="takes no batch up to 2"):
+    with pytest.raises(scenarios.ScenarioError, match="ran at no batch size up to 2"):
         scenarios.best_batch(side("fixed_four"), example, 2)
 
 

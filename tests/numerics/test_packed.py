@@ -149,7 +149,7 @@ def test_what_stays_float_is_listed_or_refused():
         Quantize(layers={"layer": "w8a8"})(net, [x])
     torch.manual_seed(0)
     projected, told = Beside().eval(), []
-    with pytest.raises(HyperparameterError, match="none with proj_size"):
+    with pytest.raises(HyperparameterError, match="not with proj_size"):
         Quantize("w8a16", layers={"r": "w8a16"})(projected, [x])
     Quantize("w8a16", algorithm="rtn").plan(projected, dataclasses.replace(Context.of([x]), progress=told.append))
     assert any("r (it has projections)" in line for line in told)

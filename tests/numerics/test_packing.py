@@ -24,5 +24,5 @@ def test_numbers_stand_where_the_docstring_says(bits, seed):
 
 
 def test_numbers_that_do_not_end_with_a_byte_are_refused():
-    with pytest.raises(ValueError, match="3 numbers of 4 bits do not end with a byte"):
+    with pytest.raises(ValueError, match="3 values of 4 bits do not fill whole bytes"):
         pack(torch.zeros(1, 3), 4)

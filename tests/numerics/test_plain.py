@@ -43,7 +43,7 @@ def test_a_subclass_counts_as_its_base_where_it_overrides_nothing():
 
 @pytest.mark.parametrize(("layer", "reason"), [
     (nn.Linear(2, 2), None), (Named(1, 1, 1), None), (nn.LayerNorm(2), None), (Inner(1, 1, 1), OWN_FORWARD),
-    (nn.Linear(2, 2, dtype=torch.cfloat), COMPLEX), (nn.Bilinear(2, 2, 2), "no layer of few bits stands for Bilinear"),
+    (nn.Linear(2, 2, dtype=torch.cfloat), COMPLEX), (nn.Bilinear(2, 2, 2), "no low-precision layer replaces Bilinear"),
     *[(with_hook(name), HOOKED) for name in ("register_forward_hook", "register_forward_pre_hook",
                                              "register_full_backward_hook", "register_full_backward_pre_hook")],
 ])

@@ -222,8 +222,8 @@ def test_what_cannot_be_exchanged_is_left_float_and_named(scheme):
         quantized = method.build(copy.deepcopy(net), plan)
         assert error(quantized(x), net(x)) < (0.05 if scheme == "fp8" else 0.02)
     left = plan.values["left"]
-    assert left["own"] == "a subclass that computes in its own way" and left["hooked"] == "has hooks, which see its numbers"
-    assert left["wave"] == "complex weights" and left["up"] == "no layer of few bits stands for ConvTranspose2d"
+    assert left["own"] == "a subclass that computes in its own way" and left["hooked"] == "has hooks, which read its values"
+    assert left["wave"] == "complex weights" and left["up"] == "no low-precision layer replaces ConvTranspose2d"
     assert ("aux" in left) == (scheme != "fp8") and "normed" not in left.keys() - ({"normed"} if scheme == "fp8" else set())
     assert any(line.startswith("left float: ") and "own (a subclass" in line for line in told)
     rows = {row["layer"]: row for row in method.list_layers(quantized, plan)}

@@ -243,7 +243,7 @@ def test_nothing_follows_a_compiler(recipe: Recipe, compiler: Compiler, phase: o
     ("prune * 1000000", "prune * 1000000", "repeated 1 to 64 times"),
     ("((prune * 60) | train) * 2", "((prune * 60) | train) * 2", "at most 64 phases"),
     ("prune(0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)", "0.5", "at most"),
-    ("prune # | quantize", "#", "no comments"),
+    ("prune # | quantize", "#", "cannot contain comments"),
 ])
 def test_what_is_wrong_is_pointed_at_with_what_would_be_right(text: str, piece: str, words: str) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -281,7 +281,7 @@ def test_an_error_in_a_teacher_points_into_the_teacher() -> None:
 def test_only_training_methods_stand_in_a_train_phase() -> None:
     with pytest.raises(HyperparameterError, match="only training methods"):
         Train(Prune())  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="no part of a recipe"):
+    with pytest.raises(RecipeError, match="not part of a recipe"):
         Recipe.of(3)
     with pytest.raises(RecipeError, match="at most 64 phases"):
         Recipe.of(Prune()) * (MAX_PHASES + 1)

@@ -22,7 +22,7 @@ def test_every_part_of_a_study():
     spent = Ledger((Charge("training", "train()", 60.0, 1e12), Charge("timing", "x", 20.0)), price=3.6)
     found = study_json(Findings.of(trials, spent, [Failure("ccc", "prune(ratio=0.9)", "nan", "now")]))
     assert json.loads(json.dumps(found)) == json.loads(json.dumps({
-        "answer": {"sentence": "3.00x faster at no measurable loss; when it pays back was not measured.", "trial": "aaa",
+        "answer": {"sentence": "3.00x faster at no measurable loss; its payback was not measured.", "trial": "aaa",
                    "bars": {"max_drop": "0.01", "max_bytes": None, "max_latency": None, "minimize": "latency"}},
         "history": [], "importance": None,
         "workload": "digits", "source": None, "doubt": None, "target": TARGET,

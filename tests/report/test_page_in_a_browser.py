@@ -30,7 +30,7 @@ def test_figures_are_the_studys(quiet):
                     "[r.dataset.id, [...r.children].map((c) => c.textContent)]))")
     standings = {s.trial.id: s for s in frontier(trials).standings}
     names = {id: cells[0] for id, cells in rows.items()}
-    assert set(rows) == {t.id for t in trials} and headings[:3] == ["trial", "speed-up", "drop"] and headings[-1] == "recipe"
+    assert set(rows) == {t.id for t in trials} and headings[:3] == ["trial", "speedup", "drop"] and headings[-1] == "recipe"
     for each in trials:
         if each.status == "failed":
             assert rows[each.id] == [names[each.id], f"failed: {each.recipe}{each.error}"]
@@ -38,7 +38,7 @@ def test_figures_are_the_studys(quiet):
         said = dict(zip(headings, rows[each.id], strict=True))
         speedup = each.inference.speedup
         ends = f" [{times(speedup.low)}×, {times(speedup.high)}×]" if speedup.low else ""
-        assert said["speed-up"] == f"{times(speedup.value)}×{ends}"
+        assert said["speedup"] == f"{times(speedup.value)}×{ends}"
         assert said["training"] == seconds(each.training.seconds) and said["size"] == scaled(each.artifact.bytes, "B")
         assert said["drop"].startswith(f"{100 * each.quality.drop.value:.2f} pt [{100 * each.quality.drop.low:.2f} pt, ")
         standing = standings[each.id]

@@ -85,7 +85,7 @@ def test_an_engine_is_timed_by_its_compilers_name():
     assert 0 < seconds_a_call(testing.trained(), x, Target(), engine="onnxruntime") < 1
 
 
-@pytest.mark.parametrize(("engine", "says"), [("onnxrutime", "did you mean 'onnxruntime'"), ("prune", "is no compiler")])
+@pytest.mark.parametrize(("engine", "says"), [("onnxrutime", "did you mean 'onnxruntime'"), ("prune", "is not a compiler")])
 def test_an_engine_that_is_none_is_refused(engine, says):
     with pytest.raises(ThriftyError, match=says):
         seconds_a_call(testing.trained(), testing.workload.example(1), Target(), engine=engine)

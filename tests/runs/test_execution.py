@@ -100,6 +100,6 @@ def test_layers_of_a_mixture_are_told_and_its_table_is_computed_once(tmp_path, m
     assert all(row["error"] is not None for row in shown["layers"])
     show_layers(place("engines", outcomes[0].engine), as_json=False)
     printed = capsys.readouterr().out
-    assert "stem.0" in printed and "error of the outputs, alone" in printed
-    with pytest.raises(ThriftyError, match="no artifact of a quantized model"):
+    assert "stem.0" in printed and "output error, alone" in printed
+    with pytest.raises(ThriftyError, match="no artifact of a quantized, pruned or factored model"):
         show_layers(tmp_path, as_json=True)

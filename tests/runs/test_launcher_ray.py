@@ -47,7 +47,7 @@ def test_a_ray_that_hangs_or_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_another_processors_work_is_not_taken() -> None:
     here = {"processor": launcher_ray.processor(), "version": launcher_ray.VERSION}
     require_alike(here)
-    with pytest.raises(RunFailed, match="a worker's processor is Z80 and here it is"):
+    with pytest.raises(RunFailed, match="a worker's processor is Z80 but here it is"):
         require_alike({**here, "processor": "Z80"})
 
 

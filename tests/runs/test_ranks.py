@@ -130,7 +130,7 @@ def test_a_training_that_is_not_spread_has_one_rank_and_one_key() -> None:
 
 @pytest.mark.parametrize(("recipe", "count", "why"), [
     ("train(adamw)", 2,
-     "--nproc 2 asks for 2 ranks, and no training of train(adamw) is spread over them: name one of ddp, zero1"),
+     "--nproc 2 asks for 2 ranks, but no training in train(adamw) is distributed: add one of ddp, zero1"),
     ("train(ddp, batch_size=6, accumulate=4)", 2, "a batch of 6 cannot be divided over 2 ranks and 4 micro-batches"),
     ("train(zero3(replicas=2))", 3, "zero3(replicas=2) does not divide 3 ranks"),
 ])
@@ -173,7 +173,7 @@ def _torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torchrun_says_how_many_ranks_there_are() -> None:
     assert Elastic.here() == Elastic(1, 2, 1, "127.0.0.1", 29999)
     assert count_here(None) == count_here(2) == 2
-    with pytest.raises(ThriftyError, match="--nproc 4 was asked for, and torchrun started 2 processes"):
+    with pytest.raises(ThriftyError, match="--nproc 4 was given, but torchrun started 2 processes"):
         count_here(4)
 
 

@@ -78,13 +78,13 @@ def test_a_checkpoint_answers_as_the_model_did(recipe):
         rehearse(dataclasses.replace(testing.workload, model=model), Recipe.parse(recipe), Target(), lambda event: None)
 
     rehearsed(Featured)
-    with pytest.raises(WorkloadError, match="answers otherwise than the model did; mix is in no state_dict"):
+    with pytest.raises(WorkloadError, match="gives different outputs than the model did; mix is not in any state_dict"):
         rehearsed(Drawn)
 
 
 def test_what_training_alone_moves_is_found_too():
     workload = dataclasses.replace(testing.workload, model=Learns)
-    with pytest.raises(WorkloadError, match="mean is in no state_dict"):
+    with pytest.raises(WorkloadError, match="mean is not in any state_dict"):
         rehearse(workload, Recipe.parse("train(epochs=1)"), Target(), lambda event: None)
 
 

@@ -235,7 +235,7 @@ def test_what_needs_logits_is_not_proposed_where_the_loss_gives_none():
 
 
 @pytest.mark.parametrize("workload, methods, says", [
-    (dataclasses.replace(WORKLOAD, loss=MSE()), ("distill", "prune"), "distill needs logits, and the loss of stripes, MSE"),
+    (dataclasses.replace(WORKLOAD, loss=MSE()), ("distill", "prune"), "distill needs logits, but the loss of stripes, MSE"),
     (WORKLOAD, ("prun",), "did you mean 'prune'"),
     (UNTRAINED, ("bf16",), "has no training set"),
     (WORKLOAD, ("adamw",), "its own training names it"),
@@ -262,5 +262,5 @@ def test_methods_that_spread_a_training_are_offered_where_there_are_ranks_to_spr
     assert alone.slot("training") is not None and "parallelism" not in {slot.name for slot in alone.slots}
     (slot,) = [slot for slot in two.slots if slot.name == "parallelism"]
     assert set(slot.parts) == {"-", "ddp", "zero1", "zero2", "zero3"}
-    with pytest.raises(SpaceError, match="ddp spreads a training over ranks, and there is one: give --nproc"):
+    with pytest.raises(SpaceError, match="ddp distributes training over ranks, but there is only one: give --nproc"):
         Space.of(WORKLOAD, ("ddp",))

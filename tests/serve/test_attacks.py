@@ -280,11 +280,11 @@ def test_a_request_that_takes_too_long(slow):
         status, _, content = ask(port, "GET", "/health")
         assert status == 503 and json.loads(content)["status"] == "overdue"
         status, _, content = ask(port, "POST", "/predict", *example(port))
-        assert status == 503 and "has not ended" in json.loads(content)["error"]
+        assert status == 503 and "has not finished" in json.loads(content)["error"]
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 1 and time.monotonic() - began < 6
-    assert process.said.count("\n") == 1 and "the engine did not end" in process.said
+    assert process.said.count("\n") == 1 and "the engine did not finish" in process.said
 
 
 def test_an_end_while_requests_run(slow):

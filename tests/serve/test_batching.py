@@ -71,7 +71,7 @@ def test_a_full_batch_is_taken_without_a_look_at_the_rest():
 
 
 def test_rows_that_do_not_add_up_are_an_error():
-    with pytest.raises(ThriftyError, match="cannot be shared out among 2 rows"):
+    with pytest.raises(ThriftyError, match="cannot be split among 2 rows"):
         split([np.zeros((3, 1))], [request(), request()])
     with pytest.raises(ThriftyError):
         split([np.zeros(())], [request(), request()])
@@ -157,7 +157,7 @@ def test_a_full_queue_refuses_and_a_closing_one_drains(batches):
     assert gate.entered.wait(10)
     waiting = [made.submit([np.zeros((1, 3))]) for _ in range(2)]
     assert made.waiting == 2
-    with pytest.raises(QueueFull, match="2 requests wait"):
+    with pytest.raises(QueueFull, match="2 requests are already waiting"):
         made.submit([np.zeros((1, 3))])
     ending = threading.Thread(target=made.close)
     ending.start()

@@ -74,13 +74,13 @@ def test_json_that_is_none_is_malformed(body):
 
 
 @pytest.mark.parametrize(("inputs", "says"), [
-    ([], "list of 1 arrays but has 0"), ([[[1, 2, 3]], 1], "has 2 elements"), ({}, "the inputs are x, but here are none"),
+    ([], "list of 1 arrays but has 0"), ([[[1, 2, 3]], 1], "has 2 elements"), ({}, "the inputs are x, but the body has none"),
     ({"y": [[1, 2, 3]]}, "the inputs are x"), ([[1, 2, 3]], "shape"), ([[[1, 2]]], "shape"), ([[[1, 2, 3], [1, 2]]], "shape"),
     ([[["1", 2, 3]]], "holds str"), ([[[None, 2, 3]]], "holds NoneType"), ([[[True, 2, 3]]], "holds bool"),
-    ([[[{}, 2, 3]]], "holds dict"), ([[]], "shape"), ([[[1e39, 2, 3]]], "not finite"), ([[[10**400, 2, 3]]], "no array"),
-    ([[["x" * 10_000, *[1] * 10_000]]], "holds str"), ([[[1, 2, 3, 4]]], "4 elements or more"), ([[[[1], 2, 3]]], "more deeply"),
+    ([[[{}, 2, 3]]], "holds dict"), ([[]], "shape"), ([[[1e39, 2, 3]]], "not finite"), ([[[10**400, 2, 3]]], "not an array"),
+    ([[["x" * 10_000, *[1] * 10_000]]], "holds str"), ([[[1, 2, 3, 4]]], "4 elements or more"), ([[[[1], 2, 3]]], "too deeply"),
     ([[[1, 2, 3], []]], "0 elements"), ([[1, 2, 3], [1, 2, 3]], "list of dimension"), ({"x": [[1, 2, 3]], "y": 0},
-        "but here is 'y'"),
+        "but the body has 'y'"),
     ([[["x" * 40_000, 2, 3]]], "over 16384 characters"), ([[[]]], "0 elements")])
 def test_json_that_does_not_fit_is_said(inputs, says):
     assert says in refused(422, JSON, json.dumps({"inputs": inputs}).encode())
@@ -108,7 +108,7 @@ def test_json_is_read_as_the_whole_parser_reads_it(data):
 
 def test_json_is_stopped_at_what_is_allowed():
     many = {"inputs": [[[0.5, 0, 0]] * 1000]}
-    assert "more numbers than are allowed" in refused(422, JSON, json.dumps(many).encode(), limit=11_999)
+    assert "more values than allowed" in refused(422, JSON, json.dumps(many).encode(), limit=11_999)
     assert codec.decode(JSON, json.dumps(many).encode(), ONE, 12_000)[0].shape == (1000, 3)
     few = [{"name": "x", "dtype": "float32", "shape": [-1, 3], "varies": [[0, "batch", 1, 8]]}]
     assert "9 elements or more" in refused(422, JSON, json.dumps(many).encode(), few)
@@ -123,7 +123,7 @@ def test_large_answers_are_the_same_text(monkeypatch):
     assert json.loads(whole)["outputs"]["a"] == arrays["a"].tolist()
 
 
-@pytest.mark.parametrize(("ids", "says"), [([[1.0]], "holds float"), ([[2**63]], "no array"), ([[True]], "holds bool")])
+@pytest.mark.parametrize(("ids", "says"), [([[1.0]], "holds float"), ([[2**63]], "not an array"), ([[True]], "holds bool")])
 def test_whole_numbers_are_whole(ids, says):
     assert says in refused(422, JSON, json.dumps({"inputs": {"ids": ids, "mask": [[True]]}}).encode(), TWO)
 

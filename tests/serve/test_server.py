@@ -103,13 +103,13 @@ def test_its_example_is_a_body_that_it_takes(port, place):
 
 
 @pytest.mark.parametrize(("body", "kind", "status", "says"), [
-    (b"{", "application/json", 400, "no JSON"),
-    (b"", "application/json", 400, "no JSON"),
+    (b"{", "application/json", 400, "not JSON"),
+    (b"", "application/json", 400, "must be JSON"),
     (b'{"inputs": [[[1, 2]]]}', "application/json", 422, "must be float32 of shape [-1, 1, 12, 12]"),
     (b'{"inputs": {"no such": 1}}', "application/json", 422, "the inputs are "),
     (b"x" * 200_001, "application/json", 413, "over 200000 bytes"),
     (b"a=1", "application/x-www-form-urlencoded", 415, "known: application/json"),
-    (b"\x80\x04N.", "application/x-npy", 400, "no .npy file"),
+    (b"\x80\x04N.", "application/x-npy", 400, "not a .npy file"),
     (b"\x80\x04N.", "application/octet-stream", 400, "safetensors"),
 ])
 def test_malformed_bodies_are_answered(port, body, kind, status, says):
@@ -219,7 +219,7 @@ def test_an_engine_that_answers_its_own_example_otherwise_is_not_served(place, t
     manifest = artifact.read(place)
     manifest["example"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (tmp_path / "wrong" / "artifact.json").write_text(json.dumps(manifest))
-    with pytest.raises(ServeError, match="is not served: the stored example's answer differs by 2"), \
+    with pytest.raises(ServeError, match="cannot be served: the stored example's answer differs by 2"), \
          start(tmp_path / "wrong", manifest, Settings()):
         pass
 
@@ -251,7 +251,7 @@ def test_a_dtype_that_no_body_carries(place, tmp_path):
     manifest = artifact.read(place)
     manifest["inputs"][0]["dtype"] = "bfloat16"
     (tmp_path / "copy" / "artifact.json").write_text(json.dumps(manifest))
-    with pytest.raises(ServeError, match="no body can carry"):
+    with pytest.raises(ServeError, match="no request body can carry"):
         serve(tmp_path / "copy", Settings(port=0))
 
 

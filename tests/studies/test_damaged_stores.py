@@ -155,7 +155,7 @@ def test_a_lock_that_is_a_link_overwrites_nothing(link, content, tmp_path):
     mine.write_text(content)
     (tmp_path / "study").mkdir()
     link(mine, tmp_path / "study" / "study.lock")
-    with pytest.raises(StoreError, match="left alone"):
+    with pytest.raises(StoreError, match="left untouched"):
         Store.open(tmp_path / "study", "write", STUDY)
     assert mine.read_text() == content
 
@@ -164,7 +164,7 @@ def test_a_lock_that_is_a_link_overwrites_nothing(link, content, tmp_path):
                                   lambda path: os.symlink("nowhere", path)], ids=["directory", "pipe", "file", "nowhere"])
 def test_a_lock_that_is_none(make, tmp_path):
     make(tmp_path / "study.lock")
-    with pytest.raises(StoreError, match="left alone"):
+    with pytest.raises(StoreError, match="left untouched"):
         Store.open(tmp_path, "write", STUDY)
     assert not (tmp_path / "nowhere").exists() and not (tmp_path / FILE).exists()
 

@@ -37,5 +37,5 @@ def test_an_event_comes_back_as_it_was(event):
 
 @pytest.mark.parametrize("values", [{}, {"event": "Ledger"}, {"event": "Noted"}, {"event": "Noted", "text": 3}])
 def test_what_is_no_event_is_refused(values):
-    with pytest.raises(ValueError, match="is no event|Noted|text should be str"):
+    with pytest.raises(ValueError, match="is not an event|Noted|text should be str"):
         from_json(values)

@@ -32,7 +32,7 @@ def test_they_are_kept_and_taken_off(study):
 
 
 def test_which_trial_is_meant(study):
-    with pytest.raises(ThriftyError, match="no trial 'ab' alone; 2 trials begin so: ab12, ab34"):
+    with pytest.raises(ThriftyError, match="no single trial 'ab'; 2 trials begin with it: ab12, ab34"):
         remark(study, "ab", tags=["x"])
     for wrong in ("zz", ""):
         with pytest.raises(ThriftyError, match="thrifty show lists them"):

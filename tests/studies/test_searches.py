@@ -46,4 +46,4 @@ def test_show_tells_it():
     trials = [searched()]
     print_study(trials, frontier(trials), Ledger(), file=out)
     shown = " ".join(out.getvalue().split())
-    assert "requests that pay them back" in shown and "35.0 s" in shown and "after 3.30 krequests" in shown
+    assert "requests to pay them back" in shown and "35.0 s" in shown and "after 3.30 krequests" in shown

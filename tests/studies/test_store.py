@@ -115,7 +115,7 @@ def test_what_is_appended_comes_back_in_order(tmp_path):
         store.put_round("t1", 1, {"a": [1.5, np.float64(2.5)]})
         store.put_round("t1", 0, {"a": [0.5]})
         store.put_round("t1", 0, {"a": [9.0]}, what="over_compiled")
-        with pytest.raises(StoreError, match="kept already"):
+        with pytest.raises(StoreError, match="already kept"):
             store.put_round("t1", 1, {})
         store.put_trial(trial("bad", status="failed", error="loss is nan at step 3"))
         store.put_failure(None, "prune(ratio=0.5)", "out of memory")
@@ -127,7 +127,7 @@ def test_what_is_appended_comes_back_in_order(tmp_path):
         assert [(f.trial, f.reason) for f in store.failures()] == [
             ("bad", "loss is nan at step 3"), (None, "out of memory")]
         assert store.study == STUDY
-        with pytest.raises(StoreError, match="opened to read"):
+        with pytest.raises(StoreError, match="opened read-only"):
             store.charge(None, charges[0])
 
 
@@ -305,10 +305,10 @@ def test_not_a_store(tmp_path):
 
 
 def test_another_study(tmp_path):
-    with pytest.raises(StoreError, match="say of which workload"):
+    with pytest.raises(StoreError, match="give its workload"):
         Store.open(tmp_path, "write")
     Store.open(tmp_path, "write", STUDY).close()
-    with pytest.raises(StoreError, match=r"digits \(ab12ab12ab12\), and this is digits \(cd34cd34cd34\)"):
+    with pytest.raises(StoreError, match=r"digits \(ab12ab12ab12\), but this is digits \(cd34cd34cd34\)"):
         Store.open(tmp_path, "write", Study("digits", "cd34" * 16, TARGET))
     with pytest.raises(StoreError, match=r"threads 1.*threads 2"):
         Store.open(tmp_path, "write", Study("digits", STUDY.workload_hash, TARGET | {"threads": 2}))
@@ -334,7 +334,7 @@ def test_a_trial_written_by_something_else(tmp_path):
         store.put_trial(trial())
         for text in ('{"id": 3}', "{", json.dumps({"id": "x", "color": "red"})):
             store._db.execute("UPDATE trials SET json = ?", (text,))
-            with pytest.raises(StoreError, match="is damaged, or of a newer"):
+            with pytest.raises(StoreError, match="is damaged, or from a newer"):
                 store.trials()
 
 

@@ -94,7 +94,7 @@ def test_names_stay_and_it_can_be_undone():
 
 
 def test_a_model_without_a_row_is_refused():
-    with pytest.raises(ThriftyError, match="rows of equal blocks"):
+    with pytest.raises(ThriftyError, match="sequences of equal blocks"):
         recompute(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "blocks")
     recompute(nn.Linear(2, 2), "none")
 

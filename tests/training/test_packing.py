@@ -237,7 +237,7 @@ def test_a_model_without_positions() -> None:
 
 
 def test_a_model_that_sees_what_comes_after() -> None:
-    refused(transformer("bert"), corpus(), "TokenLogits gives an example other outputs than alone")
+    refused(transformer("bert"), corpus(), "TokenLogits gives an example different outputs than alone")
 
 
 class Recurrent(nn.Module):
@@ -253,14 +253,14 @@ class Recurrent(nn.Module):
 
 
 def test_a_recurrent_model() -> None:
-    refused(Recurrent(), corpus(), "Recurrent gives an example other outputs than alone.*carries over")
+    refused(Recurrent(), corpus(), "Recurrent gives an example different outputs than alone.*carries over")
 
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 @pytest.mark.filterwarnings("ignore:Position ids are not supported")
 def test_learnt_prefixes(kind: str) -> None:
     body = transformer("llama").body
-    refused(body, corpus(), "Prompted gives an example other outputs than alone", [PromptTuning(kind, tokens=3)],
+    refused(body, corpus(), "Prompted gives an example different outputs than alone", [PromptTuning(kind, tokens=3)],
             forward=lambda model, batch: model(input_ids=batch[0][0], position_ids=batch[0][1], use_cache=False).logits)
 
 

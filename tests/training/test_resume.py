@@ -99,7 +99,7 @@ def test_another_training_is_refused(tmp_path):
 def test_a_damaged_or_hostile_file_is_refused(content, tmp_path):
     keep = tmp_path / "state.pt"
     keep.write_bytes(content)
-    with pytest.raises(resume.ResumeError, match="no state of a training"):
+    with pytest.raises(resume.ResumeError, match="not a training state"):
         trained([AdamW()], keep=keep)
 
 

@@ -119,11 +119,11 @@ def test_no_difference_among_few_examples_is_no_certainty(quality: Quality) -> N
 
 
 @pytest.mark.parametrize(("quality", "outputs", "target", "says"), [
-    (F1(), torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), r'F1\(average="binary"\) is for two classes, and there are 3'),
-    (IoU(), torch.zeros(4), torch.tensor([0, 1, 2, 0]), "targets are 0 to 2, and IoU.. judges classes 0 to 1"),
-    (AUC(), torch.zeros(4), torch.tensor([0, 1, 2, 0]), "two classes, 0 and 1, and a target is 2"),
+    (F1(), torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), r'F1\(average="binary"\) is for two classes, but there are 3'),
+    (IoU(), torch.zeros(4), torch.tensor([0, 1, 2, 0]), "targets are 0 to 2, but IoU.. judges classes 0 to 1"),
+    (AUC(), torch.zeros(4), torch.tensor([0, 1, 2, 0]), "two classes, 0 and 1, but a target is 2"),
     (AUC(), torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), "do not fit"),
-    (AUC(), torch.zeros(4, 5), torch.zeros(4, 5), "one an example"),
+    (AUC(), torch.zeros(4, 5), torch.zeros(4, 5), "give one per example"),
 ])
 def test_what_does_not_fit_is_told(quality: Quality, outputs: Any, target: Any, says: str) -> None:
     with pytest.raises(WorkloadError, match=says):

@@ -86,7 +86,7 @@ def test_looking_moves_no_generator() -> None:
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_what_is_judged_on_must_be_the_same_at_every_look(split: str) -> None:
-    with pytest.raises(WorkloadError, match=f"item 0 of the {split} set is another one at every look"):
+    with pytest.raises(WorkloadError, match=f"item 0 of the {split} set changes every time it is read"):
         check_data(workload(**{split: Items(RANDOM["torch"])}))
     check_data(workload(train=Items(RANDOM["torch"])))
     check_data(workload(**{split: Items(RANDOM["an address"])}))

@@ -45,8 +45,8 @@ def test_whole_numbers_and_half_precision_are_taken(loss: Loss) -> None:
 @pytest.mark.parametrize(("outputs", "target", "says"), [
     (torch.zeros(4, 2), torch.zeros(4), r"outputs \[4, 2\] and targets \[4\] do not fit: MSE\(\) compares one"),
     (torch.zeros(4), torch.zeros(5), "do not fit"),
-    ((torch.zeros(4),), torch.zeros(4), "the outputs are a tuple and MSE"),
-    (torch.zeros(4), ("a",), "the targets are a tuple and MSE"),
+    ((torch.zeros(4),), torch.zeros(4), "the outputs are a tuple but MSE"),
+    (torch.zeros(4), ("a",), "the targets are a tuple but MSE"),
 ])
 def test_what_does_not_fit_is_told(outputs: Any, target: Any, says: str) -> None:
     with pytest.raises(WorkloadError, match=says):

@@ -70,7 +70,7 @@ def test_names_go_through_every_backend(compiler, tmp_path):
             assert error(got["linear_deep"], right["linear"]["deep"]) < 1e-5
     with pytest.raises(ArtifactError, match=r"dimension 0 of attention_mask must be 1 to 8 but is 9"):
         engine(**requests(9))
-    with pytest.raises(ArtifactError, match=r"dimension 0 of input_ids must be as dimension 0 of attention_mask, which is 2"):
+    with pytest.raises(ArtifactError, match=r"dimension 0 of input_ids must equal dimension 0 of attention_mask, which is 2"):
         engine(requests(2)["attention_mask"], requests(3)["input_ids"])
     with pytest.raises(ArtifactError, match=r"takes 2 inputs \(attention_mask, input_ids\) but got 1 in order, mask"):
         engine(given["attention_mask"], mask=given["input_ids"])
@@ -109,7 +109,7 @@ def test_tensors_alone_need_nothing():
 
 
 @pytest.mark.parametrize(("example", "says"), [
-    (({"a": torch.ones(1), "b": 3},), "tensors alone but holds Tensor, int"), ({}, "holds nothing"),
+    (({"a": torch.ones(1), "b": 3},), "only tensors but holds Tensor, int"), ({}, "holds nothing"),
     (({"x y": torch.ones(1)},), "'x y' must have a name"), (({"a": torch.ones(1)}, {"a": torch.ones(1)}), "name of its own"),
 ])
 def test_what_cannot_be_taken_apart(example, says):

@@ -90,11 +90,11 @@ def test_an_axis_that_fits_twice_is_asked_for(judge: Any) -> None:
 
 
 @pytest.mark.parametrize(("outputs", "target", "says"), [
-    (torch.zeros(4, 1), torch.zeros(4, dtype=torch.long), "hold one number for each target"),
-    (torch.zeros(4), torch.zeros(4, dtype=torch.long), "hold one number for each target"),
+    (torch.zeros(4, 1), torch.zeros(4, dtype=torch.long), "have one value for each target"),
+    (torch.zeros(4), torch.zeros(4, dtype=torch.long), "have one value for each target"),
     (torch.zeros(4, 3), torch.zeros(5, dtype=torch.long), r"outputs \[4, 3\] and targets \[5\] do not fit"),
     (torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 3, dtype=torch.long), "do not fit"),
-    (torch.zeros(4, 3), torch.zeros(4, 3), "the targets are float32|hold one number"),
+    (torch.zeros(4, 3), torch.zeros(4, 3), "the targets are float32|have one value"),
     ((torch.zeros(4, 3),), torch.zeros(4, dtype=torch.long), "the outputs are a tuple"),
     (torch.zeros(4, 3), ("a", "b"), "the targets are a tuple of str"),
 ])

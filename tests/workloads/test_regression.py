@@ -82,5 +82,5 @@ def test_what_has_no_value_or_does_not_fit_is_told() -> None:
     assert np.isnan(judged(R2(), torch.randn(4), torch.ones(4)).value)
     with pytest.raises(WorkloadError, match=r"outputs \[4, 2\] and targets \[4\] do not fit: RMSE\(\) compares"):
         judged(RMSE(), torch.randn(4, 2), torch.ones(4))
-    with pytest.raises(WorkloadError, match="the targets are a tuple and RMSE"):
+    with pytest.raises(WorkloadError, match="the targets are a tuple but RMSE"):
         RMSE()(lambda inputs: inputs[0], [(torch.zeros(2), "a"), (torch.zeros(2), "b")])  # type: ignore[arg-type]

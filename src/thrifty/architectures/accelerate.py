@@ -17,7 +17,7 @@ from thrifty.kernels.ssd import ssd, time_steps
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """The model, its Mamba-2 layers and experts replaced in place; names of weights, signatures and caches stay as they are.
+    """Replace the model's Mamba-2 layers and experts in place; names of weights, signatures and caches stay as they are.
 
     Experts with a gate by silu and no bias compute by `thrifty.kernels.moe`, which transformers then knows as the implementation
     "thrifty"; others stay as they are. Beside being faster, Mamba-2 computes what transformers 5.23 get wrong: padding on the
@@ -44,8 +44,7 @@ def accelerate(model: nn.Module) -> nn.Module:
              if type(child).__name__ == "Mamba2Mixer" and type(child).__module__.startswith("transformers.")]
     mixtures = [module for module in model.modules() if takes(module)]
     if not (found or mixtures):
-        raise NoEffect(f"accelerate finds no Mamba-2 layer of transformers in {type(model).__name__} and no experts: leave it "
-                       "out")
+        raise NoEffect(f"accelerate finds no transformers Mamba-2 layer and no experts in {type(model).__name__}: remove it")
     for module in mixtures:
         implement(module)
     for parent, name, child in found:
@@ -75,7 +74,7 @@ class Accelerated(nn.Module):
     def __init__(self, mixer: Any) -> None:
         super().__init__()
         if mixer.activation not in ("silu", "swish"):
-            raise ThriftyError(f"a convolution with {mixer.activation} is not known; silu is")
+            raise ThriftyError(f"a convolution with {mixer.activation} is not supported; use silu")
         for name, child in mixer.named_children():
             if next(child.parameters(), None) is not None:
                 self.add_module(name, child)

@@ -84,8 +84,8 @@ class Attention(Mixer):
         super().__init__()
         kv_heads = kv_heads or heads
         if width % heads or heads % kv_heads or width // heads % 2:
-            raise ThriftyError(f"attention of width {width} wants heads of an even size that divide it, and heads of keys that "
-                               f"divide those; got {heads} and {kv_heads}")
+            raise ThriftyError(f"attention of width {width} needs heads that divide it into even sizes, and key heads that "
+                               f"divide the heads; got {heads} and {kv_heads}")
         self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, kv_heads * self.size, bias=False)

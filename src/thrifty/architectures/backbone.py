@@ -106,8 +106,8 @@ class Backbone(nn.Module):
             ThriftyError: a prompt without tokens, or nothing to generate.
         """
         if prompt.shape[1] < 1 or new < 1 or (mask is not None and not bool(mask.any(1).all())):
-            raise ThriftyError(f"a prompt of {prompt.shape[1]} tokens and {new} new ones were asked for: at least one each, in "
-                               "every row")
+            raise ThriftyError(f"a prompt of {prompt.shape[1]} tokens and {new} new ones were requested: every row needs at "
+                               "least one of each")
         caches = self.cache(prompt.shape[0], prompt.shape[1] + new)
         logits = self(prompt, caches, mask)
         at = torch.full((len(prompt),), prompt.shape[1] - 1, device=prompt.device)

@@ -72,10 +72,10 @@ def layers(pattern: str, sizes: Sizes) -> list[Mixer]:
     """
     words = pattern.split()
     if not words:
-        raise ThriftyError(f"a pattern names one layer or more, such as \"attention mlp\"; known: {', '.join(BLOCKS)}")
+        raise ThriftyError(f"a pattern must name at least one layer, such as \"attention mlp\"; known: {', '.join(BLOCKS)}")
     for word in words:
         if word not in BLOCKS:
             near = difflib.get_close_matches(word, BLOCKS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(BLOCKS)}"
-            raise ThriftyError(f"a pattern has {word!r}, which is no layer; {hint}")
+            raise ThriftyError(f"a pattern has {word!r}, which is not a layer; {hint}")
     return [BLOCKS[word](sizes) for word in words]

@@ -63,10 +63,10 @@ def from_huggingface(model: nn.Module) -> Backbone:
     config: Any = getattr(model, "config", None)
     kind = str(getattr(config, "model_type", ""))
     if kind not in READ or not hasattr(model, "lm_head"):
-        raise ThriftyError(f"{type(model).__name__} is no language model of {' or '.join(READ)}: give MambaForCausalLM or "
+        raise ThriftyError(f"{type(model).__name__} is not a language model of {' or '.join(READ)}: give MambaForCausalLM or "
                            "Mamba2ForCausalLM")
     if config.hidden_act != "silu":
-        raise ThriftyError(f"a convolution with {config.hidden_act} is not known; silu is")
+        raise ThriftyError(f"a convolution with {config.hidden_act} is not supported; use silu")
     made = Backbone(config.vocab_size, " ".join([kind] * config.num_hidden_layers), READ[kind](config),
                     tied=config.tie_word_embeddings, eps=config.layer_norm_epsilon)
     given = model.state_dict()
@@ -91,7 +91,8 @@ def to_huggingface(model: Backbone) -> nn.Module:
         "layer_norm_epsilon": model.norm.eps, "conv_kernel": sizes.taps, "use_bias": sizes.bias, "use_conv_bias": sizes.conv_bias,
         "tie_word_embeddings": model.head.weight is model.embedding.weight}
     if sizes.expand != int(sizes.expand):
-        raise ThriftyError(f"transformers want a whole number of inner channels for one outer, but expand is {sizes.expand:g}")
+        raise ThriftyError("transformers needs a whole number of inner channels per outer channel, but expand is "
+                           f"{sizes.expand:g}")
     shared["expand"] = int(sizes.expand)
     if set(words) == {"mamba2"}:
         first: Any = model.blocks[0].mixer
@@ -103,7 +104,7 @@ def to_huggingface(model: Backbone) -> nn.Module:
         made = transformers.MambaForCausalLM(transformers.MambaConfig(
             **shared, state_size=sizes.scan_state, time_step_rank=first.rank))
     else:
-        raise ThriftyError(f"transformers have no model of the pattern {model.pattern!r}: of mamba alone, or of mamba2 alone")
+        raise ThriftyError(f"transformers has no model with the pattern {model.pattern!r}: use mamba only, or mamba2 only")
     wanted = made.state_dict()
     with torch.no_grad():
         _copy({theirs(name): value for name, value in model.state_dict().items()}, wanted)

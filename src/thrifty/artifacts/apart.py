@@ -29,7 +29,7 @@ def verify_apart(directory: Path | str, *, threads: int = 1, trust_native_code: 
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=longest)
     except subprocess.TimeoutExpired:
-        return verify(directory, dead=f"it was not opened and asked within {longest:g} s")
+        return verify(directory, dead=f"it did not open and answer within {longest:g} s")
     try:
         return Verification(str(directory), tuple(Check(**check) for check in json.loads(done.stdout)))
     except (ValueError, TypeError):

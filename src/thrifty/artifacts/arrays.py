@@ -39,9 +39,9 @@ def from_npy(content: bytes | bytearray) -> np.ndarray:
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read_header(stream)
     except Exception as error:  # NumPy reads the header as Python's syntax, and the tokenizer has errors of its own
-        raise ArraysError(f"this is no .npy file of numbers: {str(error)[:200]}") from error
+        raise ArraysError(f"this is not a .npy file of numbers: {str(error)[:200]}") from error
     if dtype.kind not in KINDS:
-        raise ArraysError(f"a .npy file of {dtype} is not read, only of numbers: objects would be unpickled")
+        raise ArraysError(f"a .npy file of {dtype} is not accepted, only numbers are: objects would be unpickled")
     # Before NumPy allocates what the header asks for. Negative sizes are a header's too.
     body = bytearray(memoryview(content)[stream.tell():])  # of which NumPy makes an array that can be written to
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(body):
@@ -72,7 +72,7 @@ def from_npz(source: bytes | bytearray | Path, limit: int) -> dict[str, np.ndarr
     except ArraysError:
         raise
     except Exception as error:  # damaged archives raise half a dozen kinds, zlib's and struct's among them
-        raise ArraysError(f"this is no .npz file: {str(error)[:200]}") from error
+        raise ArraysError(f"this is not a .npz file: {str(error)[:200]}") from error
 
 
 def to_npy(array: np.ndarray) -> bytes:

@@ -90,7 +90,7 @@ def check_files(directory: Path | str, manifest: Mapping[str, Any]) -> None:
         path = Path(directory) / name
         try:
             if path.is_symlink() or not path.is_file() or path.resolve() != root / name:
-                raise ArtifactError(f"{path} is missing or no plain file; copy the artifact again")
+                raise ArtifactError(f"{path} is missing or not a regular file; copy the artifact again")
             # The size first: a wrong file may be far larger than what would be hashed.
             sound = path.stat().st_size == expected["bytes"] and _digest(path)["sha256"] == expected["sha256"]
         except OSError as error:
@@ -107,7 +107,7 @@ def check_machine(directory: Path | str, manifest: Mapping[str, Any]) -> None:
     """
     if manifest["machine"] != platform.machine() and not manifest.get("portable"):
         raise ArtifactError(
-            f"{directory} was made for {manifest['machine']} processors and this one is {platform.machine()}; "
+            f"{directory} was made for {manifest['machine']} processors but this one is {platform.machine()}; "
             "run its recipe here"
         )
 
@@ -221,7 +221,7 @@ def _check_sizes(specs: Sequence[Mapping[str, Any]], shapes: Sequence[tuple[int,
                                     "the workload's `shapes` and compile again")
             other, where = seen.setdefault(name, (size, here))
             if other != size:
-                raise InputError(f"{here} must be as {where}, which is {other}, but is {size}")
+                raise InputError(f"{here} must equal {where}, which is {other}, but is {size}")
 
 
 def example(directory: Path | str) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -55,13 +55,13 @@ class Generator:
         """
         path = Path(directory) / MANIFEST
         if not path.is_file():
-            raise ArtifactError(f"{directory} is no generator: it holds no {MANIFEST}")
+            raise ArtifactError(f"{directory} is not a generator: it has no {MANIFEST}")
         try:
             told: dict[str, Any] = json.loads(path.read_text())
             shape = tuple(int(told["cache"][name]) for name in ("layers", "heads", "tokens", "width"))
             prompt, numbers = int(told["prompt"]), str(told["cache"].get("numbers", "fp32"))
             if numbers not in CACHES:
-                raise ValueError(f"a cache of {numbers} is not known")
+                raise ValueError(f"a cache of {numbers} is not supported")
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged: {error!r}") from error
         prefill, decode = (artifact.open_verified(Path(directory) / part, threads=threads, device=device,
@@ -92,7 +92,7 @@ class Generator:
             GenerationError: the prompt is empty, or it and the answer exceed what the engines were made for.
         """
         if not len(prompt) or new < 1 or len(prompt) + new > self.tokens:
-            raise GenerationError(f"a prompt of {len(prompt)} tokens and {new} new ones were asked for; together they must be "
+            raise GenerationError(f"a prompt of {len(prompt)} tokens and {new} new ones were requested; together they must be "
                                   f"2 to {self.tokens}, at least one each: lower_generator(..., tokens=...) for more")
         answer: list[int] = []
         for logits in self._logits(list(prompt), answer):

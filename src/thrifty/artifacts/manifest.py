@@ -31,7 +31,7 @@ def read(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / MANIFEST
     try:
         if path.is_symlink() or not path.is_file():
-            raise ArtifactError(f"{directory} is no artifact: it holds no {MANIFEST}; it may not have been written to its end")
+            raise ArtifactError(f"{directory} is not an artifact: it has no {MANIFEST}; it may not have been fully written")
         if path.stat().st_size > LARGEST_MANIFEST:
             raise ArtifactError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}")
         manifest = json.loads(path.read_bytes().decode())
@@ -41,19 +41,19 @@ def read(directory: Path | str) -> dict[str, Any]:
         raise ArtifactError(f"{path} is damaged: {in_one_line(error)}; copy the artifact again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ArtifactError(f"{path} is of format {str(found)[:100]}; this version of Thrifty reads {FORMAT}")
+        raise ArtifactError(f"{path} has format {str(found)[:100]}; this version of Thrifty reads {FORMAT}")
     for key, well_formed in _REQUIRED.items():
         if not well_formed(manifest.get(key)):
-            raise ArtifactError(f"{path} is damaged: {key} is missing or of the wrong kind; copy the artifact again")
+            raise ArtifactError(f"{path} is damaged: {key} is missing or has the wrong type; copy the artifact again")
     for key, well_formed in _OPTIONAL.items():
         if key in manifest and not well_formed(manifest[key]):
-            raise ArtifactError(f"{path} is damaged: {key} is of the wrong kind; copy the artifact again")
+            raise ArtifactError(f"{path} is damaged: {key} has the wrong type; copy the artifact again")
     for name in manifest["files"]:
         parts = PurePosixPath(name).parts
         if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or name == MANIFEST:
-            raise ArtifactError(f"{path} names the file {name[:200]!r}, outside the artifact; it is not opened")
+            raise ArtifactError(f"{path} names the file {name[:200]!r}, outside the artifact; it was not opened")
         if not name.isprintable() or max(map(len, parts)) > LONGEST_NAME:
-            raise ArtifactError(f"{path} names the file {name[:200]!r}, which is no name of a file; copy the artifact again")
+            raise ArtifactError(f"{path} names the file {name[:200]!r}, which is not a file name; copy the artifact again")
     return manifest
 
 

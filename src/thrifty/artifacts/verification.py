@@ -55,7 +55,7 @@ OPENING = ("engine", "parity")
 
 
 def verify(directory: Path | str, *, threads: int = 1, trust_native_code: bool = False, dead: str = "") -> Verification:
-    """Look at an artifact's manifest, checksums, processor and packages, open it, and compare its answer with the kept one.
+    """Check an artifact's manifest, checksums, processor and packages, open it, and compare its answer with the stored one.
 
     Args:
         directory: directory of the artifact; it may be damaged or hostile.
@@ -117,8 +117,8 @@ def _processor(manifest: Mapping[str, Any]) -> tuple[Status, str]:
         return "failed", f"it was compiled for {wanted} and this processor lacks {', '.join(lacking)}; run its recipe here"
     if manifest.get("needs_vnni") and saturates():
         if manifest["engine"] == "onnxruntime":
-            return "differs", "no VNNI: integer products take other operands here, exact and slower"
-        return "failed", ("its int8 weights of eight bits need VNNI, which this processor lacks: products would saturate; run "
+            return "differs", "no VNNI: integer matrix multiplications use other instructions here, exact but slower"
+        return "failed", ("its 8-bit weights need VNNI, which this processor lacks: matrix multiplications would saturate; run "
                           "its recipe here, or use compile(onnxruntime)")
     return "ok", f"compiled for {wanted}" if wanted else "portable"
 
@@ -161,12 +161,12 @@ def compare(made: str | None, here: str | None, *, native: bool) -> tuple[Status
     if here is None:
         return "failed", f"is not installed; it was made with {made or 'an unknown version'}: install that or a later one"
     if made is None:
-        return "ok", f"{here} (what made it is not on record)"
+        return "ok", f"{here} (the original version was not recorded)"
     if made == here:
         return "ok", here
     said = f"{here} (made with {made})"
     if native and _release(made) != _release(here):
-        return "failed", f"{said}: machine code goes with its release; install {made}, or run its recipe here"
+        return "failed", f"{said}: machine code depends on the release; install {made}, or run its recipe here"
     if _release(here)[:1] < _release(made)[:1]:
         return "failed", f"{said}: an earlier major version; install {made} or later"
     return "differs", said
@@ -198,8 +198,8 @@ def answers_example(directory: Path, manifest: Mapping[str, Any], engine: Engine
     except BaseException as error:  # each runtime raises its own kinds, some below no Exception
         return "failed", f"the engine fails on the stored example: {in_one_line(error)}; copy the artifact again"
     if [np.shape(x) for x in found] != [x.shape for x in expected]:
-        return "failed", (f"its answers are of shapes {[np.shape(x) for x in found]} where {[x.shape for x in expected]} "
-                          "were kept; run its recipe here")
+        return "failed", (f"its outputs have shapes {[np.shape(x) for x in found]} where {[x.shape for x in expected]} "
+                          "were stored; run its recipe here")
     distance = max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
     said = f"the stored example's answer differs by {distance:.2g} ({manifest['precision']} explains {bound:g})"
     return ("ok", said) if distance <= bound else ("failed", f"{said}; run its recipe here")

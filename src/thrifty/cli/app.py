@@ -75,7 +75,7 @@ def guarded(verb: Callable[..., Any]) -> int:
     """Turn every error that is meant for the user into one message and an exit code."""
     try:
         if not here():
-            raise ThriftyError("the current directory was deleted: change to one that is there")
+            raise ThriftyError("the current directory was deleted: change to one that exists")
         with ending_refused():
             verb()
     except RunFailed as error:
@@ -96,7 +96,7 @@ def guarded(verb: Callable[..., Any]) -> int:
             return FAILED
         return leave.code if isinstance(leave.code, int) else FAILED
     except BaseException as error:
-        _tell(f"{described(error)}; the whole trace: thrifty --debug ...")
+        _tell(f"{described(error)}; for the full traceback: thrifty --debug ...")
         return FAILED
     return DONE
 

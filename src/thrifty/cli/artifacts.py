@@ -61,7 +61,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
               "--timeout", help="The time limit for a request, which is then answered 504.")] = "30s",
           grace: Annotated[str, typer.Option("--grace", help="The time for running requests to finish after SIGTERM.")] = "30s",
           allow_host: Annotated[list[str] | None, typer.Option(
-              "--allow-host", help="A host name that requests may use for this server, beside localhost; * for any.")] = None,
+              "--allow-host", help="A host name that requests may use for this server, besides localhost; * for any.")] = None,
           trust_native_code: TrustOption = False) -> None:
     """Serve an artifact over HTTP until Ctrl-C or SIGTERM: /predict, /health, /metadata, /example, /metrics.
 

@@ -16,7 +16,8 @@ TaskOption = Annotated[str | None, typer.Option("--task", help="What a Hugging F
 DataOption = Annotated[Path | None, typer.Option(
     "--data", help="Examples of a Hugging Face directory, JSON Lines; data.jsonl in it by default.")]
 TrainOption = Annotated[Path | None, typer.Option(
-    "--train", help="Examples to train a Hugging Face directory with, JSON Lines; those of --data then judge alone.")]
+    "--train", help="Examples to train a Hugging Face directory with, JSON Lines; those of --data are then used only for "
+                    "evaluation.")]
 ReferenceOption = Annotated[str | None, typer.Option(
     "--reference", metavar="RECIPE", help='How a Hugging Face directory is trained today: "train(adamw(lr=3e-5), epochs=3)".')]
 

@@ -37,7 +37,7 @@ def print_study(study: Path, as_json: bool, requests_per_day: float | None = Non
 
 def told_how_to_go_on(verb: str | None) -> int:
     """Say in one line how to go on after Ctrl-C; its exit code."""
-    goes_on = "what was measured is kept, and the same command goes on from there" if verb in RESUMING else "start it again"
+    goes_on = "what was measured is kept, and the same command resumes" if verb in RESUMING else "start it again"
     print(f"thrifty: interrupted; {goes_on}: {shortened(shlex.join(['thrifty', *sys.argv[1:]]))}", file=sys.stderr)
     return INTERRUPTED
 

@@ -265,7 +265,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
                                memory=None if worker_memory is None else size(worker_memory))
         workers = str(launcher.workers)
     elif not workers.isdecimal() or not int(workers):
-        raise ThriftyError(f"--workers must be a number from 1, or ray, but is {workers!r}")
+        raise ThriftyError(f"--workers must be 1 or more, or ray, but is {workers!r}")
     place = study or default_study(definition.source)
     with listening(definition, place, log) as listener:
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
@@ -276,19 +276,20 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
         raise KeyboardInterrupt
     hint(f"The study is in {place}; its page: thrifty report {place}")
     if found.error:
-        print(f"thrifty: {found.error}. What was measured is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"thrifty: {found.error}. What was measured is kept, and the same command resumes", file=sys.stderr)
         raise typer.Exit(FAILED)
     raise typer.Exit(answered(found.choice))
 
 
 @of_directories
 def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argument(
-             metavar="OPTIMIZER...", help='Names, or texts whose values are searched around: adamw "sophia(lr=3e-4)".')],
+             metavar="OPTIMIZER...", help='Names, or recipe texts with values to search around: adamw "sophia(lr=3e-4)".')],
          trials: Annotated[int | None, typer.Option("--trials", help="Training runs per optimizer; 9 by default.")] = None,
          budget: Annotated[str | None, typer.Option("--budget", help="Total time instead of a number of trials: 2h.")]
          = None,
-         also: Annotated[str, typer.Option("--also", help="Hyperparameters to tune beside the learning rate, instead of "
-                                                  "those of each paper: weight_decay,warmup; lr for it alone.")] = "",
+         also: Annotated[str, typer.Option("--also", help="Hyperparameters to tune besides the learning rate, instead of "
+                                                  "those of each paper: weight_decay,warmup; lr for the learning rate "
+                                                  "only.")] = "",
          seeds: Annotated[int, typer.Option("--seeds", help="Seeds for the final training runs.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="Evaluations during each final training run.")] = 20,
          study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,

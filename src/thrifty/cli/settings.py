@@ -79,7 +79,7 @@ def _checked(document: Any, path: Path, verbs: Mapping[str, Any]) -> Iterator[tu
         raise SettingsError(f"{path}: tool.thrifty must be a table with a table for each verb")
     for verb, given in document.items():
         if verb not in verbs:
-            raise SettingsError(f"{path} sets [{literal(verb)}], and there is no such verb{_near(verb, verbs)}")
+            raise SettingsError(f"{path} sets [{literal(verb)}], but there is no such verb{_near(verb, verbs)}")
         if not isinstance(given, Mapping):
             raise SettingsError(f"{path}: {verb} must be a table of that verb's options, such as [{verb}]")
         known = {key: each for each in verbs[verb].params for key in _keys(each)}
@@ -90,9 +90,9 @@ def _checked(document: Any, path: Path, verbs: Mapping[str, Any]) -> Iterator[tu
 def _settable(key: str, known: Mapping[str, Any], where: str, verb: str) -> bool:
     key = key.replace("_", "-")
     if key not in known:
-        raise SettingsError(f"{where} sets {literal(key)}, and {verb} has no such option{_near(key, known)}")
+        raise SettingsError(f"{where} sets {literal(key)}, but {verb} has no such option{_near(key, known)}")
     if known[key].name in FLAGS_ALONE:
-        raise SettingsError(f"{where} sets {key}, which only a flag can: give --{key} where you run it")
+        raise SettingsError(f"{where} sets {key}, which only a flag can set: pass --{key} on the command line")
     return True
 
 
@@ -106,7 +106,7 @@ def _keys(parameter: Any) -> list[str]:
 def _value(value: Any, where: str) -> Any:
     if isinstance(value, str | bool | int | float) or (isinstance(value, list) and all(isinstance(x, str) for x in value)):
         return value
-    raise SettingsError(f"{where} must be a text, a number, true, false, or a list of texts")
+    raise SettingsError(f"{where} must be a string, a number, true, false, or a list of strings")
 
 
 def _near(word: str, known: Mapping[str, Any]) -> str:
@@ -128,9 +128,9 @@ def _configured(context: typer.Context, value: Path | None) -> Path | None:
 
 _PANEL = "Global options"
 VerboseOption = Annotated[bool, typer.Option(
-    "--verbose", "-v", help="Say more: what each phase took, names of operators.", rich_help_panel=_PANEL)]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say only results and errors.", rich_help_panel=_PANEL)]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show whole traces of what goes wrong.", rich_help_panel=_PANEL)]
+    "--verbose", "-v", help="Print more: what each phase took, names of operators.", rich_help_panel=_PANEL)]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.", rich_help_panel=_PANEL)]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show full tracebacks of errors.", rich_help_panel=_PANEL)]
 ConfigOption = Annotated[Path | None, typer.Option(
     "--config", metavar="FILE", is_eager=True, callback=_configured, rich_help_panel=_PANEL,
     help=f"Settings in TOML, a table for each verb; {FILE} and tool.thrifty of {PROJECT} by default.")]

@@ -52,7 +52,7 @@ def best(study: StudyArgument = None,
 
     bars = Bars.read(max_drop, max_bytes, max_latency, minimize)
     if place is not None and place.exists():
-        raise ThriftyError(f"{place} is there already: name a new directory to save in")
+        raise ThriftyError(f"{place} already exists: name a new directory to save in")
     found = Findings.read(study or the_study())
     choice = choose(found.trials, bars, found.as_it_is)
     saved = place if place is not None and choice.trial is not None else None
@@ -74,7 +74,7 @@ def show(study: Annotated[Path | None, typer.Argument(
              metavar="STUDY", help="A study's directory, by default the one study in the current directory; with --layers, or "
                                    "an artifact's.")] = None,
          layers: Annotated[bool, typer.Option(
-             "--layers", help="Show what became of each layer: scheme, bytes and error.")] = False,
+             "--layers", help="Show how each layer was changed: scheme, bytes and error.")] = False,
          requests_per_day: TrafficOption = None, as_json: JsonOption = False) -> None:
     """Show a study's trials, its Pareto frontier, failures, where the time went, and the recommended trial.
 
@@ -108,14 +108,14 @@ def report(study: StudyArgument = None,
 
 
 StudyToRemark = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's directory.")]
-TrialArgument = Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id, or a beginning that no other has.")]
+TrialArgument = Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id, or an unambiguous prefix.")]
 
 
 def tag(study: StudyToRemark, trial: TrialArgument,
         tags: Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="Tags to add.")] = None,
-        remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to take off; may be repeated.")] = None,
+        remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to remove; may be repeated.")] = None,
         as_json: JsonOption = False) -> None:
-    """Tag a trial, and print its tags; show and report tell them.
+    """Tag a trial, and print its tags; show and report include them.
 
     Example: thrifty tag study-digits/ 3fa2 shipped --remove candidate
     """
@@ -127,9 +127,9 @@ def tag(study: StudyToRemark, trial: TrialArgument,
 
 
 def note(study: StudyToRemark, trial: TrialArgument,
-         text: Annotated[str, typer.Argument(metavar="TEXT", help='Replaces the note that it has; "" takes it off.')],
+         text: Annotated[str, typer.Argument(metavar="TEXT", help='Replaces the existing note; "" removes it.')],
          as_json: JsonOption = False) -> None:
-    """Keep a note on a trial; show and report tell it.
+    """Attach a note to a trial; show and report include it.
 
     Example: thrifty note study-digits/ 3fa2 "Served since May; the customer noticed nothing."
     """

@@ -42,7 +42,7 @@ PARITY_REQUESTS = 8
 @final
 @dataclass(frozen=True)
 class Auto(Compiler):
-    """Lower by every compiler that applies, drop those that are not numerically right, race the rest, keep the fastest.
+    """Lower with every compiler that applies, drop those that are not numerically right, race the rest, keep the fastest.
 
     The race is of one request on the target's threads, in interleaved fresh processes: one round of all, then up to
     five of those within 30% of the fastest. What the losers took and how fast they are stays in the ledger. Which engine
@@ -59,7 +59,7 @@ class Auto(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="the compile time of every candidate, and a race",
+        trade_off="compiling and timing every candidate",
         paper='"The algorithm selection problem", Rice 1976, doi:10.1016/S0065-2458(08)60520-3',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
@@ -75,7 +75,7 @@ class Auto(Compiler):
         with tempfile.TemporaryDirectory() as place:
             made, failed, took = self._made(model, example, Path(place), context, began)
             if not made:
-                raise LoweringError("no compiler can take this model: " + "; ".join(
+                raise LoweringError("no compiler can compile this model: " + "; ".join(
                     f"{name}: {why}" for name, why in failed.items()))
             seconds = self._race({name: Path(place) / name for name in made}, example, context, began)
             winner = min(seconds, key=lambda name: seconds[name])

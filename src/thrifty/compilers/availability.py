@@ -83,7 +83,7 @@ def attempt(name: str, limit: float = LIMIT) -> Tried:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
-        return Tried(False, None, f"it did not end within {limit:g} s")
+        return Tried(False, None, f"it did not finish within {limit:g} s")
     try:
         return Tried(**json.loads(done.stdout.splitlines()[-1]))
     except (ValueError, IndexError, TypeError):

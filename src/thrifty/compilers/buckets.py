@@ -89,7 +89,7 @@ def _outputs(model: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[dic
         with torch.no_grad():
             given = as_tuple(model.eval()(*resized(example, inputs, asked)))
         if odd := [x for x in given if not isinstance(x, Tensor)]:
-            raise LoweringError(f"the model gives a {type(odd[0]).__name__}, and an engine gives tensors alone: have forward "
+            raise LoweringError(f"the model returns a {type(odd[0]).__name__}, but an engine returns only tensors: have forward "
                                 "return tensors, in a tuple or a dictionary")
         return [tuple(x.shape) for x in given]
 
@@ -128,8 +128,8 @@ def _check_padding(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes
             if not error <= bound and bool(torch.isfinite(want).all()):
                 raise LoweringError(
                     f"padding sizes {asked} to {filled} with zeros changes output {i} by {error:.3g} (relative Frobenius error; "
-                    f"{bound:g} is allowed): a length can be padded only where the model takes a mask and heeds it. Fix that "
-                    "size in the workload's `shapes`, or use a compiler that takes sizes that vary"
+                    f"{bound:g} is allowed): a length can be padded only if the model takes a mask and applies it. Fix that "
+                    "size in the workload's `shapes`, or use a compiler that supports varying sizes"
                 )
 
 

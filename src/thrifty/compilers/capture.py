@@ -49,20 +49,20 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
     except Exception as error:
         raise LoweringError(
             f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}. Values that decide "
-            "control flow must be fixed, or the choice be written with torch.where; dimensions that cannot vary "
-            "must leave the workload's `shapes`"
+            "control flow must be fixed, or the choice written with torch.where; remove dimensions that cannot "
+            "vary from the workload's `shapes`"
         ) from error
     taken = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"][-len(example):]
     for i, dims in enumerate(dynamic):
         for d in dims:
             if is_concrete_int(taken[i].shape[d]):  # a SymInt, too, may stand for one number
                 raise LoweringError(
-                    f"dimension {d} of input {i} was to vary, and the model fixes it to {taken[i].shape[d]}: take it "
-                    "out of the workload's `shapes`, or out of what the model's code depends on"
+                    f"dimension {d} of input {i} is declared to vary, but the model fixes it to {taken[i].shape[d]}: "
+                    "remove it from the workload's `shapes`, or make the model's code independent of it"
                 )
     for name, output in zip(_output_names(program), program.graph.output_node().args[0], strict=True):
         if not isinstance(output, fx.Node):
-            raise LoweringError(f"{type(model).__name__} gives {output!r} as its {name}; an engine gives tensors alone")
+            raise LoweringError(f"{type(model).__name__} gives {output!r} as its {name}; an engine returns only tensors")
     _reshape_views(program)
     return program
 
@@ -93,7 +93,7 @@ def check_shapes(example: tuple[Tensor, ...], shapes: Shapes) -> None:
                 raise LoweringError(f"`shapes` names dimension {d} of input {i}, which the example does not have")
             if not low <= example[i].shape[d] <= high:
                 raise LoweringError(
-                    f"`shapes` lets dimension {d} of input {i} vary from {low} to {high}, and the example has "
+                    f"`shapes` lets dimension {d} of input {i} vary from {low} to {high}, but the example has "
                     f"{example[i].shape[d]}"
                 )
 

@@ -78,13 +78,13 @@ def first_divergence(compiler: Compiler, model: nn.Module, inputs: tuple[Tensor,
         try:
             got, precision = _lowered(compiler, tapped, inputs, context)
         except Exception as error:  # whatever a backend raises: this only explains another error
-            return f"with all intermediate outputs it cannot be lowered ({str(error).strip().splitlines()[0][:200]})"
+            return f"it cannot be lowered with all intermediate outputs ({str(error).strip().splitlines()[0][:200]})"
     for name, right, output in zip(taken, expected, got[-len(taken):] if taken else (), strict=True):
         difference = relative_error(right.float().cpu().numpy(), output.float().cpu().numpy())
         if not difference <= tolerance(precision, context.target.device):
             kind = type(model.get_submodule(name)).__name__
             return f"the first output that differs is that of {name} ({kind}), by {difference:.3g}"
-    return ("no submodule's output differs where all of them are asked for: it is what the model does between them, or what the "
+    return ("no submodule's output differs when all are requested: the difference arises between them, or in what the "
             "compiler fuses")
 
 

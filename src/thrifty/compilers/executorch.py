@@ -29,7 +29,7 @@ PROGRAM = "model.pte"
 @final
 @dataclass(frozen=True)
 class ExecuTorch(Compiler):
-    """A `.pte` program, its products and convolutions by XNNPACK; a method for each of several sizes where sizes vary.
+    """A `.pte` program, matrix multiplications and convolutions by XNNPACK; one method for each of several sizes if sizes vary.
 
     Args:
         buckets: those sizes, for each dimension that varies the ones within its range; () for powers of two.
@@ -41,7 +41,7 @@ class ExecuTorch(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="sizes that vary are padded to one of several; float32 alone; operators that its core lacks",
+        trade_off="varying sizes are padded to one of several; float32 only; operators that its core lacks",
         paper='"ExecuTorch", Meta 2023-2026, https://docs.pytorch.org/executorch; "XNNPACK", Google 2019-2026, '
               'https://github.com/google/XNNPACK',
         provides=frozenset({"compiled"}),

@@ -38,13 +38,13 @@ OPTIONS = {
 @final
 @dataclass(frozen=True)
 class Inductor(Compiler):
-    """Fused C++ kernels, frozen weights, oneDNN for products; int8 layers run as oneDNN's integer kernels."""
+    """Fused C++ kernels, frozen weights, oneDNN for matrix multiplications; int8 layers run as oneDNN's integer kernels."""
 
     name: ClassVar[str] = "inductor"
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="compile time; machine code that serves one kind of processor",
+        trade_off="compile time; machine code that runs on one kind of processor",
         paper='"PyTorch 2", Ansel et al. 2024, doi:10.1145/3620665.3640366',
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),

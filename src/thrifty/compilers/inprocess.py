@@ -14,7 +14,7 @@ REPEATED = 3
 
 
 def compiled(model: nn.Module, *, regions: bool = True, cuda_graphs: bool = False, dynamic: bool | None = None) -> nn.Module:
-    """Compile a model where it stands, for a loop of your own; nothing is written, and training works too.
+    """Compile a model in place, for your own loop; nothing is written, and training works too.
 
     A row of equal blocks (a transformer's layers) is compiled once, as one graph that all of them share, so that
     compilation takes the time of one block; what stands around them runs as it did. A model without such a row is compiled

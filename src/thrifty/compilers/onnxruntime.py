@@ -44,7 +44,7 @@ LARGEST = 2**31 - 2**20
 @final
 @dataclass(frozen=True)
 class OnnxRuntime(Compiler):
-    """An ONNX file, portable to every machine that ONNX Runtime serves, from a browser to a server."""
+    """An ONNX file, portable to every machine that ONNX Runtime supports, from a browser to a server."""
 
     name: ClassVar[str] = "onnxruntime"
     card: ClassVar[Card] = Card(

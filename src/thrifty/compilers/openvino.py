@@ -33,7 +33,7 @@ WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected")
 @final
 @dataclass(frozen=True)
 class OpenVino(Compiler):
-    """OpenVINO's intermediate representation, portable to every processor that OpenVINO serves."""
+    """OpenVINO's intermediate representation, portable to every processor that OpenVINO supports."""
 
     name: ClassVar[str] = "openvino"
     card: ClassVar[Card] = Card(
@@ -194,7 +194,7 @@ def kernels(path: Path, arrays: list[np.ndarray], precision: str) -> dict[str, f
     if ran and half != bool(ran["bf16"]):
         raise LoweringError(
             f"OpenVINO runs this {precision} model's float layers in {', '.join(sorted(ran))}: this processor has no "
-            "kernels for what was asked; use another scheme of quantize, or compile(inductor)"
+            "kernels for the requested precision; use another quantize scheme, or compile(inductor)"
         )
     return {
         "integer_layers": float(integers), "float_layers": float(ran.total()), "bf16_layers": float(ran["bf16"]),

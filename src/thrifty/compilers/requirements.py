@@ -58,4 +58,4 @@ def require_processor(compiler: str, device: str) -> None:
         LoweringError: ``device`` is another.
     """
     if device != "cpu":
-        raise LoweringError(f"compile({compiler}) serves processors, not {device}: use compile(inductor)")
+        raise LoweringError(f"compile({compiler}) supports CPUs only, not {device}: use compile(inductor)")

@@ -35,7 +35,7 @@ REFUSED = 3
 @final
 @dataclass(frozen=True)
 class Xla(Compiler):
-    """StableHLO, portable to every processor and NVIDIA GPU that XLA serves."""
+    """StableHLO, portable to every processor and NVIDIA GPU that XLA supports."""
 
     name: ClassVar[str] = "xla"
     card: ClassVar[Card] = Card(
@@ -86,7 +86,7 @@ def _write_apart(program: ExportedProgram, shapes: Shapes, directory: Path) -> N
         if done.returncode == REFUSED:
             raise LoweringError(done.stdout.strip())
         if done.returncode:
-            raise LoweringError(f"XLA's process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}")
+            raise LoweringError(f"XLA's process exited with {done.returncode} and said: {done.stderr.strip()[-500:]}")
 
 
 def _main() -> int:

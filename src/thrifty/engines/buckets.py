@@ -60,8 +60,8 @@ class Layout:
                 low, high = self.ranges[axis]
                 size = shape[d] if d < len(shape) else None
                 if size is None or not low <= size <= high or found[axis] not in (None, size):
-                    raise EngineError(f"dimension {d} of input {i} must be {low} to {high}, the same wherever it varies, and "
-                                      f"the inputs are of shapes {', '.join(map(str, shapes))}")
+                    raise EngineError(f"dimension {d} of input {i} must be {low} to {high}, the same wherever it varies, "
+                                      f"but the inputs have shapes {', '.join(map(str, shapes))}")
                 found[axis] = size
         return tuple(size for size in found if size is not None)
 

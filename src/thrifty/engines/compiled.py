@@ -59,6 +59,6 @@ class CompiledEngine(Engine):
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device == "cpu":
-        raise EngineError(f"{directory} was made for CUDA and is opened on cpu; run its recipe for cpu")
+        raise EngineError(f"{directory} was made for CUDA but opened on cpu; run its recipe for cpu")
     torch.set_num_threads(threads)
     return CompiledEngine(directory / next(iter(manifest["files"])), device)

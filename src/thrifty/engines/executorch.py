@@ -45,7 +45,7 @@ class ExecuTorchEngine(Engine):
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
-        raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(executorch) serves processors")
+        raise EngineError(f"{directory} runs on cpu but was opened on {device}: compile(executorch) supports CPUs only")
     # One pool for the process, which is read when a method is loaded.
     portable_lib._unsafe_reset_threadpool(threads)
     program = Runtime.get().load_program(directory / next(name for name in manifest["files"] if name.endswith(".pte")))

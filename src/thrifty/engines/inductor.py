@@ -36,6 +36,6 @@ class InductorEngine(Engine):
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
-        raise EngineError(f"{directory} is machine code of a processor and is opened on {device}; run its recipe for {device}")
+        raise EngineError(f"{directory} is machine code for a CPU but was opened on {device}; run its recipe for {device}")
     torch.set_num_threads(threads)
     return InductorEngine(directory / next(iter(manifest["files"])))

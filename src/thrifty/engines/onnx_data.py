@@ -30,13 +30,13 @@ def external_files(path: Path) -> set[str]:
     """The files, relative to the ONNX file's directory, that its tensors' data is in.
 
     Raises:
-        EngineError: it is no ONNX file.
+        EngineError: it is not an ONNX file.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return set(_locations(content, 0, len(content), "model", 0))
     except (ValueError, RecursionError) as error:
-        raise EngineError(f"onnxruntime cannot open {path}: it is no ONNX file, {error}; copy the artifact again") from error
+        raise EngineError(f"onnxruntime cannot open {path}: it is not an ONNX file, {error}; copy the artifact again") from error
 
 
 def _locations(content: mmap.mmap, begin: int, end: int, message: str, depth: int) -> Iterator[str]:

@@ -58,7 +58,7 @@ class OnnxRuntimeEngine(Engine):
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     model = next(name for name in manifest["files"] if name.endswith(".onnx"))
     if unknown := external_files(directory / model) - {name for name in manifest["files"] if "/" not in name}:
-        raise EngineError(f"{directory / model} reads its weights from {sorted(unknown)[0][:200]!r}, which is none of the "
-                          "artifact's files: it is not opened")
+        raise EngineError(f"{directory / model} reads its weights from {sorted(unknown)[0][:200]!r}, which is not one of the "
+                          "artifact's files: it was not opened")
     return OnnxRuntimeEngine(directory / model, threads, device,
                              needs_vnni=bool(manifest.get("needs_vnni")))

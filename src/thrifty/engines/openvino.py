@@ -66,8 +66,8 @@ class OpenVinoEngine(Engine):
         for option, wanted in (("INFERENCE_PRECISION_HINT", floats), ("INFERENCE_NUM_THREADS", threads)):
             if (got := self.compiled.get_property(option)) != wanted:
                 raise EngineError(
-                    f"openvino has set {option} to {got} where {options[option]} was asked for: this processor, or the "
-                    "processors that this process may use, do not allow it"
+                    f"openvino set {option} to {got} where {options[option]} was requested: this CPU, or "
+                    "the cores this process may use, do not allow it"
                 )
         self.request = self.compiled.create_infer_request()
         self.shapes = [x.get_partial_shape() for x in self.compiled.inputs]
@@ -99,12 +99,12 @@ class OpenVinoEngine(Engine):
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
-        raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(openvino) serves processors")
+        raise EngineError(f"{directory} runs on cpu but was opened on {device}: compile(openvino) supports CPUs only")
     if manifest.get("needs_vnni") and saturates():
-        raise EngineError(f"{directory} has int8 weights of eight bits, and this processor has no VNNI: OpenVINO's products "
-                          "would saturate and be wrong; run its recipe on this machine, where quantize takes weights of seven "
-                          "bits, or use compile(onnxruntime), which is right on both")
+        raise EngineError(f"{directory} has 8-bit weights, but this processor has no VNNI: OpenVINO's integer matrix "
+                          "multiplications would saturate and be wrong; run its recipe on this machine, where quantize uses "
+                          "7-bit weights, or use compile(onnxruntime), which is correct on both")
     model = next(name for name in manifest["files"] if name.endswith(".xml"))
     if f"{model.removesuffix('.xml')}.bin" not in manifest["files"]:  # OpenVINO reads it wherever there is one
-        raise EngineError(f"{directory} names no weights of {model} among its files: copy the artifact again")
+        raise EngineError(f"{directory} lists no weights of {model} among its files: copy the artifact again")
     return OpenVinoEngine(directory / model, threads, manifest["precision"])

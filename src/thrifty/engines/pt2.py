@@ -57,10 +57,10 @@ def refuse_code(path: Path) -> None:
             if not faults:
                 faults = [fault for entry in texts for fault in _faults(json.loads(archive.read(entry)))]
     except Exception as error:  # damaged archives raise half a dozen kinds, zlib's and struct's among them
-        raise EngineError(f"{path} is no torch.export program: {in_one_line(error)}; copy the artifact again") from error
+        raise EngineError(f"{path} is not a torch.export program: {in_one_line(error)}; copy the artifact again") from error
     if faults:
-        raise EngineError(f"{path} holds {faults[0][:200]}, which is no part of a model and could run code; it is not "
-                          "opened: get it from who made it, or run its recipe here")
+        raise EngineError(f"{path} holds {faults[0][:200]}, which is not part of a model and could run code; it was not "
+                          "opened: get it again from its author, or run its recipe here")
 
 
 def _permitted(entry: zipfile.ZipInfo) -> bool:

@@ -52,7 +52,7 @@ def _load_runtime() -> None:
     places = [] if found is None else found.submodule_search_locations or []
     libraries = [path for place in places for path in Path(place).glob("lib/libtvm_runtime.*")]
     if not libraries:
-        raise EngineError("apache-tvm is not installed as it should be: it has no libtvm_runtime. "
+        raise EngineError("apache-tvm is not installed correctly: libtvm_runtime is missing. Run "
                           "pip install --force-reinstall 'thrifty[tvm]'")
     ctypes.CDLL(str(libraries[0]), ctypes.RTLD_GLOBAL)
 
@@ -77,7 +77,7 @@ class TvmEngine(Engine):
     def native(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         if len(arrays) != len(self.inputs) or not all(map(_fits, arrays, self.inputs)):
             raise EngineError(
-                f"inputs must be {', '.join(map(_said, self.inputs))} and are "
+                f"inputs must be {', '.join(map(_said, self.inputs))} but are "
                 f"{', '.join(f'{x.dtype}{list(x.shape)}' for x in arrays) or 'none'}"
             )
         return [*map(_tensor, arrays), *self.weights]
@@ -115,7 +115,7 @@ def _tensor(x: np.ndarray) -> Any:
 
 def open(directory: Path, manifest: Mapping[str, Any], threads: int, device: str) -> Engine:
     if device != "cpu":
-        raise EngineError(f"{directory} runs on cpu and is opened on {device}: compile(tvm) serves processors")
+        raise EngineError(f"{directory} runs on cpu but was opened on {device}: compile(tvm) supports CPUs only")
     libraries, (weights,) = ([directory / name for name in manifest["files"] if name.endswith(end)]
                              for end in (".so", ".safetensors"))
     _use(threads)

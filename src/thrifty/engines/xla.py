@@ -41,7 +41,7 @@ class XlaEngine(Engine):
     """Args:
         program, weights: paths of what `compile(xla)` wrote.
         threads: of inference.
-        outputs: NumPy's name of each output's dtype: XLA computes whole numbers in 32 bits.
+        outputs: NumPy's name of each output's dtype: XLA computes integers in 32 bits.
         device: "cpu" or "cuda".
     """
 
@@ -72,8 +72,8 @@ class XlaEngine(Engine):
                 self.compiled[shapes] = self._compile(placed)
             except ValueError as error:
                 raise EngineError(
-                    f"inputs must be {', '.join(x.str_short() for x in self.inputs)}, within the ranges that the program "
-                    f"was made for, and are of shapes {', '.join(map(str, shapes))}"
+                    f"inputs must be {', '.join(x.str_short() for x in self.inputs)}, within the ranges that the "
+                    f"program was made for, but have shapes {', '.join(map(str, shapes))}"
                 ) from error
         return self.compiled[shapes], placed
 
@@ -99,7 +99,7 @@ def _cast(x: np.ndarray, dtype: Any) -> np.ndarray:
     """
     cast: np.ndarray = np.ascontiguousarray(x).astype(dtype)
     if x.dtype.kind in "iu" and not np.array_equal(cast, x):
-        raise EngineError(f"XLA computes whole numbers in {dtype}, which cannot hold {x.min()} to {x.max()}")
+        raise EngineError(f"XLA computes integers in {dtype}, which cannot hold {x.min()} to {x.max()}")
     return cast
 
 

@@ -1,4 +1,4 @@
-"""Quantized models as directories in the format compressed-tensors, which transformers and vLLM load; and back."""
+"""Quantized models as directories in the compressed-tensors format, which transformers and vLLM load; and back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ OTHER = "serve its artifact instead"
 
 
 def export_compressed_tensors(model: nn.Module, directory: str | Path) -> Path:
-    """Write a quantized model as a directory in the format compressed-tensors, which transformers and vLLM load.
+    """Write a quantized model as a directory in the compressed-tensors format, which transformers and vLLM load.
 
     Linear layers of w4a16, w8a16, w8a8 and w4a8 keep their integers, scales and zeros; w4a8 is written as w8a8, since
     its weights are held in int8. Vectors that inputs are divided by (SmoothQuant, AWQ) go into the norms before, where
@@ -108,20 +108,21 @@ def _layers(body: nn.Module) -> dict[str, Layer]:
     tied = _tied_head(body)
     for name, module in body.named_modules():
         if isinstance(module, QuantConv | QuantEdge):
-            raise InterchangeError(f"layer {name!r} is a convolution in integers, or of its kind, which the format has no place "
-                                   f"for; {OTHER}")
+            raise InterchangeError(f"layer {name!r} is an integer convolution or similar, which the format cannot "
+                                   f"hold; {OTHER}")
         if isinstance(module, QuantLinear) and module.x_scale is not None:
-            raise InterchangeError(f"layer {name!r} rounds all tokens on one grid, which is not written to this format: leave "
-                                   f"activations=static out, or {OTHER}")
+            raise InterchangeError(f"layer {name!r} quantizes all tokens with one scale, which cannot be written in this format: "
+                                   f"remove activations=static, or {OTHER}")
         if isinstance(module, Float8Linear):
-            raise InterchangeError(f"layer {name!r} is in float8, which is not written here: quantize(w8a8), or {OTHER}")
+            raise InterchangeError(f"layer {name!r} is in float8, which cannot be written in this format: use quantize(w8a8), or "
+                                   f"{OTHER}")
         if isinstance(module, GroupedLinear) and module.bits not in (4, 8):
-            raise InterchangeError(f"layer {name!r} has weights of {module.bits} bits; with zeros, which they have, vLLM takes 4 "
-                                   f"and 8 only: quantize(w4a16), or {OTHER}")
+            raise InterchangeError(f"layer {name!r} has weights of {module.bits} bits; with zero points, as here, vLLM supports "
+                                   f"only 4 and 8: use quantize(w4a16), or {OTHER}")
     found: dict[str, Layer] = {name: module for name, module in body.named_modules()
                                if isinstance(module, QuantLinear | GroupedLinear) and name != tied}
     if not found:
-        raise InterchangeError("the model has no linear layer in integers: quantize it first (w4a16, w8a16, w8a8), or save it "
+        raise InterchangeError("the model has no quantized linear layer: quantize it first (w4a16, w8a16, w8a8), or save it "
                                "in floating point with --format hf")
     return found
 
@@ -135,8 +136,8 @@ def _tied_head(body: Any) -> str | None:
 
 def _example(body: Any) -> Tensor:
     if body.main_input_name != "input_ids" or body.config.is_encoder_decoder:
-        raise InterchangeError(f"{type(body).__name__} is no model of one text; directories of this format are written of such; "
-                               f"{OTHER}")
+        raise InterchangeError(f"{type(body).__name__} is not a model of single texts, and only those can be written in this "
+                               f"format; {OTHER}")
     return (torch.arange(16).reshape(2, 8) * 7 + 1) % body.config.get_text_config().vocab_size
 
 
@@ -173,17 +174,17 @@ def _plain(body: Any, state: Mapping[str, Tensor]) -> Any:
     if hasattr(body, "generation_config"):
         plain.generation_config = body.generation_config
     if turned := [name for name, module in plain.named_modules() if is_transposed(module)]:
-        raise InterchangeError(f"{type(body).__name__} holds its linear layers transposed ({turned[0]} is a Conv1D), which "
-                               f"readers of the format do not take for linear layers; {OTHER}")
+        raise InterchangeError(f"{type(body).__name__} stores its linear layers transposed ({turned[0]} is a Conv1D), which "
+                               f"readers of the format do not recognize as linear layers; {OTHER}")
     shapes = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
     packed = {f"{name.removesuffix('.weight_shape')}.weight": tuple(tensor.tolist()) for name, tensor in state.items()
               if name.endswith(".weight_shape")}
     parts = (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point")
     found = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(parts)} | packed
     if unlike := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
-        raise InterchangeError(f"{unlike[0]} is of shape {found.get(unlike[0])} where {type(body).__name__} has "
-                               f"{shapes.get(unlike[0])} by its config: pruned widths and added layers have no place in the "
-                               f"format; {OTHER}")
+        raise InterchangeError(f"{unlike[0]} has shape {found.get(unlike[0])}, but {type(body).__name__} has "
+                               f"{shapes.get(unlike[0])} by its config: the format cannot hold pruned widths or added "
+                               f"layers; {OTHER}")
     return plain
 
 
@@ -198,7 +199,7 @@ def _compare(directory: Path, body: Any, ids: Tensor) -> None:
         a, b = (module(input_ids=ids)[0].double() for module in (body, again))
     error = float((a - b).norm() / a.norm().clamp_min(1e-12))
     if not error <= PARITY[body.dtype]:
-        raise InterchangeError(f"what was written answers differently (relative error {error:.3g}), so nothing is kept: "
+        raise InterchangeError(f"the written model gives different outputs (relative error {error:.3g}), so nothing was kept: "
                                f"the model computes more than its class does; {OTHER}")
 
 
@@ -206,7 +207,7 @@ def _compare(directory: Path, body: Any, ids: Tensor) -> None:
 
 
 def import_compressed_tensors(directory: str | Path) -> nn.Module:
-    """Read a directory in the format compressed-tensors as a module that every compiler takes.
+    """Read a directory in the compressed-tensors format as a module that every compiler accepts.
 
     Nothing is fetched and no code of the directory runs. Layers become the ones that ``quantize`` makes: `GroupedLinear`
     for weights of 4 and 8 bits beside float activations, `QuantLinear` for int8 products. Tokens of those are rounded to
@@ -245,7 +246,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             with safe_open(file, "pt") as opened:
                 found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise InterchangeError(f"{file} is no safetensors file, or damaged: {error}; copy it again") from error
+            raise InterchangeError(f"{file} is not a safetensors file, or is damaged: {error}; copy it again") from error
     return found
 
 
@@ -261,7 +262,7 @@ def _empty(directory: Directory, task: str) -> Any:
                 body = getattr(transformers, TASKS[task].auto).from_config(config, dtype=torch.float32)
             body.tie_weights()
         except Exception as error:  # of many kinds, of which none says which directory
-            raise InterchangeError(f"transformers makes no model of {directory.path}: {type(error).__name__}: {error}") from error
+            raise InterchangeError(f"transformers cannot load {directory.path}: {type(error).__name__}: {error}") from error
     return body
 
 
@@ -280,8 +281,8 @@ def _fill(body: Any, config: Configured, found: Mapping[str, Tensor]) -> None:
         owned.get(owner, rest)[part if owner in owned else name] = tensor
     for name in sorted(quantized):
         if type(linears.get(name)) is not nn.Linear:
-            raise InterchangeError(f"{name!r} is stored in integers and {type(body).__name__} has no linear layer of that name; "
-                                   "only linear layers are read in integers")
+            raise InterchangeError(f"{name!r} is stored as integers, but {type(body).__name__} has no linear layer of that name; "
+                                   "only linear layers can be stored as integers")
         graphs.replace(body, name, layer_of(name, owned[name], config.of(name), linears[name]))
     wanted = {name: tensor for name, tensor in body.state_dict(keep_vars=True).items()
               if name.rpartition(".")[0] not in quantized}
@@ -290,10 +291,10 @@ def _fill(body: Any, config: Configured, found: Mapping[str, Tensor]) -> None:
         raise InterchangeError(f"the weights lack {', '.join(missing[:3])}, which {type(body).__name__} needs; copy or write the "
                                "directory again")
     if beyond := sorted(rest.keys() - wanted.keys()):
-        raise InterchangeError(f"the weights hold {', '.join(beyond[:3])}, which {type(body).__name__} has no place for: the "
-                               "directory is damaged, or of a newer release; write it again")
+        raise InterchangeError(f"the weights contain {', '.join(beyond[:3])}, which {type(body).__name__} does not have: the "
+                               "directory is damaged or from a newer release; write it again")
     for name, tensor in rest.items():
         if tensor.shape != wanted[name].shape or not tensor.dtype.is_floating_point:
             raise InterchangeError(f"{name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} where "
-                                   f"{type(body).__name__} has floating point {list(wanted[name].shape)}; write it again")
+                                   f"{type(body).__name__} needs floating point {list(wanted[name].shape)}; write it again")
     body.load_state_dict(rest, strict=False)

@@ -66,15 +66,15 @@ class Configured:
     def __init__(self, config: Any) -> None:
         if not isinstance(config, dict) or config.get("quant_method") != METHOD:
             named = config.get("quant_method") if isinstance(config, dict) else None
-            raise InterchangeError(f"config.json says no quantization by {METHOD}" + (
-                f" but by {named!r}; write the directory again in that format" if named else
+            raise InterchangeError(f"config.json does not declare {METHOD} quantization" + (
+                f" but {named!r}; write the directory again in that format" if named else
                 ": its weights are floating point; load it as a workload and quantize it"))
         if config.get("kv_cache_scheme"):
             raise InterchangeError("the KV cache is quantized too, which is not supported; write the directory "
                                    "without a kv_cache_scheme")
         if config.get("sparsity_config") or config.get("transform_config"):
             raise InterchangeError("weights are sparse or rotated too (sparsity_config, transform_config), which is not "
-                                   "supported; write the directory without")
+                                   "supported; write the directory without them")
         groups = config.get("config_groups")
         if not isinstance(groups, dict) or not groups:
             raise InterchangeError("quantization_config has no config_groups; the directory is damaged: write it again")
@@ -96,7 +96,7 @@ class Configured:
             for targets, numbers in self.groups:
                 if any(test(target) for target in targets):
                     return numbers
-        raise InterchangeError(f"layer {name!r} is stored in integers, and no group of config_groups is for it; write the "
+        raise InterchangeError(f"layer {name!r} is stored as integers, but no group in config_groups covers it; write the "
                                "directory again")
 
 
@@ -108,14 +108,15 @@ def _targets(name: str, group: Any) -> list[str]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise InterchangeError(f"config_groups.{name} has the target {pattern!r}, no regular expression: {error}") from error
+            raise InterchangeError(f"config_groups.{name} has the target {pattern!r}, which is not a regular expression: "
+                                   f"{error}") from error
     return targets
 
 
 def _numbers(name: str, group: dict[str, Any], overall: str) -> Stored:
     weights, inputs = group.get("weights"), group.get("input_activations")
     if not isinstance(weights, dict) or not (inputs is None or isinstance(inputs, dict)):
-        raise _unsupported(name, "no weights, or activations that are no object")
+        raise _unsupported(name, "no weights, or activations that are not an object")
     activations: Any = "float" if inputs is None else "int8"
     bits: Any = weights.get("num_bits")
     strategy, size = weights.get("strategy"), weights.get("group_size")
@@ -141,5 +142,5 @@ def _numbers(name: str, group: dict[str, Any], overall: str) -> Stored:
 
 
 def _unsupported(name: str, what: str) -> InterchangeError:
-    return InterchangeError(f"config_groups.{name} has {what}, which is not supported; what is: {SUPPORTED}. Quantize the float "
-                            "model with Thrifty instead")
+    return InterchangeError(f"config_groups.{name} has {what}, which is not supported; supported: {SUPPORTED}. Quantize the "
+                            "float model with Thrifty instead")

@@ -45,9 +45,9 @@ def folded(body: nn.Module, layers: Mapping[str, Layer], ids: Tensor) -> dict[st
     if lost:
         way = "rtn" if isinstance(layers[lost[0]], QuantLinear) else "gptq or hqq"
         raise InterchangeError(
-            f"layer {lost[0]!r} divides its inputs by a vector that its algorithm found (so do {len(lost)} in all), which the "
-            f"format has no place for; it goes into a norm whose readers all do the same, and here it cannot. Quantize with "
-            f"algorithm={way}, which has no such vectors")
+            f"layer {lost[0]!r} divides its inputs by a vector that its algorithm found ({len(lost)} layers "
+            "do), which the format cannot hold: it can only be folded into a norm whose consumers all divide by it. Quantize "
+            f"with algorithm={way}, which has no such vectors")
     state = dict(body.named_parameters())
     return {f"{norm}.{part}": (state[f"{norm}.{part}"].float() / vector).to(state[f"{norm}.{part}"].dtype)
             for norm, vector in norms.items() for part in ("weight", "bias") if f"{norm}.{part}" in state}

@@ -110,26 +110,27 @@ def layer_of(name: str, found: Mapping[str, Tensor], numbers: Stored, linear: nn
     """
     out, inputs = linear.out_features, linear.in_features
     if inputs % (numbers.group or inputs):
-        raise InterchangeError(f"layer {name!r} has {inputs} inputs, which groups of {numbers.group} do not divide")
+        raise InterchangeError(f"layer {name!r} has {inputs} inputs, not a multiple of the group size {numbers.group}")
     wanted = _wanted(numbers, out, inputs)
     if linear.bias is not None:
         wanted["bias"] = (None, (out,))
     if missing := sorted(wanted.keys() - found.keys()):
-        raise InterchangeError(f"layer {name!r} has no {', '.join(missing)}: the directory is damaged, or config.json says "
-                               "other numbers than were written; copy or write it again")
+        raise InterchangeError(f"layer {name!r} has no {', '.join(missing)}: the directory is damaged, or config.json "
+                               "does not match its weights; copy or write it again")
     if beyond := sorted(found.keys() - wanted.keys()):
-        raise InterchangeError(f"layer {name!r} has {', '.join(beyond)} too, which is not read; quantize it again without")
+        raise InterchangeError(f"layer {name!r} has {', '.join(beyond)} too, which is not supported; quantize it again without "
+                               "that")
     for part, (dtype, shape) in wanted.items():
         tensor = found[part]
         fits = tensor.dtype.is_floating_point if dtype is None else tensor.dtype == dtype
         if not fits or tuple(tensor.shape) != shape:
             kind = "of floating point" if dtype is None else str(dtype).removeprefix("torch.")
             raise InterchangeError(f"{name}.{part} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} where "
-                                   f"{kind} {list(shape)} is expected: config.json says other numbers than were written")
+                                   f"{kind} {list(shape)} is expected: config.json does not match the weights")
         if dtype is None and not torch.isfinite(tensor).all():
             raise InterchangeError(f"{name}.{part} holds NaN or infinity; write the directory again")
     if "weight_shape" in found and found["weight_shape"].tolist() != [out, inputs]:
-        raise InterchangeError(f"{name}.weight_shape says {found['weight_shape'].tolist()} of a layer of {[out, inputs]}; write "
+        raise InterchangeError(f"{name}.weight_shape says {found['weight_shape'].tolist()} for a layer of {[out, inputs]}; write "
                                "the directory again")
     return _READ[numbers.activations](found, numbers, linear)
 

@@ -34,7 +34,7 @@ def library(source: Path) -> ctypes.CDLL:
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise NoCompiler("no C++ compiler: install g++, or name yours in CXX")
+        raise NoCompiler("no C++ compiler: install g++, or set CXX to yours")
     told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     key = hashlib.sha256("\0".join([source.read_text(), *FLAGS, told, _processor()]).encode()).hexdigest()[:20]
     folder = Path(tempfile.gettempdir()) / f"thrifty-native-{os.getuid()}"

@@ -199,7 +199,7 @@ def _unstable(name: str, rows: Sequence[Reading]) -> list[str]:
     interrupted = max(r.interrupted for r in rows)
     if interrupted > _INTERRUPTED:
         warnings.append(
-            f"{name}: other processes were given the processor in {100 * interrupted:.0f}% of its calls"
+            f"{name}: other processes got the processor during {100 * interrupted:.0f}% of its calls"
         )
     spread = max(r.spread for r in rows)
     if spread <= _UNSTABLE:

@@ -47,7 +47,7 @@ def decode(read: Callable[[int], bytearray]) -> Message:
     """
     (size,) = _LENGTH.unpack(read(_LENGTH.size))
     if size > _MOST_HEADER:
-        raise ValueError(f"a header of {size} bytes: the stream is not this protocol's")
+        raise ValueError(f"a header of {size} bytes: the stream does not follow this protocol")
     header = json.loads(read(size))
     arrays = []
     for described in header.pop("arrays"):

@@ -102,7 +102,7 @@ def measure(
     """
     if scenario.name not in SCENARIOS:
         raise ScenarioError(
-            f"there is no way to measure {scenario.name!r}; there are: {', '.join(SCENARIOS)}"
+            f"{scenario.name!r} cannot be measured; known: {', '.join(SCENARIOS)}"
         )
     effort = effort or Effort(rounds)
     bench = Bench(sides, baseline, example, effort, threads, device, memory, progress, kept, on_round)
@@ -172,7 +172,7 @@ def best_batch(
             if warm > _LONGEST_CALL or _past_best(list(rates.values())):
                 break
     if not rates:
-        raise ScenarioError(f"{side!r} takes no batch up to {most}; the last error was: {refusal}")
+        raise ScenarioError(f"{side!r} ran at no batch size up to {most}; the last error was: {refusal}")
     return max(rates, key=lambda batch: rates[batch])
 
 

@@ -24,7 +24,7 @@ def pack(q: Tensor, bits: int) -> Tensor:
     """
     numbers, wide = PER_BYTES[bits]
     if q.shape[-1] % numbers:
-        raise ValueError(f"{q.shape[-1]} numbers of {bits} bits do not end with a byte: pad to a multiple of {numbers}")
+        raise ValueError(f"{q.shape[-1]} values of {bits} bits do not fill whole bytes: pad to a multiple of {numbers}")
     pieces = q.to(torch.int32).reshape(*q.shape[:-1], -1, numbers)
     word = (pieces << (torch.arange(numbers, dtype=torch.int32, device=q.device) * bits)).sum(-1, dtype=torch.int32)
     shifts = torch.arange(wide, dtype=torch.int32, device=q.device) * 8

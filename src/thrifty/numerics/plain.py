@@ -14,7 +14,7 @@ from thrifty.errors import ThriftyError
 WEIGHED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LSTM, nn.GRU)
 """Layers that methods exchange."""
 OWN_FORWARD = "a subclass that computes in its own way"
-HOOKED = "has hooks, which see its numbers"
+HOOKED = "has hooks, which read its values"
 COMPLEX = "complex weights"
 OLD_NORMS = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm"}
 """{class of the hook: name of the parametrization that took its place}."""
@@ -66,7 +66,7 @@ def why_kept(module: nn.Module) -> str | None:
         return COMPLEX
     base = next((base for base in WEIGHED if isinstance(module, base)), None)
     if base is None:
-        return f"no layer of few bits stands for {type(module).__name__}"
+        return f"no low-precision layer replaces {type(module).__name__}"
     if not computes_as(module, base):
         return OWN_FORWARD
     return HOOKED if hooked(module) else None
@@ -104,7 +104,7 @@ def refuse_old_norms(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
             if new := OLD_NORMS.get(type(hook).__name__):
-                raise ThriftyError(f"layer {name!r} has {new} as a hook, torch's old form, which cannot be copied: "
+                raise ThriftyError(f"layer {name!r} uses {new} as a hook, the old torch form, which cannot be copied: "
                                    f"use torch.nn.utils.parametrizations.{new}")
 
 

@@ -47,7 +47,7 @@ INTEGER_ALGORITHMS = ("rtn", "smoothquant", "adaround")
 @final
 @dataclass(frozen=True)
 class Quantize(Transform):
-    """Weights, and activations where the scheme says so, in few bits, without training.
+    """Weights, and activations where the scheme says so, in low precision, without training.
 
     Integer products, ``w8a8`` and ``w4a8``:
 
@@ -166,7 +166,7 @@ class Quantize(Transform):
             return self._runs(model, Plan({"bf16": True}), context)
         if self.scheme == MIXED:
             if context.score is None:
-                raise HyperparameterError("quantize(mixed) is judged by the quality of a workload, and none is at hand here: "
+                raise HyperparameterError("quantize(mixed) is judged by a workload's quality, and there is no workload here: "
                                           "run it as a phase of a recipe, or give schemes by layers={...}")
             return mixed.decide(model, self, self.max_drop, context)
         given, model = model, ready(copy.deepcopy(model).eval())
@@ -226,44 +226,44 @@ class Quantize(Transform):
         name = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_complex()), None)
         if name is not None:
             raise ThriftyError(f"quantize({self.scheme}{', rest=bf16' if self.rest == 'bf16' else ''}): {name!r} is complex, and "
-                               "bfloat16 has no imaginary parts; quantize with a scheme of integers and rest=fp32")
+                               "bfloat16 has no imaginary parts; use an integer scheme and rest=fp32")
 
     def _check(self) -> None:
         if self.scheme == MIXED:
             if self.algorithm not in ("auto", *INTEGER_ALGORITHMS):
-                raise HyperparameterError(f"quantize(mixed, algorithm={self.algorithm}): layers of integer products may be among "
-                                          "those chosen, and take smoothquant, adaround or rtn; leave algorithm out")
+                raise HyperparameterError(f"quantize(mixed, algorithm={self.algorithm}): integer layers may be among "
+                                          "those chosen, and they accept smoothquant, adaround or rtn; omit algorithm")
             return
         schemes = [SCHEMES[s] for s in (self.scheme, *self.layers.values()) if s in SCHEMES]
         if self.scheme == "bf16" and self.layers:
-            raise HyperparameterError("quantize(bf16, layers=...): bf16 applies to the whole model; give the scheme of integers "
+            raise HyperparameterError("quantize(bf16, layers=...): bf16 applies to the whole model; give the integer scheme "
                                       "and rest=bf16")
         if self.algorithm not in ("auto", *INTEGER_ALGORITHMS) and all(s.activations != "float" for s in schemes):
-            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): {self.algorithm} is for weights "
-                                      "alone (w8a16, w4a16, w3a16); integer products take smoothquant or rtn, fp8 rtn")
+            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): {self.algorithm} is for weight-only "
+                                      "schemes (w8a16, w4a16, w3a16); integer schemes accept smoothquant or rtn, fp8 rtn")
         if self.algorithm in ("smoothquant", "adaround") and all(s.activations != "int8" for s in schemes):
-            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): it is for integer products "
-                                      "(w8a8, w4a8); weights alone take awq, gptq, hqq or rtn, fp8 rtn")
+            raise HyperparameterError(f"quantize({self.scheme}, algorithm={self.algorithm}): it is for integer schemes "
+                                      "(w8a8, w4a8); weight-only schemes accept awq, gptq, hqq or rtn, fp8 rtn")
         if self.activations == "static" and all(s.activations != "int8" for s in schemes):
-            raise HyperparameterError(f"quantize({self.scheme}, activations=static): grids of activations are of integer "
-                                      "products (w8a8, w4a8); leave activations out")
+            raise HyperparameterError(f"quantize({self.scheme}, activations=static): activation scales are for "
+                                      "integer schemes (w8a8, w4a8); omit activations")
         if self.max_drop != MAX_DROP:
-            raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is for mixed; leave it out")
+            raise HyperparameterError(f"quantize({self.scheme}, max_drop={self.max_drop:g}): max_drop is for mixed; omit it")
         if self.group != 128 and not any(s.grouped for s in schemes):
-            raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are for w4a16 and w3a16; leave "
-                                      "group out")
+            raise HyperparameterError(f"quantize({self.scheme}, group={self.group}): groups are for w4a16 and w3a16; "
+                                      "omit group")
 
     def _check_found(self, assigned: Assigned, left: Mapping[str, str]) -> None:
         if assigned.empty and left:
-            raise NoEffect(f"quantize({self.scheme}) found nothing to quantize beside what it leaves float: {told(left)}")
+            raise NoEffect(f"quantize({self.scheme}) found nothing to quantize besides what it keeps in float: {told(left)}")
         if assigned.empty:
             raise NoEffect(
                 f"quantize({self.scheme}) found nothing to quantize: the model has no float nn.Linear, nn.Conv1d, nn.Conv2d, "
                 "nn.LSTM or nn.GRU")
         if assigned.convolutions and self.rest == "bf16":
             raise HyperparameterError(
-                f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot hold the 256 "
-                "values of their static grids apart; leave rest out"
+                f"quantize({self.scheme}, rest='bf16') is for models without convolutions: bfloat16 cannot tell apart "
+                "the 256 values of their static grids; omit rest"
             )
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:

@@ -31,19 +31,19 @@ PROPERTIES: Mapping[str, str] = {
     "float-weights": "weights in floating point",
     "trained": "weights that were trained",
     "quantized": "weights of eight bits or fewer",
-    "integer-products": "activations are integers too where they are multiplied",
-    "float8-products": "weights and activations are float8 where they are multiplied",
+    "integer-products": "activations are integers too in matrix multiplications",
+    "float8-products": "weights and activations are float8 in matrix multiplications",
     "bfloat16": "computes in bfloat16",
     "mixture": "feed-forward layers are mixtures of experts",
-    "undecided": "its choices are being decided while it is trained",
+    "undecided": "its choices are decided during training",
     "pruned": "structures were removed",
     "masked": "single weights are zero and stay so",
-    "factorized": "weights are products of thinner ones",
+    "factorized": "weights are products of smaller factors",
     "compiled": "lowered to an engine",
     "packed-rows": "examples share the rows of a batch",
-    "adapters": "small weights are trained beside or in the place of those that stand still",
-    "rounded-steps": "products are rounded while it is trained",
-    "recomputed-activations": "activations are computed again in the backward pass",
+    "adapters": "small weights are trained alongside or in place of frozen ones",
+    "rounded-steps": "matrix multiplications are rounded during training",
+    "recomputed-activations": "activations are recomputed in the backward pass",
     "compiled-steps": "Inductor compiles the steps of its training",
     "sharded": "each rank holds a part of the weights",
 }
@@ -86,10 +86,10 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise ValueError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+            raise ValueError(f"family {self.family!r} is not one of {', '.join(FAMILIES)}")
         unknown = (self.requires | self.provides | self.removes | self.refuses | self.holds) - PROPERTIES.keys()
         if unknown:
-            raise ValueError(f"{sorted(unknown)} are no properties; known: {', '.join(PROPERTIES)}")
+            raise ValueError(f"{sorted(unknown)} are not properties; known: {', '.join(PROPERTIES)}")
 
     @property
     def phase(self) -> PhaseName:

@@ -123,7 +123,7 @@ class SearchBudgetSpent(ThriftyError):
 @final
 @dataclass(frozen=True)
 class Context:
-    """What a method may use while it decides; everything done through it is charged by who made it.
+    """What a method may use while it decides; its creator charges everything done through it.
 
     Whatever is measured through it is recorded: a method asks in an order that follows from the answers alone, so that a
     search which was killed, or which is replayed, goes the same way.

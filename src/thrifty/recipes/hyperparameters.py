@@ -102,7 +102,7 @@ class Table(dict[str, str]):
 
 
 def table(*options: str) -> Any:
-    """A hyperparameter that gives one of a few words to each of some patterns: ``layers={'head|blocks.0.*': fp32}``.
+    """A hyperparameter that assigns one of a few words to each pattern: ``layers={'head|blocks.0.*': fp32}``.
 
     Without words, it gives each of some layers of one model a layer of another: ``hidden={'blocks.0': 'blocks.1'}``.
     """
@@ -172,15 +172,15 @@ def validate(method: Any, name: str) -> None:
             wanted = f"one of {', '.join(meta['table'])}" if meta["table"] else "the name of a layer"
             raise HyperparameterError(f"{says} must give each {'regular expression' if meta['table'] else 'layer'} {wanted}")
         elif "sizes" in meta and not (isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value)):
-            raise HyperparameterError(f"{says} must be sizes, whole numbers of 1 or more, as (1, 4, 16)")
+            raise HyperparameterError(f"{says} must be sizes, whole numbers of 1 or more, such as (1, 4, 16)")
         elif "recipe" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a recipe's text")
         elif "workload" in meta and not isinstance(value, str):
             raise HyperparameterError(f"{says} must be a workload's file, module, name or directory")
         elif "read" in meta and not isinstance(value, str):
-            raise HyperparameterError(f"{says} must be a text: {meta['permitted']}")
+            raise HyperparameterError(f"{says} must be a string: {meta['permitted']}")
         elif "recipes" in meta and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
-            raise HyperparameterError(f"{says} must be recipes' texts, as ('quantize(w8a8)', 'prune(ratio=0.5)')")
+            raise HyperparameterError(f"{says} must be recipes' texts, such as ('quantize(w8a8)', 'prune(ratio=0.5)')")
         elif "read" in meta:
             try:
                 meta["read"](value)

@@ -96,9 +96,9 @@ def require_device(method: Method, device: str) -> None:
         ThriftyError: it does not.
     """
     if device not in method.card.devices:
-        raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} and this is {device}; use another "
+        raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} but this is {device}; use another "
                            f"method, or --device {min(method.card.devices)}")
     if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
         least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
-        raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, and {torch.cuda.get_device_name()} "
+        raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, but {torch.cuda.get_device_name()} "
                            f"has {found}: use another method")

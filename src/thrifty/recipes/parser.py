@@ -44,7 +44,7 @@ class _Parser:
             raise RecipeError(f"a recipe's text is at most 20,000 characters; this one has {len(self.text):,}")
         if "#" in self.text:
             at = self.text.index("#")
-            raise RecipeError("a recipe has no comments: what follows # would be lost", self.text, at, at + 1)
+            raise RecipeError("a recipe cannot contain comments: what follows # would be lost", self.text, at, at + 1)
         try:
             tree = ast.parse(self.text, mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -71,7 +71,7 @@ class _Parser:
                 not isinstance(times, bool)
             ):
                 if not 1 <= times <= MAX_PHASES:
-                    self.fail(node, f"a part is repeated 1 to {MAX_PHASES} times but was asked for {times}")
+                    self.fail(node, f"a part can be repeated 1 to {MAX_PHASES} times but the recipe repeats it {times}")
                 found = self.phases(left) * times
             case ast.Call() | ast.Name():
                 found = [self.phase(node)]
@@ -103,7 +103,7 @@ class _Parser:
                 return name, [], []
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
                 return name, arguments, keywords
-        self.fail(node, "a method's name or a call of one was expected; nothing else is read, and nothing is executed")
+        self.fail(node, "a method's name or a call to one was expected; nothing else is read, and nothing is executed")
 
     def method(self, node: ast.expr, name: str, extra: list[str] | None = None) -> type[Method]:
         try:

@@ -69,7 +69,7 @@ class Train:
         validate(self, "train")
         for method in self.methods:
             if not isinstance(method, TrainingMethod):
-                raise HyperparameterError(f"train({method!r}): only training methods stand in a train phase")
+                raise HyperparameterError(f"train({method!r}): only training methods can be in a train phase")
         if self.epochs is not None and self.steps is not None:
             raise HyperparameterError(f"train(epochs={self.epochs}, steps={self.steps}): give epochs or steps, not both")
         for i, method in enumerate(self.methods):

@@ -51,7 +51,7 @@ class Recipe:
                 return Recipe((part,))
             case TrainingMethod():
                 return Recipe((Train(part),))
-        raise RecipeError(f"{part!r} is no part of a recipe: give a text, Train(...), a transform or a compiler")
+        raise RecipeError(f"{part!r} is not part of a recipe: give a string, Train(...), a transform or a compiler")
 
     @staticmethod
     def parse(text: str) -> Recipe:

@@ -21,7 +21,7 @@ from thrifty.recipes.text import arguments_text
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What a transform decided: JSON values and tensors, from which `Transform.build` gives the same model again."""
+    """What a transform decided: JSON values and tensors, from which `Transform.build` rebuilds the same model."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)

@@ -90,7 +90,7 @@ def _pays(trial: Trial) -> str:
             return "pays back at once"
         case int() | float() as requests:
             return f"pays back after {_rounded(requests):,} requests"
-    return "when it pays back was not measured"
+    return "its payback was not measured"
 
 
 def _rounded(value: float) -> int:

@@ -20,7 +20,7 @@ _STYLES = {"ok": "green", "differs": "yellow", "failed": "bold red", "skipped": 
 def print_verification(found: Verification, file: TextIO | None = None) -> None:
     """A row a check, and the verdict."""
     rows = [(check.what, cell(check.status, _STYLES[check.status]), check.detail) for check in found.checks]
-    verdict = "It can be served here." if found.sound else "It must not be served here: see what failed."
+    verdict = "It can be served here." if found.sound else "Do not serve it here: see what failed."
     show(table(found.directory, ["check", "result", "what was found"], rows), Text(verdict), file=file)
 
 
@@ -28,7 +28,7 @@ def print_layers(directory: str, layers: Iterable[Mapping[str, Any]], file: Text
     """A row a layer: its scheme, its bytes, the outputs' error when it alone is so, and why it stays float where it does."""
     rows = [(each["layer"], each["scheme"], scaled(each["bytes"], "B"),
              "not measured" if each["error"] is None else f"{each['error']:.2e}", each.get("reason", "")) for each in layers]
-    show(table(directory, ["layer", "scheme", "bytes", "error of the outputs, alone", "left float, since"], rows), file=file)
+    show(table(directory, ["layer", "scheme", "bytes", "output error, alone", "kept in float because"], rows), file=file)
 
 
 def print_compilers(found: Iterable[Available], file: TextIO | None = None) -> None:

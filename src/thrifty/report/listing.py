@@ -137,11 +137,11 @@ def print_cache(usage: Usage, cleaned: Cleaned | None = None, file: TextIO | Non
         rows.append((kind, len(entries), scaled(size, "B"), datetime.fromtimestamp(oldest).strftime("%Y-%m-%d %H:%M")))
     head = [("cache", usage.path), ("size", f"{scaled(usage.bytes, 'B')} of {scaled(usage.quota, 'B')}")]
     if usage.leftovers:
-        head.append(("being built", f"{scaled(usage.leftovers, 'B')}, or left by a killed process"))
+        head.append(("in progress", f"{scaled(usage.leftovers, 'B')}, or left over from a killed process"))
     if cleaned is not None:
         head.append(("cleaned", f"{len(cleaned.removed)} entries, {scaled(cleaned.freed, 'B')}"))
         if cleaned.in_use:
-            head.append(("spared", f"{len(cleaned.in_use)} entries in use"))
+            head.append(("kept", f"{len(cleaned.in_use)} entries in use"))
     columns: list[str | Column] = ["kind", Column(header="entries", justify="right"),
                                    Column(header="size", justify="right"), "least recently used"]
     show(pairs(head), table("", columns, rows) if rows else cell("It is empty."), file=file)

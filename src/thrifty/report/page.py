@@ -58,7 +58,7 @@ def write_page(store_path: str | os.PathLike[str], out: str | os.PathLike[str] |
     if path.is_dir():
         raise PageError(f"{path} is a directory; name a file, such as {path / 'report.html'}")
     if not path.parent.is_dir() and out is not None:
-        raise PageError(f"there is no directory {path.parent}; make it, or choose another --out")
+        raise PageError(f"there is no directory {path.parent}; create it, or choose another --out")
     found = Findings.read(store_path)
     home = store_path.resolve()
     other = None if compare is None else comparison(found, Findings.read(compare), Path(compare).resolve().name)

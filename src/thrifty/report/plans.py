@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def print_plans(found: Sequence[Planned], file: TextIO | None = None) -> None:
     """A table for each training, on stdout where no file is given."""
     for one in found:
-        facts = {"ranks": f"{one.ranks}, {one.examples} examples of a batch each",
-                 "a step's arithmetic": f"{seconds(one.seconds)}, without what is sent", "a rank has": scaled(one.room, "B"),
+        facts = {"ranks": f"{one.ranks}, {one.examples} examples of each batch",
+                 "compute per step": f"{seconds(one.seconds)}, communication excluded", "memory per rank": scaled(one.room, "B"),
                  "advice": one.advice}
         show(_stages(one), pairs(list(facts.items()), title="Plan"), file=file)
 
@@ -27,5 +27,5 @@ def _stages(one: Planned) -> Table:
     rows = [(f"{stage.name} *" if stage.name == one.chosen else stage.name,
              *(scaled(value, "B") for value in (stage.held.parameters, stage.held.gradients, stage.held.state, stage.held.passing,
                                                 stage.peak)), "fits" if stage.fits else "does not fit") for stage in one.stages]
-    names = ("parameters", "gradients", "state", "whole for a while", "most at once")
-    return table(f"{one.phase}, bytes of a rank", ["stage", *(Column(name, justify="right") for name in names), ""], rows)
+    names = ("parameters", "gradients", "state", "temporarily whole", "peak")
+    return table(f"{one.phase}, bytes per rank", ["stage", *(Column(name, justify="right") for name in names), ""], rows)

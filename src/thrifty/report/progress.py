@@ -165,7 +165,7 @@ class Progress:
                 self.note(text)
             case Promoted(total=total, pairs=pairs):
                 self._keep(0)
-                self.note(f"the front's fastest are measured again, {pairs} pairs each, and scored on test")
+                self.note(f"the fastest on the front are measured again, {pairs} pairs each, and scored on test")
                 self.start("measured again", total)
             case TrialEnded(trial=trial):
                 self._keep(self._outer)

@@ -35,7 +35,7 @@ def layers_json(place: Path) -> list[dict[str, Any]]:
     found = {str(directory): read(directory) for directory in directories}
     found = {directory: manifest for directory, manifest in found.items() if manifest.get("layers")}
     if not found:
-        raise ThriftyError(f"{place} holds no artifact of a quantized model, nor of a pruned or factored one: run a "
+        raise ThriftyError(f"{place} has no artifact of a quantized, pruned or factored model: run a "
                            "recipe with quantize(...) first, and show its study or its artifact")
     return [{"artifact": directory, "recipe": manifest.get("recipe"), "layers": manifest["layers"]}
             for directory, manifest in found.items()]

@@ -66,8 +66,8 @@ def study(trials: Sequence[Trial], found: Frontier, spent: Ledger, failures: Seq
         why = {x.trial.id: x.reason for x in unranked}
         parts.append(_figures("Not ranked: a figure is missing", rows, marks, width, why))
     if searches := nets(trials):
-        parts.append(table("Searches, and the requests that pay them back",
-                           [_right("trial"), "search", _right("cost"), _right("saved a request"), "break-even"],
+        parts.append(table("Searches, and the requests to pay them back",
+                           [_right("trial"), "search", _right("cost"), _right("saved per request"), "break-even"],
                            [(marks.get(net.trial, net.trial), net.phase, seconds(net.seconds), _saving(net.saving),
                              _break_even(net.requests)) for net in searches]))
     if remarks:
@@ -263,7 +263,7 @@ def _quality(quality: QualityFigure | None) -> str:
 
 
 def _rate(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{significant(value)} a second"
+    return NOT_MEASURED if value is None else f"{significant(value)} per second"
 
 
 def _saving(value: float | None) -> str:
@@ -291,6 +291,6 @@ def print_bench(found: Mapping[str, Any], file: TextIO | None = None) -> None:
         ("throughput", _rate(inference["throughput_per_second"])),
         ("memory", scaled(inference["peak_memory_bytes"], "B")),
         ("first inference", seconds(inference["first_inference_seconds"])),
-        ("outputs", NOT_MEASURED if error is None else f"differ from those kept with it by {error:.2g}, relatively"),
+        ("outputs", NOT_MEASURED if error is None else f"differ from the stored ones by {error:.2g} (relative error)"),
         ("machine", "; ".join(f"{key} {value}" for key, value in found.get("environment", {}).items())),
     ]), file=file)

@@ -55,7 +55,7 @@ def _times(found: Tuned) -> Table:
     rows = [(name, f"{final.attained} of {len(final.seeds)}", _interval(final.seconds, seconds),
              _interval(final.steps, significant), _interval(final.flops, lambda value: scaled(value, "FLOP")),
              *(("1", "") if final is found.baseline else _speed(final))) for name, final, _ in _finals(found)]
-    title = f"To the reference's {found.measure} of {fixed(found.target)}, known to {found.every} steps"
+    title = f"Time to the reference's {found.measure} of {fixed(found.target)}, to within {found.every} steps"
     figures = map(_right, ("attained by", "time", "steps", "FLOPs", "speedup [low, high]"))
     return table(title, ["optimizer", *figures, "verdict"], rows)
 
@@ -79,8 +79,8 @@ def _interval(found: Interval | None, word: Callable[[float], str], absent: str 
 
 def _conclusion(found: Tuned) -> list[tuple[str, object]]:
     if found.use == found.reference:
-        return [("recipe", found.use), ("why", "no optimizer is significantly faster to the reference's quality")]
-    why = "it attains the reference's quality soonest, and significantly faster than the reference does"
+        return [("recipe", found.use), ("why", "no optimizer reaches the reference's quality significantly faster")]
+    why = "it reaches the reference's quality first, significantly faster than the reference"
     return [("recipe", found.use), ("why", why)]
 
 

@@ -112,20 +112,20 @@ def _root() -> Path:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / _TAG).exists():
             if any(root.iterdir()):
-                raise CacheError(f"{root} holds other things and is no cache of Thrifty's; set THRIFTY_CACHE to an "
-                                 "empty or a new directory")
+                raise CacheError(f"{root} holds other files and is not a Thrifty cache; set THRIFTY_CACHE to "
+                                 "an empty or new directory")
             (root / _TAG).write_text(_SIGNATURE)
         for kind in KINDS:
             (root / kind).mkdir(exist_ok=True)
     except OSError as error:
-        raise CacheError(f"{root} cannot be used as the cache ({error.strerror}); set THRIFTY_CACHE to a directory "
-                         "that can be written") from error
+        raise CacheError(f"{root} cannot be used as the cache ({error.strerror}); set THRIFTY_CACHE to "
+                         "a writable directory") from error
     return root
 
 
 def _entry(kind: str, key: str) -> Path:
     if kind not in KINDS:
-        raise CacheError(f"there is no kind {kind!r} of cache entries; known: {', '.join(KINDS)}")
+        raise CacheError(f"there is no cache entry kind {kind!r}; known: {', '.join(KINDS)}")
     if not _KEY.fullmatch(key):
         raise CacheError(f"a key is 1 to 128 letters, digits, - and _ but is {key!r}")
     return _root() / kind / key

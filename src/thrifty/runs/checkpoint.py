@@ -95,7 +95,7 @@ def read(directory: Path) -> Checkpoint:
         document = json.loads((directory / "checkpoint.json").read_text())
         tensors = safetensors.torch.load_file(directory / "plans.safetensors")
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{directory} holds no whole checkpoint: {error}") from error
+        raise CheckpointError(f"{directory} does not hold a complete checkpoint: {error}") from error
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"{directory} is a checkpoint of format {document.get('format')}; this version reads {FORMAT}"
@@ -147,7 +147,7 @@ def list_layers(checkpoint: Checkpoint, model: nn.Module) -> list[dict[str, Any]
 def _transform(text: str) -> Transform:
     (transform,) = Recipe.parse(text)
     if not isinstance(transform, Transform):
-        raise CheckpointError(f"{text} has a plan but is no transform")
+        raise CheckpointError(f"{text} has a plan but is not a transform")
     return transform
 
 
@@ -191,6 +191,6 @@ def _probe(place: str | None) -> Callable[[nn.Module], float] | None:
         return None
     module, _, name = place.partition(":")
     if not module.startswith("thrifty.") and not name.isidentifier():
-        raise CheckpointError(f"{place} is no probe: a probe is a function at the top of its module")
+        raise CheckpointError(f"{place} is not a probe: a probe is a top-level function of its module")
     found: Callable[[nn.Module], float] = getattr(importlib.import_module(module), name)
     return found

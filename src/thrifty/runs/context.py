@@ -157,7 +157,7 @@ def seconds_a_call(module: nn.Module, inputs: tuple[Tensor, ...], target: Target
             return _median(functools.partial(module.eval().to(target.device), *(x.to(target.device) for x in inputs)), target)
     compiler = method_class(engine)()
     if not isinstance(compiler, Compiler):
-        raise ThriftyError(f"{engine} is no compiler, so it makes no engine to time: give \"{EAGER}\" or a compiler's name")
+        raise ThriftyError(f"{engine} is not a compiler, so it makes no engine to time: give \"{EAGER}\" or a compiler's name")
     if missing := type(compiler).missing():
         raise ThriftyError(missing)
     with tempfile.TemporaryDirectory(prefix="thrifty-timing-") as place:
@@ -273,7 +273,7 @@ class Measurements:
 
     def _require_time(self) -> None:
         if self.remaining() <= 0:
-            raise SearchBudgetSpent(f"the {self._budget:g} s that this search may measure are spent")
+            raise SearchBudgetSpent(f"the {self._budget:g} s that this search may spend on measuring are used up")
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

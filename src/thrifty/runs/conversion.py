@@ -20,7 +20,7 @@ from thrifty.workloads.workload import Workload
 
 
 def quantize_directory(source: str, directory: Path, scheme: str) -> Path:
-    """Quantize the model of a directory and write it in the format compressed-tensors, its tokenizer beside it.
+    """Quantize the model of a directory and write it in the compressed-tensors format, its tokenizer beside it.
 
     Args:
         source: a Hugging Face directory, with task and data in it (`huggingface.reference`).
@@ -53,7 +53,7 @@ def export_directory(source: str, directory: Path, compiler: Compiler, threads: 
     if missing := type(compiler).missing():
         raise ThriftyError(missing)
     if directory.exists():
-        raise ThriftyError(f"{directory} is there already: name a new directory")
+        raise ThriftyError(f"{directory} already exists: name a new directory")
     workload = _workload(source)
     try:
         lower(workload.model().eval(), compiler, directory, workload.example(1), shapes=workload.served_shapes,
@@ -66,7 +66,7 @@ def export_directory(source: str, directory: Path, compiler: Compiler, threads: 
 
 def _workload(source: str) -> Workload:
     if not huggingface.is_reference(source):
-        raise WorkloadError(f"{source!r} is no Hugging Face directory, with a config.json in it; of a workload of yours, save a "
+        raise WorkloadError(f"{source!r} is not a Hugging Face directory with a config.json; for your own workload, save a "
                             "trial: thrifty best STUDY --save OUT")
     return load_workload(source)
 
@@ -74,5 +74,5 @@ def _workload(source: str) -> Workload:
 def _quantize(scheme: str) -> Quantize:
     phases = Recipe.parse(f"quantize({scheme})").phases
     if len(phases) != 1 or not isinstance(phases[0], Quantize):
-        raise ThriftyError(f"--scheme is one scheme, such as w8a8 or \"w4a16, group=32\", but is {scheme!r}")
+        raise ThriftyError(f"--scheme must be one scheme, such as w8a8 or \"w4a16, group=32\", but is {scheme!r}")
     return phases[0]

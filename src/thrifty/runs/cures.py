@@ -34,8 +34,8 @@ def cures(recipe: Recipe, phase: str, properties: frozenset[str], device: str = 
                properties, device)]
     used = next((getattr(method, "scheme", None) for method in transforms.methods() if method.name == "quantize"), None)
     schemes = [f"quantize({scheme})" for scheme in SCHEMES if scheme != used] if used is not None else []
-    parts = [f"another engine may take it ({', '.join(engines)})"] if engines else []
-    parts += [f"another scheme may do ({', '.join(schemes)})"] if schemes else []
+    parts = [f"another engine may accept it ({', '.join(engines)})"] if engines else []
+    parts += [f"another scheme may work ({', '.join(schemes)})"] if schemes else []
     return " or ".join(parts)
 
 

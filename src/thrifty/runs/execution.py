@@ -131,7 +131,7 @@ class Execution:
         if not recipe.phases and workload.reference:
             raise ThriftyError("a teacher needs a recipe")
         if len(recipe) and recipe.transforms != recipe:
-            raise ThriftyError(f"a teacher is a model, not an engine: leave the compiler out of {recipe}")
+            raise ThriftyError(f"a teacher is a model, not an engine: remove the compiler from {recipe}")
         whose = f" of {teacher.workload}" if teacher.workload else ""
         self.tell(PhaseBegan(f"teacher: {recipe or 'the model as it comes'}{whose}"))
         return Execution(dataclasses.replace(job, recipe=str(recipe), lower=False), self.tell, self.gang)
@@ -202,6 +202,6 @@ def final_effect(entry: MethodClaim, facts: Mapping[str, float]) -> Effect:
     if not entry.claim.holds(value):
         raise EffectLost(
             f"{entry.method} had changed {entry.claim.what} from {entry.claim.before:.6g} to "
-            f"{entry.claim.after:.6g}, and in the engine it is {value:.6g}: the compiler undid it; try another"
+            f"{entry.claim.after:.6g}, but in the engine it is {value:.6g}: the compiler undid it; try another"
         )
     return Effect(entry.method, entry.claim.what, entry.claim.before, value, "engine")

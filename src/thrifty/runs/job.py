@@ -178,8 +178,8 @@ def place(kind: str, key: str) -> Path:
     """
     found = cache.lookup(kind, key)
     if found is None:
-        raise cache.CacheError(f"the cache no longer holds {key[:12]} of {kind}; ask again, and raise THRIFTY_CACHE_QUOTA where "
-                               "this comes back")
+        raise cache.CacheError(f"the cache no longer holds {key[:12]} of {kind}; run again, and raise THRIFTY_CACHE_QUOTA "
+                               "if this recurs")
     return found
 
 

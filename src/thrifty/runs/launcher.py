@@ -37,7 +37,7 @@ class Launcher(abc.ABC):
             listener: hears events while things go on.
 
         Raises:
-            RunFailed: it failed, or was killed; what it spent was told all the same.
+            RunFailed: it failed, or was killed; what it spent was still reported.
         """
 
     @abc.abstractmethod

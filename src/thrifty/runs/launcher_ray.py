@@ -57,7 +57,7 @@ class RayLauncher(Launcher):
         for slot in range(self.workers):
             self._slots.put(slot)
         if not self.workers:
-            raise ThriftyError(f"a job asks for {cpus} processors and {gpus} GPUs, and the cluster has {found.get('CPU', 0):g} "
+            raise ThriftyError(f"a job asks for {cpus} processors and {gpus} GPUs, but the cluster has {found.get('CPU', 0):g} "
                                f"and {found.get('GPU', 0):g}: ask for fewer")
 
     def run(self, job: Job, listener: Listener = ignore) -> Outcome:
@@ -68,7 +68,7 @@ class RayLauncher(Launcher):
             self._slots.put(slot)
 
     def take(self, task: Task, listener: Listener = ignore) -> None:
-        raise RunFailed("a phase alone is taken where its job runs")
+        raise RunFailed("a single phase runs only where its job runs")
 
     def pace(self, job: Job) -> tuple[float, float]:
         return LocalLauncher().pace(job)  # machines of a cluster are alike
@@ -109,7 +109,7 @@ class RayLauncher(Launcher):
                 raise RunFailed(answer["error"])
             require_alike(answer["machine"])
             return answer["outcome"]
-        raise RunFailed(f"the worker of {job.recipe} was lost {TRIES} times ({why}): it may need more memory than there is")
+        raise RunFailed(f"the worker of {job.recipe} was lost {TRIES} times ({why}): it may need more memory than is available")
 
 
 def execute(job: dict[str, Any], place: str, first: int, cpus: int) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def require_alike(machine: dict[str, str]) -> None:
     here = {"processor": processor(), "version": VERSION}
     for what, value in here.items():
         if machine.get(what) != value:
-            raise RunFailed(f"a worker's {what} is {machine.get(what)} and here it is {value}: trials of unlike machines are not "
-                            "compared; keep such machines out of the cluster")
+            raise RunFailed(f"a worker's {what} is {machine.get(what)} but here it is {value}: trials from different machines "
+                            "cannot be compared; keep such machines out of the cluster")
 
 
 def library() -> ModuleType:
@@ -178,4 +178,4 @@ def start(ray: ModuleType, cpus: int | None, seconds: float = STARTING) -> None:
         raise ThriftyError(f"Ray did not start within {seconds:g} s: look at /tmp/ray/session_latest/logs, or run without "
                            "--workers ray")
     if told:
-        raise ThriftyError(f"Ray does not start ({told[0]}): run without --workers ray, or mend RAY_ADDRESS")
+        raise ThriftyError(f"Ray does not start ({told[0]}): run without --workers ray, or fix RAY_ADDRESS")

@@ -59,5 +59,5 @@ def _initialise(model: nn.Module, workload: Workload) -> None:
         model.eval()(*workload.example(1))
     model.train(training)
     if left := lazy(model):
-        raise WorkloadError(f"model: {left[0]!r} is lazy, and the example does not reach its layer in eval mode, so that its "
-                            "size is not known: give the layer its size")
+        raise WorkloadError(f"model: {left[0]!r} is lazy, and the example does not reach its layer in eval mode, so "
+                            "its size is unknown: give the layer its size")

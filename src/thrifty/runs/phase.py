@@ -209,6 +209,6 @@ def reprobe(claims: tuple[MethodClaim, ...], model: nn.Module) -> tuple[MethodCl
         value = claim.after if claim.probe is None else claim.probe(model)
         if not claim.holds(value):
             raise EffectLost(f"{entry.method} had changed {claim.what} from {claim.before:.6g} to {claim.after:.6g}, "
-                             f"and a later phase undid it: it is {value:.6g}")
+                             f"and a later phase undid it: now it is {value:.6g}")
         kept.append(MethodClaim(entry.method, dataclasses.replace(claim, after=value)))
     return tuple(kept)

@@ -45,8 +45,8 @@ def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, t
     for phase in recipe:
         ratio = slower(workload, phase, target)
         if ratio >= REFUSED:
-            raise SlowerHere(f"{phase} takes {ratio:.1f} times as long as in fp32 on this processor, which lacks the "
-                             "instructions of its precision: leave that out, or run it all the same with --force")
+            raise SlowerHere(f"{phase} takes {ratio:.1f} times as long as in fp32 on this processor, which "
+                             "lacks instructions for its precision: remove that, or run it anyway with --force")
         if ratio > TOLD:
             tell(Noted(f"{phase} takes {ratio:.2f} times as long as in fp32 here"))
 

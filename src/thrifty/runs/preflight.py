@@ -44,8 +44,8 @@ def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
     spreading = [phase for phase in recipe if isinstance(phase, Train) and spread(phase)]
     if not spreading:
         givers = ", ".join(name for name in names() if method_class(name).card.slot == "parallelism")
-        raise ThriftyError(f"--nproc {nproc} asks for {nproc} ranks, and no training of {recipe} is spread over them: name one "
-                           f"of {givers} in it")
+        raise ThriftyError(f"--nproc {nproc} asks for {nproc} ranks, but no training in {recipe} is distributed: add one "
+                           f"of {givers} to it")
     for phase in spreading:
         assert workload.train is not None
         size = min(phase.batch_size or workload.batch_size, length(workload.train))
@@ -70,7 +70,7 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
     for named in itertools.chain.from_iterable(map(teachers_of, recipe)):
         teacher = Recipe.parse(named.recipe)
         if teacher.transforms != teacher:
-            raise WorkloadError(f"a teacher is a model, not an engine: leave the compiler out of {named.recipe!r}")
+            raise WorkloadError(f"a teacher is a model, not an engine: remove the compiler from {named.recipe!r}")
         other = home(named, workload)
         if len(teacher):
             check_recipe(other, teacher, device)
@@ -83,16 +83,16 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
     if trainings and workload.lessons is None:
         raise WorkloadError(
             f"{workload.name} has no training set or no loss, so it cannot be trained: give `train` and `loss` in its Workload, "
-            "or inputs alone as `unlabelled` to distil on, or leave train(...) out of the recipe"
+            "or inputs alone as `unlabelled` to distill on, or remove train(...) from the recipe"
         )
     for phase in () if workload.labelled else trainings:
         if not any("teacher" in method.card.needs for method in phase.methods):
-            raise WorkloadError(f"{workload.name} has unlabelled inputs alone, so {phase} has nothing to learn from: put distill "
-                                "into it, train(distill(embedding), ...) where the model gives embeddings")
+            raise WorkloadError(f"{workload.name} has only unlabelled inputs, so {phase} has nothing to learn from: add distill "
+                                "to it, train(distill(embedding), ...) where the model gives embeddings")
     for method in recipe.methods():
         if "logits" in method.needs and workload.lessons is not None and not workload.lessons[1].gives_logits:
-            raise WorkloadError(f"{method.name} needs logits, and the loss {type(workload.loss).__name__} gives none: leave "
-                                f"{method.name} out, or define logits(outputs, batch) in the loss where its outputs are some")
+            raise WorkloadError(f"{method.name} needs logits, but the loss {type(workload.loss).__name__} gives none: "
+                                f"remove {method.name}, or define logits(outputs, batch) in the loss if its outputs are logits")
     return carry(recipe, initial_properties(workload))
 
 
@@ -106,11 +106,12 @@ def _require_float8(recipe: Recipe, device: str) -> None:
             and any("float8-products" in method.provides for method in recipe.methods())):
         return
     if device == "cpu":
-        raise ThriftyError(f"{recipe}: a processor has no float8 products and emulates them, slower than fp32; use "
+        raise ThriftyError(f"{recipe}: CPUs have no float8 matrix multiplications and emulate them, slower than fp32; use "
                            "quantize(w8a8), or --device cuda")
     if torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < CAPABILITY:
-        raise ThriftyError(f"{recipe}: {torch.cuda.get_device_name()} has compute capability {has[0]}.{has[1]}, and float8 "
-                           f"products need {CAPABILITY[0]}.{CAPABILITY[1]} or more; use quantize(bf16) or quantize(w4a16)")
+        raise ThriftyError(f"{recipe}: {torch.cuda.get_device_name()} has compute capability {has[0]}.{has[1]}, but float8 "
+                           f"matrix multiplications need {CAPABILITY[0]}.{CAPABILITY[1]} or more; use quantize(bf16) or "
+                           "quantize(w4a16)")
 
 
 def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | None = None) -> frozenset[str]:
@@ -148,7 +149,7 @@ def resolve(workload: str | Workload) -> Workload:
         workload = load_workload(workload)
     if not workload.source:
         raise WorkloadError(
-            f"{workload.name} was not loaded from a file, and a run is a process of its own: write it in a file that "
+            f"{workload.name} was not loaded from a file, but a run is a separate process: write it in a file that "
             'defines `workload` and give "file.py", or thrifty.load_workload("file.py")'
         )
     _check_reference(workload)
@@ -167,8 +168,8 @@ def _check_reference(workload: Workload) -> None:
     except ThriftyError as error:
         raise WorkloadError(f"the reference recipe of {workload.name}: {error}") from error
     if workload.reference and not any(isinstance(phase, Train) for phase in recipe):
-        raise WorkloadError(f"the reference recipe of {workload.name}, {recipe}, trains nothing: it says how the model is "
-                            "trained today, such as train(adamw, epochs=3); leave it out where the model comes trained")
+        raise WorkloadError(f"the reference recipe of {workload.name}, {recipe}, trains nothing: it must say how the model is "
+                            "trained today, such as train(adamw, epochs=3); omit it if the model comes trained")
     if recipe.transforms != recipe:
-        raise WorkloadError(f"the reference recipe of {workload.name}, {recipe}, ends in a compiler, and it is the model that "
-                            "trials are compared with: leave the compiler out")
+        raise WorkloadError(f"the reference recipe of {workload.name}, {recipe}, ends in a compiler, but it is the model "
+                            "that trials are compared with: remove the compiler")

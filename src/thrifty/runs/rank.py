@@ -38,7 +38,7 @@ def take_as_rank(task: Task, rank: dict[str, Any], tell: Tell) -> None:
     device = task.job.machine.device
     if device == "cuda":
         if rank["local"] >= torch.cuda.device_count():
-            raise ThriftyError(f"rank {rank['index']} is number {rank['local'] + 1} on its machine, and torch sees "
+            raise ThriftyError(f"rank {rank['index']} is number {rank['local'] + 1} on its machine, but torch sees "
                                f"{torch.cuda.device_count()} GPUs there: start as many ranks as there are GPUs")
         torch.cuda.set_device(rank["local"])
     store = dist.TCPStore(rank["host"], rank["port"], None, is_master=False, timeout=_MEETING)

@@ -204,7 +204,7 @@ class Elastic:
             return cls(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", env["RANK"])), env["MASTER_ADDR"],
                        int(env["MASTER_PORT"]), int(env.get("TORCHELASTIC_RESTART_COUNT") or 0))
         except (KeyError, ValueError) as error:
-            raise ThriftyError(f"RANK and WORLD_SIZE are set, and {error} is not what torchrun sets: start with torchrun, or "
+            raise ThriftyError(f"RANK and WORLD_SIZE are set, but {error} is not what torchrun sets: start with torchrun, or "
                                "unset RANK") from error
 
     def store(self) -> dist.Store:
@@ -239,7 +239,7 @@ class TorchrunGang(Gang):
     def take(self, task: Task, listener: Listener) -> None:
         here, store = self.elastic, self.store
         if task.ranks != here.count:
-            raise RunFailed(f"torchrun started {here.count} ranks and the training asks for {task.ranks}")
+            raise RunFailed(f"torchrun started {here.count} ranks, but the training asks for {task.ranks}")
         number = store.add("tasks", 1)
         store.set(f"task/{number}", json.dumps(plain(task)))
         failure = _of_one(here, plain(task), number, listener)
@@ -309,7 +309,7 @@ def count_here(nproc: int | None) -> int:
     """
     here = Elastic.here()
     if here is not None and nproc not in (None, here.count):
-        raise ThriftyError(f"--nproc {nproc} was asked for, and torchrun started {here.count} processes: leave --nproc out")
+        raise ThriftyError(f"--nproc {nproc} was given, but torchrun started {here.count} processes: remove --nproc")
     return here.count if here is not None else nproc or 1
 
 

@@ -100,10 +100,11 @@ def check_reload(workload: Workload, recipe: Recipe, model: nn.Module, plans: Pl
         for inputs in (workload.example(1), *calibration(workload, 0, EXAMPLES)):
             if differ(answers(model, inputs), answers(other, inputs)):
                 names = unsaved(model, other)
-                what = (f"{', '.join(names[:3])} is in no state_dict and another one in each model: make it a buffer, "
+                what = (f"{', '.join(names[:3])} is not in any state_dict and differs in each model: make it a buffer, "
                         "self.register_buffer(name, tensor)" if names else
-                        "it holds what is in no state_dict: make tensors parameters or buffers")
-                raise WorkloadError(f"a checkpoint of the model, saved and loaded, answers otherwise than the model did; {what}")
+                        "it holds state that is not in any state_dict: make tensors parameters or buffers")
+                raise WorkloadError("a checkpoint of the model, saved and loaded, gives different outputs than the model did; "
+                                    f"{what}")
 
 
 def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:

@@ -184,7 +184,7 @@ class Runner:
             try:
                 self._reference = self.launcher.run(self.job(recipe, lower=False), self.spender("reference"))
             except RunFailed as error:
-                raise RunFailed(f"the reference failed, and trials are compared with it: {error}") from error
+                raise RunFailed(f"the reference failed, and all trials are compared with it: {error}") from error
             cache.pin("checkpoints", self._reference.checkpoint)  # every trial is compared with it
             self.store.note("as it is", weighed(self._reference).to_json())
             self._doubt()

@@ -75,7 +75,7 @@ def _left(trial: Trial, workload: Workload, listener: Listener) -> tuple[Checkpo
         raise SavingError(f"trial {trial.id} failed and left no model: {trial.error}")
     if (found := fingerprint(workload)) != trial.workload_hash:
         raise SavingError(f"{workload.name} has changed since trial {trial.id} was run (its hash was "
-                          f"{trial.workload_hash[:12]} and is {found[:12]}): its model cannot be made again; run the "
+                          f"{trial.workload_hash[:12]} and is {found[:12]}): its model cannot be rebuilt; run the "
                           "recipe again")
     target = Target(**trial.target)
     job = Job(workload.source, trial.workload_hash, trial.recipe, trial.seed, target, Machine(target.device), lower=False)
@@ -161,7 +161,7 @@ def save_hf(directory: str | Path, trial: Trial, workload: Workload, listener: L
 
 
 def save_compressed_tensors(directory: str | Path, trial: Trial, workload: Workload, listener: Listener = ignore) -> Path:
-    """Write a trial's quantized model in the format compressed-tensors, its tokenizer and a README.md beside it.
+    """Write a trial's quantized model in the compressed-tensors format, its tokenizer and a README.md beside it.
 
     Args, returns and errors are those of `save_hf`; what the format holds, `export_compressed_tensors` says.
     """
@@ -202,7 +202,7 @@ def _standard(body: Any) -> Any:
     weights = dict(body.state_dict())
     dtypes = {p.dtype for p in body.parameters()}
     if len(dtypes) != 1 or not dtypes <= PARITY.keys():
-        raise SavingError(f"its parameters are of {', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))}, and "
+        raise SavingError(f"its parameters are {', '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))}, but "
                           "one of float32 or bfloat16 is expected")
     (dtype,) = dtypes
     plain = _instance(body, body.config, dtype)
@@ -210,7 +210,7 @@ def _standard(body: Any) -> Any:
     weights = {name: tensor.T if name in turned else tensor for name, tensor in weights.items()}
     shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
     if changed := sorted(shapes.keys() ^ weights.keys()):
-        raise SavingError(f"{type(body).__name__} has other weights, such as {', '.join(changed[:3])}")
+        raise SavingError(f"{type(body).__name__} has different weights, such as {', '.join(changed[:3])}")
     narrowed = {(shapes[name][d], tensor.shape[d]) for name, tensor in weights.items()
                 if tensor.ndim == len(shapes[name]) for d in range(tensor.ndim) if tensor.shape[d] < shapes[name][d]}
     if narrowed:
@@ -218,7 +218,7 @@ def _standard(body: Any) -> Any:
         shapes = {name: tensor.shape for name, tensor in plain.state_dict().items()}
         weights = {name: _filled(tensor, shapes[name]) for name, tensor in weights.items()}
     if unlike := [name for name, tensor in weights.items() if tensor.shape != shapes[name]]:
-        raise SavingError(f"{unlike[0]} is of shape {tuple(weights[unlike[0]].shape)} and the config means "
+        raise SavingError(f"{unlike[0]} has shape {tuple(weights[unlike[0]].shape)} but the config says "
                           f"{tuple(shapes[unlike[0]])}")
     plain.load_state_dict(weights)
     return plain.eval()
@@ -286,8 +286,8 @@ def _compare(directory: Path, model: nn.Module, workload: Workload) -> None:
     for a, b in zip(outputs_of(model.eval(), inputs), outputs_of(other, inputs), strict=True):
         error = float((a.double() - b.double()).norm() / a.double().norm().clamp_min(1e-12))
         if not error <= PARITY[body.dtype]:
-            raise SavingError(f"what transformers loads answers differently (relative error {error:.3g}): the recipe "
-                              f"changed more than weights and widths, so nothing is kept; {OTHER_FORMAT}")
+            raise SavingError(f"the model that transformers loads gives different outputs (relative error {error:.3g}): the "
+                              f"recipe changed more than weights and widths, so nothing is kept; {OTHER_FORMAT}")
 
 
 def _card(trial: Trial, architecture: str) -> str:

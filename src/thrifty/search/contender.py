@@ -163,8 +163,8 @@ def optimizer_of(text: str) -> TrainingMethod:
                         + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"))
     methods = training_of(Recipe.parse(f"train({text})")).methods
     if len(methods) > 1:
-        raise TuneError(f"{text!r} holds more than one optimizer: give them one by one; other methods of the training "
-                        "belong into the workload's reference")
+        raise TuneError(f"{text!r} contains more than one optimizer: give them one at a time; other training methods "
+                        "belong in the workload's reference")
     return methods[0]
 
 
@@ -190,7 +190,7 @@ def reference_of(workload: Workload) -> Recipe:
     recipe = Recipe.parse(workload.reference).transforms
     count = sum(isinstance(phase, Train) for phase in recipe)
     if count != 1:
-        raise TuneError(f"tuning needs a reference with one train phase, and that of {workload.name} has {count}: "
+        raise TuneError(f"tuning needs a reference with one train phase, but that of {workload.name} has {count}: "
                         f"{workload.reference!r}; give one in its Workload, such as reference='train(adamw, epochs=3)'")
     return recipe
 
@@ -209,10 +209,10 @@ def _line(optimizer: TrainingMethod, training: Train, name: str) -> Line:
             continue
         value = getattr(owner, name)
         if isinstance(value, str):
-            raise TuneError(f"{name} is {value!r} here, so that there is nothing to tune: give a number to search around")
+            raise TuneError(f"{name} is {value!r} here, so there is nothing to tune: give a number to search around")
         return Line(name, value, found[name])
     own = _numbers(optimizer)
-    raise TuneError(f"{optimizer.name} has no number {name!r} to tune; it has {', '.join(own)}; the training warmup")
+    raise TuneError(f"{optimizer.name} has no number {name!r} to tune; it has {', '.join(own)}; the training has warmup")
 
 
 def _numbers(owner: Any) -> dict[str, Range]:

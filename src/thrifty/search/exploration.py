@@ -142,7 +142,7 @@ class Exploration:
             self.why = "the budget was spent while the next recipes were chosen"
         else:
             self.why = (f"the budget was spent while {self.under_way[0]} was under way, estimated at {self.under_way[1]} s; what "
-                        "it trained and timed is kept, and a larger --budget goes on from there")
+                        "it trained and timed is kept, and a larger --budget resumes from there")
         if not self.started:
             raise ExploreError(f"{self.why}: give at least --budget {3 * self.budget:.0f}s")
         if self.under_way is not None:
@@ -160,7 +160,7 @@ class Exploration:
         coming = tuple(Waiting(str(recipe), self.estimates.of(costs.seconds(recipe)).seconds)
                        for recipe in waiting) if costs else ()
         says = {"interrupted": "it was interrupted", "error": error, "nothing left": "every recipe of the space has run"}
-        why = says.get(ended) or self.why or "nothing fits into what is left"
+        why = says.get(ended) or self.why or "nothing fits in the time left"
         skipped = tuple(one for text, one in self.skipped.items() if text not in known)
         return Ending(ended, why, self.budget, self.budget - self.left, skipped, coming)
 
@@ -177,7 +177,7 @@ class Exploration:
                 phase = training.but(methods=(*training.methods, part))
             ratio = 1.0 if phase is None else slower(workload, phase, target)
             if ratio >= REFUSED:
-                self.runner.tell(Noted(f"{part} is left out: it takes {ratio:.1f} times as long as fp32 on this processor"))
+                self.runner.tell(Noted(f"{part} is skipped: it takes {ratio:.1f} times as long as fp32 on this processor"))
             return ratio < REFUSED
 
         found = self.space.only(pays)
@@ -194,9 +194,9 @@ class Exploration:
             return
         least, about = reference_seconds(self.runner)
         if self.left < least:
-            raise ExploreError(f"training the reference, with which everything is compared, alone takes about "
-                               f"{about:.0f} s here ({least:.0f} s at the very least), and the budget is {self.budget:g} s: "
-                               f"give at least --budget {4 * about:.0f}s, so that there is something left to explore with")
+            raise ExploreError(f"training the reference, which everything is compared with, takes about "
+                               f"{about:.0f} s here ({least:.0f} s at the very least), but the budget is {self.budget:g} s: "
+                               f"give at least --budget {4 * about:.0f}s, so that there is time left to explore")
         if about >= 1:
             self.runner.tell(Noted(f"the reference is trained first: about {about:.0f} s ({least:.0f} s at the very least)"))
         self.under_way = (self.runner.workload.reference, Estimate(about, 2 * about))
@@ -210,7 +210,7 @@ class Exploration:
         if resolution is not None and resolution > allowed:
             raise ExploreError(
                 f"the reference itself misses --max-drop {self.bars.max_drop}: on {len(scores.numerator)} validation "
-                f"examples no drop below {resolution:.4f} can be told from none (95%), and the constraint is {allowed:.4f}; "
+                f"examples no drop below {resolution:.4f} can be told from none (95%), but the constraint is {allowed:.4f}; "
                 f"raise it to {resolution:.4f} or more, or give more validation examples"
             )
 
@@ -265,7 +265,7 @@ class Exploration:
         estimates = {str(recipe): self.estimates.of(costs.seconds(recipe)) for recipe in self.waiting}
         for text, estimate in estimates.items():
             self.skipped.setdefault(text, Waiting(text, estimate.seconds, f"{estimate}, and {left:.0f} s were left"))
-        self.why = f"the next recipe takes {min(estimates.values(), key=lambda one: one.seconds)} s, and {left:.0f} s were left"
+        self.why = f"the next recipe takes {min(estimates.values(), key=lambda one: one.seconds)} s, but {left:.0f} s were left"
 
     def batch(self) -> list[Recipe]:
         """Methods alone, for their share of the budget; those that gained, together; then proposals. The cheapest first."""
@@ -369,7 +369,7 @@ class Exploration:
         trial = self.unclaimed()
         if trial is None or self.claim_estimate(1, 0).seconds > left:
             return None
-        self.why = f"measuring {trial.recipe} again takes {self.claim_estimate()} s, and {left:.0f} s were left"
+        self.why = f"measuring {trial.recipe} again takes {self.claim_estimate()} s, but {left:.0f} s were left"
         return lambda: self.claim(trial, CLAIM_PAIRS)
 
     def claim(self, trial: Trial, pairs: int) -> None:

@@ -68,7 +68,7 @@ def orders(workload: Workload, methods: Sequence[str], epochs: int = 1, compiler
         ThriftyError: fewer than two methods or more than five, a compiler among them, or no order that can be.
     """
     if not 2 <= len(methods) <= MOST:
-        raise ThriftyError(f"orders takes 2 to {MOST} methods but got {len(methods)}: name them, as prune distill quantize")
+        raise ThriftyError(f"orders takes 2 to {MOST} methods but got {len(methods)}: name them, such as prune distill quantize")
     phases = [_phase(text, epochs) for text in methods]
     start = Recipe.parse(workload.reference).phases if workload.reference else ()
     end = Recipe.parse(compiler).phases if compiler else ()
@@ -91,11 +91,11 @@ def _phase(text: str, epochs: int) -> Phase:
     """A method by its text, as a phase."""
     name = text.partition("(")[0].strip()
     if name == "compile" or (name != "train" and issubclass(method_class(name), Compiler)):
-        raise ThriftyError(f"{text} is a compiler, which comes last in every order: give it by --compiler")
+        raise ThriftyError(f"{text} is a compiler, which comes last in every order: give it with --compiler")
     trains = name != "train" and issubclass(method_class(name), TrainingMethod)
     found = Recipe.parse(f"train({text}, epochs={epochs})" if trains else text).phases
     if len(found) != 1:
-        raise ThriftyError(f"orders takes one method per argument but got {text!r}: leave the | out")
+        raise ThriftyError(f"orders takes one method per argument but got {text!r}: remove the |")
     return found[0]
 
 

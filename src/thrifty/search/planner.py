@@ -73,8 +73,8 @@ class Planned:
         """Which stage to take: the first that fits sends least."""
         fitting = [stage.name for stage in self.stages if stage.fits and (self.ranks == 1 or stage.name != "one process")]
         if not fitting:
-            return "no stage fits: take more ranks, a smaller batch, accumulate=, or checkpointing=blocks"
-        return f"{fitting[0]} fits and sends least" if self.ranks > 1 else "one process is enough"
+            return "no stage fits: use more ranks, a smaller batch, accumulate=, or checkpointing=blocks"
+        return f"{fitting[0]} fits and communicates least" if self.ranks > 1 else "one process is enough"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"advice": self.advice}

@@ -224,7 +224,7 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
             continue
         if cls.card.slot == "parallelism" and ranks == 1:
             if methods:
-                raise SpaceError(f"{name} spreads a training over ranks, and there is one: give --nproc")
+                raise SpaceError(f"{name} distributes training over ranks, but there is only one: give --nproc")
             continue
         if issubclass(cls, Compiler) and (missing := cls.missing()):
             if methods:
@@ -237,7 +237,7 @@ def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int)
             continue
         if issubclass(cls, TrainingMethod) and "logits" in cls().needs and not _gives_logits(workload):
             if methods:
-                raise SpaceError(f"{name} needs logits, and the loss of {workload.name}, {type(workload.loss).__name__}, "
+                raise SpaceError(f"{name} needs logits, but the loss of {workload.name}, {type(workload.loss).__name__}, "
                                  "gives none")
             continue
         chosen.append(cls)
@@ -309,7 +309,7 @@ def _unused(cls: type[Method], reference: Recipe) -> str:
         return "recipes without a compiler end as export, and auto would race the others again"
     if cls.card.slot is not None:
         return "the model comes trained, so there is no training of it to vary"
-    return "there is nothing to recover from: name a transform beside it, such as prune"
+    return "there is nothing to recover from: add a transform, such as prune"
 
 
 # -- trainings ----------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
          trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
          target: Target | None = None, seed: int = 0, price: float | None = None,
          training_threads: int | None = None, listener: Listener = ignore) -> Tuned:
-    """Tune optimizers alike, and say how soon each attains the quality that the reference ends with.
+    """Tune optimizers with equal effort, and say how soon each reaches the reference's final quality.
 
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
     tuned is: the learning rate, then other numbers at the best learning rate (AdamW's beta2 and weight decay, Sophia's
@@ -173,7 +173,7 @@ class _Tune:
         self.rehearse()
         reference = self.final(self.reference)
         if any(not run.curve for run in reference):
-            raise RunFailed(f"the reference diverged, so there is no quality to attain: {reference[0].error}")
+            raise RunFailed(f"the reference diverged, so there is no quality to reach: {reference[0].error}")
         aim = statistics.fmean(run.quality for run in reference)
         self.baseline = self.sign * aim
         for contender in self.contenders:
@@ -223,7 +223,7 @@ class _Tune:
             needed = training_seconds(self.runner, self.reference)[1] * (seeds + count * (self.least + seeds))
             if needed > self.budget:
                 raise TuneError(f"{self.least} trials and {seeds} seeds of each of {count} optimizers, and {seeds} of "
-                                f"the reference, take about {needed:.0f} s here, and the budget is {self.budget:g} s: "
+                                f"the reference, take about {needed:.0f} s here, but the budget is {self.budget:g} s: "
                                 f"give at least --budget {math.ceil(1.2 * needed)}s, or fewer optimizers or --seeds")
 
     def round(self, trials: int) -> None:
@@ -243,8 +243,8 @@ class _Tune:
         room = math.floor((self.budget - kept) / first)
         if room < self.least:
             needed = 1.05 * (kept + self.least * first)
-            raise TuneError(f"the budget has room for {max(0, room)} trials of each optimizer, and {self.least} "
-                            f"bracket an optimum: give at least --budget {needed:.0f}s. What was trained is kept")
+            raise TuneError(f"the budget has room for {max(0, room)} trials of each optimizer, but {self.least} "
+                            f"are needed to bracket an optimum: give at least --budget {needed:.0f}s. What was trained is kept")
         return min(room, self.trials or room)
 
     def final(self, recipe: Recipe) -> list[Trained]:

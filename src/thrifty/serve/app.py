@@ -102,7 +102,7 @@ class Part:
     def resize(self, size: int) -> None:
         more = size - self.size
         if more > 0 and self.room.taken and self.room.taken + more > self.room.most:
-            raise QueueFull(f"requests take {self.room.taken} bytes already, and {self.room.most} are allowed")
+            raise QueueFull(f"requests already take {self.room.taken} bytes of the {self.room.most} allowed")
         self.room.taken += more
         self.size = size
 

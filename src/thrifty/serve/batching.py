@@ -113,7 +113,7 @@ def split(outputs: Arrays, requests: Sequence[Request]) -> list[Arrays]:
         return [outputs]
     total = sum(request.rows for request in requests)
     if any(x.ndim == 0 or len(x) != total for x in outputs):
-        raise ThriftyError(f"outputs of shapes {[x.shape for x in outputs]} cannot be shared out among {total} rows")
+        raise ThriftyError(f"outputs of shapes {[x.shape for x in outputs]} cannot be split among {total} rows")
     ends = np.cumsum([request.rows for request in requests])[:-1]
     return [list(parts) for parts in zip(*(np.split(x, ends) for x in outputs), strict=True)]
 
@@ -224,9 +224,9 @@ class Batcher:
             if self._closing:
                 raise Closed("the server is shutting down")
             if self.overdue:
-                raise Stuck(f"the engine has not ended a batch within {self.patience:g} s")
+                raise Stuck(f"the engine has not finished a batch within {self.patience:g} s")
             if len(self._queue) >= self.limit:
-                raise QueueFull(f"{self.limit} requests wait already")
+                raise QueueFull(f"{self.limit} requests are already waiting")
             self._queue.append(request)
             self._changed.notify()
         return request.answer

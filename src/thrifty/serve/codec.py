@@ -151,11 +151,11 @@ def _from_safetensors(body: Body, specs: Sequence[Spec], limit: int) -> list[np.
 
     header = int.from_bytes(body[:8], "little")
     if header > LARGEST_HEADER:  # before it is made a table of names
-        raise BodyError(MALFORMED, f"the body is no safetensors file of these inputs: its header would have {header} bytes")
+        raise BodyError(MALFORMED, f"the body is not a safetensors file of these inputs: its header would have {header} bytes")
     try:
         named = load(bytes(body))
     except Exception as error:  # its own kind, and KeyError for dtypes that NumPy lacks
-        raise BodyError(MALFORMED, f"the body is no safetensors file: {str(error)[:200]}") from error
+        raise BodyError(MALFORMED, f"the body is not a safetensors file: {str(error)[:200]}") from error
     return _ordered(named, specs)
 
 

@@ -60,9 +60,9 @@ class _Reader:
     # -- what is around the arrays --------------------------------------------------------------------------------
 
     def document(self, specs: Sequence[Spec]) -> list[np.ndarray]:
-        self.take(b"{", 'the body is no JSON of the form {"inputs": [ARRAY, ...]} or {"inputs": {"NAME": ARRAY, ...}}')
+        self.take(b"{", 'the body must be JSON of the form {"inputs": [ARRAY, ...]} or {"inputs": {"NAME": ARRAY, ...}}')
         if (name := self.text()) != "inputs":
-            raise NoJson(f'the body is an object whose only name is "inputs", and here is {name[:100]!r}')
+            raise NoJson(f'the body must be an object whose only key is "inputs", but has {name[:100]!r}')
         self.take(b":")
         begin = self.peek()
         if begin not in (b"[", b"{"):
@@ -71,7 +71,7 @@ class _Reader:
         found = self.listed(specs) if begin == b"[" else self.named(specs)
         self.take(b"}", 'nothing may follow "inputs"')
         if self.peek():
-            raise NoJson("the body is no JSON: something follows its end")
+            raise NoJson("the body is not JSON: something follows its end")
         return found
 
     def listed(self, specs: Sequence[Spec]) -> list[np.ndarray]:
@@ -91,11 +91,11 @@ class _Reader:
         for _ in self.parts(b"}"):
             name = self.text()
             if name not in known or name in found:
-                raise Unfit(f"{wanted}, {'each once' if name in found else 'but here is ' + repr(name[:100])}")
+                raise Unfit(f"{wanted}, {'each once' if name in found else 'but the body has ' + repr(name[:100])}")
             self.take(b":")
             found[name] = self.array(known[name])
         if len(found) != len(known):
-            raise Unfit(f"{wanted}, but here are {', '.join(found) or 'none'}")
+            raise Unfit(f"{wanted}, but the body has {', '.join(found) or 'none'}")
         return [found[name] for name in known]
 
     # -- arrays ---------------------------------------------------------------------------------------------------
@@ -112,14 +112,14 @@ class _Reader:
 
     def take(self, wanted: bytes, says: str = "") -> None:
         if self.peek() != wanted:
-            raise NoJson(says or f"the body is no JSON: {wanted.decode()!r} is missing at byte {self.at}")
+            raise NoJson(says or f"the body is not JSON: {wanted.decode()!r} is missing at byte {self.at}")
         self.at += 1
 
     def text(self) -> str:
         self.peek()
         match = _TEXT.match(self.body, self.at)
         if match is None:
-            raise NoJson(f"the body is no JSON: at byte {self.at} should be a name in quotes, of 1000 characters at most")
+            raise NoJson(f"the body is not JSON: at byte {self.at} a name in quotes is expected, of at most 1000 characters")
         self.at = match.end()
         return str(_loads(match[0]))
 
@@ -161,7 +161,7 @@ class _Array:
         """The list that begins here, of the dimension ``depth``."""
         if (begin := self.reader.peek()) != b"[":
             if begin in (b"", b",", b"]", b":", b"}"):
-                raise NoJson(f"the body is no JSON: a list is missing at byte {self.reader.at}")
+                raise NoJson(f"the body is not JSON: a list is missing at byte {self.reader.at}")
             raise self.unfit(f"a list of dimension {depth} should begin at byte {self.reader.at}")
         self.reader.at += 1
         if depth == len(self.sizes) - 1:
@@ -188,7 +188,7 @@ class _Array:
         body, n = self.reader.body, 0
         end = body.find(b"]", self.reader.at)
         if end < 0:
-            raise NoJson("the body is no JSON: it ends within a list")
+            raise NoJson("the body is not JSON: it ends within a list")
         while True:
             at = self.reader.at
             stop = end if end - at <= PIECE else body.find(b",", at + PIECE // 2, end)
@@ -197,7 +197,7 @@ class _Array:
                 raise self.unfit(f"the number at byte {at} has over {PIECE // 2} characters")
             values = self.parsed(body[at:stop])
             if not values and (n or stop < end):
-                raise NoJson(f"the body is no JSON: a number is missing at byte {at}")
+                raise NoJson(f"the body is not JSON: a number is missing at byte {at}")
             n += len(values)
             self.fits(depth, n)
             self.keep(values)
@@ -216,7 +216,7 @@ class _Array:
 
     def parsed(self, text: bytes | bytearray) -> list[Any]:
         if b"[" in text:
-            raise self.unfit("lists are nested more deeply than that")
+            raise self.unfit("lists are nested too deeply")
         values: list[Any] = _loads(b"[" + text + b"]")
         if strange := set(map(type, values)) - _PERMITTED[self.dtype.kind]:
             kinds = ", ".join(sorted(kind.__name__ for kind in strange))
@@ -226,7 +226,7 @@ class _Array:
     def keep(self, values: list[Any]) -> None:
         self.reader.left -= len(values) * self.dtype.itemsize
         if self.reader.left < 0:
-            raise Unfit(f"{self.spec['name']} has more numbers than are allowed")
+            raise Unfit(f"{self.spec['name']} has more values than allowed")
         self.waiting += values
         if len(self.waiting) > PIECE:
             self.flush()
@@ -236,7 +236,7 @@ class _Array:
             with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
                 self.done.append(np.array(self.waiting, self.dtype))
         except (ValueError, OverflowError) as error:
-            raise Unfit(f"{self.spec['name']} is no array of {self.dtype}: {str(error)[:200]}") from error
+            raise Unfit(f"{self.spec['name']} is not an array of {self.dtype}: {str(error)[:200]}") from error
         self.waiting = []
 
     def unfit(self, says: str) -> Unfit:
@@ -248,4 +248,4 @@ def _loads(text: bytes | bytearray) -> Any:
     try:
         return json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise NoJson(f"the body is no JSON: {str(error)[:200]}") from error
+        raise NoJson(f"the body is not JSON: {str(error)[:200]}") from error

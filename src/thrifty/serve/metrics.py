@@ -20,13 +20,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter("thrifty_requests", "Requests answered, by path and status.", ("path", "status"),
                                 registry=self.registry)
-        self.latency = Histogram("thrifty_request_seconds", "From a request's headers to the end of its answer, by path.",
+        self.latency = Histogram("thrifty_request_seconds", "Time from a request's headers to the end of its answer, by path.",
                                  ("path",), buckets=SECONDS, registry=self.registry)
-        self.rows = Histogram("thrifty_batch_rows", "Rows that the engine was given at once.", buckets=ROWS,
+        self.rows = Histogram("thrifty_batch_rows", "Rows in one engine call.", buckets=ROWS,
                               registry=self.registry)
-        self.engine = Histogram("thrifty_engine_seconds", "What the engine took for a batch.", buckets=SECONDS,
+        self.engine = Histogram("thrifty_engine_seconds", "Time that the engine took for a batch.", buckets=SECONDS,
                                 registry=self.registry)
-        self.queue = Gauge("thrifty_queue_length", "Requests that wait for the engine.", registry=self.registry)
+        self.queue = Gauge("thrifty_queue_length", "Requests waiting for the engine.", registry=self.registry)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         self.requests.labels(path, str(status)).inc()

@@ -132,7 +132,7 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
             ended = batcher.close(2.0)  # it is idle, unless the grace is over
     faulthandler.cancel_dump_traceback_later()
     if not ended:
-        raise EngineStuck(f"the engine did not end within {settings.grace:g} s: the requests that it had were answered 503")
+        raise EngineStuck(f"the engine did not finish within {settings.grace:g} s: its requests were answered with 503")
     if server.interrupted:
         raise KeyboardInterrupt
 
@@ -157,7 +157,7 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> I
     with contextlib.closing(engine):
         status, said = answers_example(directory, manifest, engine)
         if status == "failed":  # made elsewhere, perhaps: a wrong answer is worse than none
-            raise ServeError(f"{directory} is not served: {said}")
+            raise ServeError(f"{directory} cannot be served: {said}")
         most = largest(run, inputs, max_batch(manifest, settings), same)
         yield run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
 
@@ -186,7 +186,8 @@ def _check_dtypes(manifest: Mapping[str, Any]) -> None:
         except TypeError:
             known = False
         if not known:
-            raise ServeError(f"input {spec['name']} is {spec['dtype']}, which no body can carry: give the model float32 inputs")
+            raise ServeError(f"input {spec['name']} is {spec['dtype']}, which no request body can carry: give the model float32 "
+                             "inputs")
 
 
 def _listening(settings: Settings) -> socket.socket:
@@ -200,8 +201,8 @@ def _listening(settings: Settings) -> socket.socket:
         made.bind((settings.host, settings.port))
     except OSError as error:
         made.close()
-        raise ServeError(f"{settings.host} port {settings.port} cannot be listened at: {error.strerror or error}; choose "
-                         "another --port (0 takes one that is free) or --host") from error
+        raise ServeError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+                         "choose another --port (0 picks a free one) or --host") from error
     return made
 
 

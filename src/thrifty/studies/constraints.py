@@ -44,7 +44,7 @@ class DropBar:
         amount, unit = float(match[1]), match[2]
         if isinstance(text, str) and not unit and amount >= 1:
             raise FrontierError(f"a drop of {amount:g} can mean {amount:g}pt ({amount / 100:g}, absolute), {amount:g}% (of the "
-                                f"reference), or {100 * amount:g}pt ({amount:g} in the quality's own unit): write which")
+                                f"reference), or {100 * amount:g}pt ({amount:g} in the quality's own unit): say which")
         return DropBar(amount / 100 if unit else amount, unit == "%")
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Miss:
 @final
 @dataclass(frozen=True)
 class Bars:
-    """What a trial must keep to, and what is made smallest among those that do.
+    """The constraints a trial must meet, and what to minimize among those that do.
 
     Args:
         max_drop: largest drop of quality, judged by the upper end of its interval.
@@ -203,7 +203,7 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
         return as_it_is.doubt
     if bars.misses(nearest):
         meets = as_it_is.meets({"max_bytes": bars.max_bytes, "max_latency": bars.max_latency}, nearest)
-        return "no trial meets the constraints, and it does" if meets else None
+        return "no trial meets the constraints, but it does" if meets else None
     speed = nearest.inference and nearest.inference.speedup
     if slower(speed):
         return f"no trial that meets the constraints is faster than it: the nearest is {_times(speed)} as fast"
@@ -211,7 +211,7 @@ def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:
         return f"no trial that meets the constraints needs significantly less {bars.minimize}"
     if speed is not None and speed.low is None:
         return (f"no trial that meets the constraints is significantly faster: the nearest was screened at {_times(speed)} with "
-                "one pair of processes, which is no evidence yet: explore again with a larger --budget, which goes on from "
+                "one pair of processes, which is not evidence yet: explore again with a larger --budget, which resumes from "
                 "there, or run its recipe with --pairs 5")
     return f"no trial that meets the constraints is significantly faster: the nearest is {_times(speed)} as fast"
 
@@ -225,7 +225,7 @@ def _times(speed: Ratio | None) -> str:
 
 def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,
          max_bytes: str | float | None = None, max_latency: str | float | None = None) -> Choice:
-    """`choose`, its constraints given as texts.
+    """`choose`, with its constraints given as strings.
 
     Args:
         trials: as for `frontier`.

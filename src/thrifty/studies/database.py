@@ -106,7 +106,7 @@ def acquire(path: Path) -> int:
 
 
 def _no_lock(path: Path) -> StoreError:
-    return StoreError(f"{path} is no lock of a study but a link or a file of something else, which was left alone: remove it, "
+    return StoreError(f"{path} is not a study's lock but a link or some other file, which was left untouched: remove it, "
                       "or choose another directory")
 
 
@@ -147,10 +147,10 @@ def _explain(path: Path, error: sqlite3.Error) -> str:
     code = getattr(error, "sqlite_errorcode", None)
     code = None if code is None else code & 0xFF  # the low byte; the rest is detail
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return (f"the disk that holds {path} is full or fails ({error}): what was kept before is intact, this was not "
-                "kept; free some space (thrifty cache --clean) and ask again")
+        return (f"the disk that holds {path} is full or fails ({error}): what was saved before is intact, this was not "
+                "saved; free some space (thrifty cache --clean) and ask again")
     if code == sqlite3.SQLITE_NOTADB:
-        return f"{path / FILE} is not a study of Thrifty's, nor any SQLite file: choose another directory"
+        return f"{path / FILE} is not a Thrifty study, nor an SQLite file: choose another directory"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"{path / FILE} cannot be opened or written ({error}): check its permissions"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -140,6 +140,6 @@ def from_json(values: dict[str, Any]) -> Event:
     rest = {key: value for key, value in values.items() if key != "event"}
     kind = _KINDS.get(values.get("event", ""))
     if kind is None:
-        raise ValueError(f"{values.get('event')!r} is no event")
+        raise ValueError(f"{values.get('event')!r} is not an event")
     found: Event = typed(kind, rest)
     return found

@@ -114,10 +114,10 @@ def no_better(quality: Quality, scores: Scores, constant: float) -> str | None:
     """
     gain = (scores.value - constant) * (1 if quality.higher_is_better else -1)
     if gain <= standard_error(scores):
-        return (f"the reference is no better than answering the same always ({scores.value:.2f} against {constant:.2f}): nothing "
+        return (f"the reference is no better than a constant answer ({scores.value:.2f} against {constant:.2f}): nothing "
                 "can be concluded from it")
     resolution = paired_drop(scores, scores, quality.higher_is_better).high
     if resolution is not None and resolution >= gain:
-        return (f"{len(scores.numerator)} validation examples cannot tell a drop of {resolution:.3f} from none, and the "
-                f"reference is better than answering the same always by {gain:.3f} alone: nothing can be concluded from it")
+        return (f"{len(scores.numerator)} validation examples cannot tell a drop of {resolution:.3f} from none, and "
+                f"the reference beats a constant answer by only {gain:.3f}: nothing can be concluded from it")
     return None

@@ -62,7 +62,7 @@ def remark(path: str | os.PathLike[str], trial: str, *, tags: Iterable[str] = ()
     added, removed = tuple(tags), set(remove)
     for text in (*added, *removed, note or "-"):
         if not text.strip() or len(text) > LONGEST:
-            raise ThriftyError(f"a tag or a note has 1 to {LONGEST} characters, and this has {len(text.strip())}")
+            raise ThriftyError(f"a tag or a note has 1 to {LONGEST} characters, but this one has {len(text.strip())}")
     Store.open(path).close()  # to write would make a study where there is none
     with Store.open(path, "write") as store:
         reconciled(store)  # opening takes the sign of life of a writer that was killed
@@ -81,6 +81,7 @@ def _named(store: Store, beginning: str) -> str:
     if beginning in found:
         return beginning
     if len(found) != 1 or not beginning:
-        several = f"{len(found)} trials begin so: {', '.join(found[:5])}" if found and beginning else "thrifty show lists them"
-        raise ThriftyError(f"{store.path} has no trial {beginning!r} alone; {several}")
+        several = (f"{len(found)} trials begin with it: {', '.join(found[:5])}" if found and beginning
+                   else "thrifty show lists them")
+        raise ThriftyError(f"{store.path} has no single trial {beginning!r}; {several}")
     return found[0]

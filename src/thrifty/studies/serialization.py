@@ -59,7 +59,7 @@ def plain(value: Any, at: str = "value") -> Any:
         case Mapping():
             for key in value:
                 if not isinstance(key, str):
-                    raise TypeError(f"{at} has the key {key!r}; JSON has texts only")
+                    raise TypeError(f"{at} has the key {key!r}; JSON allows only string keys")
             return {key: plain(part, f"{at}.{key}") for key, part in value.items()}
         case list() | tuple():
             return [plain(part, f"{at}[{i}]") for i, part in enumerate(value)]

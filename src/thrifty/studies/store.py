@@ -125,7 +125,7 @@ class Store:
                 self._lock = acquire(self.path / LOCK)
         if mode == "write" and (self.path / FILE).exists() and not (self.path / FILE).is_file():
             self._release()
-            raise StoreError(f"{self.path / FILE} is no file: choose another directory")
+            raise StoreError(f"{self.path / FILE} is not a file: choose another directory")
         if mode == "read" and not (self.path / FILE).is_file():
             raise StoreError(f"there is no study in {self.path}: it has no {FILE}; thrifty run makes one")
         try:
@@ -208,7 +208,7 @@ class Store:
         try:
             return reached(loads(Trial, text), self.path)
         except ValueError as error:
-            raise StoreError(f"a trial in {self.path} is damaged, or of a newer Thrifty: {in_one_line(error)}") from error
+            raise StoreError(f"a trial in {self.path} is damaged, or from a newer Thrifty: {in_one_line(error)}") from error
 
     # -- scores -------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class Store:
         """Append one raw round, as soon as it was measured, so that a killed measurement resumes after it.
 
         Raises:
-            StoreError: that round was kept already: rounds are never overwritten.
+            StoreError: that round was already kept: rounds are never overwritten.
         """
         try:
             text = dumps(values)
@@ -264,7 +264,7 @@ class Store:
         with self._writing() as db:
             if db.execute("SELECT 1 FROM rounds WHERE trial = ? AND what = ? AND round = ?",
                           (utf8(trial), utf8(what), round)).fetchone():
-                raise StoreError(f"round {round} of {what} of trial {trial} was kept already")
+                raise StoreError(f"round {round} of {what} of trial {trial} was already kept")
             db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?, ?)", (utf8(trial), utf8(what), round, now(), text))
 
     def rounds(self, trial: str, what: str = "inference") -> dict[int, dict[str, Any]]:
@@ -308,7 +308,7 @@ class Store:
             raise StoreError(f"there is no study in {self.path} yet: its {FILE} is empty")
         if empty:
             if study is None:
-                raise StoreError(f"{self.path} is a new study: say of which workload and target")
+                raise StoreError(f"{self.path} is a new study: give its workload and target")
             make_durable(db)
             with self._writing():
                 for statement in _SCHEMA.split(";"):
@@ -319,15 +319,15 @@ class Store:
                                [("study", dumps(study)), ("thrifty", version()), ("created", now())])
             return study
         if application != _APPLICATION:
-            raise StoreError(f"{self.path / FILE} is an SQLite file of something else, not a study of Thrifty's; "
-                             "it was left alone: choose another directory")
+            raise StoreError(f"{self.path / FILE} is an SQLite file but not a Thrifty study; "
+                             "it was left untouched: choose another directory")
         if number != FORMAT:
             raise StoreError(
-                f"{self.path} is a study of format {number}, and this Thrifty ({version()}) reads format {FORMAT}; "
+                f"{self.path} is a study of format {number}, but this Thrifty ({version()}) reads format {FORMAT}; "
                 "nothing was changed: use the Thrifty that made it, or choose a new directory"
             )
         if strange := foreign(db, _SCHEMA):
-            raise StoreError(f"{self.path / FILE} holds {strange}, which Thrifty did not make; it was left alone: restore it "
+            raise StoreError(f"{self.path / FILE} holds {strange}, which Thrifty did not make; it was left untouched: restore it "
                              "from a copy")
         if self.mode == "write":
             make_durable(db)
@@ -346,11 +346,11 @@ class Store:
     def _same(self, other: Study) -> None:
         mine = self.study
         if (mine.workload, mine.workload_hash) != (other.workload, other.workload_hash):
-            raise StoreError(f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), and this is "
+            raise StoreError(f"{self.path} is a study of workload {mine.workload} ({mine.workload_hash[:12]}), but this is "
                              f"{other.workload} ({other.workload_hash[:12]}): their trials cannot be compared. The hash covers "
                              "the workload's source and data; use another --study for it")
         if plain(mine.target) != plain(other.target):
-            raise StoreError(f"{self.path} is a study for the target {plainly(mine.target)}, and this is "
+            raise StoreError(f"{self.path} is a study for the target {plainly(mine.target)}, but this is "
                              f"{plainly(other.target)}: their trials cannot be compared; use another --study for it")
 
     def _read(self, query: str, *values: Any) -> list[Any]:
@@ -362,7 +362,7 @@ class Store:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is in the file when it ends, or nothing."""
         if self.mode != "write":
-            raise StoreError(f"{self.path} was opened to read; open it with mode='write' to change it")
+            raise StoreError(f"{self.path} was opened read-only; open it with mode='write' to change it")
         with self._mutex, explained(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:

@@ -46,8 +46,8 @@ def recompute(model: nn.Module, kind: str) -> nn.Module:
     """
     row = list(blocks(model))
     if kind != "none" and not row:
-        raise ThriftyError(f"checkpointing={kind} recomputes rows of equal blocks, and {type(model).__name__} has none of at "
-                           "least three: leave it out, or keep the blocks in an nn.ModuleList or nn.Sequential")
+        raise ThriftyError(f"checkpointing={kind} recomputes sequences of equal blocks, but {type(model).__name__} has none of "
+                           "at least three: remove it, or keep the blocks in an nn.ModuleList or nn.Sequential")
     for block in row:
         vars(block).pop("forward", None)
         if kind != "none":

@@ -62,7 +62,7 @@ class Evaluation:
 @final
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training left.
+    """The result of a training.
 
     Args:
         model: in eval mode, on the CPU.

@@ -85,12 +85,12 @@ class Sequences:
         inputs, target = self._collate([self.dataset[i]])
         inputs = as_inputs(inputs)
         if len(inputs) != 1:
-            raise ThriftyError(f"packing takes token ids as the one input, and these examples have {len(inputs)} "
-                               "inputs: a mask of padding does not say where an example in a row ends; leave packing out")
+            raise ThriftyError(f"packing needs token ids as the only input, but these examples have {len(inputs)} "
+                               "inputs: a padding mask does not say where an example in a row ends; remove packing")
         if not isinstance(target, Tensor) or inputs[0].ndim != 2 or target.shape != inputs[0].shape:
-            raise ThriftyError("packing needs a target for every token, and a batch of one example has inputs "
+            raise ThriftyError("packing needs a target for every token, but a batch of one example has inputs "
                                f"{_shape(inputs[0])} with targets {_shape(target)}: one answer to a whole row, as in "
-                               "classification, would mix its examples; leave packing out")
+                               "classification, would mix its examples; remove packing")
         return inputs[0][0], target[0]
 
     def rows(self, rows: Sequence[Sequence[int]]) -> Batch:
@@ -216,7 +216,7 @@ class PackedLoader:
             least, most = min(lengths), max(lengths)
             which = (f"every example has {most} tokens" if least == most else
                      f"rows of {longest} tokens have {100 * before:.2g}% of padding, packed {100 * after:.2g}%")
-            raise ThriftyError(f"{which}: packing gains nothing; leave it out")
+            raise ThriftyError(f"{which}: packing gains nothing; remove it")
         require_positions(session)
         require_independence(session, self.sequences)
 
@@ -245,8 +245,8 @@ def require_positions(session: Session) -> None:
     """
     if session.forward is call_model and not takes_positions(session.model):
         raise ThriftyError(f"{type(session.model).__name__} takes no position_ids as its second input, so it cannot know "
-                           "where an example in a packed row begins; use a causal language model of transformers, give "
-                           "such a forward, or leave packing out")
+                           "where an example in a packed row begins; use a causal language model of transformers, give its "
+                           "forward such an input, or remove packing")
 
 
 def require_independence(session: Session, sequences: Sequences) -> None:
@@ -271,9 +271,9 @@ def require_independence(session: Session, sequences: Sequences) -> None:
     scale = float(want.norm())
     difference, usual = float((packed - want).norm()), float((beside - want).norm())
     if not difference <= max(ROUNDING * scale, 4 * usual):
-        raise ThriftyError(f"in a packed row {type(session.model).__name__} gives an example other outputs than alone (by "
-                           f"{100 * difference / scale:.2g}%): it attends to or carries over what stands beside it, as "
-                           "recurrent and bidirectional models and learned prefixes do; leave packing out")
+        raise ThriftyError(f"in a packed row {type(session.model).__name__} gives an example different outputs than alone (by "
+                           f"{100 * difference / scale:.2g}%): it attends to or carries over what is beside it, as "
+                           "recurrent and bidirectional models and learned prefixes do; remove packing")
 
 
 def _pair(sequences: Sequences) -> tuple[int, int]:
@@ -296,6 +296,6 @@ def _outputs(session: Session, ids: Tensor, positions: Tensor) -> Tensor:
         for module, flag in training:
             module.training = flag
     if not isinstance(outputs, Tensor) or outputs.shape[:2] != ids.shape:
-        raise ThriftyError("packing needs outputs for every token, [rows, tokens, classes], and "
-                           f"{type(session.model).__name__} gives {_shape(outputs)}; leave packing out")
+        raise ThriftyError("packing needs outputs for every token, [rows, tokens, classes], but "
+                           f"{type(session.model).__name__} gives {_shape(outputs)}; remove packing")
     return outputs.double()

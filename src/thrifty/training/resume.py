@@ -114,10 +114,10 @@ def load(path: Path, identity: str, device: str) -> Progress | None:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         found, told, session, random = (kept[name] for name in ("identity", "told", "session", "random"))
     except Exception as error:  # torch raises many kinds on a file that is none of its own
-        raise ResumeError(f"{path} is no state of a training that can be resumed ({type(error).__name__}): delete it to begin "
-                          "anew") from error
+        raise ResumeError(f"{path} is not a training state that can be resumed ({type(error).__name__}): delete it to start "
+                          "over") from error
     if kept.get("format") != FORMAT or found != identity:
-        raise ResumeError(f"{path} is the state of another training; delete it to begin anew, or train with the same model, "
+        raise ResumeError(f"{path} is the state of another training; delete it to start over, or train with the same model, "
                           f"methods, data and settings:\n  it is of {found}\n  this one is {identity}")
     torch.set_rng_state(random["cpu"])
     if device == "cuda" and random["cuda"]:

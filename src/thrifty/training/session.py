@@ -69,7 +69,7 @@ class TrainingSession(Session):
                  teachers: Teachers | None = None,
                  aside: Callable[[int, int], Iterator[Batch]] | None = None, ranks: Ranks = Alone()) -> None:
         if isinstance(model, DistributedDataParallel):
-            raise ThriftyError("the model is wrapped in DistributedDataParallel, and a session adds the gradients of its ranks "
+            raise ThriftyError("the model is wrapped in DistributedDataParallel, but a session sums the gradients of its ranks "
                                "itself: give the bare model, and ranks=")
         self.methods = _staged(methods)
         self.settings = settings or Train()
@@ -146,8 +146,8 @@ class TrainingSession(Session):
 
     def aside(self, examples: int) -> Iterator[Batch]:
         if self._aside is None:
-            raise ThriftyError("examples are needed apart from the steps: TrainingSession(..., aside=lambda examples, "
-                               "passed: batches), endless batches of so many, the first ``passed`` of them left out")
+            raise ThriftyError("examples are needed besides those of the steps: TrainingSession(..., aside=lambda examples, "
+                               "passed: batches), endless batches of that many examples, skipping the first ``passed``")
         where = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return (moved(batch, where) for batch in self._aside(examples, 0))
 
@@ -254,12 +254,12 @@ class TrainingSession(Session):
             ThriftyError: it is another model's, or other methods' state.
         """
         if sorted(state["methods"]) != sorted(method.name for method in self.methods):
-            raise ThriftyError(f"this state is of a training with {', '.join(state['methods'])}, and this one has "
-                               f"{', '.join(method.name for method in self.methods)}: begin anew, or train with the same")
+            raise ThriftyError(f"this state is from a training with {', '.join(state['methods'])}, but this one has "
+                               f"{', '.join(method.name for method in self.methods)}: start over, or train with the same")
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise ThriftyError(f"this state is of another model: {str(error).splitlines()[-1].strip()}") from error
+            raise ThriftyError(f"this state is from another model: {str(error).splitlines()[-1].strip()}") from error
         self.optimizer.load_state_dict(state["optimizer"])
         self._rates.load_state_dict(state["schedule"])
         self.step_number, self._count_drawn, self._drawn = state["step"], dict(state["drawn"]), {}

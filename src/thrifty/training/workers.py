@@ -74,5 +74,5 @@ def crowded(workers: int, machine: Machine) -> str | None:
     if not workers or machine.ranks * (threads + workers) <= cores():
         return None
     ranks = f", in each of {machine.ranks} ranks," if machine.ranks > 1 else ""
-    return (f"training takes {threads} threads and {workers} loader workers{ranks} and there are {cores()} processors: they wait "
+    return (f"training takes {threads} threads and {workers} loader workers{ranks} but there are {cores()} processors: they wait "
             "for one another; lower loader_workers of the Workload, or give fewer --training-threads")

@@ -88,7 +88,7 @@ def check_data(workload: Workload) -> dict[str, list[int]]:
 def _length(dataset: Any, split: str) -> int:
     if dataset is None or isinstance(dataset, type) or not hasattr(dataset, "__getitem__"):
         kind = f"the class {dataset.__name__}" if isinstance(dataset, type) else f"a {type(dataset).__name__}"
-        raise WorkloadError(f"the {split} set is {kind}, which has no items by number; Thrifty needs map-style datasets with "
+        raise WorkloadError(f"the {split} set is {kind}, which cannot be indexed; Thrifty needs map-style datasets with "
                             "__len__ and __getitem__, so that examples can be compared one by one")
     with part(f"the length of the {split} set"):
         n = length(dataset)
@@ -103,15 +103,16 @@ def _check_item(one: Any, name: str) -> None:
         raise WorkloadError(f"{name} is a {type(one).__name__}{held} and must be a pair (input, target)")
     tensors = [x for x in torch.utils._pytree.tree_leaves(list(one)) if isinstance(x, Tensor) and x.is_floating_point()]
     if any(bool(x.isnan().any()) for x in tensors):
-        raise WorkloadError(f"{name} holds NaN: a model answers it with NaN, and no loss can be learned from; fill or drop it")
+        raise WorkloadError(f"{name} contains NaN: the model would output NaN, and no loss can be learned from that; fill or "
+                            "drop it")
 
 
 def _check_steady_items(dataset: Dataset[Any], split: str, items: dict[int, Any]) -> None:
     for i, one in items.items():
         before, after = leaves(one), leaves(item(dataset, split, i))
         if any(before[path] != after.get(path) for path in before if before[path] is not None):
-            raise WorkloadError(f"item {i} of the {split} set is another one at every look, so that models are not judged on "
-                                "the same examples: leave random augmentation to the train set")
+            raise WorkloadError(f"item {i} of the {split} set changes every time it is read, so models would not be judged on "
+                                "the same examples: use random augmentation in the train set only")
 
 
 def _label(one: Any) -> int | None:
@@ -132,7 +133,7 @@ def _batch(workload: Workload, dataset: Dataset[Any], split: str, n: int) -> Bat
     inputs, target = joined
     if isinstance(inputs, str) or not isinstance(inputs, Tensor | Sequence):
         raise WorkloadError(f"the inputs of a batch are a {type(inputs).__name__} and must be a tensor or a tuple of tensors; "
-                            "where the model takes names, example(n) must return a dictionary too")
+                            "if the model takes keyword arguments, example(n) must return a dictionary too")
     return as_inputs(inputs), target
 
 
@@ -176,7 +177,7 @@ def check_batch_dimension(workload: Workload, model: nn.Module, example: tuple[T
         if x.ndim == y.ndim and moved and 0 not in moved:
             raise WorkloadError(
                 f"example(1) is {list(x.shape)} and example(2) {list(y.shape)} in input {i}: the batch is dimension {moved[0]}, "
-                "and engines take it first: give requests as [n, ...] and transpose in the model's forward (batch_first=True)")
+                "but engines need it first: give requests as [n, ...] and transpose in the model's forward (batch_first=True)")
     with part(f"the model cannot take two examples at once ({_shapes(two)}): it"):
         _check_first(answers(model, example), example)
 
@@ -253,8 +254,8 @@ def check_quality(workload: Workload, model: nn.Module, example: tuple[Tensor, .
     if not isinstance(scores, Scores):
         raise WorkloadError(f"quality must return thrifty.Scores but returned {type(scores).__name__}")
     if scores.statistic is not workload.quality.statistic:
-        raise WorkloadError("quality and its scores name two statistics: what its property `statistic` returns is the fourth of "
-                            "Scores(numerator, denominator, cluster, statistic) too")
+        raise WorkloadError("quality and its scores name different statistics: its property `statistic` must equal the fourth "
+                            "field of Scores(numerator, denominator, cluster, statistic)")
     if not len(scores.numerator):
         raise WorkloadError("quality gave no scores for the validation set")
     _check_labels(workload, answered, labels)
@@ -276,7 +277,7 @@ def _check_inputs(workload: Workload, inputs: Sequence[Any], example: tuple[Tens
         fixed = [d for d in range(1, x.ndim) if d not in varies.get(i, {})] if split not in ("train", UNLABELLED) else []
         if x.ndim != like.ndim or any(x.shape[d] != like.shape[d] for d in fixed):
             raise WorkloadError(f"input {i} is {list(x.shape)} in the {split} set and {list(like.shape)} in example(1): an "
-                                "engine takes the example's sizes, but for the batch; make them alike, or name what "
+                                "engine accepts only the example's sizes, except for the batch; make them equal, or name what "
                                 "varies in `shapes`")
 
 
@@ -301,11 +302,11 @@ def check_loss(workload: Workload, model: nn.Module, example: tuple[Tensor, ...]
     if not (isinstance(given, tuple) and len(given) == 2 and all(isinstance(x, Tensor) and x.numel() == 1 for x in given)):
         held = f"a tuple of {len(given)}" if isinstance(given, tuple) and len(given) != 2 else (
             " and ".join(_what(x) for x in given) if isinstance(given, tuple) else _what(given))
-        raise WorkloadError(f"loss must return (sum, weight), two tensors of one number each, but returned {held}")
+        raise WorkloadError(f"loss must return (sum, weight), two scalar tensors, but returned {held}")
     if not any(p.requires_grad for p in model.parameters()):
         raise WorkloadError("the model has no parameter that can be trained")
     if not given[0].requires_grad:
-        raise WorkloadError("the loss carries no gradient to the model: a detach(), item() or no_grad() stands between them")
+        raise WorkloadError("no gradient flows from the loss to the model: a detach(), item() or no_grad() blocks it")
     with part("the gradient of the loss"):
         given[0].sum().backward()  # type: ignore[no-untyped-call]
 
@@ -322,5 +323,5 @@ def _check_labels(workload: Workload, outputs: Any, labels: Mapping[str, Sequenc
     for split, found in labels.items():
         strange = [x for x in found if not 0 <= x < outputs.shape[1] and x != judges[0].ignore_index]  # type: ignore[union-attr]
         if strange:
-            raise WorkloadError(f"a target of the {split} set is {strange[0]}, and the model's outputs {list(outputs.shape)} are "
-                                f"for classes 0 to {outputs.shape[1] - 1}: give it more outputs, or mend the targets")
+            raise WorkloadError(f"a target of the {split} set is {strange[0]}, but the model's outputs {list(outputs.shape)} are "
+                                f"for classes 0 to {outputs.shape[1] - 1}: give it more outputs, or fix the targets")

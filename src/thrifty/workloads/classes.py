@@ -27,26 +27,26 @@ def paired(judge: str, outputs: Any, target: Any, axis: int | None = None) -> tu
     ((2, 8, 8, 5), (2, 8, 8))
     """
     if not isinstance(outputs, Tensor):
-        raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits: take it out in the "
-                            "model's forward, or give a loss and a quality of your own")
+        raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits: select "
+                            "it in the model's forward, or define your own loss and quality")
     if not isinstance(target, Tensor):
         held = f" of {type(target[0]).__name__}" if isinstance(target, list | tuple) and target else ""
         raise WorkloadError(f"the targets are a {type(target).__name__}{held} and must be a tensor of classes: map names to "
                             "whole numbers in the data set")
     if outputs.shape in (target.shape, (*target.shape, 1)):
         raise WorkloadError(
-            f"the outputs {list(outputs.shape)} hold one number for each target, and {judge}() takes the highest of several "
-            "logits: compare the number itself, by BCEWithLogits() and F1() or AUC() where it decides between two classes, by "
-            "MSE() and RMSE() where it is a quantity; or give the model two outputs")
+            f"the outputs {list(outputs.shape)} have one value for each target, but {judge}() picks the highest of several "
+            "logits: compare the value itself, with BCEWithLogits() and F1() or AUC() if it decides between two classes, with "
+            "MSE() and RMSE() if it is a quantity; or give the model two outputs")
     if target.is_floating_point() or target.is_complex():
-        raise WorkloadError(f"the targets are {str(target.dtype).removeprefix('torch.')}, and {judge}() needs whole numbers: one "
+        raise WorkloadError(f"the targets are {str(target.dtype).removeprefix('torch.')}, but {judge}() needs whole numbers: one "
                             "class each, as int64")
     fits = axes(outputs, target)
     if axis is not None:
         fits = [fit for fit in fits if fit % outputs.ndim == axis % outputs.ndim]
     elif len(fits) == 2 and outputs.ndim == 3:
-        raise WorkloadError(f"outputs {list(outputs.shape)} and targets {list(target.shape)} fit with classes in dimension 1 and "
-                            f"in the last: say which, {judge}(axis=1) or {judge}(axis=-1)")
+        raise WorkloadError(f"outputs {list(outputs.shape)} and targets {list(target.shape)} could have classes in dimension 1 "
+                            f"or in the last: say which, {judge}(axis=1) or {judge}(axis=-1)")
     if not fits:
         raise WorkloadError(
             f"outputs {list(outputs.shape)} and targets {list(target.shape)} do not fit"

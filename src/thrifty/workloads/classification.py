@@ -68,12 +68,12 @@ class Overlap(Batched):
             logits, actual = paired(judge, outputs, target, self.axis)
             predicted, classes = logits.argmax(-1), logits.shape[-1]
         if self.average == "binary" and classes != 2:
-            raise WorkloadError(f'{judge}(average="binary") is for two classes, and there are {classes}: use average="macro"')
+            raise WorkloadError(f'{judge}(average="binary") is for two classes, but there are {classes}: use average="macro"')
         judged = actual != self.ignore_index
         at = torch.arange(len(actual)).reshape(-1, *[1] * (actual.ndim - 1)).expand_as(actual)[judged] * classes
         predicted, actual = predicted[judged], actual[judged].long()
         if len(actual) and not 0 <= int(actual.min()) <= int(actual.max()) < classes:
-            raise WorkloadError(f"targets are {int(actual.min())} to {int(actual.max())}, and {judge}() judges classes 0 to "
+            raise WorkloadError(f"targets are {int(actual.min())} to {int(actual.max())}, but {judge}() judges classes 0 to "
                                 f"{classes - 1}")
 
         def counted(places: Tensor) -> np.ndarray:
@@ -154,7 +154,7 @@ class AUC(Batched):
         found = [self._scored(predict(inputs), target) for inputs, target in self.batches(dataset)]
         scores, targets = (torch.cat(parts).double().numpy() for parts in zip(*found, strict=True))
         if strange := sorted({*np.unique(targets)} - {0.0, 1.0}):
-            raise WorkloadError(f"AUC() is for two classes, 0 and 1, and a target is {strange[0]:g}")
+            raise WorkloadError(f"AUC() is for two classes, 0 and 1, but a target is {strange[0]:g}")
         return Scores(scores, targets, np.arange(len(scores)), area)
 
     def _scored(self, outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,8 @@ class AUC(Batched):
         else:
             z, y = compared("AUC", outputs, target)
         if z.numel() != len(z):
-            raise WorkloadError(f"AUC() ranks examples by one score each, and the targets are {list(y.shape)}: one an example")
+            raise WorkloadError(f"AUC() ranks examples by one score each, but the targets are {list(y.shape)}: give one per "
+                                "example")
         return z.reshape(-1), y.reshape(-1)
 
     def constant(self, dataset: Dataset[Any]) -> float | None:

@@ -109,7 +109,7 @@ class BCEWithLogits(Loss):
 @final
 @dataclass(frozen=True)
 class MSE(Loss):
-    """Sum of (output - target)^2 over all numbers, which are its weight: the mean is torch's ``mse_loss``.
+    """Sum of (output - target)^2 over all elements, whose count is the weight: the mean is torch's ``mse_loss``.
 
     >>> [float(x) for x in MSE()(torch.tensor([[1.0], [4.0]]), ((), torch.tensor([0.0, 2.0])))]
     [5.0, 2.0]
@@ -122,7 +122,7 @@ class MSE(Loss):
 @final
 @dataclass(frozen=True)
 class MAE(Loss):
-    """Sum of |output - target| over all numbers, which are its weight: the mean is torch's ``l1_loss``.
+    """Sum of |output - target| over all elements, whose count is the weight: the mean is torch's ``l1_loss``.
 
     >>> [float(x) for x in MAE()(torch.tensor([[1.0], [4.0]]), ((), torch.tensor([0.0, 2.0])))]
     [3.0, 2.0]
@@ -150,7 +150,7 @@ class Unlabelled(Loss):
     def logits(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if not isinstance(outputs, Tensor):
             raise WorkloadError(f"the outputs are a {type(outputs).__name__} and must be one tensor of logits to be distilled "
-                                "without labels: take it out in the model's forward")
+                                "without labels: select it in the model's forward")
         logits = (outputs.movedim(1, -1) if outputs.dim() == 4 else outputs).flatten(0, -2)
         return logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 

@@ -50,7 +50,7 @@ class Apart:
         try:
             return copy.deepcopy(model)
         except Exception as error:
-            raise WorkloadError(f"model() gives the same {type(model).__name__} at every call, and it cannot be copied "
+            raise WorkloadError(f"model() gives the same {type(model).__name__} in every call, and it cannot be copied "
                                 f"({type(error).__name__}: {error}): make a new one in each call") from error
 
 
@@ -105,10 +105,10 @@ def tensors_of(outputs: Any) -> tuple[Tensor, ...]:
     strange = [x for x in found if not isinstance(x, Tensor)]
     if strange and dataclasses.is_dataclass(strange[0]):
         names = ", ".join(f'"{spec.name}": ...' for spec in dataclasses.fields(strange[0]))
-        raise WorkloadError(f"the model returns the dataclass {type(strange[0]).__name__}, and an engine gives tensors alone: "
+        raise WorkloadError(f"the model returns the dataclass {type(strange[0]).__name__}, but an engine returns only tensors: "
                             f"have forward return a dictionary, {{{names}}}, or a tuple of tensors")
     if strange or not found:
-        raise WorkloadError(f"the model returns {_kind(strange[0] if strange else outputs)}, and an engine gives tensors alone: "
+        raise WorkloadError(f"the model returns {_kind(strange[0] if strange else outputs)}, but an engine returns only tensors: "
                             "have forward return a tensor, a tuple or a dictionary of tensors")
     return tuple(found)
 
@@ -141,10 +141,10 @@ def check_steady(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     moved = [name for name, x in model.named_buffers() if name in before and differ([before[name]], [x])]
     left_on = [name for name, module in model.named_modules() if module.training]
     drawn = sorted(draws.found, key=lambda text: "attention" in text)  # which draws where it drops alone
-    cause = (f"{drawn[0]} draws in eval too: a dropout left on? Give it training=self.training" if drawn
+    cause = (f"{drawn[0]} draws random numbers in eval mode too: a dropout left on? Give it training=self.training" if drawn
              else f"its forward changes the buffer {moved[0]!r}" if moved
              else f"{left_on[0] or 'the model'} is still in training mode after eval()" if left_on
-             else "its forward draws numbers or keeps a state, in eval too")
+             else "its forward draws random numbers or keeps state, in eval mode too")
     raise WorkloadError(f"the model is random: two calls differ; {cause}")
 
 

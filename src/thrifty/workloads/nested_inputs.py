@@ -70,8 +70,8 @@ def flatten(model: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor
     tensors, structure = pytree.tree_flatten((args, kwargs))
     if not tensors or not all(isinstance(x, Tensor) for x in tensors):
         kinds = ", ".join(sorted({type(x).__name__ for x in tensors})) or "nothing"
-        raise FlattenError(f"an example must hold tensors alone but holds {kinds}: give the model what else it needs when it "
-                           "is made")
+        raise FlattenError(f"an example must hold only tensors but holds {kinds}: pass the model anything else when it "
+                           "is constructed")
     return _class(names_of(model, args, kwargs))(model.eval(), structure), tuple(tensors)
 
 

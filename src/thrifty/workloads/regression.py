@@ -18,7 +18,7 @@ from thrifty.workloads.values import compared
 @final
 @dataclass(frozen=True)
 class MeanAbsoluteError(Batched):
-    """Mean of |output - target| over all numbers, as scikit-learn's ``mean_absolute_error``.
+    """Mean of |output - target| over all elements, as scikit-learn's ``mean_absolute_error``.
 
     >>> import torch
     >>> data = torch.utils.data.TensorDataset(torch.tensor([1.0, 4.0]), torch.tensor([0.0, 2.0]))
@@ -42,7 +42,7 @@ class MeanAbsoluteError(Batched):
 @final
 @dataclass(frozen=True)
 class RMSE(Batched):
-    """Square root of the mean of (output - target)^2 over all numbers, as torchmetrics' ``MeanSquaredError(squared=False)``.
+    """Square root of the mean of (output - target)^2 over all elements, as torchmetrics' ``MeanSquaredError(squared=False)``.
 
     For one output it is scikit-learn's ``root_mean_squared_error``, which of several takes the mean of each one's root.
 
@@ -92,7 +92,7 @@ class R2(Batched):
     def __call__(self, predict: Predict, dataset: Dataset[Any]) -> Scores:
         found = list(_pairs(self, predict, dataset))
         if len({y.shape[1] for _, y in found}) > 1:
-            raise WorkloadError("R2() compares each output with its own mean, and examples have different numbers of targets: "
+            raise WorkloadError("R2() compares each output with its own mean, but examples have different numbers of targets: "
                                 "use RMSE() or MeanAbsoluteError()")
         z, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Scores((z - y) ** 2, y - y.mean(0), np.arange(len(y)), determination)

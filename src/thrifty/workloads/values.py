@@ -28,8 +28,8 @@ def compared(judge: str, outputs: Any, target: Any) -> tuple[Tensor, Tensor]:
     """
     for what, found in (("outputs", outputs), ("targets", target)):
         if not isinstance(found, Tensor):
-            raise WorkloadError(f"the {what} are a {type(found).__name__} and {judge}() needs one tensor of numbers: give the "
-                                "workload a forward or a collate that returns one, or a loss and a quality of your own")
+            raise WorkloadError(f"the {what} are a {type(found).__name__} but {judge}() needs one tensor of numbers: give the "
+                                "workload a forward or a collate that returns one, or define your own loss and quality")
     if outputs.shape == target.shape:
         return outputs, target
     if outputs.numel() == target.numel() and tuple(target.shape) in _without_one(outputs):

@@ -77,7 +77,7 @@ class SingleStream(Scenario):
 @final
 @dataclass(frozen=True)
 class Offline(Scenario):
-    """All requests at hand: samples a second, each side at its own best batch within memory."""
+    """All requests available at once: samples per second, each side at its own best batch size within memory."""
 
     name = "Offline"
     max_batch: int = 64

@@ -132,7 +132,7 @@ def test_padding_that_changes_answers_is_refused_before_compiling(tmp_path):
         def forward(self, x):
             return x.mean(1)
 
-    with pytest.raises(LoweringError, match="heeds it"):
+    with pytest.raises(LoweringError, match="applies it"):
         lowered(Tvm(buckets=(4, 8)), Mean(), (torch.randn(1, 3, 2) + 1,), tmp_path, {0: {1: (3, 8)}})
     assert not list(tmp_path.iterdir())
 

@@ -15,9 +15,9 @@ def test_every_quantity_is_read_in_its_unit():
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("", "is no limit"), ("fast", "is no limit"), ("latency=2ms", "is no limit"),
+    ("", "is not a limit"), ("fast", "is not a limit"), ("latency=2ms", "is not a limit"),
     ("joules<=2", "'joules' cannot be limited"),
-    ("latency>=2ms", "the wrong way round: latency is limited by <="), ("throughput<=2/s", "limited by >="),
+    ("latency>=2ms", "the wrong direction: latency is limited by <="), ("throughput<=2/s", "limited by >="),
     ("latency<=2MB", "latency is written 2ms"), ("bytes<=2ms", "bytes is written 40MB"), ("throughput>=5ms", "written 500/s"),
     ("drop<=1%", "drop is written 1pt"), ("latency<=0%", "latency is written"), ("latency<=-1ms", "latency is written"),
     ("latency<=1ms, latency<=2ms", "limited twice"),

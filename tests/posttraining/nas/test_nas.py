@@ -140,13 +140,13 @@ def test_bad_input_is_answered_with_a_way_out():
         Nas("latency<=2MB")
     with pytest.raises(HyperparameterError, match=r"add drop<=1pt"):
         Laboratory().plan(Nas("bytes<=50%", minimize="latency"))
-    with pytest.raises(HyperparameterError, match="a space of one"):
+    with pytest.raises(HyperparameterError, match="a search space of one"):
         Laboratory().plan(Nas(alternatives=(), leave_out=False))
-    with pytest.raises(ThriftyError, match="is no transform"):
+    with pytest.raises(ThriftyError, match="is not a transform"):
         Nas(alternatives=("train(epochs=1)",)).provides  # noqa: B018
     with pytest.raises(ThriftyError, match="matches no module"):
         Laboratory().plan(nas(blocks="body"))
-    with pytest.raises(ThriftyError, match="a block stands in no other"):
+    with pytest.raises(ThriftyError, match="blocks cannot be nested"):
         Laboratory().plan(nas(blocks=r"head|head\.0"))
 
 

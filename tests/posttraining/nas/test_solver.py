@@ -117,7 +117,7 @@ def test_what_cannot_be_chosen_among_is_refused():
         Problem(())
     with pytest.raises(ThriftyError, match="latency is bounded by -1"):
         Problem((np.zeros(2),), (Bound("latency", -1.0, (np.zeros(2),)),))
-    with pytest.raises(ThriftyError, match="other blocks or alternatives"):
+    with pytest.raises(ThriftyError, match="different blocks or alternatives"):
         Problem((np.zeros(2),), (Bound("latency", 1.0, (np.zeros(3),)),))
     with pytest.raises(ThriftyError, match="NaN or infinite"):
         solve(Problem((np.array([0.0, np.nan]),)))

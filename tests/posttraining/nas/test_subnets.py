@@ -16,9 +16,9 @@ from thrifty.recipes.recipe import Recipe
 
 
 @pytest.mark.parametrize(("changes", "says"), [
-    ({"width": "1", "depth": False, "kernel": False}, "a space of one"),
+    ({"width": "1", "depth": False, "kernel": False}, "a search space of one"),
     ({"width": "0.5,2"}, "at most 1"), ({"width": "half"}, "write 0.5,0.75,1"),
-    ({"limits": "latency>=60%"}, "the wrong way round"), ({"trials": 1}, "trials")])
+    ({"limits": "latency>=60%"}, "the wrong direction"), ({"trials": 1}, "trials")])
 def test_hyperparameters_that_make_no_space_are_refused(changes, says):
     with pytest.raises(HyperparameterError, match=says):
         Subnets(**changes)

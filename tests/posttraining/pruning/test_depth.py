@@ -110,7 +110,7 @@ def test_code_that_counts_on_its_blocks_says_so() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.layers[3](self.layers[2](self.layers[1](self.layers[0](x)))))  # type: ignore[no-any-return]
 
-    with pytest.raises(ThriftyError, match="counts on all of its blocks"):
+    with pytest.raises(ThriftyError, match="depends on all of its blocks"):
         Prune(ratio=0.3, structure="blocks")(Named((1.0, 0.1, 1.0, 0.1)), [torch.randn(3, 8)])
     with pytest.raises(NoEffect, match="the smallest block holds"):
         Prune(ratio=0.01, structure="blocks")(Stack((1.0, 1.0)), [torch.randn(3, 8)])

@@ -107,7 +107,7 @@ def test_where_a_configuration_has_no_words_it_is_said() -> None:
     pytest.importorskip("transformers")
     notes: list[str] = []
     Prune(structure="heads", ratio=0.1).plan(shapes.make("bert"), context(shapes.example("bert"), notes))
-    assert "BertModel has no words" in notes[-1]
+    assert "BertModel cannot express" in notes[-1]
 
 
 def test_grouped_queries_leave_with_their_key_and_value_head() -> None:
@@ -119,7 +119,7 @@ def test_grouped_queries_leave_with_their_key_and_value_head() -> None:
 
 def test_code_that_takes_the_size_of_a_head_from_the_width_keeps_its_heads() -> None:
     model = shapes.Deit(classic=True).eval()
-    with pytest.raises(NoEffect, match="own code counts on its width"):
+    with pytest.raises(NoEffect, match="own code depends on its width"):
         Prune(structure="heads", ratio=0.1).plan(model, context(shapes.example("deit")))
     plan = Prune(ratio=0.25, structure="width", round_to=2).plan(model, context(shapes.example("deit")))
     assert any("own code" in why for why in plan.values["left"].values())
@@ -232,7 +232,7 @@ def test_layers_kept_by_name_stay() -> None:
 @pytest.mark.parametrize(("settings", "says"), [
     ({"ratio": 0}, r"ratio must be in \(0, 1\)"), ({"ratio": 1}, "ratio must be in"), ({"ratio": -0.5}, "ratio must be in"),
     ({"criterion": "wanda"}, "structure=channels is ranked by"), ({"structure": "blocks", "criterion": "taylor"}, "ranked by"),
-    ({"structure": "2:4", "ratio": 0.7}, "leave ratio out"), ({"structure": "unstructured", "of": "macs"}, "leave of out"),
+    ({"structure": "2:4", "ratio": 0.7}, "omit ratio"), ({"structure": "unstructured", "of": "macs"}, "omit of"),
     ({"structure": "3:4"}, "structure must be one of"),
 ])
 def test_what_does_not_go_together_is_answered_early(settings: dict[str, Any], says: str) -> None:

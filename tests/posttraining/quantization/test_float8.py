@@ -94,9 +94,9 @@ def test_embeddings_and_what_shares_their_weight_stay_float() -> None:
     found = Quantize("fp8")(model)
     assert type(found.table) is nn.Embedding and found.head.weight is found.table.weight and float8_layers(found) == 2
     assert error(found(ids), model(ids).detach()) < 0.05
-    with pytest.raises(HyperparameterError, match="'head', whose weight an embedding shares"):
+    with pytest.raises(HyperparameterError, match="'head', whose weight is shared with an embedding"):
         Quantize("w8a8", layers={"head": "fp8"})(model, [ids])
-    with pytest.raises(HyperparameterError, match="an embedding, which is held in int8"):
+    with pytest.raises(HyperparameterError, match="an embedding, which is quantized to int8"):
         Quantize("fp8", layers={"table": "fp8"})(model)
 
 
@@ -131,7 +131,7 @@ def test_training_takes_integers_alone() -> None:
 
 
 def test_it_is_quantized_once() -> None:
-    with pytest.raises(ThriftyError, match="layer '3' is quantized already"):
+    with pytest.raises(ThriftyError, match="layer '3' is already quantized"):
         Quantize("fp8")(Quantize("fp8")(net()))
 
 

@@ -122,7 +122,7 @@ def test_nothing_to_choose_for():
 
 
 def test_without_a_workload_it_is_refused():
-    with pytest.raises(HyperparameterError, match="quality of a workload"):
+    with pytest.raises(HyperparameterError, match="workload's quality"):
         Quantize("mixed")(testing.trained(), [torch.randn(8, 1, 12, 12)])
     for settings in ({"algorithm": "gptq"}, {"scheme": "w8a8", "max_drop": 0.5}):
         with pytest.raises(HyperparameterError, match="mixed"):

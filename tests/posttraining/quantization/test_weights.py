@@ -185,10 +185,10 @@ def test_a_bfloat16_rest():
 
 
 @pytest.mark.parametrize(("settings", "says"), [
-    ({"scheme": "w8a8", "algorithm": "gptq"}, "weights alone"),
-    ({"scheme": "w4a16", "algorithm": "smoothquant"}, "integer products"),
-    ({"scheme": "w8a8", "group": 64}, "leave group out"),
-    ({"scheme": "w4a16", "activations": "static"}, "leave activations out"),
+    ({"scheme": "w8a8", "algorithm": "gptq"}, "weight-only schemes"),
+    ({"scheme": "w4a16", "algorithm": "smoothquant"}, "integer schemes"),
+    ({"scheme": "w8a8", "group": 64}, "omit group"),
+    ({"scheme": "w4a16", "activations": "static"}, "omit activations"),
     ({"scheme": "bf16", "layers": {"out": "fp32"}}, "whole model"),
     ({"scheme": "w4a16", "group": 32, "layers": {"qery": "fp32"}}, "nearest: query"),
     ({"scheme": "w4a16", "group": 32, "layers": {"table": "w3a16"}}, "an embedding"),
@@ -216,7 +216,7 @@ def test_convolutions_are_rounded_beside_products():
 
 def test_a_model_that_is_quantized_already():
     quantized = Quantize("w4a16", group=32, layers={"out": "fp32"})(net(), [ids()])
-    with pytest.raises(ThriftyError, match="'table' is quantized already"):
+    with pytest.raises(ThriftyError, match="'table' is already quantized"):
         Quantize("w8a8")(quantized, [ids()])
 
 

@@ -78,7 +78,7 @@ def test_a_sink_that_fails_says_so_once_and_the_others_go_on(tmp_path):
     for event in told():
         logs.hear(event)
     logs.close()
-    assert len(said) == 2 and said[1].startswith("tensorboard logs no more: ") and said[1].endswith("; the study goes on")
+    assert len(said) == 2 and said[1].startswith("tensorboard stopped logging: ") and said[1].endswith("; the study continues")
     assert [call[1] for call in heard.calls if call[0] == "begin"] == ["reference", "aaa", "bbb", "aaa"]
 
 
@@ -101,10 +101,10 @@ def test_where_no_file_can_grow_the_study_goes_on(tmp_path, name, room):
     done = subprocess.run([sys.executable, "-c", FULL, name, tmp_path, str(room)], capture_output=True, text=True, timeout=120,
                           cwd=Path(__file__).parents[3])
     said, end = done.stdout.splitlines()
-    assert said.startswith(f"{name} logs no more: ") and end == "done" and done.returncode == 0
+    assert said.startswith(f"{name} stopped logging: ") and end == "done" and done.returncode == 0
 
 
-@pytest.mark.parametrize("place, words", [("comet", "no sink 'comet'"), ("mlflow:http://host:5000", "stays on this machine")])
+@pytest.mark.parametrize("place, words", [("comet", "no sink 'comet'"), ("mlflow:http://host:5000", "stay on this machine")])
 def test_what_is_no_sink(tmp_path, place, words):
     with pytest.raises(ThriftyError, match=words), log_to(place, study=tmp_path, workload="digits"):
         pass

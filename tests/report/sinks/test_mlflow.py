@@ -54,4 +54,4 @@ def test_a_database_that_goes_away_ends_the_sink_alone(study):
             db.executescript("DROP TABLE metrics; DROP TABLE latest_metrics")
         for event in told():
             hear(event)
-    assert len(said) == 1 and said[0].startswith("mlflow logs no more: ")
+    assert len(said) == 1 and said[0].startswith("mlflow stopped logging: ")

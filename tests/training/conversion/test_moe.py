@@ -125,7 +125,7 @@ def test_what_stays_dense_is_named():
 
 @pytest.mark.parametrize(("given", "says"), [
     ({"experts": 2, "top_k": 3}, "at most all 2"), ({"experts": 1}, "experts must be"), ({"top_k": 0}, "top_k must be"),
-    ({"experts_from": "parts", "drop": 0.5}, "leave drop out"),
+    ({"experts_from": "parts", "drop": 0.5}, "omit drop"),
 ], ids=str)
 def test_bad_hyperparameters_are_refused(given, says):
     with pytest.raises(ThriftyError, match=says):

@@ -339,13 +339,13 @@ def test_a_student_continues_texts_and_learns_what_the_teacher_thinks_of_that() 
 
 @pytest.mark.parametrize("method, model, says", [
     (Distill("none"), lambda: nn.Linear(4, 3), "nothing to distil"),
-    (Distill("jsd", remember="draws"), lambda: nn.Linear(4, 3), "forward divergence alone"),
-    (Distill(remember="outputs", hidden={"0": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), "outputs alone"),
+    (Distill("jsd", remember="draws"), lambda: nn.Linear(4, 3), "forward divergence only"),
+    (Distill(remember="outputs", hidden={"0": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), "only the teacher's outputs"),
     (Distill("embedding", on_policy=0.5), lambda: nn.Linear(4, 3), "divergence of logits"),
-    (Distill(on_policy=1.0), lambda: nn.Linear(4, 3), "token numbers"),
+    (Distill(on_policy=1.0), lambda: nn.Linear(4, 3), "token ids"),
     (Distill(hidden={"missing": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), "the student has no layer 'missing'"),
     (Distill(hidden={"0": "missing"}), lambda: nn.Sequential(nn.Linear(4, 3)), "the teacher has no layer 'missing'"),
-    (Distill(attention={"0": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), r"attention is of \[batch"),
+    (Distill(attention={"0": "0"}), lambda: nn.Sequential(nn.Linear(4, 3)), r"attention needs \[batch"),
     (Distill(attention={"0": "0"}, mask=3), lambda: nn.Sequential(nn.Linear(4, 3)), r"mask=3"),
 ])
 def test_what_cannot_be_distilled_is_told(method, model, says) -> None:
@@ -374,6 +374,6 @@ def test_layers_are_listened_to_in_steps_that_are_not_compiled_nor_packed() -> N
     assert Recipe.parse(str(recipe)) == recipe
     with pytest.raises(RecipeError, match="packed-rows"):
         carry(recipe, frozenset({"module", "float-weights"}))
-    with pytest.raises(ThriftyError, match="leave compiled=True out"):
+    with pytest.raises(ThriftyError, match="remove compiled=True"):
         Setup(Train(Distill(hidden={"inner": "inner"}), compiled=True), texts(), CrossEntropy(),
               teachers=lambda text: Tokens(6)).session(Tokens(4))

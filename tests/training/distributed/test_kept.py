@@ -160,7 +160,7 @@ def test_states_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ResumeError, match="cannot be read"):
             keeper.restore(session, "mine")
         (state / "rest.0.pt").write_bytes(b"nothing")
-        with pytest.raises(ThriftyError, match="no state of a training that can be resumed"):
+        with pytest.raises(ThriftyError, match="not a training state that can be resumed"):
             keeper.restore(session, "mine")
 
 

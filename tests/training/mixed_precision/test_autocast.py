@@ -167,7 +167,7 @@ def test_sophias_estimate_is_unscaled_before_it_is_squared(anywhere) -> None:
 
 @pytest.mark.parametrize("method", [Fp16(), Tf32()], ids=lambda method: method.name)
 def test_a_processor_is_refused_before_anything_runs(method) -> None:
-    with pytest.raises(ThriftyError, match=f"{method.name} runs on cuda and this is cpu"):
+    with pytest.raises(ThriftyError, match=f"{method.name} runs on cuda but this is cpu"):
         TrainingSession(net(), [method], CrossEntropy(), steps=1)
 
 

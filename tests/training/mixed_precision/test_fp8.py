@@ -168,12 +168,12 @@ def test_layers_that_something_else_has_changed_are_left_alone() -> None:
 
 
 def test_processors_and_old_gpus_are_refused_before_anything_runs(monkeypatch) -> None:
-    with pytest.raises(ThriftyError, match="fp8 runs on cuda and this is cpu"):
+    with pytest.raises(ThriftyError, match="fp8 runs on cuda but this is cpu"):
         TrainingSession(Net(), [Fp8()], CrossEntropy(), steps=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
-    with pytest.raises(ThriftyError, match=r"fp8 needs a GPU of compute capability 8.9 or more, and NVIDIA A100 has 8.0: use"):
+    with pytest.raises(ThriftyError, match=r"fp8 needs a GPU of compute capability 8.9 or more, but NVIDIA A100 has 8.0: use"):
         require_device(Fp8(), "cuda")
     require_device(Bf16(), "cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))

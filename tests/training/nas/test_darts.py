@@ -154,9 +154,9 @@ def test_its_state_goes_on_where_it_was():
 def test_hyperparameters_that_do_not_go_together_are_told():
     with pytest.raises(HyperparameterError, match="order=2, weights=norms"):
         searched(Darts(order=2, weights="norms"))
-    with pytest.raises(HyperparameterError, match="anchor is of Dirichlet"):
+    with pytest.raises(HyperparameterError, match="anchor is for Dirichlet"):
         searched(Darts("softmax", anchor=1.0))
-    with pytest.raises(ThriftyError, match="none says into which"):
+    with pytest.raises(ThriftyError, match="none names its node"):
         searched(Darts(edges=True))
     with pytest.raises(ThriftyError, match="has none: use weights=all"):
         fit(easy(), [Darts(weights="norms")], linear_data(), CrossEntropy(), settings=Train(steps=1))

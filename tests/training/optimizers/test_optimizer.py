@@ -56,7 +56,7 @@ def test_matrices_alone_are_decayed_and_the_state_names_its_method(method: Optim
     assert all(decay == (0.25 if p.ndim > 1 else 0.0) for p, decay in held)
     state = session.optimizer.state_dict()
     assert state["made_by"] == method.name
-    with pytest.raises(WrongOptimizer, match=f"this state is another, which {method.name} cannot go on from"):
+    with pytest.raises(WrongOptimizer, match=f"this state is another, which {method.name} cannot resume from"):
         session.optimizer.load_state_dict({**state, "made_by": "another"})
 
 

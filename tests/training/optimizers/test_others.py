@@ -219,7 +219,7 @@ def test_it_learns_keeps_its_state_and_refuses_anothers(method: TrainingMethod) 
         session.step(batch)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    with pytest.raises(WrongOptimizer, match=f"this state is adamw, which {method.name} cannot go on from"):
+    with pytest.raises(WrongOptimizer, match=f"this state is adamw, which {method.name} cannot resume from"):
         second.optimizer.load_state_dict(other.optimizer.state_dict())
 
 

@@ -238,7 +238,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
     adamw, sophia = (TrainingSession(net(), [method], CrossEntropy(), steps=2) for method in (AdamW(), Sophia()))
     for session in (adamw, sophia):
         session.step(batch)
-    with pytest.raises(WrongOptimizer, match="this state is adamw, which sophia cannot go on from"):
+    with pytest.raises(WrongOptimizer, match="this state is adamw, which sophia cannot resume from"):
         sophia.optimizer.load_state_dict(adamw.optimizer.state_dict())
     with pytest.raises(WrongOptimizer, match="this state is sophia, which adamw cannot"):
         adamw.optimizer.load_state_dict(sophia.optimizer.state_dict())

@@ -157,7 +157,7 @@ def test_recipes_refuse_what_cannot_be_adapted() -> None:
     known = frozenset({"module", "float-weights"})
     with pytest.raises(RecipeError, match="lora requires a trained model"):
         carry(Recipe.parse("train(lora)"), known)
-    with pytest.raises(RecipeError, match="float-weights, which quantize before it took away"):
+    with pytest.raises(RecipeError, match="float-weights, which quantize before it removed"):
         carry(Recipe.parse("train(adamw) | quantize(w8a8) | train(lora)"), known)
     with pytest.raises(RecipeError, match="ia3 requires a model without adapters, which lora gives it.*keep one of lora and ia3"):
         carry(Recipe.parse("train(adamw) | train(lora, ia3)"), known)
@@ -166,7 +166,7 @@ def test_recipes_refuse_what_cannot_be_adapted() -> None:
 
 def test_an_adapted_model_is_refused() -> None:
     model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["2"]), mlp())
-    with pytest.raises(ThriftyError, match=r"adapted already \(2 is an adapter's layer\): merge that one first"):
+    with pytest.raises(ThriftyError, match=r"already adapted \(2 is an adapter's layer\): merge that one first"):
         TrainingSession(model, [Lora()], CrossEntropy(), steps=1)
 
 

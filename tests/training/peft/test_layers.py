@@ -55,11 +55,11 @@ def test_a_pattern_without_a_layer_names_the_nearest(targets: str, says: str) ->
 
 
 def test_models_without_a_layer_to_adapt_say_so() -> None:
-    with pytest.raises(ThriftyError, match="has none that it can: name others by targets=..., such as '0'"):
+    with pytest.raises(ThriftyError, match="has none that it can adapt: name others with targets=..., such as '0'"):
         pick(nn.Sequential(nn.Conv2d(1, 2, 3)), "all-linear", (nn.Linear, nn.Conv2d))
     with pytest.raises(ThriftyError, match="train it in full"):
         pick(nn.Sequential(nn.LayerNorm(3)), "all-linear")
-    with pytest.raises(ThriftyError, match=r"itself one Linear: give nn.Sequential\(model\)"):
+    with pytest.raises(ThriftyError, match=r"itself a single Linear: give nn.Sequential\(model\)"):
         pick(nn.Linear(3, 3), "all-linear")
     with pytest.raises(ThriftyError, match="the model has none to match"):
         pick(nn.Sequential(nn.LayerNorm(3)), "x")

@@ -210,12 +210,12 @@ def test_an_average_of_norms_is_left_too() -> None:
 
 
 def test_norms_that_are_not_there_or_cannot_be_told_apart() -> None:
-    with pytest.raises(ThriftyError, match=r"lora\(norms=4\) trains the norms too, and the model has none"):
+    with pytest.raises(ThriftyError, match=r"lora\(norms=4\) trains the norms too, but the model has none"):
         TrainingSession(mlp(), [Lora(norms=4)], CrossEntropy(), steps=1)
     model = nn.Sequential()
     model.add_module("norm", nn.LayerNorm(13))
     model.add_module("prenorm", nn.Linear(13, 5))
-    with pytest.raises(ThriftyError, match="prenorm, which is no norm, ends as one does"):
+    with pytest.raises(ThriftyError, match="prenorm, which is not a norm, ends like one"):
         TrainingSession(model, [Lora(rank=2, norms=4)], CrossEntropy(), steps=1)
     adapted(Lora(rank=2), model)
 

@@ -57,8 +57,8 @@ def test_a_prompt_is_embeddings_before_the_inputs() -> None:
 
 
 def test_other_models_are_refused_with_the_reason() -> None:
-    with pytest.raises(ThriftyError, match="needs a Hugging Face causal language model, and this is Sequential"):
+    with pytest.raises(ThriftyError, match="needs a Hugging Face causal language model, but this is Sequential"):
         TrainingSession(mlp(), [PromptTuning()], CrossEntropy(), steps=1)
     adapted = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), llama())
-    with pytest.raises(ThriftyError, match="adapted already"):
+    with pytest.raises(ThriftyError, match="already adapted"):
         TrainingSession(adapted, [PromptTuning()], CrossEntropy(), steps=1)

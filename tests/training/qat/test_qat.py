@@ -138,7 +138,7 @@ def test_what_was_evaluated_leaves_as_quantize_builds_it(name, scheme, estimator
 def test_its_place_in_a_recipe():
     properties = carry(Recipe.parse("train(adamw) | train(qat(w8a8), steps=3) | compile(openvino)"), testing.TRAINED)
     assert "quantized" in properties and "compiled" in properties
-    with pytest.raises(RecipeError, match="requires float-weights, which qat before it took away"):
+    with pytest.raises(RecipeError, match="requires float-weights, which qat before it removed"):
         carry(Recipe.parse("train(qat(w8a8)) | quantize(w8a8)"), testing.TRAINED)
     with pytest.raises(RecipeError, match="requires float-weights"):
         carry(Recipe.parse("quantize(w8a8) | train(qat(w8a8))"), testing.TRAINED)
@@ -297,7 +297,7 @@ def test_what_quantize_refuses_is_refused():
         Qat("w5a8")
     with pytest.raises(NoEffect, match="nothing to quantize"):
         session(nn.Sequential(nn.Flatten(), nn.LayerNorm(144)), data, Qat("w8a8"))
-    with pytest.raises(ThriftyError, match="is quantized already"):
+    with pytest.raises(ThriftyError, match="is already quantized"):
         session(Quantize()(made("convolutions"), [data.tensors[0]]), data, Qat("w8a8"))
     spoiled = TensorDataset(data.tensors[0] * float("nan"), data.tensors[1])
     with pytest.raises(CalibrationError, match="layer .* saw NaN"):
@@ -309,7 +309,7 @@ def test_what_quantize_refuses_is_refused():
 
 
 def test_a_loop_of_the_users_own_must_show_examples():
-    with pytest.raises(ThriftyError, match="examples are needed apart from the steps.*aside="):
+    with pytest.raises(ThriftyError, match="examples are needed besides those of the steps.*aside="):
         TrainingSession(made("tied"), [Qat("w8a8")], CrossEntropy(), steps=1)
 
 

@@ -56,9 +56,9 @@ def test_code_of_its_own_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-    ("config.json", None, "is no Hugging Face directory"),
+    ("config.json", None, "is not a Hugging Face directory"),
     ("config.json", "{", "config.json is damaged"),
-    ("config.json", "[]", "it holds no object"),
+    ("config.json", "[]", "it is not a JSON object"),
     ("model.safetensors", None, "has no weights"),
 ])
 def test_damaged_ones_are_answered(name: str, content: str | None, words: str, folder: Path) -> None:
@@ -72,8 +72,8 @@ def test_shards_lie_in_the_directory(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}))
     assert weights(folder) == [folder / "model-1.safetensors"]
-    for name, words in (("../bert/model-1.safetensors", "no file of this directory"), ("model-2.safetensors", "is missing"),
-                        ("weights.bin", "no file of this directory")):
+    for name, words in (("../bert/model-1.safetensors", "not a file in this directory"), ("model-2.safetensors", "is missing"),
+                        ("weights.bin", "not a file in this directory")):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(WorkloadError, match=words):
             weights(folder)
@@ -97,7 +97,7 @@ def test_the_hash_follows_what_decides_the_outputs(folder: Path) -> None:
 
 def test_a_damaged_weights_file_is_answered(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(WorkloadError, match="is no safetensors file"):
+    with pytest.raises(WorkloadError, match="is not a safetensors file"):
         digest(folder)
     (folder / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"nope")
     with pytest.raises(WorkloadError, match="its header is damaged"):

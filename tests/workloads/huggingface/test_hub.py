@@ -60,8 +60,8 @@ def test_a_name_that_the_cache_does_not_hold_says_what_to_do(cache: Path) -> Non
     with pytest.raises(WorkloadError) as caught:
         load_workload("org/other", task="causal-lm")
     assert str(caught.value) == (f"there is no directory org/other, and the Hugging Face cache ({cache}) holds no model of that "
-                                 "name. Thrifty fetches nothing: `hf download org/other` does, or give a local directory")
-    with pytest.raises(WorkloadError, match="it is no name of the hub's either"):
+                                 "name. Thrifty downloads nothing: run `hf download org/other`, or give a local directory")
+    with pytest.raises(WorkloadError, match="it is not a Hub name either"):
         load_workload("org/a--b")
     shutil.rmtree(cache / "models--org--tiny-bert" / "snapshots")  # a download that never ended
     with pytest.raises(WorkloadError, match="holds no model of that name"):

@@ -56,7 +56,7 @@ def test_the_shorter_edge_and_the_middle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("given", "words"), [
     ({"size": {"height": 8, "width": 8}, "resample": 1}, "resample 1 is not supported"),
-    ({"size": {"shortest_edge": 8}}, "leaves images of many sizes"),
+    ({"size": {"shortest_edge": 8}}, "leaves images of different sizes"),
     ({"size": {"longest_edge": 8}}, "a size of"),
     ({"size": {"height": 8, "width": 8}, "image_std": [0.1, 0.0, 0.1]}, "image_std must be 3 numbers above 0"),
     ({"size": {"height": 8, "width": 8}, "image_mean": [0.1]}, "image_mean must be 3 numbers"),
@@ -89,14 +89,14 @@ def test_an_image_lies_below_the_data_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(WorkloadError, match="no PNG or JPEG image"):
+    with pytest.raises(WorkloadError, match="not a readable PNG or JPEG image"):
         images.image_path(tmp_path, "a.png")
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.gif")
-    with pytest.raises(WorkloadError, match="no PNG or JPEG image"):
+    with pytest.raises(WorkloadError, match="not a readable PNG or JPEG image"):
         images.image_path(tmp_path, "a.gif")
     whole = picture(tmp_path / "b.png", 40, 40).read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WorkloadError, match="no PNG or JPEG image"):
+    with pytest.raises(WorkloadError, match="not a readable PNG or JPEG image"):
         images.decoded(tmp_path / "b.png", 3)
 
 

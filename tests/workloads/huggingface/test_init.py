@@ -226,7 +226,7 @@ def test_a_label_that_the_model_does_not_have(label: Any, words: str, bert: Path
 
 def test_a_missing_tokenizer_is_answered(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
-    with pytest.raises(WorkloadError, match="has no tokenizer.json; only fast tokenizers are read"):
+    with pytest.raises(WorkloadError, match="has no tokenizer.json; only fast tokenizers are supported"):
         load_workload(str(bert))
 
 
@@ -235,7 +235,7 @@ def test_an_image_outside_or_damaged_is_answered_with_its_line(folders: dict[str
     good = (vit / "data.jsonl").read_text()
     (vit / "images" / "bad.png").write_text("text")
     for name, words in (("../secret.png", "is outside"), ("images/none.png", "there is no image"),
-                        ("images/bad.png", "no PNG or JPEG image")):
+                        ("images/bad.png", "not a readable PNG or JPEG image")):
         (vit / "data.jsonl").write_text(good + json.dumps({"image": name, "label": 0}) + "\n")
         with pytest.raises(WorkloadError, match=rf"data\.jsonl:61: .*{words}.*A right line"):
             load_workload(str(vit))
@@ -243,7 +243,7 @@ def test_an_image_outside_or_damaged_is_answered_with_its_line(folders: dict[str
 
 def test_too_few_documents_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     few = hf_models.pairs(tmp_path / "few.jsonl", 30)
-    with pytest.raises(WorkloadError, match="different documents, among which every query finds its own"):
+    with pytest.raises(WorkloadError, match="different documents, so every query finds its own"):
         load_workload(f"hf:{folders['bert-embedder']}?data={few}")
 
 
@@ -327,13 +327,13 @@ def test_a_body_that_the_weights_lack_is_refused_even_so(folders: dict[str, Path
 
 
 def test_training_that_cannot_be_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match=r"feature-extraction has no loss to be trained by.*distill\(embedding\)"):
+    with pytest.raises(WorkloadError, match=r"feature-extraction has no training loss.*distill\(embedding\)"):
         load_workload(str(folders["bert-embedder"]), train=tmp_path / "pairs.jsonl")
-    with pytest.raises(WorkloadError, match="feature-extraction has no loss to be trained by"):
+    with pytest.raises(WorkloadError, match="feature-extraction has no training loss"):
         load_workload(str(folders["bert-embedder"]), reference="train(adamw)")
     judged = hf_models.write_lines(tmp_path / "judged.jsonl", (
         {"text": hf_models.sentence(i, i % 2), "label": i % 2, "split": ("validation", "test")[i % 3 > 1]} for i in range(9)))
-    with pytest.raises(WorkloadError, match=r"judged\.jsonl has no lines to train with, and train\(adamw\) trains: give some"):
+    with pytest.raises(WorkloadError, match=r"judged\.jsonl has no lines to train with, but train\(adamw\) trains: give some"):
         load_workload(str(folders["bert"]), data=judged, reference="train(adamw)")
 
 

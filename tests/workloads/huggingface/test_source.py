@@ -36,7 +36,8 @@ def test_options_build_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = huggingface.reference("./bert", "text-classification", data)
     assert load_workload(text).source == f"hf:{tmp_path}/bert?task=text-classification&data={data}&tokens=16"
     assert huggingface.reference("digits") == "digits"
-    with pytest.raises(WorkloadError, match="only a Hugging Face directory takes task and train, and there is none at 'digits'"):
+    with pytest.raises(WorkloadError, match="only a Hugging Face directory accepts task and train, but there is none at "
+                                            "'digits'"):
         huggingface.reference("digits", "causal-lm", train="t.jsonl")
 
 
@@ -50,7 +51,7 @@ def test_a_teacher_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     moved, lacks = directory("moved", {"a": 1, "b": 0}), directory("lacks", [["a", -1.0], ["c", -2.0]])
     huggingface.require_same_tokens(same, ours)
     huggingface.require_same_tokens("file.py:workload", ours)
-    with pytest.raises(WorkloadError, match="numbers 'a' 1, and the student's numbers it 0"):
+    with pytest.raises(WorkloadError, match="numbers 'a' 1, but the student's numbers it 0"):
         huggingface.require_same_tokens(moved, ours)
     with pytest.raises(WorkloadError, match="has no 'b'"):
         huggingface.require_same_tokens(lacks, ours)

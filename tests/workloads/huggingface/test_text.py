@@ -109,7 +109,7 @@ def test_equal_documents_are_one(pieces: text.Words) -> None:
 
 
 def test_a_missing_or_damaged_tokenizer_is_answered(tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match=r"has no tokenizer.json; only fast tokenizers are read; make one"):
+    with pytest.raises(WorkloadError, match=r"has no tokenizer.json; only fast tokenizers are supported; convert a slow one"):
         text.words_of(Directory(tmp_path, {}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(WorkloadError, match="tokenizer.json is damaged"):

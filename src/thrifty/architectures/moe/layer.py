@@ -17,7 +17,7 @@ from thrifty.kernels.moe import fits, moe
 
 @final
 class MoE(nn.Module):
-    """Gated feed-forward experts, of which each token passes through few.
+    """Gated feed-forward experts; each token passes through only a few.
 
         y = sum over chosen e of weight_e W_down,e (silu(W_gate,e x) * W_up,e x)    + the shared expert's
 

@@ -81,7 +81,7 @@ class Router(nn.Module):
                  scale: float = 1.0, rate: float = 1e-3) -> None:
         super().__init__()
         if not 1 <= top_k <= experts:
-            raise ThriftyError(f"top_k={top_k} of {experts} experts: a token goes to 1 to {experts} of them")
+            raise ThriftyError(f"top_k={top_k} of {experts} experts: top_k must be 1 to {experts}")
         self.experts, self.top_k, self.score, self.weighting, self.scale, self.rate = (
             experts, top_k, score, weighting, scale, rate)
         self.weight = nn.Parameter(torch.empty(experts, width))

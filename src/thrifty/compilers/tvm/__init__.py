@@ -56,7 +56,7 @@ class Tvm(Compiler):
     card: ClassVar[Card] = Card(
         family="compilers",
         benefit="inference time",
-        trade_off="compile time; machine code that serves one kind of processor; no int8 nor bfloat16",
+        trade_off="compile time; machine code that runs on one kind of processor; no int8 or bfloat16",
         paper='"TVM: an automated end-to-end optimizing compiler for deep learning", Chen et al. 2018, arXiv:1802.04799; '
               '"Relax", Lai et al. 2023, arXiv:2311.02103',
         provides=frozenset({"compiled"}),
@@ -85,7 +85,7 @@ class Tvm(Compiler):
         example = tuple(x.cpu() for x in example)
         for x in (*model.parameters(), *model.buffers(), *example):
             if x.is_floating_point() and x.dtype != torch.float32:
-                raise LoweringError(f"compile(tvm) computes in float32 and the model holds {x.dtype}: convert it with "
+                raise LoweringError(f"compile(tvm) computes in float32 but the model holds {x.dtype}: convert it with "
                                     ".float() first, or use compile(inductor)")
         model, varies = model.cpu(), any(low < high for dims in context.shapes.values() for low, high in dims.values())
         if varies and self.buckets:
@@ -172,4 +172,4 @@ def _write_apart(programs: Sequence[ExportedProgram], taken: Sequence[list[Input
     if done.returncode < 0:
         raise LoweringError(f"TVM's process ended with {signal.Signals(-done.returncode).name}; {instead}")
     if done.returncode:
-        raise LoweringError(f"TVM's process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}; {instead}")
+        raise LoweringError(f"TVM's process exited with {done.returncode} and said: {done.stderr.strip()[-500:]}; {instead}")

@@ -29,7 +29,7 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         [rows, outputs].
 
     Raises:
-        ThriftyError: sizes or precisions that do not fit each other.
+        ThriftyError: sizes or precisions that do not match.
 
     >>> x, weight = torch.randn(5, 3), torch.randn(2, 4, 3)
     >>> y = grouped_linear(x, weight, torch.tensor([2, 5]))
@@ -38,9 +38,9 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     if x.ndim != 2 or weight.ndim != 3 or x.shape[1] != weight.shape[2] or ends.shape != weight.shape[:1]:
         raise ThriftyError(f"x {tuple(x.shape)} [rows, inputs], weight {tuple(weight.shape)} [groups, outputs, inputs] and ends "
-                           f"{tuple(ends.shape)} [groups] do not fit each other")
+                           f"{tuple(ends.shape)} [groups] do not match")
     if x.dtype != weight.dtype:
-        raise ThriftyError(f"x is {x.dtype} and weight {weight.dtype}: give both one precision")
+        raise ThriftyError(f"x is {x.dtype} and weight {weight.dtype}: give both the same precision")
     return _grouped_linear(x, weight, ends)  # type: ignore[no-any-return]
 
 

@@ -59,11 +59,13 @@ def linear_divergence(hidden: Tensor, weight: Tensor, taught: Tensor, teaching: 
     rows, lessons = hidden.reshape(-1, hidden.shape[-1]), taught.detach().reshape(-1, taught.shape[-1])
     counts = torch.ones(len(rows), dtype=torch.bool, device=hidden.device) if valid is None else valid.reshape(-1).bool()
     if not len(rows) == len(lessons) == len(counts) or weight.shape[1:] != rows.shape[1:]:
-        raise ThriftyError(f"hidden {tuple(hidden.shape)} and taught {tuple(taught.shape)} must be of the same places, and so "
-                           f"{len(counts)} of valid, with a weight of {hidden.shape[-1]} columns, which is {tuple(weight.shape)}")
+        raise ThriftyError(f"hidden {tuple(hidden.shape)}, taught {tuple(taught.shape)} and valid ({len(counts)} positions) must "
+                           f"have the same positions, and weight must have {hidden.shape[-1]} columns but is "
+                           f"{tuple(weight.shape)}")
     if len(weight) != len(teaching) or teaching.shape[1:] != lessons.shape[1:]:
-        raise ThriftyError(f"the student's head {tuple(weight.shape)} and the teacher's {tuple(teaching.shape)} must be over one "
-                           f"vocabulary, and the teacher's have {taught.shape[-1]} columns: cut what only pads the larger one")
+        raise ThriftyError(f"the student's head {tuple(weight.shape)} and the teacher's {tuple(teaching.shape)} must share one "
+                           f"vocabulary, and the teacher's must have {taught.shape[-1]} columns: cut what only pads the larger "
+                           "one")
     if low == torch.float64:
         return naive.linear_divergence(rows, weight, lessons, teaching.detach(), counts, kind, temperature, beta)
     part = fused.rows_at_once(len(rows), len(weight), low.itemsize, logits_bytes)

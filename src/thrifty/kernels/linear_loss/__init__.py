@@ -50,11 +50,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor, *, igno
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     rows, labels = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
     if len(labels) != len(rows) or weight.shape[1] != rows.shape[1]:
-        raise ThriftyError(f"hidden {tuple(hidden.shape)} wants targets {tuple(hidden.shape[:-1])} and a weight of "
+        raise ThriftyError(f"hidden {tuple(hidden.shape)} needs targets {tuple(hidden.shape[:-1])} and a weight of "
                            f"{hidden.shape[-1]} columns, but got {tuple(target.shape)} and {tuple(weight.shape)}")
     if float8 and (len(rows) % 16 or rows.shape[1] % 16 or len(weight) % 16):
-        raise ThriftyError(f"products in 8 bits want multiples of 16, but hidden is {tuple(rows.shape)} and weight "
-                           f"{tuple(weight.shape)}: pad them, or leave float8 out")
+        raise ThriftyError(f"8-bit matrix multiplications need multiples of 16, but hidden is {tuple(rows.shape)} and weight "
+                           f"{tuple(weight.shape)}: pad them, or remove float8")
     if low == torch.float64:
         return naive.linear_cross_entropy(rows, weight, labels, ignore_index)
     part = fused.part_rows(len(rows), len(weight), low.itemsize, logits_bytes)
@@ -86,7 +86,7 @@ def scaled(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The gradients that a forward pass left, times what comes from above: in their own place, for they are as large as the
     weight, and handed over, so that they become the parameter's without a copy. A second pass back finds none."""
     if ctx.gradients is None:
-        raise ThriftyError("the gradients of this loss were handed over in the first pass back: compute the loss anew")
+        raise ThriftyError("the gradients of this loss were released in the first backward pass: compute the loss again")
     (by_hidden, by_weight), ctx.gradients = ctx.gradients, None
     return (by_hidden.mul_(upstream).to(ctx.kinds[0]) if ctx.for_hidden else None,
             by_weight.mul_(upstream).to(ctx.kinds[1]) if ctx.for_weight else None)

@@ -42,7 +42,7 @@ def mamba2_step(zxbcdt: Tensor, conv: Tensor, state: Tensor, weight: Tensor, bia
     batch, heads, width, size = state.shape
     channels = heads * width + 2 * groups * size
     if zxbcdt.shape != (batch, channels + heads * width + heads) or conv.shape != (batch, weight.shape[1] - 1, channels):
-        raise ThriftyError(f"a state {tuple(state.shape)} of {groups} groups wants an input [{batch}, "
+        raise ThriftyError(f"a state {tuple(state.shape)} of {groups} groups needs an input [{batch}, "
                            f"{channels + heads * width + heads}] and a convolution's state [{batch}, {weight.shape[1] - 1}, "
                            f"{channels}], but got {tuple(zxbcdt.shape)} and {tuple(conv.shape)}")
     found: Tensor = _step(zxbcdt, conv, state, weight, bias, dt_bias, A, D, norm, groups, *limits, eps)

@@ -45,7 +45,7 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
               "C": (C, (batch, length, size)), "D": (D, (width,)), "initial": (initial, (batch, width, size))}
     for name, (given, shape) in wanted.items():
         if given is not None and given.shape != shape:
-            raise ThriftyError(f"x {tuple(x.shape)} and A {tuple(A.shape)} want {name} {shape}, but it is {tuple(given.shape)}")
+            raise ThriftyError(f"x {tuple(x.shape)} and A {tuple(A.shape)} need {name} {shape}, but it is {tuple(given.shape)}")
     dt = dt if dt.dtype == torch.float64 else dt.float()
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return parallel.scan(x, dt, A, B, C, D, initial)

@@ -104,10 +104,10 @@ def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | N
            offsets: Tensor | None) -> None:
     batch, length, heads, width = x.shape
     if dt.shape != x.shape[:3] or A.shape != (heads,) or (D is not None and D.shape != (heads,)):
-        raise ThriftyError(f"x {tuple(x.shape)} wants dt {tuple(x.shape[:3])} and A and D of {heads} heads, but got dt "
+        raise ThriftyError(f"x {tuple(x.shape)} needs dt {tuple(x.shape[:3])} and A and D of {heads} heads, but got dt "
                            f"{tuple(dt.shape)}, A {tuple(A.shape)}, D {None if D is None else tuple(D.shape)}")
     if B.shape != C.shape or B.shape[:2] != (batch, length) or heads % B.shape[2]:
-        raise ThriftyError(f"x {tuple(x.shape)} wants B and C [{batch}, {length}, groups, n] whose groups divide its {heads} "
+        raise ThriftyError(f"x {tuple(x.shape)} needs B and C [{batch}, {length}, groups, n] with groups that divide its {heads} "
                            f"heads, but got {tuple(B.shape)} and {tuple(C.shape)}")
     if offsets is not None and batch != 1:
         raise ThriftyError(f"offsets mark the sequences of one row, but x has {batch}: join the rows first")

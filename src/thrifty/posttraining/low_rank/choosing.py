@@ -77,7 +77,7 @@ def choose(layers: Layers, context: Context, ratio: float, by: str, step: int) -
     if not layers.options:
         raise NoEffect("low_rank finds nothing to factorize: no nn.Linear or nn.Conv2d with a weight of its own "
                        f"becomes smaller by a rank of {step} or a multiple of it; lower round_to, or "
-                       "leave low_rank out")
+                       "remove low_rank")
     if by == "latency":
         return _by_latency(layers, context, ratio)
     lost = _losses(layers, context) if by == "loss" else {}
@@ -142,8 +142,8 @@ def _losses(layers: Layers, context: Context) -> dict[str, float]:
 def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ranks]:
     """Ranks that bring the model's measured seconds down by the ratio; layers of one geometry are timed once."""
     if context.time is None:
-        raise ThriftyError("low_rank(ranks=latency) needs a clock, which a method alone does not have: use it in a recipe, or "
-                           "choose ranks=energy or loss")
+        raise ThriftyError("low_rank(ranks=latency) needs timing, which a method on its own does not have: use it in a recipe, "
+                           "or choose ranks=energy or loss")
     inputs = _inputs(layers, context)
     timed: dict[Any, float] = {}
 
@@ -174,8 +174,8 @@ def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ran
     most, goal = held - sum(int(c.parameters.min()) for c in choices), int(np.ceil(ratio * whole))
     if most < goal:
         raise ThriftyError(f"low_rank(ratio={ratio:g}, ranks=latency): factoring saves at most {max(most, 0) / whole:.3f} of "
-                           "this model's seconds here (layers that no rank makes faster stay); choose a smaller ratio, or leave "
-                           "low_rank out")
+                           "this model's time here (layers that no rank makes faster stay); choose a smaller ratio, or "
+                           "remove low_rank")
     return _chosen(found, allocate(choices, held - goal))
 
 

@@ -31,7 +31,7 @@ from thrifty.recipes.transform import Plan, Transform
 @final
 @dataclass(frozen=True)
 class LowRank(Transform):
-    """Replace weights by products of thinner ones, the ranks chosen over the whole model at once.
+    """Replace weights with products of smaller factors, with ranks chosen over the whole model at once.
 
     - ``nn.Linear`` and 1x1 ``nn.Conv2d``, W [m, n]: W' = U_k Sigma_k V_k^T S^-1 with U Sigma V^T = svd(W S) and
       S S^T = X X^T, X [n, rows] what the layer reads in calibration: the best W' of rank k for the layer's outputs.
@@ -74,7 +74,7 @@ class LowRank(Transform):
     card: ClassVar[Card] = Card(
         family="low-rank",
         benefit="inference time",
-        trade_off="quality, in part won back by training again; nothing is gained above the break-even rank",
+        trade_off="quality, partly recovered by retraining; no gain above the break-even rank",
         paper='"SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression", Wang et '
               'al. 2024, arXiv:2403.07378; "Compression of Deep Convolutional Neural Networks for Fast and Low Power '
               'Mobile Applications", Kim et al. 2015, arXiv:1511.06530; "Language Model Compression with Weighted Low-Rank '

@@ -61,11 +61,11 @@ def transforms(text: str) -> list[Transform]:
     """
     phases = list(Recipe.parse(text))
     if not phases:
-        raise ThriftyError("an alternative is a recipe's text with at least one transform, and here is an empty one; the "
-                           "block as it is is always among them")
+        raise ThriftyError("an alternative must be a recipe's text with at least one transform, but one is "
+                           "empty; the unchanged block is always among them")
     if strange := [str(phase) for phase in phases if not isinstance(phase, Transform)]:
-        raise ThriftyError(f"{strange[0]} is no transform, and a block is changed by transforms alone: after each, it learns by "
-                           "distillation for a few steps")
+        raise ThriftyError(f"{strange[0]} is not a transform, and only transforms can change a block: after each, it is "
+                           "distilled for a few steps")
     return [phase for phase in phases if isinstance(phase, Transform)]
 
 

@@ -50,8 +50,8 @@ def names(model: nn.Module, pattern: str = "") -> list[str]:
             raise ThriftyError(f"blocks={pattern!r} matches no module of the model, which has {some}, ...")
         nested = [(a, b) for a in found for b in found if b.startswith(f"{a}.")]
         if nested:
-            raise ThriftyError(f"blocks={pattern!r} matches {nested[0][0]} and {nested[0][1]} within it: a block stands in no "
-                               "other; make the pattern narrower")
+            raise ThriftyError(f"blocks={pattern!r} matches {nested[0][0]} and {nested[0][1]} inside it: blocks cannot be "
+                               "nested; make the pattern narrower")
         return found
     found = list(_walked(model, ""))
     while len(found) == 1 and (inner := list(_walked(model.get_submodule(found[0]), f"{found[0]}."))):

@@ -107,7 +107,7 @@ def _best(table: Table, limits: Sequence[Limit], minimize: str, own: Whole) -> C
     if best is None:
         raise out_of_reach(everything, limits, table.own, lambda whole: ", ".join(
             f"{block} {name}" for block, name in zip(table.blocks, whole.names, strict=True)))
-    why = "" if best is not own else "the model as it is keeps to the limits, and nothing that does is better"
+    why = "" if best is not own else "the model as it is meets the limits, and nothing better does"
     return Chosen(table, best.names, best, why)
 
 
@@ -135,7 +135,7 @@ def out_of_reach(everything: Sequence[Whole], limits: Sequence[Limit], own: Row,
     says = ", ".join(f"{limit.what} {shown(limit.what, nearest.row.shown(limit.what))} (asked: "
                      f"{shown(limit.what, limit.absolute(own.shown(limit.what)))}, as it is: "
                      f"{shown(limit.what, own.shown(limit.what))})" for limit in limits)
-    return OutOfReach(f"no choice among the alternatives keeps to the limits; the nearest has {says}: {told(nearest)}; ask for "
+    return OutOfReach(f"no choice among the alternatives meets the limits; the nearest has {says}: {told(nearest)}; ask for "
                       "less, or give more alternatives")
 
 
@@ -154,7 +154,7 @@ def _no_gain(table: Table, limits: Sequence[Limit], minimize: str) -> str:
     for what in wanted(table.own, limits, minimize):
         saved = sum(max(0.0, -float(column.min())) for column in table.additive(what))
         if saved <= GAIN * table.base(what):
-            return (f"no measured gain: no alternative of any block saves {what} worth the name (together "
+            return (f"no measured gain: no alternative of any block saves a significant amount of {what} (together "
                     f"{100 * saved / max(table.base(what), 1e-30):.1f}% of {shown(what, table.own.shown(what))})")
     return ""
 

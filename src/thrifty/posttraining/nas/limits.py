@@ -63,12 +63,13 @@ def read(text: str) -> tuple[Limit, ...]:
 def _one(text: str) -> Limit:
     match = re.fullmatch(r"([a-z]+)\s*(<=|>=)\s*(.+)", text)
     if not match:
-        raise ThriftyError(f"{text!r} is no limit: write latency<=2ms, bytes<=40%, memory<=64MB, throughput>=500/s or drop<=1pt")
+        raise ThriftyError(f"{text!r} is not a limit: write latency<=2ms, bytes<=40%, memory<=64MB, throughput>=500/s or "
+                           "drop<=1pt")
     what, sign, amount = match[1], match[2], match[3].strip()
     if what not in (*MOST, *LEAST):
-        raise ThriftyError(f"{what!r} cannot be limited; what can: {', '.join((*MOST, *LEAST))}")
+        raise ThriftyError(f"{what!r} cannot be limited; these can: {', '.join((*MOST, *LEAST))}")
     if (sign == ">=") != (what in LEAST):
-        raise ThriftyError(f"{text!r} is the wrong way round: {what} is limited by {'>=' if what in LEAST else '<='}")
+        raise ThriftyError(f"{text!r} has the wrong direction: {what} is limited by {'>=' if what in LEAST else '<='}")
     if share := re.fullmatch(rf"{NUMBER}\s*%", amount):
         if not float(share[1]) > 0 or what == "drop":
             raise ThriftyError(f"{text!r}: {what} is written {UNITS[what]}")

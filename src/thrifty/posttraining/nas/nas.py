@@ -38,7 +38,7 @@ ALTERNATIVES = (
 @final
 @dataclass(frozen=True)
 class Nas(Transform):
-    """Choose, for each block of a trained model, one of its alternatives, all together and by what they measurably cost.
+    """Choose, for each block of a trained model, one of its alternatives, all together, by their measured costs.
 
     1. Alternatives of a block are made by the transforms of the recipes in ``alternatives``, applied to the block alone; float
        ones then learn for a few steps to give what the block gave, on what it read.
@@ -86,7 +86,7 @@ class Nas(Transform):
     card: ClassVar[Card] = Card(
         family="nas",
         benefit="inference time",
-        trade_off="the search: every alternative is made, scored and timed; quality, in part won back by training again",
+        trade_off="the search: every alternative is built, scored and timed; quality, partly recovered by retraining",
         paper='"Puzzle: Distillation-Based NAS for Inference-Optimized LLMs", Bercovich et al. 2024, arXiv:2411.19146; '
               '"Once-for-All", Cai et al. 2019, arXiv:1908.09791',
         needs=frozenset({"calibration"}),
@@ -96,12 +96,12 @@ class Nas(Transform):
     def _check(self) -> None:
         """Refuse hyperparameters that do not go together."""
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in self._limits):
-            raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop the least {self.minimize} is a "
-                                      "model that answers nothing; add drop<=1pt to limits")
+            raise HyperparameterError(f"nas(minimize={self.minimize}): without a limit on drop, the smallest {self.minimize} "
+                                      "comes from a useless model; add drop<=1pt to limits")
         if self.judge == "outputs" and any(limit.what == "drop" for limit in self._limits):
-            raise HyperparameterError("nas(judge=outputs): drop is a drop of quality; judge by both, or leave the limit out")
+            raise HyperparameterError("nas(judge=outputs): drop is a drop in quality; use judge=both, or remove the limit")
         if not self.alternatives and not self.leave_out:
-            raise HyperparameterError("nas(alternatives=()): a space of one has nothing to choose; give alternatives, or "
+            raise HyperparameterError("nas(alternatives=()): a search space of one has nothing to choose; give alternatives, or "
                                       "leave_out=True")
 
     @property
@@ -135,8 +135,8 @@ class Nas(Transform):
         self._check()
         limited = {limit.what for limit in self._limits}
         if "drop" in limited and context.score is None:
-            raise ThriftyError(f"nas(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is at "
-                               "hand here: run it as a phase of a recipe, or limit something else")
+            raise ThriftyError(f"nas(limits={self.limits!r}): the drop is judged by a workload's quality, and there is no "
+                               "workload here: run it as a phase of a recipe, or limit something else")
         require(self.engine, self.name, context)
         texts = (*self.alternatives, *((LEFT_OUT,) if self.leave_out else ()))
         settings = Settings(texts, self.blocks, self.engine, self.judge, self.steps if not context.rehearsal else 1, self.seconds,

@@ -95,7 +95,7 @@ class Sampling:
             self._outputs = Outputs(space.model, held_out)
         self._quality = self._scored_whole()
         if context.time is None:
-            context.progress("nothing is timed here: the bytes of a model stand for its latency")
+            context.progress("nothing is timed here: a model's bytes are used in place of its latency")
         self._own = Whole((), self._stopwatch.row("as it is", space.model))
         self._made: dict[tuple[str, ...], Made] = {(): AS_IT_IS}
         self._wholes: dict[tuple[str, ...], Whole] = {(): self._own}
@@ -237,7 +237,7 @@ class Sampling:
         best = within(everything, self.limits, self._own.row, lambda row: table.figure(row, self.minimize))
         if best is None:
             raise out_of_reach(everything, self.limits, self._own.row, lambda whole: ", ".join(whole.names) or "as it is")
-        why = "the model as it is keeps to the limits, and nothing that does is better" if best is self._own else ""
+        why = "the model as it is meets the limits, and nothing better does" if best is self._own else ""
         return Found(table, best, self._made[best.names], why, refused)
 
     def _no_gain(self, table: Table) -> str:
@@ -246,7 +246,8 @@ class Sampling:
         for what in wanted(self._own.row, self.limits, self.minimize):
             own = self._own.row.of(what)
             if own - min(whole.row.of(what) for whole in table.wholes) <= GAIN * own:
-                return f"no measured gain: no subnet saves {what} worth the name, of {shown(what, self._own.row.shown(what))}"
+                return (f"no measured gain: no subnet saves a significant amount of {what}, out of "
+                        f"{shown(what, self._own.row.shown(what))}")
         return ""
 
     def _key(self, *parts: str) -> str:

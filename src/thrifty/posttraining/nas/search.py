@@ -86,7 +86,7 @@ class Search:
             assert score is not None
             self._quality = float(self.context.recall(key, lambda: {"quality": score(self.model, key=key)})["quality"])
         if self.context.time is None:
-            self.context.progress("nothing is timed here: the bytes of a block stand for its latency")
+            self.context.progress("nothing is timed here: a block's bytes are used in place of its latency")
         own = self._stopwatch.row(AS_IT_IS, self.model)
         rows: dict[str, tuple[Row, ...]] = {}
         refused: dict[str, dict[str, str]] = {}

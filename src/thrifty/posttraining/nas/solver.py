@@ -79,9 +79,9 @@ class Problem:
         sizes = [len(values) for values in self.loss]
         for bound in self.bounds:
             if bound.most <= 0:
-                raise ThriftyError(f"{bound.name} is bounded by {bound.most:g}, and a bound is above 0")
+                raise ThriftyError(f"{bound.name} is bounded by {bound.most:g}, but a bound must be above 0")
             if [len(values) for values in bound.costs] != sizes or (bound.peaks and [len(v) for v in bound.peaks] != sizes):
-                raise ThriftyError(f"{bound.name} has costs of other blocks or alternatives than the losses are of")
+                raise ThriftyError(f"{bound.name} has costs for different blocks or alternatives than the losses")
         if not sizes or min(sizes) < 1:
             raise ThriftyError("there is nothing to choose: give at least one block, each with one alternative or more")
 
@@ -130,7 +130,7 @@ def solve(problem: Problem, seconds: float = SECONDS) -> Solution:
     """
     for values in (*problem.loss, *(v for bound in problem.bounds for v in (*bound.costs, *bound.peaks))):
         if not np.isfinite(values).all():
-            raise ThriftyError("a loss or a cost is NaN or infinite: leave that alternative out")
+            raise ThriftyError("a loss or a cost is NaN or infinite: remove that alternative")
     kept = [_undominated(problem, i) for i in range(len(problem.loss))]
     small = _restricted(problem, kept)
     found = _solved(small, seconds)

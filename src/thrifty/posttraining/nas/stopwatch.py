@@ -87,7 +87,7 @@ class Stopwatch:
         except (SearchBudgetSpent, OutOfTime):
             raise
         except Exception as failed:  # whatever an exporter or a backend raises on this module
-            return {"refused": f"{self._engine} does not take it: {reason(failed)}"}
+            return {"refused": f"{self._engine} cannot compile it: {reason(failed)}"}
 
     def _clock(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str) -> float:
         if self._context.time is None:  # nothing is timed here: what is held and multiplied stands for it

@@ -36,9 +36,9 @@ def shares(text: str) -> tuple[float, ...]:
     try:
         found = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
-        raise ThriftyError(f"{text!r} are no shares: write 0.5,0.75,1") from error
+        raise ThriftyError(f"{text!r} are not shares: write 0.5,0.75,1") from error
     if not all(0 < share <= 1 for share in found):
-        raise ThriftyError(f"{text!r}: a share of channels is above 0 and at most 1")
+        raise ThriftyError(f"{text!r}: a share of channels must be above 0 and at most 1")
     return tuple(share for share in found if share < 1)
 
 
@@ -97,7 +97,7 @@ class Subnets(Transform):
     card: ClassVar[Card] = Card(
         family="nas",
         benefit="inference time",
-        trade_off="the search: every subnet is made, scored and timed whole; quality, in part won back by training again",
+        trade_off="the search: every subnet is built, scored and timed whole; quality, partly recovered by retraining",
         paper='"Once-for-All: Train One Network and Specialize it for Efficient Deployment", Cai et al. 2019, arXiv:1908.09791; '
               '"BigNAS", Yu et al. 2020, arXiv:2003.11142',
         needs=frozenset({"calibration"}),
@@ -109,14 +109,14 @@ class Subnets(Transform):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (shares(self.width) or self.depth or self.kernel):
-            raise HyperparameterError("subnets(width=1, depth=False, kernel=False): a space of one has nothing to choose; let "
-                                      "one of them differ")
+            raise HyperparameterError("subnets(width=1, depth=False, kernel=False): a search space of one has nothing to choose; "
+                                      "let one of them vary")
 
     def _check(self) -> None:
         """Refuse hyperparameters that do not go together."""
         if self.minimize != "loss" and not any(limit.what == "drop" for limit in limiting.read(self.limits)):
-            raise HyperparameterError(f"subnets(minimize={self.minimize}): without a limit on drop the least {self.minimize} is "
-                                      "a model that answers nothing; add drop<=1pt to limits")
+            raise HyperparameterError(f"subnets(minimize={self.minimize}): without a limit on drop, the smallest {self.minimize} "
+                                      "comes from a useless model; add drop<=1pt to limits")
 
     @property
     def timed(self) -> bool:
@@ -133,8 +133,8 @@ class Subnets(Transform):
         self._check()
         limits = limiting.read(self.limits)
         if context.score is None and any(limit.what == "drop" for limit in limits):
-            raise ThriftyError(f"subnets(limits={self.limits!r}): the drop is judged by the quality of a workload, and none is "
-                               "at hand here: run it as a phase of a recipe, or limit something else")
+            raise ThriftyError(f"subnets(limits={self.limits!r}): the drop is judged by a workload's quality, and there is "
+                               "no workload here: run it as a phase of a recipe, or limit something else")
         require(self.engine, self.name, context)
         model = copy.deepcopy(model).eval()
         bake(model)
@@ -143,7 +143,7 @@ class Subnets(Transform):
         if space.left:
             context.progress(f"these stay as they are: {told(space.left)}")
         if space.size == 1:
-            why = "there are no subnets: no block can be left out, no group of channels is wide enough, no kernel can be cropped"
+            why = "there are no subnets: no block can be removed, no group of channels is wide enough, no kernel can be cropped"
             context.progress(f"unchanged: {why}")
             return Plan({**AS_IT_IS.values, "unchanged": why, "chosen": [], "table": None, "left": space.left, "refused": {}})
         sampling = Sampling(space, limits, self.minimize, self.engine, self.steps, self.seconds, context)

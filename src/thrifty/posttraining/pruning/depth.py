@@ -214,14 +214,14 @@ def depth(model: nn.Module, context: Context, ratio: float) -> dict[str, Any]:
         if change and isinstance(kinds, list) and len(kinds) > max(kept):
             change["layer_types"] = [kinds[i] for i in kept]
     values = {"blocks": stays, "config": config, "measures": measures,
-              "left": {block.name: "it is missed more than those that leave" for block in found if block not in gone}}
+              "left": {block.name: "removing it would cost more than removing others" for block in found if block not in gone}}
     shown = next(iter(context.calibration()), context.example)
     with torch.no_grad():
         small = build(copy.deepcopy(model), values)
         with skipped(model, [block.name for block in gone]):
             if not agree(small, model, shown):
-                raise ThriftyError("prune(structure=blocks): the model's code counts on all of its blocks, so none can be left "
-                                   "out; use structure=channels, heads or width")
+                raise ThriftyError("prune(structure=blocks): the model's code depends on all of its blocks, so none can be "
+                                   "removed; use structure=channels, heads or width")
     return values
 
 

@@ -99,8 +99,8 @@ def experts(model: nn.Module, context: Context, ratio: float) -> dict[str, Any]:
     """
     found = mixtures(model)
     if not found:
-        raise NoEffect("prune(structure=experts) finds nothing to remove: no module holds experts in tensors of three "
-                       "dimensions, and one router")
+        raise NoEffect("prune(structure=experts) finds nothing to remove: no module holds experts in three-dimensional "
+                       "tensors, with one router")
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     each = [sum(sizes[name] for name in one.tensors) / one.experts for one in found]
     total, most = sum(sizes.values()), max(one.experts for one in found)
@@ -140,8 +140,8 @@ def _check(model: nn.Module, context: Context, found: Sequence[Mixture], kept: S
     attributes.tell(small, {(name, key): value for name, key, value in values["told"]})
     with torch.no_grad():
         if not agree(small, Closed(model, found, kept), shown):
-            raise ThriftyError("prune(structure=experts): the model's own code counts on the number of its experts, or its "
-                               "router is no plain product; use structure=channels, which narrows every expert")
+            raise ThriftyError("prune(structure=experts): the model's own code depends on the number of its experts, or its "
+                               "router is not a plain matrix multiplication; use structure=channels, which narrows every expert")
 
 
 @final

@@ -10,7 +10,7 @@ Dims = list[np.ndarray]
 """A tensor's labels: one int64 array a dimension, as long as the dimension; DATA where it is none of a weight's."""
 
 DATA: Final = 0
-KEPT_DATA = "inputs and what is computed from them alone keep their size"
+KEPT_DATA = "inputs and what is computed only from them keep their size"
 
 
 def data(length: int) -> np.ndarray:

@@ -133,7 +133,7 @@ def _candidates(model: nn.Module, left: dict[str, str], keep: Collection[str]) -
         elif owners[id(weight)] > 1:
             left[name] = "its weight is another layer's too"
         elif getattr(module, "groups", 1) > 1 or getattr(module, "padding_mode", "zeros") != "zeros":
-            left[name] = "its channels are grouped, or it pads with something else than zeros"
+            left[name] = "its channels are grouped, or it pads with something other than zeros"
         else:
             found.append((name, module))
     return found
@@ -147,7 +147,7 @@ def is_transposed(module: nn.Module) -> bool:
 def _divides(name: str, layer: nn.Module, period: int, left: dict[str, str]) -> bool:
     width = to_matrix(layer).shape[1]
     if width % period or width < period:
-        left[name] = f"{width} inputs are no multiple of {period}"
+        left[name] = f"{width} inputs are not a multiple of {period}"
     return width % period == 0
 
 

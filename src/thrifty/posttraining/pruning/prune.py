@@ -84,7 +84,7 @@ class Prune(Transform):
     card: ClassVar[Card] = Card(
         family="pruning",
         benefit="inference time",
-        trade_off="quality, in part won back by training again; zeros alone make nothing faster here",
+        trade_off="quality, partly recovered by retraining; zeros alone make nothing faster here",
         paper='"Pruning Filters for Efficient ConvNets", Li et al. 2016, arXiv:1608.08710; "DepGraph: Towards Any '
               'Structural Pruning", Fang et al. 2023, arXiv:2301.12900; "ShortGPT", Men et al. 2024, arXiv:2403.03853; "A Simple '
               'and Effective Pruning Approach for Large Language Models", Sun et al. 2023, arXiv:2306.11695; "SparseGPT", '
@@ -102,10 +102,10 @@ class Prune(Transform):
         if ":" in self.structure:
             kept, period = map(int, self.structure.split(":"))
             if self.ratio not in (0.5, 1 - kept / period):
-                raise HyperparameterError(f"prune(ratio={self.ratio!r}): structure={self.structure!r} removes "
-                                          f"{1 - kept / period:g}; leave ratio out")
+                raise HyperparameterError(f"prune(ratio={self.ratio!r}): structure={self.structure!r} always removes "
+                                          f"{1 - kept / period:g}; omit ratio")
         if self.of == "macs" and self.structure not in KINDS:
-            raise HyperparameterError(f"prune(of={self.of!r}): structure={self.structure} is counted in parameters; leave of out")
+            raise HyperparameterError(f"prune(of={self.of!r}): structure={self.structure} is counted in parameters; omit of")
 
     @property
     def provides(self) -> frozenset[str]:
@@ -189,5 +189,5 @@ class Prune(Transform):
 def _report_config(method: Prune, model: nn.Module, plan: Plan, context: Context) -> None:
     """Say where a configuration cannot say what the model has become."""
     if attributes.configurations(model) and (odd := attributes.misfits(method.build(copy.deepcopy(model), plan))):
-        context.progress(f"the configuration of {odd[0]} has no words for these sizes: what it alone says makes another model, "
+        context.progress(f"the configuration of {odd[0]} cannot express these sizes: it would build a different model, "
                          "so keep Thrifty's artifact or checkpoint")

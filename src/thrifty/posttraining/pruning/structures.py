@@ -25,7 +25,7 @@ KINDS: Mapping[str, frozenset[Kind]] = {
     "width": frozenset({"channels", "heads", "residual"}),
 }
 """{structure: kinds of groups that it removes channels of}."""
-FIXED = "the model's own code counts on its width"
+FIXED = "the model's own code depends on its width"
 
 
 @final
@@ -193,7 +193,7 @@ def _left(model: nn.Module, found: Dependencies, stays: Mapping[Place, list[int]
             if i is None:
                 why = found.kept.get(place)
             elif found.groups[i].kind not in kinds:
-                why = f"it leaves with structure={found.groups[i].kind}"
+                why = f"it is removed with structure={found.groups[i].kind}"
             else:
                 why = FIXED if i in fixed else "it is as narrow as it may be, or loses nothing at this ratio"
             if why:

@@ -57,7 +57,7 @@ def widths(found: Dependencies, usable: Collection[int], scores: Sequence[np.nda
     terms = found.macs if goal.of == "macs" else found.parameters
     total = _total(terms, {})
     if not total:
-        raise ThriftyError(f"prune(of={goal.of}): the model multiplies nothing that is known; use of=parameters")
+        raise ThriftyError(f"prune(of={goal.of}): the model has no multiplications that can be counted; use of=parameters")
 
     def kept(levels: Mapping[int, int]) -> dict[int, int]:
         return {i: options[u][level] for u, level in levels.items() if level for i in units[u]}
@@ -76,7 +76,7 @@ def widths(found: Dependencies, usable: Collection[int], scores: Sequence[np.nda
     if most < goal.ratio and round(most, 3) < goal.ratio:
         raise ThriftyError(f"prune(ratio={goal.ratio:g}): at most {most:.3f} of this model's {goal.of} can be "
                            f"removed (the rest belongs to inputs, outputs, embeddings, to what another structure removes, or to "
-                           f"widths of {goal.round_to} and less); choose a ratio up to {np.floor(most * 100) / 100:g}")
+                           f"widths of {goal.round_to} or less); choose a ratio up to {np.floor(most * 100) / 100:g}")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if removed(after(middle)) <= goal.ratio else (low, middle)

@@ -89,13 +89,13 @@ class Assigned:
 
 GROWN = "scales would outweigh what is saved"
 PROJECTED = "it has projections"
-PADDED = "its padding is no row of numbers of zeros"
+PADDED = "its padding row is not zeros"
 WIDE = "integer convolutions are of float32"
 FLOAT8 = "float8 is for linear layers"
 LIGHT = "a small table"
 RENORMED = "its rows are scaled as they are looked up"
-RECURRENT = "of recurrent layers weights alone are quantized"
-SHARED = "an embedding shares its weight, and float8 would be a second table"
+RECURRENT = "only the weights of recurrent layers are quantized"
+SHARED = "an embedding shares its weight, and float8 would need a second table"
 
 
 def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
@@ -119,7 +119,7 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
     found: dict[str, Any] = dict(model.named_modules())
     already = next((name for name, module in found.items() if isinstance(module, QUANTIZED)), None)
     if already is not None:
-        raise ThriftyError(f"layer {already!r} is quantized already: quantize once, from the float model")
+        raise ThriftyError(f"layer {already!r} is already quantized: quantize once, from the float model")
     free = {name: module for name, module in found.items() if name not in kept}
     kinds = {"convolution": [name for name, m in free.items() if graphs.is_convolution(m)],
              "recurrent": [name for name, m in free.items() if rounding.is_recurrent(m)],
@@ -152,8 +152,8 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
         elif chosen is not None and chosen.activations == "int8":
             convolutions[name] = chosen.bits
         elif chosen is not None and chosen.activations == "float8" and name in own:
-            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, and float8 is "
-                                      f"for linear layers: give it w8a8, w8a16 or {FLOAT}")
+            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a convolution, but float8 is "
+                                      f"for linear layers only: give it w8a8, w8a16 or {FLOAT}")
         elif chosen is not None and chosen.activations == "float":
             round_alone(name, chosen)
         elif chosen is not None:
@@ -161,8 +161,8 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
     for name in kinds["recurrent"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and name in own and (chosen.activations != "float" or found[name].proj_size):
-            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a recurrent layer, of which "
-                                      f"weights alone are quantized, and none with proj_size: give it {FLOAT}"
+            raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, a recurrent layer: only its "
+                                      f"weights can be quantized, and not with proj_size: give it {FLOAT}"
                                       + ("" if found[name].proj_size else ", w8a16, w4a16 or w3a16"))
         if chosen is None:
             continue
@@ -178,8 +178,8 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
         bits = chosen.bits if table is None else 8
         if chosen.activations == "float8" and id(found[name].weight) in looked_up:
             if name in own:
-                raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, whose weight an embedding "
-                                          f"shares: beside it, float8 would be a second table; give it w8a16 or {FLOAT}")
+                raise HyperparameterError(f"quantize(layers={{...: {chosen.name}}}) matches {name!r}, whose weight is shared "
+                                          f"with an embedding: float8 would need a second table; give it w8a16 or {FLOAT}")
             left[name] = SHARED
         elif _grows(found[name], chosen, bits, group):
             left[name] = GROWN
@@ -204,7 +204,7 @@ def _matched(names: list[str], layers: Mapping[str, str], kept: Mapping[str, str
                 continue
             if name is not None:
                 raise HyperparameterError(f"quantize(layers={{{pattern!r}: {scheme}}}) matches {name!r}, which stays float: "
-                                          f"{kept[name]}; give it {FLOAT}, or leave it out")
+                                          f"{kept[name]}; give it {FLOAT}, or remove it")
             ends = {name.rpartition(".")[2]: name for name in reversed(names)}
             near = [ends[end] for word in re.findall(r"\w+", pattern) for end in difflib.get_close_matches(word, ends, n=2)]
             near = near or difflib.get_close_matches(pattern, names, n=3, cutoff=0) or names[:3]
@@ -217,8 +217,8 @@ def _matched(names: list[str], layers: Mapping[str, str], kept: Mapping[str, str
 
 def _embedding(name: str, scheme: str) -> bool:
     if scheme not in ("w8a8", "w8a16", FLOAT):
-        raise HyperparameterError(f"quantize(layers={{...: {scheme}}}) matches {name!r}, an embedding, which is held in int8 "
-                                  f"rows or not at all: give it w8a16 or {FLOAT}")
+        raise HyperparameterError(f"quantize(layers={{...: {scheme}}}) matches {name!r}, an embedding, which is quantized to "
+                                  f"int8 rows or not at all: give it w8a16 or {FLOAT}")
     return scheme != FLOAT
 
 

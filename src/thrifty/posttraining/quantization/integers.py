@@ -66,7 +66,7 @@ def folded(model: nn.Module, context: Context) -> Any:
     graphs.fold(graph)
     off = graphs.reproduces(graph, model, inputs)
     if off > FAITHFUL:
-        context.progress("taken as it is, without a graph: the traced one gives something else "
+        context.progress("used as it is, without a graph: the traced one gives different outputs "
                          + (f"(off by {off:.2g})" if off < math.inf else "or cannot run"))
         return None
     return graph

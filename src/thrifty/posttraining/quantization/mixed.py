@@ -105,8 +105,8 @@ def decide(model: nn.Module, quantize: Uniform, max_drop: float, context: Contex
     exact = folded(model, context)
     schemes = _alternatives(model, quantize, context)
     if not any(schemes.values()):
-        raise NoEffect("quantize(mixed) found nothing to choose a scheme for: the model has no float nn.Linear, nn.Conv1d or "
-                       "nn.Conv2d that it is for, beside those that layers={...} names")
+        raise NoEffect("quantize(mixed) found nothing to choose a scheme for: the model has no float nn.Linear, nn.Conv1d "
+                       "or nn.Conv2d that it supports, besides those named in layers={...}")
     key = f"sensitivity of {CANDIDATES} beside {dict(quantize.layers)}, group {quantize.group}"
     context.progress(f"sensitivities of {len(set().union(*schemes.values()))} layers")
     table = from_json(context.recall(key, lambda: to_json(sensitivity(exact, schemes, split(context)[1]))))
@@ -128,7 +128,7 @@ def decide(model: nn.Module, quantize: Uniform, max_drop: float, context: Contex
             context.progress("mixed: " + ", ".join(f"{name} {scheme}" for name, scheme in mixture.items()))
             return Plan({**plan.values, "mixed": mixture, "sensitivity": to_json(table)}, plan.tensors)
     raise NoEffect(f"quantize(mixed, max_drop={max_drop:g}): no layer can be quantized without losing more on validation; allow "
-                   "more, or leave quantize out")
+                   "more, or remove quantize")
 
 
 def folded(model: nn.Module, context: Context) -> nn.Module:

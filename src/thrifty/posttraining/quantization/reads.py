@@ -50,8 +50,9 @@ class Reads:
             raise CalibrationError(f"layer {name!r} saw the constant 0 only: calibrate with real inputs, or quantize with "
                                    "algorithm=hqq, which needs none")
         if rows < LEAST_ROWS:
-            raise CalibrationError(f"layer {name!r} saw {rows} rows of calibration data and needs {LEAST_ROWS} at the very "
-                                   "least, hundreds to be of use: give more, or quantize with algorithm=hqq, which needs none")
+            raise CalibrationError(f"layer {name!r} saw {rows} rows of calibration data and needs {LEAST_ROWS} at the "
+                                   "very least, hundreds to be useful: give more, or quantize with algorithm=hqq, which needs "
+                                   "none")
         return Reads(moment, size / rows, rows)
 
 
@@ -86,5 +87,5 @@ def unreached(names: Iterable[str]) -> CalibrationError:
     """The error of layers that no calibration data came to."""
     name, *others = names
     return CalibrationError(f"layer {name!r}{f' and {len(others)} more' if others else ''} saw no calibration data: it is not "
-                            "reached by the model's forward, or the data is empty; leave it out with layers={...: fp32}, or "
+                            "reached by the model's forward, or the data is empty; exclude it with layers={...: fp32}, or "
                             "quantize with algorithm=hqq, which needs none")

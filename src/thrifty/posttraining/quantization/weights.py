@@ -80,8 +80,8 @@ def _solved(name: str, weight: Tensor, grid: Grid, moment: Tensor) -> Grouped:
                  for ratio in (1.0, clips(weight, moment, grid.bits, grid.group))]
     except NotDefinite as error:
         raise CalibrationError(
-            f"layer {name!r}: {error}, so that GPTQ cannot solve for its weight; calibrate with more and other examples, "
-            "quantize with algorithm=awq or hqq, or leave the layer out with layers={...: fp32}") from error
+            f"layer {name!r}: {error}, so GPTQ cannot solve for its weight; calibrate with more and different examples, "
+            "quantize with algorithm=awq or hqq, or exclude the layer with layers={...: fp32}") from error
     return min(found, key=lambda tried: output_error(weight, tried.dequantized(), moment))
 
 

@@ -48,7 +48,7 @@ function buildBars() {
   fill(
     "bars",
     ...BARS.flatMap(barRow),
-    element("label", { for: "minimise" }, "and then the least"),
+    element("label", { for: "minimise" }, "and then minimize"),
     select(
       "minimise",
       Object.entries(MINIMISED).map(([key, { label }]) => [key, label]),
@@ -89,7 +89,7 @@ function keeping({ nearest, misses }) {
   if (!nearest) return null;
   if (misses.length)
     return misses.every((key) => key === "drop" && state.limits.drop >= 0)
-      ? `no trial meets this, and it does: ${asked()}`
+      ? `no trial meets this, but it does: ${asked()}`
       : null;
   return `no trial that meets this is significantly ${state.minimise === "inference" ? "faster" : "better and no slower"}: ${asked()}`;
 }
@@ -151,7 +151,7 @@ function drawAnswer() {
       element(
         "p",
         { class: "note" },
-        "Trials of several environments are compared here, whose speeds may not be comparable: choose one at the chart.",
+        "Trials from several environments are compared here, and their speeds may not be comparable: choose one at the chart.",
       ),
     searchText(),
   );

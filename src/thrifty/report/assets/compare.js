@@ -37,10 +37,10 @@ function drawCompared() {
     OTHER.rows.length
       ? element(
           "div",
-          { class: "wide", tabindex: 0, role: "region", "aria-label": "Recipes that both have" },
+          { class: "wide", tabindex: 0, role: "region", "aria-label": "Recipes in both studies" },
           plainTable(
-            "Recipes that both have",
-            [["trial"], ["speed-up", true], ["there", true], ["difference"], ["drop", true], ["there", true], ["recipe"]],
+            "Recipes in both studies",
+            [["trial"], ["speedup", true], ["there", true], ["difference"], ["drop", true], ["there", true], ["recipe"]],
             OTHER.rows.map((row) => [
               BY_ID.has(row.id) ? link(BY_ID.get(row.id)) : row.id,
               speed(row.speedup.this),

@@ -34,7 +34,7 @@ async function copy(text) {
     document.execCommand("copy");
     box.remove();
   }
-  say("The command was copied.");
+  say("Command copied.");
 }
 
 function lineage(row) {
@@ -72,8 +72,8 @@ function ablation(row) {
           "div",
           { class: "scroll", tabindex: 0 },
           plainTable(
-            "The same recipe, one phase left out",
-            [["without"], ["trial"], ["drop", true], ["speed-up", true]],
+            "The same recipe without one phase",
+            [["without"], ["trial"], ["drop", true], ["speedup", true]],
             found,
           ),
         ),
@@ -108,7 +108,7 @@ function figuresOf(row) {
           ? `p50 ${seconds(inference.latency_seconds.p50)}, p90 ${seconds(inference.latency_seconds.p90)} (${inference.scenario}, ${inference.precision || "precision not measured"})`
           : NOT_MEASURED,
       ],
-      ["speed-up", inference ? `${figureText(row, "speedup")} ${inference.speedup.verdict}` : NOT_MEASURED],
+      ["speedup", inference ? `${figureText(row, "speedup")} ${inference.speedup.verdict}` : NOT_MEASURED],
       [
         "over compiled",
         inference && inference.speedup_over_compiled.value != null
@@ -196,7 +196,7 @@ function drawDetail() {
     ...(row.trial.ledger.length
       ? [
           element("h4", {}, "Its cost, as if alone"),
-          element("div", { class: "scroll", tabindex: 0 }, spentTable(row.trial.ledger, "By kind, the dearest first")),
+          element("div", { class: "scroll", tabindex: 0 }, spentTable(row.trial.ledger, "By kind, most expensive first")),
         ]
       : []),
   );

@@ -12,14 +12,14 @@ function ratio(found) {
   return found && interval(found.value, found.low, found.high);
 }
 
-// The share of a request's time at the baseline: 1 / speed-up, what `thrifty.frontier.best` makes small.
+// The share of a request's time at the baseline: 1 / speedup, what `thrifty.frontier.best` makes small.
 function relativeTime(trial) {
   const found = trial.inference && trial.inference.speedup;
   if (!found || !(found.value > 0)) return null;
   return interval(1 / found.value, found.high && 1 / found.high, found.low && 1 / found.low);
 }
 
-// Only ratios have intervals: that of the latency is the speed-up's, about the latency.
+// Only ratios have intervals: that of the latency is the speedup's, about the latency.
 function latency(trial) {
   if (!trial.inference) return null;
   const { value, low, high } = trial.inference.speedup;
@@ -71,8 +71,8 @@ const FIGURES = {
     reference: (trials) => median(trials.map((trial) => trial.inference && trial.inference.baseline_seconds)),
   },
   speedup: {
-    label: "speed-up",
-    title: "speed-up over eager fp32",
+    label: "speedup",
+    title: "speedup over eager fp32",
     log: true,
     suffix: "×",
     text: times,
@@ -80,8 +80,8 @@ const FIGURES = {
     read: (trial) => trial.inference && ratio(trial.inference.speedup),
   },
   compiled: {
-    label: "speed-up over compiled",
-    title: "speed-up over compiled fp32",
+    label: "speedup over compiled",
+    title: "speedup over compiled fp32",
     log: true,
     suffix: "×",
     text: times,
@@ -90,7 +90,7 @@ const FIGURES = {
   },
   training: {
     label: "training",
-    title: "all that was paid before serving",
+    title: "total cost before serving",
     less: true,
     log: true,
     suffix: "s",
@@ -119,7 +119,7 @@ const FIGURES = {
   },
   throughput: {
     label: "throughput",
-    title: "examples a second",
+    title: "examples per second",
     log: true,
     text: (value) => `${significant(value)}/s`,
     read: (trial) => trial.inference && interval(trial.inference.throughput_per_second),

@@ -22,7 +22,7 @@ function drawImportance() {
   const found = STUDY.importance;
   const figures = [
     ["speedup", "among the fastest quarter"],
-    ["quality", "among the quarter that loses least quality"],
+    ["quality", "among the quarter that loses the least quality"],
   ].filter(([key]) => found && Object.keys(found[key]).length);
   by("importance-section").hidden = !figures.length;
   fill(
@@ -31,7 +31,7 @@ function drawImportance() {
     element(
       "p",
       { class: "note" },
-      "Each method's share in what sets those trials apart from all of them (PED-ANOVA), whether it stands in the recipe and with which settings. " +
+      "Each method's share in what sets those trials apart from all of them (PED-ANOVA): whether it is in the recipe, and with which settings. " +
         "It says which choices matter, not in which direction.",
     ),
   );

@@ -78,7 +78,7 @@ function buildAxes() {
   ];
   const intervals = [
     ["all", "all"],
-    ["front", "of the front and the chosen"],
+    ["front", "on the front and the chosen"],
     ["none", "none"],
   ];
   const places = [["", "all, not comparable"], ...[...letters].map(([key, letter]) => [key, `environment ${letter}`])];
@@ -99,7 +99,7 @@ function buildAxes() {
           select("environment", places, "", { onchange: (event) => change({ environment: event.target.value }) }),
         )
       : null,
-    element("button", { type: "button", class: "push", onclick: reset }, "Reset the zoom"),
+    element("button", { type: "button", class: "push", onclick: reset }, "Reset zoom"),
   );
 }
 

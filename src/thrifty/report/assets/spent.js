@@ -74,7 +74,7 @@ function drawFailures() {
     element(
       "p",
       { class: "note" },
-      lines.length ? "Every run that failed, those too that succeeded later; each opens to its reason." : "No run failed.",
+      lines.length ? "Every run that failed, including those that succeeded later; open one to see its reason." : "No run failed.",
     ),
     ...lines,
   );

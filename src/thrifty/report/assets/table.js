@@ -228,8 +228,8 @@ function buildTableControls() {
   fill(
     "table-controls",
     labelled("select", filter),
-    element("button", { type: "button", id: "clear", onclick: clear }, "Clear the selection"),
-    labelled("requests a day", perDay),
+    element("button", { type: "button", id: "clear", onclick: clear }, "Clear selection"),
+    labelled("requests per day", perDay),
     element(
       "button",
       { type: "button", id: "csv", class: "push", onclick: () => download("trials.csv", "text/csv", csv()) },

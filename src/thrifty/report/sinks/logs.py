@@ -52,9 +52,9 @@ def log_to(*places: str, study: str | os.PathLike[str], workload: str,
 def _read(place: str, study: Path) -> tuple[type[Sink], Path]:
     name, _, where = place.partition(":")
     if name not in SINKS:
-        raise ThriftyError(f"there is no sink {name!r} to log to; there are {', '.join(SINKS)}, as in --log tensorboard:runs/")
+        raise ThriftyError(f"there is no sink {name!r} to log to; known: {', '.join(SINKS)}, as in --log tensorboard:runs/")
     if "://" in place:
-        raise ThriftyError(f"{place} is an address, and what is logged stays on this machine: name a directory, as in "
+        raise ThriftyError(f"{place} is a URL, but logs stay on this machine: name a directory, as in "
                            f"--log {name}:runs/")
     try:
         kind = getattr(importlib.import_module(f"thrifty.report.sinks.{name}"), SINKS[name])
@@ -124,7 +124,7 @@ class Logs:
                     call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                self._say(f"{sink.name} logs no more: {in_one_line(error)}; the study goes on")
+                self._say(f"{sink.name} stopped logging: {in_one_line(error)}; the study continues")
 
 
 def both(*listeners: Listener) -> Listener:

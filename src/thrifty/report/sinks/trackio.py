@@ -34,7 +34,7 @@ class TrackioSink(Sink):
         from trackio import utils
 
         if Path(utils.TRACKIO_DIR) != where.resolve():
-            raise ThriftyError(f"trackio was imported before, and logs to {utils.TRACKIO_DIR} in this process")
+            raise ThriftyError(f"trackio was already imported, and logs to {utils.TRACKIO_DIR} in this process")
 
     def begin(self, run: str, recipe: str) -> None:
         import trackio

@@ -28,7 +28,7 @@ CLOSE = 1e-4
 @final
 @dataclass(frozen=True)
 class Moe(Transform):
-    """Replace feed-forward networks by mixtures of experts that begin as what the networks are.
+    """Replace feed-forward networks with mixtures of experts that start out equal to them.
 
     - ``experts_from="copies"`` (sparse upcycling): every expert is a copy. A token's weights sum to 1, so that the outputs are
       the dense model's at the start; with ``drop``, a share of each copy's hidden units begins anew instead, which sets experts
@@ -67,7 +67,7 @@ class Moe(Transform):
     card: ClassVar[Card] = Card(
         family="architectures",
         benefit="training time",
-        trade_off="the memory of experts that a token does not pass through; compiled engines compute all of them",
+        trade_off="memory for experts that a token does not use; compiled engines compute all of them",
         paper='"Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints", Komatsuzaki et al. 2022, '
               'arXiv:2212.05055; "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", Wang et al. 2024, '
               'arXiv:2408.15664',
@@ -83,7 +83,7 @@ class Moe(Transform):
                                       f"{self.experts} experts; lower top_k")
         if self.drop and self.experts_from == "parts":
             raise HyperparameterError(f"moe(drop={self.drop:g}, experts_from=parts): parts differ already, and dropping units "
-                                      "of them would lose what they know; leave drop out")
+                                      "of them would lose what they know; omit drop")
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Decide which networks become mixtures.
@@ -105,8 +105,8 @@ class Moe(Transform):
             context.progress(f"left dense: {told(left)}")
         if not found:
             why = f" ({told(left)})" if left else ""
-            raise NoEffect("moe found no feed-forward network to make a mixture of: linear layers with nothing between them but "
-                           f"functions of single numbers, whose leaving layer matches {self.networks!r}{why}")
+            raise NoEffect("moe found no feed-forward network to convert to a mixture: linear layers with only "
+                           f"elementwise functions between them, whose last layer matches {self.networks!r}{why}")
         draw = torch.Generator().manual_seed(context.seed)
         routers = {network.down: 0.02 * torch.randn(self.experts, _linear(model, network.ups[0]).in_features, generator=draw)
                    for network in found}
@@ -124,7 +124,7 @@ class Moe(Transform):
         try:
             got = tensors_of(trial(*example))
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError) as error:
-            return f"the model's code takes its width for granted: {str(error).splitlines()[0] if str(error) else error!r}"
+            return f"the model's code depends on its width: {str(error).splitlines()[0] if str(error) else error!r}"
         want = tensors_of(model(*example))
         near = all(torch.allclose(a.double(), b.double(), rtol=0, atol=CLOSE * max(float(b.abs().max()), 1e-30))
                    for a, b in zip(got, want, strict=True) if b.numel() and b.is_floating_point())

@@ -24,7 +24,7 @@ from thrifty.training.conversion.alignment import align, attentions, converted, 
 @final
 @dataclass(frozen=True)
 class Ssm(Transform):
-    """Replace layers of attention by Mamba-2 that begins as they are: C from the queries, B from the keys, x from the values.
+    """Replace attention layers with Mamba-2 layers that start from them: C from the queries, B from the keys, x from the values.
 
     1. Each new layer is trained to give what its attention gives, on what the model lets that read: ``steps`` steps, all
        layers side by side, the model itself standing still.
@@ -55,7 +55,7 @@ class Ssm(Transform):
     card: ClassVar[Card] = Card(
         family="architectures",
         benefit="inference time",
-        trade_off="quality, of generation more than of likelihood, in part won back by distillation; nothing is gained at short "
+        trade_off="quality, of generation more than of likelihood, partly recovered by distillation; no gain at short "
                   "contexts",
         paper='"The Mamba in the Llama", Wang et al. 2024, arXiv:2408.15237; "Transformers to SSMs", Bick et al. 2024, '
               "arXiv:2408.10189",
@@ -73,7 +73,7 @@ class Ssm(Transform):
         layers = attentions(model)
         if not layers:
             raise NoEffect(f"ssm finds no attention in {type(model).__name__} that it can replace (it replaces "
-                           "thrifty.architectures.attention.Attention of plain linear layers); leave ssm out, or put it before "
+                           "thrifty.architectures.attention.Attention with plain linear layers); remove ssm, or put it before "
                            "what changes them")
         kept = math.ceil(self.keep_attention * len(layers) - 1e-9)
         if kept == len(layers):
@@ -95,7 +95,7 @@ class Ssm(Transform):
         for name in plan.values["layers"]:
             if name not in found:
                 raise ThriftyError(f"the plan replaces the attention {name}, which this model does not have: it was made for "
-                                   "another")
+                                   "another model")
             layer = counterpart(found[name])
             layer.load_state_dict({key: plan.tensors[f"{name}.{key}"] for key in layer.state_dict()}, assign=True)
             for weight in layer.parameters():

@@ -55,7 +55,7 @@ class Example:
 
 def record(model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]],
            valid: int | None = None) -> dict[str, list[Example]]:
-    """What blocks of a model read and give, all recorded in one pass over the batches.
+    """Record the inputs and outputs of blocks of a model, all in one pass over the batches.
 
     Args:
         model: put into eval mode for the pass.
@@ -114,7 +114,7 @@ def record(model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tenso
 
 def distil_block(student: nn.Module, examples: Sequence[Example], *, steps: int | None = None, seconds: float = math.inf,
                  lr: float = 1e-3, seed: int = 0) -> DistilledBlock:
-    """Train a block to give what another gave, from recorded examples.
+    """Train a block to reproduce another block's outputs, from recorded examples.
 
         error = sum |student(x) - y|^2 / sum |y|^2,     over the places that count of all floating-point outputs
 
@@ -150,7 +150,7 @@ def distil_block(student: nn.Module, examples: Sequence[Example], *, steps: int 
     section on blockwise local distillation, whose error this is.
     """
     if not examples:
-        raise ThriftyError("there are no examples to distil a block from: record at least one batch")
+        raise ThriftyError("there are no examples to distill a block from: record at least one batch")
     for name, value in (("steps", steps), ("seconds", seconds), ("lr", lr)):
         if value is not None and not value >= 0:
             raise ThriftyError(f"{name}={value}: {name} must be 0 or more")
@@ -227,8 +227,8 @@ def difference(block: nn.Module, example: Example) -> tuple[Tensor, Tensor]:
     given = _floats(block(*_copied(example.args), **_copied(example.kwargs)))
     wanted = _floats(example.output)
     if [x.shape for x in given] != [y.shape for y in wanted]:
-        raise ThriftyError(f"the block gives {[tuple(x.shape) for x in given]} where {[tuple(y.shape) for y in wanted]} was "
-                           "recorded: a block can stand in another's place where its outputs have the same shapes")
+        raise ThriftyError(f"the block outputs {[tuple(x.shape) for x in given]} where {[tuple(y.shape) for y in wanted]} was "
+                           "recorded: a block can replace another only if its outputs have the same shapes")
     apart = size = torch.zeros((), device=wanted[0].device if wanted else None)
     for x, y in zip(given, wanted, strict=True):
         x, y = x.float(), y.float()

@@ -103,7 +103,7 @@ class Distill(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="distillation",
         benefit="inference time",
-        trade_off="the teacher's training, and a forward pass of it in every step",
+        trade_off="the teacher's training, and its forward pass in every step",
         paper='"Distilling the Knowledge in a Neural Network", Hinton, Vinyals and Dean 2015, arXiv:1503.02531, '
               "section 2",
         needs=frozenset({"teacher"}),
@@ -193,20 +193,20 @@ class Distill(TrainingMethod):
     def _require_terms(self, session: Session) -> None:
         inside = bool(self.hidden or self.attention)
         if inside and session.compiled:
-            raise ThriftyError("distill(hidden=..., attention=...) listens to layers, which compiled steps do not let it: leave "
-                               "compiled=True out")
+            raise ThriftyError("distill(hidden=..., attention=...) hooks layers, which compiled steps do not allow: "
+                               "remove compiled=True")
         if self.objective == "none" and not inside:
-            raise ThriftyError("distill(none): there is nothing to distil; name layers by hidden= or attention=, or another "
+            raise ThriftyError("distill(none): there is nothing to distill; name layers with hidden= or attention=, or another "
                                "objective")
         if self.remember != "nothing" and inside:
-            raise ThriftyError(f"distill(remember={self.remember}) keeps the teacher's outputs alone: leave hidden= and "
-                               "attention= out, or remember")
+            raise ThriftyError(f"distill(remember={self.remember}) keeps only the teacher's outputs: omit hidden= and "
+                               "attention=, or omit remember")
         if self.remember == "draws" and self.objective != "forward_kl":
-            raise ThriftyError(f"distill({self.objective}, remember=draws): draws from the teacher stand for the forward "
-                               "divergence alone; remember outputs")
+            raise ThriftyError(f"distill({self.objective}, remember=draws): draws from the teacher are for the forward "
+                               "divergence only; use remember=outputs")
         if self.on_policy and (self.objective not in DIVERGENCES or inside):
-            raise ThriftyError(f"distill(on_policy={self.on_policy:g}): a model's own samples are judged by a divergence of "
-                               f"logits alone, {', '.join(DIVERGENCES)}, without hidden= and attention=")
+            raise ThriftyError(f"distill(on_policy={self.on_policy:g}): a model's own samples can only be judged by a divergence "
+                               f"of logits, {', '.join(DIVERGENCES)}, without hidden= and attention=")
 
     # -- the teacher ------------------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Distill(TrainingMethod):
             if isinstance(error, RuntimeError) and not self.teacher_workload:
                 raise
             raise ThriftyError(f"the teacher cannot take the student's inputs ({error}): both must read the same inputs, token "
-                               "numbers of one tokenizer where they are texts") from error
+                               "ids of one tokenizer if they are texts") from error
 
     def _remembered(self, session: Session, batch: Batch) -> Any:
         """What the teacher says now, or said when it saw these examples first."""
@@ -230,8 +230,8 @@ class Distill(TrainingMethod):
         if (found := memory.recalled(keys)) is None:
             outputs = self._taught(session, batch)
             if not isinstance(outputs, Tensor) or len(outputs) != len(keys):
-                raise ThriftyError(f"distill(remember={self.remember}) keeps one tensor [batch, ...], and the teacher gives a "
-                                   f"{type(outputs).__name__}: leave remember out")
+                raise ThriftyError(f"distill(remember={self.remember}) keeps one tensor [batch, ...], but the teacher gives "
+                                   f"a {type(outputs).__name__}: omit remember")
             found = drawn_by_key(outputs, keys, self.draws, self.temperature) if self.remember == "draws" else outputs
             memory.keep(keys, found)
         return found.to(batch[0][0].device)
@@ -263,7 +263,7 @@ class Distill(TrainingMethod):
             drawn = taught.flatten(0, -2)
             if len(drawn) != len(student) or int(drawn.max()) >= student.shape[-1]:
                 raise ThriftyError(f"the teacher drew {tuple(taught.shape)} classes for logits {tuple(student.shape)} of the "
-                                   "student: draws are of classes that stand last, of one vocabulary")
+                                   "student: draws need classes in the last dimension, of one vocabulary")
             return self._scale * sampled_kl(student[valid].float(), drawn[valid], self.temperature)
         if self.objective in DIVERGENCES:
             student, valid = session.loss.logits(outputs, batch)
@@ -273,7 +273,7 @@ class Distill(TrainingMethod):
         student, teacher = vectors(outputs, "student"), vectors(taught, "teacher")
         if self.objective == "embedding" and student.shape != teacher.shape:
             raise ThriftyError(f"the teacher gives vectors of shape {tuple(teacher.shape)} and the student "
-                               f"{tuple(student.shape)}: distill(similarity) compares vectors of other widths")
+                               f"{tuple(student.shape)}: distill(similarity) compares vectors of different widths")
         compare = embedding_distance if self.objective == "embedding" else similarity_distance
         return weight * compare(student.float(), teacher.float())
 
@@ -288,9 +288,9 @@ class Distill(TrainingMethod):
             return student[..., :common], teacher[..., :common]
         if student.shape != teacher.shape:
             raise ThriftyError(
-                f"the teacher gives logits of shape {tuple(teacher.shape)} and the student {tuple(student.shape)}: logits are "
-                "distilled between models of the same classes, of one tokenizer where they are tokens; where the vocabularies "
-                "are one and only padded otherwise, distill(padded=True)")
+                f"the teacher gives logits of shape {tuple(teacher.shape)} and the student {tuple(student.shape)}: logits "
+                "are distilled between models with the same classes, from one tokenizer if they are tokens; if the vocabularies "
+                "differ only in padding, use distill(padded=True)")
         return student, teacher
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -346,5 +346,6 @@ def vectors(outputs: Any, whose: str) -> Tensor:
     tensors = [x for x in torch.utils._pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
     if not tensors or tensors[0].dim() != 2:
         given = ", ".join(str(tuple(x.shape)) for x in tensors) or type(outputs).__name__
-        raise ThriftyError(f"the {whose} gives {given}, and embeddings are [batch, width]: distil by forward_kl, or by hidden=")
+        raise ThriftyError(f"the {whose} gives {given}, but embeddings are [batch, width]: distill with forward_kl, or with "
+                           "hidden=")
     return tensors[0]

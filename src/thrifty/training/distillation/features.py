@@ -111,7 +111,7 @@ def require_alike(mine: str, s: Tensor, theirs: str, t: Tensor) -> None:
     sizes = [(x.shape[:1] + x.shape[2:] if x.dim() == 4 else x.shape[:-1]) for x in (s, t)]
     if s.dim() != t.dim() or sizes[0] != sizes[1]:
         raise ThriftyError(f"the student's {mine} gives {tuple(s.shape)} and the teacher's {theirs} {tuple(t.shape)}: pair "
-                           "layers of the same places, whose widths alone may differ")
+                           "layers with the same positions; only their widths may differ")
 
 
 def key_of(name: str) -> str:
@@ -146,8 +146,8 @@ def attention_distance(pairs: Mapping[str, str], student: Features, teacher: Fea
             places = torch.ones(s.shape[:2], dtype=torch.bool, device=s.device) if places is None else places
             parts.append(attention_relation_distance(s, t, places, heads_of(s.shape[-1], t.shape[-1])))
         else:
-            raise ThriftyError(f"attention={{{mine!r}: ...}}: its output is {tuple(s.shape)}, and attention is of [batch, "
-                               "tokens, width] or [batch, channels, height, width]; give such a layer to hidden=")
+            raise ThriftyError(f"attention={{{mine!r}: ...}}: its output is {tuple(s.shape)}, but attention needs [batch, "
+                               "tokens, width] or [batch, channels, height, width]; pass such a layer to hidden=")
     return torch.stack(parts).mean()
 
 

@@ -56,11 +56,11 @@ def continued(session: Session, batch: Batch, count: int) -> Continued | None:
     """
     ids, others = batch[0][0], batch[0][1:]
     if ids.dim() != 2 or ids.is_floating_point():
-        raise ThriftyError(f"distill(on_policy=...) continues texts, and the first input is {tuple(ids.shape)} {ids.dtype}: it "
-                           "must be token numbers [batch, tokens]")
+        raise ThriftyError(f"distill(on_policy=...) continues texts, but the first input is {tuple(ids.shape)} {ids.dtype}: it "
+                           "must be token ids [batch, tokens]")
     start = ids.shape[1] - count
     if start < 1:
-        raise ThriftyError(f"distill(sampled={count}) wants texts of more than {count} tokens, and these have {ids.shape[1]}: "
+        raise ThriftyError(f"distill(sampled={count}) needs texts of more than {count} tokens, but these have {ids.shape[1]}: "
                            f"draw fewer, sampled={max(1, ids.shape[1] // 2)}")
     rows = _reaching(session, batch, start)
     if not len(rows):
@@ -86,7 +86,7 @@ def logits_of(outputs: Any) -> Tensor:
     tensors = [x for x in torch.utils._pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
     if not tensors or tensors[0].dim() != 3:
         given = ", ".join(str(tuple(x.shape)) for x in tensors) or type(outputs).__name__
-        raise ThriftyError(f"distill(on_policy=...) wants logits [batch, tokens, vocabulary], and the model gives {given}")
+        raise ThriftyError(f"distill(on_policy=...) needs logits [batch, tokens, vocabulary], but the model gives {given}")
     return tensors[0]
 
 

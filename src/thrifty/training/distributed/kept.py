@@ -107,10 +107,10 @@ class RanksKeeper(Keeper):
             rest = torch.load(own if own.is_file() else path / "rest.0.pt", map_location="cpu", weights_only=True)
             kept = rest["identity"]
         except Exception as error:  # torch raises many kinds on a file that is none of its own
-            raise ResumeError(f"{path} is no state of a training that can be resumed ({type(error).__name__}): delete it to "
-                              "begin anew") from error
+            raise ResumeError(f"{path} is not a training state that can be resumed ({type(error).__name__}): delete it to "
+                              "start over") from error
         if rest.get("format") != FORMAT or kept != identity:
-            raise ResumeError(f"{path} is the state of another training; delete it to begin anew, or train with the same model, "
+            raise ResumeError(f"{path} is the state of another training; delete it to start over, or train with the same model, "
                               f"methods, data and settings:\n  it is of {kept}\n  this one is {identity}")
         load(session, path, rest, self._group)
         if own.is_file() and rest["ranks"] == self._ranks.count:
@@ -199,11 +199,11 @@ def load(session: TrainingSession, path: Path, rest: dict[str, Any], group: Any)
         with _quiet():
             dcp.load(tensors, checkpoint_id=path, process_group=group)
     except (Exception, CheckpointException) as error:  # of all ranks at once, and no Exception
-        raise ResumeError(f"{path} cannot be read ({type(error).__name__}): delete it to begin anew") from error
+        raise ResumeError(f"{path} cannot be read ({type(error).__name__}): delete it to start over") from error
     kept = rest["optimizer"]["groups"]
     if len(kept) != len(session.optimizer.param_groups):
-        raise ResumeError(f"{path} has {len(kept)} groups of parameters, and this training "
-                          f"{len(session.optimizer.param_groups)}: delete it to begin anew")
+        raise ResumeError(f"{path} has {len(kept)} parameter groups, but this training has "
+                          f"{len(session.optimizer.param_groups)}: delete it to start over")
     optimizer = {"state": {index: values for index, values in state.items() if values}, "param_groups": kept,
                  **rest["optimizer"]["others"]}
     session.load_state_dict({**rest["session"], "model": model, "optimizer": optimizer})

@@ -61,7 +61,7 @@ class Zero(Parallel):
         if count % self.replicas:
             raise ThriftyError(f"{self.name}(replicas={self.replicas}) does not divide {count} ranks: give a divisor of {count}")
         if self.replicas == count:
-            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves each of {count} ranks everything: use ddp")
+            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves everything on each of {count} ranks: use ddp")
         names = ("replicate", "shard")
         mesh = (init_device_mesh(session.device, (count,)) if self.replicas == 1 else
                 init_device_mesh(session.device, (self.replicas, count // self.replicas), mesh_dim_names=names))
@@ -149,8 +149,8 @@ class Zero1(Zero):
     """
 
     name: ClassVar[str] = "zero1"
-    card: ClassVar[Card] = zero_card("every rank holds all parameters and gradients while a step lasts; parameters are gathered "
-                                     "once a step")
+    card: ClassVar[Card] = zero_card("every rank holds all parameters and gradients during a step; parameters are gathered "
+                                     "once per step")
 
     def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         for module in sharded_modules(session.model)[:1]:  # the model itself: what is inside follows
@@ -162,8 +162,8 @@ class Zero1(Zero):
 @final
 @dataclass(frozen=True)
 class Zero2(Zero):
-    """Each rank holds its rows of the optimizer's state and of the gradients; parameters are gathered for a pass forward and
-    back.
+    """Each rank holds its rows of the optimizer's state and of the gradients; parameters are gathered for a forward and backward
+    pass.
 
     Args:
         replicas: groups of ranks that hold the same: state is shared out within each.
@@ -173,7 +173,7 @@ class Zero2(Zero):
     """
 
     name: ClassVar[str] = "zero2"
-    card: ClassVar[Card] = zero_card("every rank holds all parameters while a pass lasts; gradients are sent in every "
+    card: ClassVar[Card] = zero_card("every rank holds all parameters during a pass; gradients are sent in every "
                                      "micro-batch")
 
 
@@ -195,7 +195,7 @@ class Zero3(Zero):
     reshard: str = choice("auto", "auto", "always", "never")
 
     name: ClassVar[str] = "zero3"
-    card: ClassVar[Card] = zero_card("parameters are sent twice a micro-batch, gradients once")
+    card: ClassVar[Card] = zero_card("parameters are sent twice per micro-batch, gradients once")
 
     def resharded(self, session: Session) -> bool:
         if self.reshard != "auto":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Autocast(TrainingMethod):
-    """Matrix products and convolutions of the forward and backward passes in 16 bits, on weights of 32."""
+    """Matrix multiplications and convolutions of the forward and backward passes in 16 bits, on weights of 32."""
 
     dtype: ClassVar[torch.dtype]
     least: ClassVar[float] = 0.5
@@ -63,7 +63,7 @@ class Autocast(TrainingMethod):
 @final
 @dataclass(frozen=True)
 class Bf16(Autocast):
-    """Matrix products and convolutions of the forward and backward passes in bfloat16; weights, optimizer state,
+    """Matrix multiplications and convolutions of the forward and backward passes in bfloat16; weights, optimizer state,
     norms and the loss stay in float32. bfloat16 has float32's range, so nothing is scaled.
 
     Pays where the processor has bfloat16 instructions (AVX512-BF16, AMX, NVIDIA since Ampere), and costs time where
@@ -89,7 +89,7 @@ class Bf16(Autocast):
 @final
 @dataclass(frozen=True)
 class Fp16(Autocast):
-    """Matrix products and convolutions of the forward and backward passes in float16, the loss scaled.
+    """Matrix multiplications and convolutions of the forward and backward passes in float16, the loss scaled.
 
     float16 holds nothing below 6e-8, where many gradients are: the loss is multiplied by s before the backward pass and
     gradients are divided by s after it. Where one of them is not finite then, the step is skipped: weights, averages and

@@ -34,7 +34,7 @@ ROUNDS, ROUND_SECONDS = 5, 0.02
 @final
 @dataclass(frozen=True)
 class Fp8(Autocast):
-    """Products of linear layers in 8 bits, forward and backward, on weights of 32; everything else as with bf16.
+    """Matrix multiplications of linear layers in 8 bits, forward and backward, with 32-bit weights; the rest as with bf16.
 
     Weights and activations are e4m3, gradients e5m2, each under one scale a tensor, its largest number's, found anew each time.
     Before the first step every shape of linear layer is timed on the device, forward and backward, in bf16, in 8 bits, and in 8
@@ -51,7 +51,7 @@ class Fp8(Autocast):
     card: ClassVar[Card] = Card(
         family="mixed-precision",
         benefit="training time",
-        trade_off="2 or 3 bits of mantissa in products; small layers gain nothing and stay in bf16",
+        trade_off="2 or 3 bits of mantissa in matrix multiplications; small layers gain nothing and stay in bf16",
         paper='"FP8 Formats for Deep Learning", Micikevicius et al. 2022, arXiv:2209.05433',
         requires=frozenset({"module", "float-weights"}),
         slot="precision",

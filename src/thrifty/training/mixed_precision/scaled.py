@@ -18,7 +18,7 @@ MULTIPLE = 16
 
 def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, products: Products = "all",
            low: torch.dtype = torch.bfloat16) -> Tensor:
-    """y = x W^T + b with dynamic scales, one a tensor: s(a) = max |a| / largest, q(a) = round(a / s(a)).
+    """y = x W^T + b with dynamic scales, one per tensor: s(a) = max |a| / largest, q(a) = round(a / s(a)).
 
         y  = s(x) s(W) q(x) q(W)^T + b        x, W in e4m3
         dx = s(g) s(W) q(g) q(W)              g = dL/dy in e5m2, whose range is wider

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Tf32(TrainingMethod):
-    """Matrix products and convolutions of float32 tensors in TensorFloat-32: 10 bits of mantissa, float32's range.
+    """Matrix multiplications and convolutions of float32 tensors in TensorFloat-32: 10 bits of mantissa, float32's range.
 
     For NVIDIA GPUs since Ampere. Nothing else changes; torch's own settings are put back after each pass.
 
@@ -34,7 +34,7 @@ class Tf32(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="mixed-precision",
         benefit="training time",
-        trade_off="10 bits of mantissa in products; less gained than with bf16",
+        trade_off="10 bits of mantissa in matrix multiplications; less gained than with bf16",
         paper='"Accelerating AI Training with NVIDIA TF32 Tensor Cores", Stosic and Micikevicius 2021',
         requires=frozenset({"module", "float-weights"}),
         slot="precision",

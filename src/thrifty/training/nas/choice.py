@@ -53,14 +53,14 @@ class Choice(nn.Module):
                  partial: int = 1) -> None:
         super().__init__()
         if len(options) < 2:
-            raise ThriftyError(f"a choice needs two options or more and has {', '.join(options) or 'none'}: a space of one has "
-                               "nothing to search")
+            raise ThriftyError(f"a choice needs two options or more but has {', '.join(options) or 'none'}: a search space of "
+                               "one has nothing to search")
         self.makers = {name: option for name, option in options.items() if not isinstance(option, nn.Module)}
         if self.makers and channels is None:
             raise ThriftyError(f"{min(self.makers)} is a function of its channels: give channels=")
         if partial > 1 and (len(self.makers) < len(options) or channels is None or channels % partial):
             raise ThriftyError(f"partial={partial} sends channels / {partial} through the options: give every option as a "
-                               f"function of its channels, and channels= that {partial} divides")
+                               f"function of its channels, and a channels= divisible by {partial}")
         self.group, self.node, self.channels, self.partial = group, node, channels, partial
         width = (channels or 0) // partial
         self.names = tuple(options)
@@ -168,7 +168,7 @@ def decide(model: nn.Module, genotype: Mapping[str, str]) -> nn.Module:
     for decision in decisions(model):
         option = genotype.get(decision.name)
         if option not in decision.options:
-            raise ThriftyError(f"the choice {decision.name!r} has the options {', '.join(decision.options)}, and the genotype "
+            raise ThriftyError(f"the choice {decision.name!r} has the options {', '.join(decision.options)}, but the genotype "
                                f"names {option!r}: it was found for another model")
         for name in decision.places:
             choice = model.get_submodule(name)

@@ -27,7 +27,7 @@ AS_IT_IS = "as it is"
 @final
 @dataclass(frozen=True)
 class Choices(Transform):
-    """Put a choice in the place of each layer: what ``darts`` decides.
+    """Replace each layer with a choice, for ``darts`` to decide.
 
     - A convolution of 3x3 or wider: as it is, of 1x1, separable (one kernel a channel, then 1x1), or, where it changes no
       shape, nothing.
@@ -52,7 +52,7 @@ class Choices(Transform):
     card: ClassVar[Card] = Card(
         family="gradient-nas",
         benefit="inference time",
-        trade_off="a model of many options, to be decided by darts",
+        trade_off="a model with many options, to be chosen by darts",
         paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "ProxylessNAS", Cai, '
               'Zhu and Han 2019, arXiv:1812.00332 (measured latency)',
         requires=frozenset({"module", "float-weights"}),
@@ -108,9 +108,10 @@ class Choices(Transform):
         found = [name for name, layer in model.named_modules()
                  if name and options(layer) and (not self.layers or matches(self.layers, name))]
         if not found:
-            raise NoEffect("choices finds no layer to choose for: a space of one has nothing to search; it takes nn.Linear, and "
-                           f"nn.Conv2d of 3x3 or wider{f', whose name matches {self.layers!r}' if self.layers else ''}; or give "
-                           "the model Choice modules of your own")
+            raise NoEffect("choices finds no layer to choose for: a search space of one has nothing to search; it supports "
+                           "nn.Linear, and nn.Conv2d of 3x3 or "
+                           f"wider{f', whose name matches {self.layers!r}' if self.layers else ''}; or give the model Choice "
+                           "modules of your own")
         return Plan({"opened": found, "seed": seed})
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
@@ -138,7 +139,7 @@ class Choices(Transform):
 
 
 def choices(model: nn.Module, layers: str = "", seed: int = 0) -> nn.Module:
-    """A copy of a plain model with a choice in the place of each layer: a space for ``darts``.
+    """A copy of a plain model with a choice in place of each layer: a search space for ``darts``.
 
     Args:
         model: nn.Conv2d and nn.Linear in it get choices; see `Choices`.

@@ -93,7 +93,7 @@ class Darts(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="gradient-nas",
         benefit="inference time",
-        trade_off="the search: every option of every choice is trained, and what is found is trained again",
+        trade_off="the search: every option of every choice is trained, and the result is trained again",
         paper='"DARTS: Differentiable Architecture Search", Liu, Simonyan and Yang 2019, arXiv:1806.09055; "DrNAS", Chen et al. '
               '2021, arXiv:2006.10355; "PC-DARTS", Xu et al. 2019, arXiv:1907.05737; "beta-DARTS", Ye et al. 2022, '
               'arXiv:2203.01665; "DARTS-", Chu et al. 2021, arXiv:2009.01027; "Searching for a robust neural architecture in '
@@ -110,8 +110,8 @@ class Darts(TrainingMethod):
             raise HyperparameterError("darts(order=2, weights=norms): a second-order step goes through all weights; keep one of "
                                       "the two")
         if self.anchor and self.mixture != "dirichlet":
-            raise HyperparameterError(f"darts({self.mixture}, anchor={self.anchor:g}): the anchor is of Dirichlet mixtures; "
-                                      "leave it out, or use beta")
+            raise HyperparameterError(f"darts({self.mixture}, anchor={self.anchor:g}): the anchor is for Dirichlet "
+                                      "mixtures; omit it, or use beta")
 
     # -- before the first step ------------------------------------------------------------------------------------
 
@@ -123,12 +123,12 @@ class Darts(TrainingMethod):
             session.plans.append((opening, plan))
         found, choices = decisions(session.model), places(session.model)
         if self.latency and not all(choice.seconds for choice in choices.values()):
-            raise ThriftyError("darts(latency=...) weighs seconds that were measured, and this model's choices have none: put "
+            raise ThriftyError("darts(latency=...) needs measured times, but this model's choices have none: put "
                                "choices(engine=...) before the training")
         nodes = sorted({choice.node for choice in choices.values() if choice.node})
         if self.edges and not nodes:
-            raise ThriftyError("darts(edges=True) normalizes over the choices that are summed into one node, and none says into "
-                               "which: Choice(..., node=...)")
+            raise ThriftyError("darts(edges=True) normalizes over the choices that are summed into one node, but none names its "
+                               "node: Choice(..., node=...)")
         logits = {one.name: self._fresh(len(one.options), session.device) for one in found}
         edges = {node: self._fresh(sum(choice.node == node for choice in choices.values()), session.device)
                  for node in (nodes if self.edges else ())}
@@ -141,7 +141,7 @@ class Darts(TrainingMethod):
             for p in frozen:
                 p.requires_grad_(False)
             if not inside:
-                raise ThriftyError("darts(weights=norms) trains batch norms alone, and this model has none: use weights=all")
+                raise ThriftyError("darts(weights=norms) trains only batch norms, but this model has none: use weights=all")
         session.memory(self).update(decisions=found, logits=logits, edges=edges, optimizer=optimizer, frozen=frozen, held=None,
                                     choices=len(choices))
 
@@ -244,7 +244,7 @@ class Darts(TrainingMethod):
         memory = session.memory(self)
         genotype = self.genotype(session)
         if session.steps > 1 and len(genotype) > 1 and skips(genotype) > TAKEN_OVER:  # a rehearsal's one step decides nothing
-            warnings.warn(SkipsTookOver(f"darts decided for skips in {100 * skips(genotype):.0f}% of its decisions "
+            warnings.warn(SkipsTookOver(f"darts chose skips in {100 * skips(genotype):.0f}% of its decisions "
                                         f"({', '.join(f'{k}: {v}' for k, v in genotype.items())}): skips help before anything is "
                                         "trained, and take over; try darts(dirichlet), beta=, auxiliary=, or most_skips="),
                           stacklevel=2)

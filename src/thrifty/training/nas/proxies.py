@@ -157,7 +157,7 @@ def naswot(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     with torch.no_grad(), _Codes() as codes:
         copy.deepcopy(model).train()(*inputs)
     if codes.agreeing is None:
-        raise ThriftyError("naswot compares which ReLUs are on, and this model has none: use another proxy")
+        raise ThriftyError("naswot compares which ReLUs are active, but this model has none: use another proxy")
     return float(torch.linalg.slogdet(codes.agreeing)[1])
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """The second moment of a matrix of gradients is kept as its row means R and column means C; no first moment is.
+    """The second moment of a matrix of gradients is kept as its row means R and column means C; there is no first moment.
 
         b = 1 - t^decay;  R <- b R + (1 - b) mean_rows(g^2);  C <- b C + (1 - b) mean_columns(g^2)
         u = g / sqrt(R C / mean(R));  u <- u / max(1, rms(u) / clip)
@@ -46,7 +46,7 @@ class Adafactor(Optimizer):
     light: ClassVar[bool] = True
     card: ClassVar[Card] = optimizer_card(
         refuses=frozenset({"sharded"}),  # its factors are of whole matrices
-        trade_off="state of a row and a column a matrix; no momentum, so that it may need more steps; steps are slower",
+        trade_off="state of one row and one column per matrix; no momentum, so it may need more steps; steps are slower",
         paper='"Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", Shazeer and Stern 2018, '
               "arXiv:1804.04235, algorithms 4 and 5",
     )

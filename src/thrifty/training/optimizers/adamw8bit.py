@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class AdamW8bit(Adam):
-    """AdamW whose two running means are kept in eight bits, with a float32 scale for each 256 of them.
+    """AdamW with its two running means kept in 8 bits, and a float32 scale for each 256 values.
 
     The update is `AdamW`'s, computed in float32 from what was stored. torchao's implementation: it is compiled for each
     shape of weights, which takes seconds at the first step; tensors of fewer than 4,096 numbers, or whose numbers are

@@ -116,5 +116,5 @@ def _refuse_dead_ends(output: Tensor) -> None:
             continue
         seen.add(node)
         if "Error" in node.name():
-            raise RuntimeError("an operation is marked as differentiable once")
+            raise RuntimeError("an operation is marked as differentiable only once")
         waiting += [following for following, _ in node.next_functions]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Ema(TrainingMethod):
-    """The model that is evaluated, and that leaves training, is a running average of the weights after each step.
+    """The model that is evaluated and returned is a running average of the weights after each step.
 
         d_t = min(decay, (1 + t) / (10 + t));  average <- d_t average + (1 - d_t) p
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Lion(Optimizer):
-    """Every weight moves by the same length, in the direction that a momentum points to.
+    """Every weight moves by the same amount, in the direction that a momentum points to.
 
         p <- (1 - lr wd) p - lr sign(b1 m + (1 - b1) g);  m <- b2 m + (1 - b2) g
 
@@ -44,7 +44,7 @@ class Lion(Optimizer):
     tuned: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     light: ClassVar[bool] = True
     card: ClassVar[Card] = optimizer_card(
-        trade_off="one state for each parameter; a learning rate to be found anew; noise at small batches",
+        trade_off="one state for each parameter; a learning rate to be tuned again; noise at small batches",
         paper='"Symbolic Discovery of Optimization Algorithms", Chen et al. 2023, arXiv:2302.06675, algorithm 2',
     )
 

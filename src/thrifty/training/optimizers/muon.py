@@ -62,7 +62,7 @@ class Pair(torch.optim.Optimizer):
             hook(self, state_dict)
         groups, at = state_dict["param_groups"], 0
         if len(groups) != len(self.param_groups):
-            raise ThriftyError(f"the state has {len(groups)} groups of parameters, these are {len(self.param_groups)}")
+            raise ThriftyError(f"the state has {len(groups)} parameter groups, but the optimizer has {len(self.param_groups)}")
         for part in self.parts:
             mine = groups[at : at + len(part.param_groups)]
             numbers = {n for group in mine for n in group["params"]}
@@ -76,7 +76,7 @@ class Pair(torch.optim.Optimizer):
 @final
 @dataclass(frozen=True)
 class Muon(Optimizer):
-    """Each hidden matrix moves by its momentum made orthogonal; everything else is AdamW's.
+    """Each hidden matrix moves by its orthogonalized momentum; everything else uses AdamW.
 
         B <- mu B + (1 - mu) g;  O = NewtonSchulz5(g + mu (B - g))  (about U V^T of the singular value decomposition)
         W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O
@@ -105,7 +105,7 @@ class Muon(Optimizer):
     name: ClassVar[str] = "muon"
     tuned: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     card: ClassVar[Card] = optimizer_card(
-        trade_off="five rounds of three matrix products for each hidden matrix in every step; convolutions, embeddings "
+        trade_off="five rounds of three matrix multiplications for each hidden matrix in every step; convolutions, embeddings "
                   "and the head stay with AdamW",
         paper='"Muon: An optimizer for hidden layers in neural networks", Jordan et al. 2024; "Muon is Scalable for LLM '
               'Training", Liu et al. 2025, arXiv:2502.16982',
@@ -124,8 +124,8 @@ class Muon(Optimizer):
         first = [group for group in groups if group.get("muon")]
         rest = [group for group in groups if not group.get("muon")]
         if not first:
-            raise NoEffect("muon found no hidden matrix to train (a weight of two dimensions that is no embedding and "
-                           "not the last linear layer): use adamw")
+            raise NoEffect("muon found no hidden matrix to train (a two-dimensional weight that is neither an embedding "
+                           "nor the last linear layer): use adamw")
         muon: torch.optim.Optimizer
         if isinstance(first[0]["params"][0], DTensor):
             muon = OwnedMuon(first, self.lr, self.weight_decay, self.momentum)

@@ -114,8 +114,8 @@ def stamped(optimizer: Made, name: str) -> Made:
     def compare(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         found = state.get(STAMP)
         if found != name:
-            raise WrongOptimizer(f"this state is {found or 'not one that Thrifty saved'}, which {name} cannot go on "
-                                 f"from: train with {found or 'the optimizer that made it'}, or begin anew")
+            raise WrongOptimizer(f"this state is {found or 'not one that Thrifty saved'}, which {name} cannot resume "
+                                 f"from: train with {found or 'the optimizer that made it'}, or start over")
 
     optimizer.register_state_dict_post_hook(write)
     optimizer.register_load_state_dict_pre_hook(compare, prepend=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class ScheduleFree(Optimizer):
-    """Gradients are taken between an iterate z and the average x of all iterates, and x is the model that leaves.
+    """Gradients are taken between an iterate z and the average x of all iterates, and x is the final model.
 
         y = (1 - b1) z + b1 x;  v <- b2 v + (1 - b2) g(y)^2
         z <- z - lr (g / (sqrt(v_hat) + eps) + wd y);  x <- (1 - c) x + c z,  c = lr_max^2 / sum lr_max^2

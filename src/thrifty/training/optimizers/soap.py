@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Soap(Optimizer):
-    """Adam, in a basis that is rotated to where the gradient's covariances are diagonal.
+    """Adam, in a rotated basis where the gradient's covariances are diagonal.
 
         L <- b2 L + (1 - b2) G G^T;  R <- b2 R + (1 - b2) G^T G;  Q_L, Q_R: their eigenvectors, every few steps
         W <- W - lr Q_L Adam(Q_L^T G Q_R) Q_R^T
@@ -49,8 +49,8 @@ class Soap(Optimizer):
 
     name: ClassVar[str] = "soap"
     card: ClassVar[Card] = optimizer_card(
-        trade_off="two covariances and two bases for each matrix beside Adam's state; products and decompositions in "
-                  "the step",
+        trade_off="two covariances and two bases for each matrix besides Adam's state; matrix multiplications and decompositions "
+                  "in the step",
         refuses=frozenset({"sharded"}),  # its covariances and bases are of whole matrices
         paper='"SOAP: Improving and Stabilizing Shampoo using Adam", Vyas et al. 2024, arXiv:2409.11321, algorithm 3',
     )

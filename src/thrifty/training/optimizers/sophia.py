@@ -35,7 +35,7 @@ LEAST, MOST = 0.3, 0.55
 
 @final
 class SophiaOptimizer(torch.optim.Optimizer):
-    """The update of Sophia, for a loop of one's own; `Sophia` drives it in Thrifty's.
+    """The update of Sophia, for your own loop; `Sophia` drives it in Thrifty's.
 
         m <- b1 m + (1 - b1) g
         p <- (1 - lr wd) p - lr clip(m / max(gamma h / (1 - b2^k), eps), 1)
@@ -182,7 +182,7 @@ class SophiaOptimizer(torch.optim.Optimizer):
 def _refuse_others(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     kinds = {tuple(sorted(state)) for state in state_dict["state"].values()}
     if kinds - {("h", "m")}:
-        raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} and Sophia keeps m, h")
+        raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} but Sophia keeps m, h")
 
 
 def _local(x: Any) -> Tensor:
@@ -353,7 +353,7 @@ def hessian(session: Session, batch: Batch, optimizer: SophiaOptimizer, noise: t
     """Update h by Hutchinson's estimate on a batch, averaged over ranks by their valid tokens."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if any(isinstance(p, DTensor) for p in parameters):
-        raise ThriftyError("Hutchinson's estimator needs whole parameters and these are sharded: use sophia(gnb)")
+        raise ThriftyError("Hutchinson's estimator needs whole parameters but these are sharded: use sophia(gnb)")
     with sdpa_kernel(SDPBackend.MATH):
         found = hutchinson(session.mean_loss(batch), parameters, noise)
     if session.ranks.count > 1:

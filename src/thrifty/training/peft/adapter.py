@@ -63,7 +63,7 @@ class Adapter(TrainingMethod):
         peft, model = load_peft(), session.model
         already = next((name for name, m in model.named_modules() if isinstance(m, tuner_layer())), None)
         if already is not None:
-            raise ThriftyError(f"the model is adapted already ({already} is an adapter's layer): merge that one first, "
+            raise ThriftyError(f"the model is already adapted ({already} is an adapter's layer): merge that one first, "
                                "as peft's merge_and_unload() does, or train it as it is, without another")
         layers = chosen(model, self.targets, self.kinds(), linear_kinds(), self.name)
         if self.base != "fp32":
@@ -218,5 +218,5 @@ def require_linear(method: Adapter, layers: Mapping[str, nn.Module]) -> None:
     """
     for name, layer in layers.items():
         if not isinstance(layer, nn.Linear):
-            raise ThriftyError(f"{method.name}(base={method.base}) holds weights of nn.Linear layers, and {name} is "
+            raise ThriftyError(f"{method.name}(base={method.base}) holds weights of nn.Linear layers, but {name} is "
                                f"{type(layer).__name__}: choose other targets, or base=fp32")

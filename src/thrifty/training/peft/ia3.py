@@ -42,7 +42,7 @@ class Ia3(Adapter):
     card: ClassVar[Card] = Card(
         family="peft",
         benefit="training time",
-        trade_off="one factor a unit: it cannot learn what the model does not already compute",
+        trade_off="one factor per unit: it cannot learn what the model does not already compute",
         paper='"Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning", Liu et al. '
               "2022, arXiv:2205.05638, section 3.3",
         needs=frozenset({"labels"}),

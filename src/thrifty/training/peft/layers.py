@@ -32,14 +32,14 @@ def chosen(model: nn.Module, targets: str, kinds: tuple[type[nn.Module], ...], l
         ThriftyError: nothing is left to adapt, or the pattern names a layer that cannot be.
     """
     if isinstance(model, kinds):
-        raise ThriftyError(f"{method} puts a layer into another one's place and the model is itself one "
+        raise ThriftyError(f"{method} replaces layers inside a model, but the model is itself a single "
                            f"{type(model).__name__}: give nn.Sequential(model)")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     hindered = hindrances(model, layers)
     if targets == ALL_LINEAR:
         found = {name: layer for name, layer in layers.items() if isinstance(layer, linear) and name not in hindered}
         if not found:
-            raise ThriftyError(f"{method} adapts linear layers and the model has none that it can: "
+            raise ThriftyError(f"{method} adapts linear layers, but the model has none that it can adapt: "
                                + _alternatives(layers, hindered))
         return found
     found = {name: layer for name, layer in layers.items() if matches(targets, name)}
@@ -64,14 +64,14 @@ def hindrances(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, s
         elif readers[id(layer.weight)] > 1:
             found[name] = "another layer reads the same weight, which merging would change too"
         elif attention and name.startswith(attention):
-            found[name] = "nn.MultiheadAttention reads its weight itself and would pass the adapter by"
+            found[name] = "nn.MultiheadAttention reads its weight itself and would bypass the adapter"
     return found
 
 
 def _alternatives(layers: Mapping[str, nn.Module], hindered: Mapping[str, str]) -> str:
     others = [name for name in layers if name not in hindered]
     if others:
-        return f"name others by targets=..., such as {', '.join(map(repr, others[:3]))}"
+        return f"name others with targets=..., such as {', '.join(map(repr, others[:3]))}"
     if hindered:
         name, why = next(iter(hindered.items()))
         return f"{name}: {why}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Lora(Adapter):
-    """A low-rank update beside each frozen weight, merged into it at the end.
+    """A low-rank update alongside each frozen weight, merged into it at the end.
 
         y = W x + s B A dropout(x),   A [rank, in], B [out, rank] = 0,   s = alpha / rank
 
@@ -108,12 +108,12 @@ class Lora(Adapter):
             return []
         found = [name for name, module in model.named_modules() if is_norm(module)]
         if not found:
-            raise ThriftyError(f"lora(norms={self.norms:g}) trains the norms too, and the model has none with a scale: leave it "
-                               "out")
+            raise ThriftyError(f"lora(norms={self.norms:g}) trains the norms too, but the model has none with a scale: omit "
+                               "it")
         other = next((name for name, module in model.named_modules() if name.endswith(tuple(found)) and name not in found), None)
         if other is not None:
-            raise ThriftyError(f"lora(norms={self.norms:g}): peft finds norms by the end of their name, and {other}, which is no "
-                               "norm, ends as one does: rename it, or leave norms out")
+            raise ThriftyError(f"lora(norms={self.norms:g}): peft finds norms by the end of their name, and {other}, which is "
+                               "not a norm, ends like one: rename it, or omit norms")
         return found
 
 

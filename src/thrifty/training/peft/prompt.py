@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class PromptTuning(TrainingMethod):
-    """Learnt tokens before a frozen language model's input, or learned keys and values before those of every layer.
+    """Learned tokens before a frozen language model's input, or learned keys and values before those of every layer.
 
     No weight can take them in: training leaves a model with the prompt in it, whose structure is not the one that
     came. So a recipe, whose checkpoints are the workload's model and weights, has no name for it; it is for
@@ -101,8 +101,8 @@ def require_language_model(model: nn.Module) -> None:
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        raise ThriftyError(f"prompt tuning needs a Hugging Face causal language model, and this is {type(model).__name__}: "
-                           "where the tokens' embeddings and the layers' keys and values enter, only its configuration "
-                           "says; use Lora, Ia3 or Vera")
+        raise ThriftyError(f"prompt tuning needs a Hugging Face causal language model, but this is {type(model).__name__}: "
+                           "only its configuration says where token embeddings and the layers' keys and values "
+                           "enter; use Lora, Ia3 or Vera")
     if any(isinstance(module, tuner_layer()) for module in model.modules()):
-        raise ThriftyError("the model is adapted already: merge that adapter first, as merge_and_unload() does")
+        raise ThriftyError("the model is already adapted: merge that adapter first, as merge_and_unload() does")

@@ -41,7 +41,7 @@ def save_adapter(model: nn.Module, directory: str | Path, base: str = "") -> Pat
     """
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, dict) or ADAPTER not in configs:
-        raise ThriftyError("the model has no adapter to save; finish() merges it into the weights, so save before: "
+        raise ThriftyError("the model has no adapter to save; finish() merges it into the weights, so save before that: "
                            "session = TrainingSession(model, [Lora()], ...); session.step(batch) ...; "
                            "save_adapter(session.model, directory)")
     directory = Path(directory)

@@ -44,7 +44,7 @@ class Vera(Adapter):
     card: ClassVar[Card] = Card(
         family="peft",
         benefit="training time",
-        trade_off="fewer parameters than LoRA, not less arithmetic; what it learns lies in a random subspace",
+        trade_off="fewer parameters than LoRA, but not less compute; what it learns lies in a random subspace",
         paper='"VeRA: Vector-based Random Matrix Adaptation", Kopiczko et al. 2023, arXiv:2310.11454',
         needs=frozenset({"labels"}),
         requires=frozenset({"module", "float-weights", "trained"}),

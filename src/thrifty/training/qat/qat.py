@@ -38,8 +38,8 @@ STATISTICS_EXAMPLES = 1024
 @final
 @dataclass(frozen=True)
 class Qat(TrainingMethod):
-    """The forward pass rounds what `quantize` of the same scheme would hold in few bits; gradients pass the rounding as
-    if it were not there. The model leaves training as `quantize` builds it, with the numbers that were trained.
+    """The forward pass rounds what `quantize` with the same scheme would hold in low precision; gradients pass through the
+    rounding as if it were not there. The model leaves training as `quantize` builds it, with the trained values.
 
     - Ranges and smoothing begin as `quantize` finds them on examples drawn from the training data.
     - Batch norms see the rounded convolution and are folded at the end. A weight that jumps between two integers moves
@@ -72,7 +72,7 @@ class Qat(TrainingMethod):
     card: ClassVar[Card] = Card(
         family="qat",
         benefit="inference time",
-        trade_off="a training more, whose steps round everything they read",
+        trade_off="an additional training, with steps that round everything they read",
         paper='"Learned Step Size Quantization", Esser et al. 2019, arXiv:1902.08153; "Quantization and Training of Neural '
               'Networks for Efficient Integer-Arithmetic-Only Inference", Jacob et al. 2017, arXiv:1712.05877',
         needs=frozenset({"calibration", "labels"}),

@@ -68,9 +68,9 @@ def load(text: str) -> Workload:
     if quantized := directory.config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise WorkloadError(
-            f"{known.directory} is quantized already ({method or 'by an unknown method'}): a workload "
-            "starts from floating point, which is its baseline. Give the directory that it was made from; or, of "
-            "compressed-tensors, take the module: thrifty.import_compressed_tensors(DIRECTORY)")
+            f"{known.directory} is already quantized ({method or 'by an unknown method'}): a workload "
+            "starts from floating point, which is its baseline. Give the directory that it was made from; or, for "
+            "compressed-tensors, load the module: thrifty.import_compressed_tensors(DIRECTORY)")
     if not known.task:
         known = dataclasses.replace(known, task=task_of(directory))
     known = _with_recipe(known)
@@ -87,9 +87,9 @@ def _with_recipe(known: Reference) -> Reference:
     """
     usual = TASKS[known.task].recipe
     if (known.train or known.recipe) and not usual:
-        raise WorkloadError(f"{known.task} has no loss to be trained by, so that it takes neither a file to train with nor a "
-                            "reference recipe: a model of it is distilled, train(distill(embedding)), on the lines of its data; "
-                            "for a loss of yours write a workload's file")
+        raise WorkloadError(f"{known.task} has no training loss, so it accepts neither training data "
+                            "nor a reference recipe: distill such a model, train(distill(embedding)), on its "
+                            "data; for your own loss, write a workload file")
     return dataclasses.replace(known, recipe=known.recipe or (usual if known.train else ""))
 
 
@@ -99,7 +99,7 @@ def _load(known: Reference, stamps: tuple[Any, ...]) -> Workload:
     directory = open_directory(known.directory)
     lines = read(known.data, TASKS[known.task].format, known.train)
     if known.recipe and not lines.of("train"):
-        raise WorkloadError(f"{known.data} has no lines to train with, and {known.recipe} trains: give some with --train FILE, "
+        raise WorkloadError(f"{known.data} has no lines to train with, but {known.recipe} trains: give some with --train FILE, "
                             'or a "split": "train"')
     fields, tokens = _BUILD[known.task](directory, lines, known.tokens, known.recipe != "")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name_of(known.directory)).lstrip("-_.") or "model"
@@ -170,7 +170,7 @@ def _feature_extraction(directory: Directory, lines: Lines, asked: int | None, t
         texts, targets = sides([(line.values["query"], line.values["document"]) for line in found])
         documents = len(texts) - len(found)
         if split != "train" and documents <= RECALL:
-            raise WorkloadError(f"{lines.path}: {split} has {documents} different documents, among which every query "
+            raise WorkloadError(f"{lines.path}: {split} has {documents} different documents, so every query "
                                 f"finds its own within the first {RECALL}; give more than {RECALL}")
         sets[split] = Texts(words, texts, targets, tokens)
     return {
@@ -181,7 +181,7 @@ def _feature_extraction(directory: Directory, lines: Lines, asked: int | None, t
 
 def _image_classification(directory: Directory, lines: Lines, asked: int | None, trains: bool) -> Built:
     if asked is not None:
-        raise WorkloadError("tokens are for text models; leave them out with images")
+        raise WorkloadError("tokens is for text models; omit it for images")
     pixels, labels = pixels_of(directory), labels_of(directory, "image-classification", lines, trains)
     sets = {}
     for split in SPLITS:

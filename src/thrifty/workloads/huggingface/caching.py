@@ -72,8 +72,8 @@ class CacheShape:
             raise WorkloadError(f"{type(body).__name__} has no KV cache to generate with: give a causal LM of "
                                 "transformers")
         if windowed := {kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"}:
-            raise WorkloadError(f"layers of kind {', '.join(sorted(windowed))} use a KV cache other than that of full attention, "
-                                "which is the only one supported")
+            raise WorkloadError(f"layers of kind {', '.join(sorted(windowed))} use a KV cache other than that of "
+                                "full attention, the only one supported")
         longest = getattr(config, "max_position_embeddings", tokens)
         if not 2 <= tokens <= longest:
             raise WorkloadError(f"tokens must be 2 to {longest}, what {type(body).__name__} was made for, but is {tokens}")

@@ -80,15 +80,15 @@ def open_directory(path: Path) -> Directory:
     if not path.is_dir():
         raise WorkloadError(f"there is no directory {path}")
     if not (path / CONFIG).is_file():
-        raise WorkloadError(f"{path} is no Hugging Face directory: it has no {CONFIG}")
+        raise WorkloadError(f"{path} is not a Hugging Face directory: it has no {CONFIG}")
     found = Directory(path, {})
     config = found.json(CONFIG)
     if not isinstance(config, dict):
-        raise WorkloadError(f"{path / CONFIG} is damaged: it holds no object")
+        raise WorkloadError(f"{path / CONFIG} is damaged: it is not a JSON object")
     if "auto_map" in config:
         raise WorkloadError(
             f"{path / CONFIG} has an auto_map: its model is Python code inside the directory, which would run with your "
-            "rights. Thrifty never trusts remote code; use a model that transformers has, or write a workload's file "
+            "permissions. Thrifty never trusts remote code; use a model that transformers has, or write a workload's file "
             "that imports code which you have read"
         )
     weights(path)
@@ -108,7 +108,7 @@ def weights(path: Path) -> list[Path]:
         names = sorted(set(index.get("weight_map", {}).values())) if isinstance(index, dict) else []
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise WorkloadError(f"{path / SHARDS} names the shard {name!r}, which is no file of this directory")
+                raise WorkloadError(f"{path / SHARDS} names the shard {name!r}, which is not a file in this directory")
             if not (path / name).is_file():
                 raise WorkloadError(f"{path / SHARDS} names the shard {name}, which is missing; copy the directory again")
         if names:
@@ -132,7 +132,7 @@ def written(directory: Path, error: type[ThriftyError]) -> Iterator[Path]:
     """
     path = directory.expanduser().absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise error(f"{path} is there and not empty; choose a new directory")
+        raise error(f"{path} exists and is not empty; choose a new directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -165,13 +165,13 @@ def _sampled(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= LARGEST_HEADER:
-            raise WorkloadError(f"{path} is no safetensors file: its header would have {size} bytes; copy it again")
+            raise WorkloadError(f"{path} is not a safetensors file: its header would have {size} bytes; copy it again")
         header = file.read(size)
         try:
             entries = json.loads(header)
             places = sorted(entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WorkloadError(f"{path} is no safetensors file: its header is damaged ({error}); copy it again") from error
+            raise WorkloadError(f"{path} is not a safetensors file: its header is damaged ({error}); copy it again") from error
         yield header + str(path.stat().st_size).encode()
         for begin, end in places:
             file.seek(8 + size + max(begin, (begin + end - SAMPLE) // 2))

@@ -40,10 +40,10 @@ def snapshot(name: str) -> Path:
     try:
         found = try_to_load_from_cache(name, CONFIG)
     except ValueError as error:  # a name that the hub cannot have
-        raise WorkloadError(f"there is no directory {name}, and it is no name of the hub's either: {error}") from error
+        raise WorkloadError(f"there is no directory {name}, and it is not a Hub name either: {error}") from error
     if not isinstance(found, str):
         raise WorkloadError(f"there is no directory {name}, and the Hugging Face cache ({constants.HF_HUB_CACHE}) holds no model "
-                            f"of that name. Thrifty fetches nothing: `hf download {name}` does, or give a local directory")
+                            f"of that name. Thrifty downloads nothing: run `hf download {name}`, or give a local directory")
     return Path(found).parent
 
 

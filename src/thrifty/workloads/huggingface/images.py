@@ -80,12 +80,12 @@ def pixels_of(directory: Directory) -> Pixels:
         raise WorkloadError(f"{directory.path} takes images of {channels} channels; 1 and 3 are supported")
     resample = given.get("resample", 2)
     if given.get("do_resize", True) and resample not in RESAMPLE:
-        raise WorkloadError(f"{path}: resample {resample} is not supported; those are: "
+        raise WorkloadError(f"{path}: resample {resample} is not supported; use "
                             + ", ".join(f"{number} ({name})" for number, name in RESAMPLE.items()))
     size = _size(path, given.get("size", {})) if given.get("do_resize", True) else ()
     crop = _size(path, given.get("crop_size", {})) if given.get("do_center_crop", False) else ()
     if len(size) != 2 and len(crop) != 2:
-        raise WorkloadError(f"{path} leaves images of many sizes, and requests must all be of one: give size a height "
+        raise WorkloadError(f"{path} leaves images of different sizes, but all requests must have one size: give size a height "
                             "and a width, or a crop_size")
     normalized = given.get("do_normalize", True)
     return Pixels(
@@ -123,7 +123,7 @@ def image_path(folder: Path, name: str) -> Path:
     """
     path, home = folder / name, folder.resolve()
     if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(home):
-        raise WorkloadError(f"the image {name!r} is outside {folder}; images lie beside or below the data file")
+        raise WorkloadError(f"the image {name!r} is outside {folder}; images must be beside or below the data file")
     if not path.is_file():
         raise WorkloadError(f"there is no image {name!r} in {folder}")
     with _opened(path) as image:  # reads no more than the header
@@ -155,7 +155,7 @@ def _opened(path: Path) -> Iterator[Any]:
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise WorkloadError(f"{path} is no PNG or JPEG image that can be read: {error}") from error
+        raise WorkloadError(f"{path} is not a readable PNG or JPEG image: {error}") from error
 
 
 @final

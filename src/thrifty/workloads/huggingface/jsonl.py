@@ -103,8 +103,8 @@ def _taught(train: Path, path: Path, judged: Sequence[Line], format: Format) -> 
     contents = {_content(line.values, format) for line in judged}
     left = [dataclasses.replace(line, split="train") for line in found if _content(line.values, format) not in contents]
     if not left:
-        raise WorkloadError(f"every line of {train} is in {path} too, by which the model is judged: give other examples to train "
-                            f"with, or leave the file out, and three fifths of the lines of {path.name} train")
+        raise WorkloadError(f"every line of {train} is in {path} too, which judges the model: give other training "
+                            f"examples, or omit the file to train on three fifths of the lines of {path.name}")
     return left
 
 
@@ -149,7 +149,7 @@ def _checked(path: Path, number: int, raw: bytes, format: Format) -> dict[str, A
         if isinstance(value, str) and not value.strip():
             raise _wrong(path, number, f'"{name}" is blank', format)
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise _wrong(path, number, f'"{name}" has half a surrogate pair, which is no character', format)
+            raise _wrong(path, number, f'"{name}" has half a surrogate pair, which is not a character', format)
     if "split" in values and values["split"] not in SPLITS:
         raise _wrong(path, number, f'"split" must be one of {", ".join(SPLITS)} but is {_short(values["split"])}', format)
     return values

@@ -176,7 +176,7 @@ def transformers_model(model: nn.Module) -> tuple[str, Any]:
         raise WorkloadError("no transformers model is left in it")
     inside = {id(p) for p in found[1].parameters()}
     if beside := [name for name, p in model.named_parameters() if id(p) not in inside]:
-        raise WorkloadError(f"it has parameters beside the transformers model: {', '.join(beside[:3])}")
+        raise WorkloadError(f"it has parameters besides the transformers model: {', '.join(beside[:3])}")
     return found
 
 

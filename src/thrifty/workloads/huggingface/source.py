@@ -102,8 +102,8 @@ def require_same_tokens(teacher: str, student: str) -> None:
     for token, number in ours.items():
         if theirs.get(token) != number:
             where = f"has no {token!r}" if token not in theirs else f"numbers {token!r} {theirs[token]}"
-            raise WorkloadError(f"the teacher's tokenizer {where}, and the student's numbers it {number}: a teacher must read "
-                                "the student's own tokens; take one of the same tokenizer")
+            raise WorkloadError(f"the teacher's tokenizer {where}, but the student's numbers it {number}: a teacher must read "
+                                "the student's own tokens; use one with the same tokenizer")
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
@@ -137,7 +137,7 @@ def reference(workload: str, task: str | None = None, data: str | Path | None = 
     if not named:
         return workload
     if not is_reference(workload):
-        raise WorkloadError(f"only a Hugging Face directory takes {' and '.join(named)}, and there is none at {workload!r}")
+        raise WorkloadError(f"only a Hugging Face directory accepts {' and '.join(named)}, but there is none at {workload!r}")
     known = Reference.parse(workload)
     return str(dataclasses.replace(
         known, task=known.task if task is None else task, data=known.data if data is None else _absolute(data),

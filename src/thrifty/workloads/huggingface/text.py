@@ -52,7 +52,7 @@ def words_of(directory: Directory) -> Words:
         WorkloadError: there is no tokenizer.json, or it is damaged.
     """
     path = directory.needs(
-        TOKENIZER, "only fast tokenizers are read; make one of a slow one: python -c \"import transformers as t; "
+        TOKENIZER, "only fast tokenizers are supported; convert a slow one: python -c \"import transformers as t; "
         f"t.AutoTokenizer.from_pretrained('{directory.path}').save_pretrained('{directory.path}')\"")
     try:
         import tokenizers
@@ -145,7 +145,7 @@ def encoded(words: Words, texts: Sequence[str], tokens: int) -> tuple[Tensor, Te
 
 def _check_known(words: Words, highest: int) -> None:
     if highest >= words.vocabulary:
-        raise WorkloadError(f"the tokenizer gives token {highest} and the model knows {words.vocabulary}: "
+        raise WorkloadError(f"the tokenizer gives token {highest} but the model knows {words.vocabulary}: "
                             f"{TOKENIZER} is not the model's own")
 
 
