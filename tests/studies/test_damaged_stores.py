@@ -132,7 +132,7 @@ def test_another_programs_file_keeps_its_journal(tmp_path):
         db.execute("CREATE TABLE cakes (name TEXT)")
     db.close()
     before = (tmp_path / FILE).read_bytes()
-    with pytest.raises(StoreError, match="something else"):
+    with pytest.raises(StoreError, match="not a Thrifty study"):
         Store.open(tmp_path, "write", STUDY)
     assert (tmp_path / FILE).read_bytes() == before
 

@@ -292,7 +292,7 @@ def test_not_a_store(tmp_path):
         Store.open(tmp_path)
     (tmp_path / FILE).write_bytes(b"no database at all" * 100)
     for mode in ("read", "write"):
-        with pytest.raises(StoreError, match="not a study"):
+        with pytest.raises(StoreError, match="not a Thrifty study"):
             Store.open(tmp_path, mode, STUDY)
     assert (tmp_path / FILE).read_bytes().startswith(b"no database")
     (tmp_path / FILE).unlink()
@@ -300,7 +300,7 @@ def test_not_a_store(tmp_path):
         db.execute("CREATE TABLE recipes (cake TEXT)")
     db.close()
     for mode in ("read", "write"):
-        with pytest.raises(StoreError, match="something else"):
+        with pytest.raises(StoreError, match="not a Thrifty study"):
             Store.open(tmp_path, mode, STUDY)
 
 
