@@ -132,7 +132,7 @@ _moe.register_autograd(_gradients, setup_context=_remember)
 
 
 def _refuse(ctx: Any, *upstream: Tensor) -> None:
-    raise ThriftyError("gradients of gradients are not known of the experts' kernels: leave create_graph out, or compute in "
+    raise ThriftyError("gradients of gradients are not known of the experts' kernels: remove create_graph, or compute in "
                        "float32, where the layer takes operators that know them")
 
 

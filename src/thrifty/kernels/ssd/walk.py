@@ -29,7 +29,7 @@ def tile(base, at, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 def prepare(dt, A, B, C, totals, times, near, chunks, b_row, c_row, HEADS: tl.constexpr, EACH: tl.constexpr,
             N: tl.constexpr, KIND: tl.constexpr, DIGITS: tl.constexpr, Q: tl.constexpr, BLOCK_N: tl.constexpr,
             SOME: tl.constexpr):
-    """Of a chunk: running sums of dt A, and dt, [heads, Q], of SOME heads; or one group's B C^T, 0 where a token would read later
+    """A chunk's running sums of dt A, and dt, [heads, Q], for SOME heads; or one group's B C^T, 0 where a token would read later
     ones.
     """
     groups: tl.constexpr = HEADS // EACH
