@@ -110,7 +110,7 @@ def test_a_recipe_that_fails_fails_once_and_the_study_goes_on(launcher: RayLaunc
     with pytest.raises(RunFailed, match="the loss is"):
         launcher.run(job("train(adamw(lr=1e30), steps=5, clip=None)"))
     recipes = [Recipe.parse(f"train(adamw(lr={lr}), steps=3)") for lr in (0.001, 0.002)]
-    with open_study(tmp_path / "study", workload, Target()) as store:
+    with open_study(tmp_path / "study", workload, Target()) as (store, _):
         runner = Runner(workload, store, launcher=launcher)
         runner.prepare(recipes)
         trials = [runner.run(recipe, pairs=1) for recipe in recipes]
