@@ -8,6 +8,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.matmul_int8 import naive as naive
 
 
@@ -19,7 +20,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     """
     return (x.is_cuda and weight.is_cuda and x.numel() > 0 and x.shape[-1] % 16 == 0
             and not (torch.is_grad_enabled() and x.requires_grad)
-            and not torch.compiler.is_exporting()  # a program that is carried elsewhere holds torch's operations only
+            and not exporting()  # a program that is carried elsewhere holds torch's operations only
             and here(x.device))
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.matmul_w4a16 import layout
 from thrifty.kernels.matmul_w4a16 import naive as naive
 
@@ -24,7 +25,7 @@ def fits(x: Tensor, bits: int, group: int) -> bool:
     return (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and 0 < x.numel() <= MOST * x.shape[-1]
             and bits <= 4 and group % 128 == 0  # with smaller groups Triton 3.6 does not compile it
             and not (torch.is_grad_enabled() and x.requires_grad)
-            and not torch.compiler.is_exporting()  # a program that is carried elsewhere holds torch's operations only
+            and not exporting()  # a program that is carried elsewhere holds torch's operations only
             and _here(x.device))
 
 

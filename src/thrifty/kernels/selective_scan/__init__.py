@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from thrifty.errors import ThriftyError
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.selective_scan import cpu, naive, parallel
 
 
@@ -47,7 +48,7 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
         if given is not None and given.shape != shape:
             raise ThriftyError(f"x {tuple(x.shape)} and A {tuple(A.shape)} need {name} {shape}, but it is {tuple(given.shape)}")
     dt = dt if dt.dtype == torch.float64 else dt.float()
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if exporting() or torch.jit.is_tracing():
         return parallel.scan(x, dt, A, B, C, D, initial)
     y, state = _scan(x, dt, A, B, C, D, initial)
     return y, state

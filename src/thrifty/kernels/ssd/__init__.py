@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from thrifty.errors import ThriftyError
+from thrifty.kernels.exporting import exporting
 from thrifty.kernels.ssd import chunked, cpu, naive
 
 Limits = tuple[float, float]
@@ -74,7 +75,7 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None
     """
     _check(x, dt, A, B, C, D, initial, offsets)
     dt = dt if dt.dtype == torch.float64 else dt.float()
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if exporting() or torch.jit.is_tracing():
         if offsets is not None:
             raise ThriftyError("several sequences in a row cannot be exported: give each a row of its own")
         return chunked.ssd(x, dt, A, B, C, D, initial)
