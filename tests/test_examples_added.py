@@ -52,6 +52,7 @@ def add(tree: Path, *places: Path) -> None:
         shutil.copy(example / "README.md", tree / CARD)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_method_is_added_in_three_places(tree: Path) -> None:
     before = texts(tree)

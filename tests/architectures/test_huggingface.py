@@ -122,7 +122,7 @@ def test_accelerated_models_train_and_generate_by_transformers_own_loop() -> Non
 
 
 def test_a_model_without_such_layers_is_left() -> None:
-    with pytest.raises(NoEffect, match="no transformers Mamba-2 layer in Linear"):
+    with pytest.raises(NoEffect, match="no transformers Mamba-2 layer and no experts in Linear"):
         accelerate(nn.Linear(2, 2))
 
 

@@ -72,7 +72,8 @@ def test_a_right_compiler_and_one_that_cannot():
         def lower(self, model, example, directory, context):
             raise RuntimeError("out of luck\nand more")
 
-    assert "cannot be lowered (out of luck)" in first_divergence(Broken(), conv_net(), (x,), context(x))
+    told = first_divergence(Broken(), conv_net(), (x,), context(x))
+    assert "cannot be lowered with all intermediate outputs (out of luck)" in told
 
 
 def test_a_model_without_submodules():

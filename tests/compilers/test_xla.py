@@ -50,7 +50,7 @@ def test_attention_and_whole_numbers(tmp_path):
     record, engine, _ = lowered(Xla(), net, (ids[:1], mask[:1]), tmp_path, BOTH)
     assert [x.dtype for x in record.inputs] == ["int64", "int64"]
     assert error(called(engine, ids, mask), net(ids, mask)) < 1e-5
-    with pytest.raises(EngineError, match="whole numbers in int32, which cannot hold"):
+    with pytest.raises(EngineError, match="integers in int32, which cannot hold"):
         called(engine, ids + 2**32, mask)
 
 

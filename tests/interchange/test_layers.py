@@ -125,5 +125,5 @@ def test_tensors_that_do_not_fit_are_named(change: Any, said: str) -> None:
 
 def test_groups_divide_the_inputs() -> None:
     layer = STAGES["w4a16 g32"]()
-    with pytest.raises(InterchangeError, match="96 inputs, which groups of 64"):
+    with pytest.raises(InterchangeError, match="96 inputs, not a multiple of the group size 64"):
         layer_of("x", tensors(layer), Stored(4, 64, False, "float"), place(layer))

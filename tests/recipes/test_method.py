@@ -119,7 +119,7 @@ def test_words_stand_bare_where_they_can(method: Scale, text: str, monkeypatch: 
 def test_a_card_knows_only_the_families_and_the_properties() -> None:
     for family, phase in FAMILIES.items():
         assert Card(family, "b", "t", "p").phase == phase
-    with pytest.raises(ValueError, match="family 'puning' is none of optimizers"):
+    with pytest.raises(ValueError, match="family 'puning' is not one of optimizers"):
         Card("puning", "b", "t", "p")
     with pytest.raises(ValueError, match="'sparkling'"):
         Card("pruning", "b", "t", "p", provides=frozenset({"sparkling"}))

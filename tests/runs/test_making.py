@@ -53,7 +53,7 @@ def test_norms_of_weights_as_hooks_are_refused_with_the_new_form_named(old):
         net = nn.Sequential(nn.Linear(4, 4), getattr(nn.utils, old)(nn.Linear(4, 4)))
     net(torch.zeros(2, 4))
     for refused in (lambda: fresh(workload(lambda: net), 0), lambda: Quantize()(net, [torch.randn(4, 4)])):
-        with pytest.raises(ThriftyError, match=rf"layer '1' has {old} .* torch\.nn\.utils\.parametrizations\.{old}"):
+        with pytest.raises(ThriftyError, match=rf"layer '1' uses {old} .* torch\.nn\.utils\.parametrizations\.{old}"):
             refused()
     new = nn.Sequential(getattr(nn.utils.parametrizations, old)(nn.Linear(4, 4)))
     assert isinstance(copy.deepcopy(fresh(workload(lambda: new), 0)), nn.Sequential)

@@ -33,6 +33,7 @@ def endure(tmp_path, arguments, points: Points) -> None:
     assert struck.spent() == pytest.approx(wall, rel=0.05)
 
 
+@pytest.mark.slow
 def test_killed_in_hand_is_charged_and_the_result_is_the_same(tmp_path):
     """Two kills, with everything that 27 of them check but the clock, which decides nothing here."""
     control, struck = Command(tmp_path / "control", RUN), Command(tmp_path / "struck", RUN)

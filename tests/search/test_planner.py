@@ -44,7 +44,7 @@ def test_a_training_that_is_not_spread_is_planned_for_one_process() -> None:
 
 @pytest.mark.parametrize(("recipe", "nproc", "why"), [
     ("prune(ratio=0.5)", 1, "requires trained|trains nothing"),
-    ("train(adamw)", 2, "no training of train"),
+    ("train(adamw)", 2, "no training in train"),
     ("train(ddp, batch_size=2)", 4, "cannot be divided"),
 ])
 def test_what_cannot_be_planned_says_why(recipe: str, nproc: int, why: str) -> None:

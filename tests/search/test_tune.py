@@ -107,7 +107,7 @@ def test_what_was_found_reads_well_and_is_json(study):
     text = " ".join(into.getvalue().split())
     assert "Tried, with one seed, on validation" in text and "seeds 1" in text and REFERENCE in text
     assert ("not tuned" in text) == bool(found.optimizers[0].edges)
-    assert "known to 4 steps" in text
+    assert "to within 4 steps" in text
 
 
 def test_a_budget_that_does_not_reach_is_told_before_anything_is_trained(tmp_path):

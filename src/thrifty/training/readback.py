@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from thrifty.workloads.workload import Batch
 
 
 @final
@@ -33,3 +37,21 @@ class Readback:
         if self._made is not None:
             self._made.synchronize()
         return self._numbers
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """What a step found, read on the host later.
+
+    Args:
+        step: its number.
+        batch: this rank's part.
+        means: of its micro-batches.
+        numbers: losses, weights and how many parts are not finite: over all ranks, then this rank's.
+    """
+
+    step: int
+    batch: Batch
+    means: list[Tensor]
+    numbers: Readback

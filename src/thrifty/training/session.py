@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
@@ -29,7 +28,7 @@ from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
 from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, local, trained
 from thrifty.training.flops import count_flops
-from thrifty.training.readback import Readback
+from thrifty.training.readback import Found, Readback
 from thrifty.training.schedules import rate
 from thrifty.workloads.workload import Batch, Forward, Loss, call_model
 
@@ -86,7 +85,7 @@ class TrainingSession(Session):
         self.loss_scale = 1.0
         self.products = torch.float32
         self.weight = torch.ones(())
-        self._found: _Found | None = None
+        self._found: Found | None = None
         self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
         self._factor = ranks.count if self._parallel.averages else 1
         for method in self.methods:
@@ -325,7 +324,7 @@ class TrainingSession(Session):
                 self._backward(share * self._factor if self._factor > 1 else share)
         summed = self.ranks.sum(told)
         self.weight = summed[1]
-        found = _Found(self.step_number, batch, means, Readback(torch.cat([summed, told])))
+        found = Found(self.step_number, batch, means, Readback(torch.cat([summed, told])))
         if self.device == "cuda":  # a step's numbers are read when the next one is under way: the device never waits for the host
             found, self._found = self._found, found  # type: ignore[assignment]
         self._require_finite(found)
@@ -334,7 +333,7 @@ class TrainingSession(Session):
             torch._foreach_mul_([local(x) for x in gradients], (supposed.double() / self.weight).float())
         return (summed[0] / summed[1]).to(means[0].dtype)
 
-    def _require_finite(self, found: _Found | None) -> None:
+    def _require_finite(self, found: Found | None) -> None:
         if found is None:
             return
         _, count, bad, _, _, own_bad = found.numbers.read().tolist()
@@ -360,7 +359,7 @@ class TrainingSession(Session):
             clip([p.grad for p in trained(self) if p.grad is not None], self.settings.clip)
         self.optimizer.step()
 
-    def _why(self, found: _Found, loss: float, weight: float) -> str:
+    def _why(self, found: Found, loss: float, weight: float) -> str:
         where = f"the loss is {loss} at step {found.step} of {self.steps}"
         if any(x.is_floating_point() and not torch.isfinite(x).all() for x in found.batch[0]):
             return f"{where}: the batch's inputs hold NaN or infinity; clean the training data"
@@ -371,24 +370,6 @@ class TrainingSession(Session):
         weights = f", and weights of {bad[0]} are no longer finite" if bad else ""
         rate = self.optimizer.param_groups[0]["lr"]
         return f"{where}{weights}; lower the learning rate (it is {rate:.3g} now), warm up longer, or clip gradients"
-
-
-@final
-@dataclass(frozen=True)
-class _Found:
-    """What a step found, read on the host later.
-
-    Args:
-        step: its number.
-        batch: this rank's part.
-        means: of its micro-batches.
-        numbers: losses, weights and how many parts are not finite: over all ranks, then this rank's.
-    """
-
-    step: int
-    batch: Batch
-    means: list[Tensor]
-    numbers: Readback
 
 
 def _staged(methods: Sequence[TrainingMethod]) -> list[TrainingMethod]:

@@ -9,6 +9,7 @@ from tests.compilers.nets import called, error, lowered
 
 pytest.importorskip("thrifty.engines.openvino")  # not "openvino" itself, which would start its telemetry
 from thrifty.compilers.openvino import OpenVino, executed
+from thrifty.engines.instructions import instructions
 from thrifty.engines.openvino import openvino
 from thrifty.posttraining.quantization.rest import in_bf16
 
@@ -44,7 +45,9 @@ def test_in_bfloat16(name, tmp_path):
     net = in_bf16(around(name))
     record, engine, _ = lowered(OpenVino(), net, (tokens(name, 1, 7),), tmp_path, VARYING)
     assert record.precision == "bf16"
-    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "bf16_layers": 2.0, "few_bit_layers": 1.0}
+    few = record.facts.pop("few_bit_layers")
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "bf16_layers": 2.0}
+    assert few == 1.0 or "amx_bf16" in instructions()  # whose tiles OpenVINO fills with some shapes' weights as bfloat16
     for n, length in ((1, 1), (5, 63)):
         x = tokens(name, n, length)
         assert error(called(engine, x), around(name)(x)) < 0.02

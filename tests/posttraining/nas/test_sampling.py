@@ -119,7 +119,7 @@ def test_no_gain_leaves_the_model_as_it_is():
 
     found = Even()
     plan = found.plan(subnets())
-    assert plan.values["unchanged"].startswith("no measured gain: no subnet saves latency")
+    assert plan.values["unchanged"].startswith("no measured gain: no subnet saves a significant amount of latency")
     after = subnets().build(testing.trained(), plan)
     assert subnets().claims(testing.trained(), after) == ()
     assert any(text.startswith("unchanged: no measured gain") for text in found.said)

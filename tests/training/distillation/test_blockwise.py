@@ -133,7 +133,7 @@ def test_mistakes_are_told(call: Any, says: str) -> None:
 
 def test_outputs_of_other_shapes_are_refused() -> None:
     examples = record(Net(), ["first"], batches())["first"]
-    with pytest.raises(ThriftyError, match=r"gives \[\(16, 3\)\] where \[\(16, 8\)\]"):
+    with pytest.raises(ThriftyError, match=r"outputs \[\(16, 3\)\] where \[\(16, 8\)\]"):
         distil_block(nn.Linear(6, 3), examples)
 
 

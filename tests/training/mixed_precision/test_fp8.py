@@ -80,6 +80,7 @@ def test_no_shape_is_slower(monkeypatch) -> None:
     assert chosen(1.0, 0.99, 1.2) == {} == chosen(1.0, 1.5, 1.5)
 
 
+@pytest.mark.slow
 def test_layers_are_really_timed_forward_and_backward() -> None:
     """Emulated on a processor, 8 bits cost more than they save: nothing is chosen."""
     assert choose({"a": (64, 64, 64)}, "cpu", False) == {}
