@@ -93,7 +93,7 @@ class Browser:
         """What the page asked for; Chromium's own first tab asks for its parts too."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        return [each["request"]["url"] for each in asked if not each["documentURL"].startswith("chrome:")]
+        return [each["request"]["url"] for each in asked if not each["documentURL"].startswith(("chrome:", "chrome-untrusted:"))]
 
 
 @pytest.fixture(scope="module")
