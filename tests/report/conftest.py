@@ -41,7 +41,7 @@ class Browser:
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(path.as_uri())
-        assert self.js("return document.documentElement.dataset.ready") == "", self.complaints()
+        self.until(lambda: self.js("return document.documentElement.dataset.ready") == "")  # drawn, which is after it is loaded
 
     def js(self, code, *values):
         return self.driver.execute_script(code, *values)
