@@ -10,9 +10,7 @@ write is told too.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ranks import started
 from torch import nn
 
 from thrifty import AdamW, CrossEntropy, Train
@@ -88,11 +87,7 @@ def main() -> None:
     if given.rank is not None:
         rank(given)
         return
-    with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, *sys.argv, "--ranks", str(given.ranks), "--meet", f"{place}/meet"]
-        processes = [subprocess.Popen([*command, "--rank", str(i)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-                     for i in range(given.ranks)]
-        sys.exit(max(abs(process.wait()) for process in processes))
+    sys.exit(started(given.ranks, 1))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,8 @@ import argparse
 import contextlib
 import gc
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -31,11 +28,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from own_loss import OwnLoss
+from ranks import started
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from thrifty import AdamW, Bf16, CrossEntropy, Fp8, Loss, Train
+from thrifty import AdamW, Bf16, CrossEntropy, Fp8, Train
 from thrifty.kernels.linear_loss import linear_cross_entropy
 from thrifty.recipes.ranks import Alone
 from thrifty.recipes.registry import method_class
@@ -46,7 +45,7 @@ from thrifty.training.optimizers.optimizer import state_bytes
 from thrifty.training.ranks import BOTH, Group
 from thrifty.training.session import TrainingSession
 from thrifty.training.trace import Trace, traced
-from thrifty.workloads.workload import Batch, Forward, call_model
+from thrifty.workloads.workload import Forward, call_model
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,6 @@ class GPT(nn.Module):
             x = block(x)
         x = self.norm(x)
         return self.head(x) if target is None else linear_cross_entropy(x, self.head.weight, target, float8=float8)
-
-
-class Given(Loss):
-    """The loss that the model has summed itself."""
-
-    def __call__(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        return outputs, torch.tensor(float(batch[1].numel()), device=outputs.device)
 
 
 Step = Callable[[], Any]
@@ -176,7 +168,7 @@ class Bench:
         forward: Forward = call_model
         if fused:
             forward = lambda model, batch: model(batch[0][0], batch[1], fused == "loss8")
-        return TrainingSession(self.model(shape), methods, Given() if fused else CrossEntropy(), steps=10_000,
+        return TrainingSession(self.model(shape), methods, OwnLoss() if fused else CrossEntropy(), steps=10_000,
                                device=self.device, forward=forward, settings=settings,
                                ranks=Alone() if one or name == "alone" else self.ranks)
 
@@ -331,12 +323,7 @@ def main() -> None:
     if arguments.rank is not None:
         rank(arguments)
         return
-    with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, *sys.argv, "--ranks", str(arguments.ranks), "--meet", f"{place}/meet"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "4"}
-        processes = [subprocess.Popen([*command, "--rank", str(i)], env=environment) for i in range(arguments.ranks)]
-        codes = [process.wait() for process in processes]
-    sys.exit(max(map(abs, codes)))
+    sys.exit(started(arguments.ranks, 4))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from tests.kernels.test_ssd import interprets
+from tests.kernels.interpreter import interpret, interpreted
 from torch import Tensor
 
 from thrifty.errors import ThriftyError
@@ -19,7 +15,7 @@ SIZES = [(2, 4, 8, 16, 2, 4), (3, 6, 20, 24, 3, 3), (1, 2, 64, 128, 1, 2)]
 LIMITS = [(0.0, float("inf")), (0.3, 0.8)]
 INTERPRETED = """
 from tests.kernels.test_mamba2_step import LIMITS, SIZES, compare
-from tests.kernels.test_ssd import poison
+from tests.kernels.interpreter import poison
 from thrifty.kernels.mamba2_step.triton import Step
 poison()
 for size in SIZES:
@@ -69,11 +65,9 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         mamba2_step(case[0][:, :-1], *case[1:], groups=2)
 
 
-@pytest.mark.skipif(not interprets(), reason="Triton is not installed, or too old for this numpy")
+@interpreted
 def test_the_kernels_are_the_maths_where_they_are_interpreted() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])})
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 @pytest.mark.gpu

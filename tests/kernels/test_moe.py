@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from tests.kernels.test_ssd import interprets
+from tests.kernels.interpreter import interpret, interpreted
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +16,7 @@ SIZES = [(5, 2, 20, 24, 19), (4, 4, 16, 16, 7), (16, 8, 33, 17, 1), (6, 1, 32, 2
 """(experts, top_k, width, hidden, tokens)"""
 INTERPRETED = """
 from tests.kernels.test_moe import SIZES, compare, drawn, views
-from tests.kernels.test_ssd import poison
+from tests.kernels.interpreter import poison
 from thrifty.kernels.moe.launch import How, Tile
 poison()
 plain = How(16, Tile(16, 16, 4, 3), Tile(32, 16, 4, 2), Tile(16, 16, 4, 2), Tile(16, 32, 4, 2), Tile(32, 16, 4, 2),
@@ -149,11 +145,9 @@ def test_what_does_not_fit_is_refused() -> None:
         moe(x, gate_up.double(), down, weights, order, ends)
 
 
-@pytest.mark.skipif(not interprets(), reason="Triton is not installed, or too old for this numpy")
+@interpreted
 def test_the_kernels_are_the_maths_where_they_are_interpreted() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])})
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 # -- on a GPU ---------------------------------------------------------------------------------------------------

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from tests.kernels.test_ssd import interprets
+from tests.kernels.interpreter import interpret, interpreted
 
 from thrifty.kernels.routing import logits, naive, route
 
 INTERPRETED = """
 from tests.kernels.test_routing import SIZES, compare
-from tests.kernels.test_ssd import poison
+from tests.kernels.interpreter import poison
 poison()
 for size in SIZES:
     compare(*size, "softmax", "shares", "cpu")
@@ -39,11 +35,9 @@ def compare(tokens: int, experts: int, top_k: int, score: str, weighting: str, d
     torch.testing.assert_close(torch.autograd.grad(found[1], given, by)[0], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.skipif(not interprets(), reason="Triton is not installed, or too old for this numpy")
+@interpreted
 def test_the_kernels_are_the_maths_where_they_are_interpreted() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])})
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 @pytest.mark.gpu

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import os
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 import torch
+from tests.kernels.interpreter import interpret, interpreted
 from torch import Tensor, nn
 
 from thrifty.errors import ThriftyError
@@ -259,7 +253,8 @@ def test_flops_are_counted_in_both_directions() -> None:
 INTERPRETED = """
 import torch
 from thrifty.kernels.ssd import triton
-from tests.kernels.test_ssd import FEW, compare, compare_forward, poison
+from tests.kernels.interpreter import poison
+from tests.kernels.test_ssd import FEW, compare, compare_forward
 poison()
 kinds = triton._kinds
 triton._kinds = lambda x: {**kinds(x), "KIND": triton.tl.float32}  # the interpreter's products of bfloat16 are wrong
@@ -273,25 +268,6 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
 """
 FEW: list[tuple[tuple[int, ...], list[int] | None]] = [
     ((2, 37, 2, 8, 2, 16), None), ((1, 50, 2, 20, 1, 24), [0, 13, 13, 40, 50]), ((1, 1, 2, 16, 1, 16), None)]
-
-
-def interprets() -> bool:
-    """Whether Triton's interpreter runs here: of 3.6 it fails with numpy 2.4, of 3.9 it does not."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    old = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) < (3, 9)
-    return not (old and np.lib.NumpyVersion(np.__version__) >= "2.4.0")
-
-
-def poison() -> None:
-    """Fresh memory is NaN: what is read before it is written shows."""
-    empty = torch.empty
-
-    def poisoned(*args: object, **kwargs: object) -> Tensor:
-        made: Tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
-        return made.fill_(torch.nan) if made.is_floating_point() else made
-
-    torch.empty = poisoned  # type: ignore[assignment]
 
 
 BOUNDS = {torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 1e-2}
@@ -326,11 +302,9 @@ def compare(size: tuple[int, ...], offsets: list[int] | None, dtype: torch.dtype
         assert got.isfinite().all() and error < (4 if of_a else 1) * BOUNDS[dtype], (size, offsets, dtype, gradient, i, error)
 
 
-@pytest.mark.skipif(not interprets(), reason="Triton is not installed, or too old for this numpy")
+@interpreted
 def test_the_kernels_are_the_recurrence_where_they_are_interpreted() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["src", ".", *sys.path])})
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpret(INTERPRETED)
 
 
 @pytest.mark.gpu

@@ -92,11 +92,11 @@ class _Carried:
     def _lack(self, what: Method | Train, lacks: str) -> str:
         name, took = "train" if isinstance(what, Train) else what.name, self.took
         if took.get(lacks) == name:
-            return f"{name} requires {lacks}, which {name} before it removed: it can be applied only once; remove one"
+            return f"{name} requires {lacks}, which the earlier {name} removed: it can be applied only once; remove one"
         if lacks in took and isinstance(what, Compiler):
-            return f"{name} requires {lacks}, which {took[lacks]} before it removed; one compiler ends a recipe: keep one"
+            return f"{name} requires {lacks}, which the earlier {took[lacks]} removed; one compiler ends a recipe: keep one"
         if lacks in took:
-            return f"{name} requires {lacks}, which {took[lacks]} before it removed; put {name} before {took[lacks]}"
+            return f"{name} requires {lacks}, which the earlier {took[lacks]} removed; put {name} before {took[lacks]}"
         if lacks == "trained":
             return f"{name} requires a trained model; put train(...) before it, for instance the workload's reference"
         givers = [m for m in names() if lacks in method_class(m).card.provides | method_class(m).card.holds]

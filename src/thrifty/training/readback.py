@@ -41,8 +41,8 @@ class Readback:
 
 @final
 @dataclass(frozen=True)
-class Found:
-    """What a step found, read on the host later.
+class PendingStep:
+    """A step whose numbers the host has not read yet.
 
     Args:
         step: its number.

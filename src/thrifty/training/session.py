@@ -28,7 +28,7 @@ from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
 from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, local, trained
 from thrifty.training.flops import count_flops
-from thrifty.training.readback import Found, Readback
+from thrifty.training.readback import PendingStep, Readback
 from thrifty.training.schedules import rate
 from thrifty.workloads.workload import Batch, Forward, Loss, call_model
 
@@ -85,7 +85,7 @@ class TrainingSession(Session):
         self.loss_scale = 1.0
         self.products = torch.float32
         self.weight = torch.ones(())
-        self._found: Found | None = None
+        self._pending: PendingStep | None = None
         self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
         self._factor = ranks.count if self._parallel.averages else 1
         for method in self.methods:
@@ -201,8 +201,8 @@ class TrainingSession(Session):
         Raises:
             TrainingFailed: the loss is not finite.
         """
-        found, self._found = self._found, None
-        self._require_finite(found)
+        step, self._pending = self._pending, None
+        self._require_finite(step)
 
     def finish(self) -> nn.Module:
         """The model as it leaves training, in eval mode, on the CPU.
@@ -324,22 +324,22 @@ class TrainingSession(Session):
                 self._backward(share * self._factor if self._factor > 1 else share)
         summed = self.ranks.sum(told)
         self.weight = summed[1]
-        found = Found(self.step_number, batch, means, Readback(torch.cat([summed, told])))
+        step = PendingStep(self.step_number, batch, means, Readback(torch.cat([summed, told])))
         if self.device == "cuda":  # a step's numbers are read when the next one is under way: the device never waits for the host
-            found, self._found = self._found, found  # type: ignore[assignment]
-        self._require_finite(found)
+            step, self._pending = self._pending, step  # type: ignore[assignment]
+        self._require_finite(step)
         gradients = self._parallel.gradients(self)
         if len(parts) > 1:
             torch._foreach_mul_([local(x) for x in gradients], (supposed.double() / self.weight).float())
         return (summed[0] / summed[1]).to(means[0].dtype)
 
-    def _require_finite(self, found: Found | None) -> None:
-        if found is None:
+    def _require_finite(self, step: PendingStep | None) -> None:
+        if step is None:
             return
-        _, count, bad, _, _, own_bad = found.numbers.read().tolist()
+        _, count, bad, _, _, own_bad = step.numbers.read().tolist()
         if bad or not count:  # on every rank where it is so on one of them
-            mean = next((x for x in map(float, found.means) if not math.isfinite(x)), math.nan)
-            reasons = self.ranks.gather(self._why(found, mean, count) if own_bad or not count else "")
+            mean = next((x for x in map(float, step.means) if not math.isfinite(x)), math.nan)
+            reasons = self.ranks.gather(self._why(step, mean, count) if own_bad or not count else "")
             raise TrainingFailed(next(reason for reason in reasons if reason))
 
     def _backward(self, loss: Tensor) -> None:
@@ -359,9 +359,9 @@ class TrainingSession(Session):
             clip([p.grad for p in trained(self) if p.grad is not None], self.settings.clip)
         self.optimizer.step()
 
-    def _why(self, found: Found, loss: float, weight: float) -> str:
-        where = f"the loss is {loss} at step {found.step} of {self.steps}"
-        if any(x.is_floating_point() and not torch.isfinite(x).all() for x in found.batch[0]):
+    def _why(self, step: PendingStep, loss: float, weight: float) -> str:
+        where = f"the loss is {loss} at step {step.step} of {self.steps}"
+        if any(x.is_floating_point() and not torch.isfinite(x).all() for x in step.batch[0]):
             return f"{where}: the batch's inputs hold NaN or infinity; clean the training data"
         if weight == 0:
             return f"{where}: the batch has no valid target, so there is no mean; clean the data or enlarge the batch"

@@ -39,15 +39,20 @@ def test_odd_sizes_at_one_token_and_at_many(name, tmp_path):
     assert (held, [layer.out_features, layer.scale.shape[1], layer.group + layer.in_features % 2]) in constants(tmp_path)
 
 
+def expanded(layer):
+    """Whether OpenVINO makes a layer's weights bfloat16 when it opens the file, where the processor has AMX: small matrices
+    whose rows do not fill its tiles."""
+    return max(layer.in_features, layer.out_features) <= 512 and layer.in_features % 32 != 0
+
+
 @has_bf16
 @pytest.mark.parametrize("name", ODD)
 def test_in_bfloat16(name, tmp_path):
     net = in_bf16(around(name))
     record, engine, _ = lowered(OpenVino(), net, (tokens(name, 1, 7),), tmp_path, VARYING)
     assert record.precision == "bf16"
-    few = record.facts.pop("few_bit_layers")
-    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "bf16_layers": 2.0}
-    assert few == 1.0 or "amx_bf16" in instructions()  # whose tiles OpenVINO fills with some shapes' weights as bfloat16
+    few = 0.0 if "amx_bf16" in instructions() and expanded(ODD[name]) else 1.0
+    assert record.facts == {"integer_layers": 0.0, "float_layers": 2.0, "bf16_layers": 2.0, "few_bit_layers": few}
     for n, length in ((1, 1), (5, 63)):
         x = tokens(name, n, length)
         assert error(called(engine, x), around(name)(x)) < 0.02

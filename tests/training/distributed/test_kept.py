@@ -143,6 +143,34 @@ def test_what_is_kept_is_of_the_step_at_which_it_was_asked_for(tmp_path: Path, m
         assert torch.equal(x, average[name]), name
 
 
+class Later(torch.nn.Module):
+    """One of whose layers is reached from its third call on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.late, self.calls = torch.nn.Embedding(14, 14), torch.nn.Linear(14, 14), 0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        x: torch.Tensor = self.tokens(ids)
+        return self.late(x) if self.calls > 2 else x  # type: ignore[no-any-return]
+
+
+def test_state_that_joins_later_is_kept_too(tmp_path: Path) -> None:
+    session = session_of(Later())
+    with Group(dist.HashStore(), 0, 1) as ranks:
+        keeper = RanksKeeper(tmp_path / "state", ranks)
+        for _ in range(2):
+            stepped(session, 2)
+            keeper.keep(session, "mine", {})
+        keeper.close()
+        fresh = session_of(Later())
+        RanksKeeper(tmp_path / "state", ranks).restore(fresh, "mine")
+    want, got = (one.optimizer.state_dict()["state"] for one in (session, fresh))
+    assert len(want) == len(got) == 3
+    assert all(torch.equal(want[i]["exp_avg"], got[i]["exp_avg"]) for i in want)
+
+
 def test_states_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     session = session_of(trainings.Tied())
     stepped(session, 1)

@@ -157,7 +157,7 @@ def test_recipes_refuse_what_cannot_be_adapted() -> None:
     known = frozenset({"module", "float-weights"})
     with pytest.raises(RecipeError, match="lora requires a trained model"):
         carry(Recipe.parse("train(lora)"), known)
-    with pytest.raises(RecipeError, match="float-weights, which quantize before it removed"):
+    with pytest.raises(RecipeError, match="float-weights, which the earlier quantize removed"):
         carry(Recipe.parse("train(adamw) | quantize(w8a8) | train(lora)"), known)
     with pytest.raises(RecipeError, match="ia3 requires a model without adapters, which lora gives it.*keep one of lora and ia3"):
         carry(Recipe.parse("train(adamw) | train(lora, ia3)"), known)

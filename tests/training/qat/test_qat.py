@@ -138,7 +138,7 @@ def test_what_was_evaluated_leaves_as_quantize_builds_it(name, scheme, estimator
 def test_its_place_in_a_recipe():
     properties = carry(Recipe.parse("train(adamw) | train(qat(w8a8), steps=3) | compile(openvino)"), testing.TRAINED)
     assert "quantized" in properties and "compiled" in properties
-    with pytest.raises(RecipeError, match="requires float-weights, which qat before it removed"):
+    with pytest.raises(RecipeError, match="requires float-weights, which the earlier qat removed"):
         carry(Recipe.parse("train(qat(w8a8)) | quantize(w8a8)"), testing.TRAINED)
     with pytest.raises(RecipeError, match="requires float-weights"):
         carry(Recipe.parse("quantize(w8a8) | train(qat(w8a8))"), testing.TRAINED)

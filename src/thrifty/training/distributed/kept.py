@@ -47,7 +47,7 @@ class RanksKeeper(Keeper):
         self._place, self._ranks, self._aside = place, ranks, aside
         self._group = dist.new_group(backend="gloo")
         self._writing: Future[None] | None = None
-        self._copies: dict[str, Any] | None = None
+        self._copies: dict[str, Any] = {}
         self._pool = ThreadPoolExecutor(1)
         if ranks.index == 0:
             place.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class RanksKeeper(Keeper):
         rest |= {"format": FORMAT, "identity": identity, "told": told, "ranks": self._ranks.count, "random": {
             "cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if session.device == "cuda" else None}}
         self._require_written()
-        if self._copies is None:  # made once: pages that are there already are written much faster
+        if self._copies.keys() != tensors.keys():  # made once, for pages that exist are written much faster; state may join later
             self._copies = _create_cpu_state_dict(tensors, pin_memory=session.device == "cuda")
         _copy_state_dict(tensors, self._copies)
         self._writing = self._pool.submit(self._write, f"step-{session.step_number:09d}", self._copies, _copied(rest))
