@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from tests import commands
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.method import Method
 from thrifty.recipes.registry import BUILT_IN, method_class
@@ -109,9 +110,7 @@ def test_every_code_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def thrifty(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "thrifty", *words], capture_output=True, text=True, check=False, cwd=place,
-                          stdin=subprocess.DEVNULL,
-                          env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")})
+    return commands.thrifty(words, place, {**os.environ, "COLUMNS": "200", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")})
 
 
 def assert_works(words: list[str], place: Path, marked: bool, where: str) -> None:

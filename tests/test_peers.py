@@ -42,7 +42,7 @@ def share_of_zeros(model: nn.Module) -> float:
 
 def test_quantize_then_prune_is_refused_rather_than_recorded():
     """One toolkit accepts quantize -> sparsify, records it, and leaves no zeros."""
-    with pytest.raises(RecipeError, match="prune requires float-weights, which quantize"):
+    with pytest.raises(RecipeError, match="prune requires float-weights, which the earlier quantize removed"):
         carry(Recipe.parse("quantize(w8a8) | prune(ratio=0.5)"), testing.TRAINED)
 
 

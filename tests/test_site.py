@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import thrifty
+from tests import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "thrifty"
@@ -98,12 +99,11 @@ def test_pages_written_from_the_code_are_fresh() -> None:
 
 def test_every_verb_and_option_is_on_the_page_of_the_command_line() -> None:
     page = (REFERENCE / "cli.md").read_text()
-    helped = subprocess.run([sys.executable, "-m", "thrifty", "--help"], capture_output=True, text=True, check=True).stdout
+    helped = commands.thrifty(["--help"]).stdout
     verbs = re.findall(r"^## `thrifty (\w+)`", page, re.MULTILINE)
     assert verbs and all(re.search(rf"\b{verb}\b", helped) for verb in verbs)
     for verb in ("explore", "serve"):
-        helped = subprocess.run([sys.executable, "-m", "thrifty", verb, "--help"], capture_output=True, text=True,
-                                check=True).stdout
+        helped = commands.thrifty([verb, "--help"]).stdout
         section = page.partition(f"## `thrifty {verb}`\n")[2].partition("\n## ")[0]
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", helped)) - {"--help"} == set(
             re.findall(r"(?<![\w-])--[a-z][\w-]*", "".join(line for line in section.splitlines() if line.startswith("| `-"))))

@@ -10,20 +10,28 @@ from thrifty.recipes.registry import method_class, names
 from thrifty.recipes.transform import Transform
 
 HURRIED = {"auto": {"seconds": 2.0},
-           "nas": {"alternatives": ("prune(ratio=0.25)", "low_rank(ratio=0.25)"), "engine": "eager", "steps": 4, "rounds": 1},
-           "subnets": {"engine": "eager", "width": "0.5", "kernel": False, "trials": 3, "steps": 4}}
-"""Hyperparameters under which a method that may take minutes takes seconds."""
+           "nas": {"limits": "bytes<=90%", "rounds": 1, "alternatives": ("prune(ratio=0.25)", "low_rank(ratio=0.25)"),
+                   "engine": "eager", "steps": 4},
+           "subnets": {"limits": "bytes<=90%", "engine": "eager", "width": "0.5", "kernel": False, "trials": 3, "steps": 4}}
+"""Hyperparameters under which a method that may take minutes takes seconds, and no limit of time decides whether it can."""
 STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
 """Laws under which nothing runs."""
-LONG = {"nas": ("replays_from_its_timings", "check_agrees"), "auto": ("same_seed_same_result",), "subnets": ("check_agrees",),
-        "ssm": ("check_agrees",), "adamw8bit": ("check_agrees",)}
-"""{method: laws that take it half a minute}, left to `make test-all`."""
+LONG = {"nas": "replays_from_its_timings", "auto": "same_seed_same_result"}
+"""{method: the law that takes it half a minute}, left to `make test-all`."""
+NEIGHBORS = ("adamw", "bf16", "lora", "distill", "quantize", "export")
+"""Methods next to which every other one is tried in `make test`; `make test-all` tries each next to each."""
+
+
+def is_long(method, law):
+    return law == LONG.get(method.name) or (law == "check_agrees" and method.name not in NEIGHBORS)
+
+
 CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]
 
 
 @pytest.mark.parametrize(("method", "law"), [
     pytest.param(method, law, id=f"{method.name}-{law.__name__}",
-                 marks=[pytest.mark.slow] if law.__name__ in LONG.get(method.name, ()) else [])
+                 marks=[pytest.mark.slow] if is_long(method, law.__name__) else [])
     for method in CASES for law in testing.LAWS])
 def test_method_keeps_law(method, law):
     if isinstance(method, Compiler) and (lacks := method.missing()):

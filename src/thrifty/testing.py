@@ -13,14 +13,14 @@ A package that registers a method under the entry point ``thrifty.methods`` test
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
 import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -288,12 +288,16 @@ def rebuilds_in_a_fresh_process(method: Method) -> None:
             fitted = _fitted(method, trained())
             after, plans = fitted.model, fitted.plans
         checkpoint.save(Checkpoint(bench(method).source, text, plans), after, directory)
-        script = ("import sys, numpy, thrifty.testing as t, thrifty.runs.checkpoint as c\n"
-                  f"m = c.load_module({bench(method).source!r}, sys.argv[1])\n"
-                  "numpy.save(sys.argv[1] + '/answers.npy', t.answers(m))")
-        done = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        np.testing.assert_allclose(np.load(directory / "answers.npy"), answers(after), rtol=1e-5, atol=1e-6)
+        server = multiprocessing.get_context("forkserver")  # its processes have imported this module, and done nothing
+        server.set_forkserver_preload([__name__])
+        with concurrent.futures.ProcessPoolExecutor(1, server) as fresh:
+            loaded = fresh.submit(_loaded_answers, bench(method).source, place).result()
+        np.testing.assert_allclose(loaded, answers(after), rtol=1e-5, atol=1e-6)
+
+
+def _loaded_answers(source: str, directory: str) -> np.ndarray:
+    torch.set_num_threads(1)
+    return answers(checkpoint.load_module(source, directory))
 
 
 def replays_from_its_timings(method: Method) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from tests import commands
 from tests.trials import keep, trial
 from thrifty.cli.app import app, guarded
 from thrifty.cli.options import FAILED, KEEP, USAGE
@@ -14,8 +16,15 @@ from thrifty.studies.trial import ArtifactFigure
 
 
 def thrifty(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "thrifty", *arguments], capture_output=True, text=True,
-                          check=False, **options)
+    return commands.thrifty(arguments, **options)
+
+
+def test_a_process_from_nothing_answers():
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-m", "thrifty", "methods", "prune"], capture_output=True, text=True, check=False,
+                          env=environment)
+    forked = thrifty("methods", "prune", env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, forked.stdout, "") and forked.returncode == 0
 
 
 def test_lists_are_json():

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.commands import thrifty
 from tests.factories import trial
 from thrifty.report.shown import emit
 from thrifty.studies.store import Store, Study
@@ -57,7 +58,7 @@ def test_a_current_directory_that_is_gone(tmp_path):
 def test_nothing_steers_the_terminal(study, options):
     """Names, recipes and reasons of a study, and its own path."""
     verb, *rest = options
-    done = subprocess.run([*COMMAND, verb, str(study), *rest], capture_output=True, text=True, check=False)
+    done = thrifty([verb, str(study), *rest])
     told = done.stdout + done.stderr
     assert told and "Traceback" not in told
     assert all(line.isprintable() for line in told.split("\n")), [line for line in told.split("\n") if not line.isprintable()]
@@ -73,5 +74,5 @@ def test_json_is_the_same_when_it_is_parsed(capsys):
 
 def test_a_study_that_is_gone(tmp_path, study):
     shutil.rmtree(study)
-    done = subprocess.run([*COMMAND, "show", str(study)], capture_output=True, text=True, check=False)
+    done = thrifty(["show", str(study)])
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.strip().isprintable()

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
+from tests.commands import thrifty
 from thrifty.compilers.availability import Available, attempt, available, compilers
 from thrifty.recipes.registry import BUILT_IN, method_class
 from thrifty.report.artifacts import print_compilers
@@ -60,8 +59,7 @@ def test_the_table_says_what_works_and_what_to_do(monkeypatch):
 
 
 def test_the_command_lists_them_without_compiling():
-    done = subprocess.run([sys.executable, "-m", "thrifty", "compilers", "--json"], capture_output=True, text=True,
-                          check=False)
+    done = thrifty(["compilers", "--json"])
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert {row["name"] for row in rows} >= {"export", "inductor"} and all(row["tried"] is None for row in rows)

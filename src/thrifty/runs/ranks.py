@@ -110,7 +110,7 @@ class Member:
         self._told: list[str] = []
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({**message, **place(threads)}) + "\n")
+            self._process.stdin.write(json.dumps({**message, **place(time.time(), threads)}) + "\n")
             self._process.stdin.flush()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (lambda: self._hear(listener), self._drain)]
         for thread in self._threads:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +16,13 @@ def environment(threads: int) -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
-def place(threads: int, processors: Sequence[int] = ()) -> dict[str, Any]:
+def place(spawned: float, threads: int, processors: Sequence[int] = ()) -> dict[str, Any]:
     """What a process is told of where and as what it runs, beside its job.
 
     Args:
+        spawned: seconds since 1970 at which it was asked for; a first job waits until the warm process has imported.
         threads: of its libraries.
         processors: that it may use; none for all.
     """
-    return {"spawned": time.time(), "environment": environment(threads), "directory": os.getcwd(), "processors": list(processors),
+    return {"spawned": spawned, "environment": environment(threads), "directory": os.getcwd(), "processors": list(processors),
             "threads": threads}
