@@ -225,7 +225,7 @@ def _times(speed: Ratio | None) -> str:
 
 def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,
          max_bytes: str | float | None = None, max_latency: str | float | None = None) -> Choice:
-    """`choose`, with its constraints given as strings.
+    """Choose the best trial under constraints that are given as text, such as "1pt" or "5ms".
 
     Args:
         trials: as for `frontier`.

@@ -38,7 +38,7 @@ ALTERNATIVES = (
 @final
 @dataclass(frozen=True)
 class Nas(Transform):
-    """Choose, for each block of a trained model, one of its alternatives, all together, by their measured costs.
+    """Choose one alternative for each block of a trained model, all at once, by measured costs.
 
     1. Alternatives of a block are made by the transforms of the recipes in ``alternatives``, applied to the block alone; float
        ones then learn for a few steps to give what the block gave, on what it read.
