@@ -169,7 +169,7 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
     """Choose the trial with the least of something among those that meet the constraints and beat the model as it is.
 
     The drop is judged by the upper end of its interval, and so is what is minimized: a speed that was screened with
-    one pair comes after every speed that has an interval, and beats nothing. What is slower than the model as it is is
+    one pair comes after every speed that has an interval, and beats nothing. What is slower than the unmodified model is
     never chosen, whatever is minimized. Failed and unmeasured trials are never chosen.
 
     Args:

@@ -49,7 +49,7 @@ class Nas(Transform):
     4. What it picked is built and measured whole, beside each alternative in all blocks alike. The table is corrected by what it
        missed, and solved again. The best measured model within the limits is taken.
 
-    Tables, scores and timings are kept: another limit costs no new scoring, a search that was killed goes on where it was.
+    Tables, scores and timings are kept: another limit costs no new scoring, a killed search resumes.
     Without a measurable gain the model stays as it is, and the search says so.
 
     Args:
