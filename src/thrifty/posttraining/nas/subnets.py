@@ -69,7 +69,7 @@ class Subnets(Transform):
         structure: whose channels leave: ``channels``, ``heads``, ``residual``, or ``width`` for all three; see ``prune``.
         criterion: by which channels are ranked: ``magnitude``, ``activation`` or ``taylor``; see ``prune``.
         round_to: every width is a multiple of it; heads leave one by one.
-        trials: subnets that are proposed, at most.
+        trials: the maximum number of proposed subnets.
         sampler: ``tpe`` or ``nsga2``.
         engine: that everything is timed in; what serves should be the same.
         steps: of the distillation of the best three; 0 leaves the weights as they are.
