@@ -1,20 +1,16 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.trials import keep, trial
 from thrifty.cli.app import app, guarded
-from thrifty.cli.options import DONE, FAILED, KEEP, USAGE
+from thrifty.cli.options import FAILED, KEEP, USAGE
 from thrifty.report.shown import emit
 from thrifty.studies.trial import ArtifactFigure
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def thrifty(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -96,34 +92,6 @@ def test_bad_input_is_answered_with_exit_code_2(arguments, says, tmp_path, monke
 def test_a_process_answers_as_its_function_does(tmp_path):
     done = thrifty("check", "digit", "train", cwd=tmp_path)
     assert done.returncode == USAGE and "did you mean 'digits'" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(("reference", "told"), [
-    ("train(adamw(lr=0.01), epochs=3)", "train(adamw(lr=0.01), epochs=3)"),
-    ("", "the model as it is"),
-])
-def test_a_workload_alone_is_checked_with_its_reference(reference, told, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "examples" / "rows.py").read_text()
-    (tmp_path / "rows.py").write_text(re.sub('reference=".*?"', f'reference="{reference}"', text))
-
-    def printed(*arguments):
-        monkeypatch.setattr(sys, "argv", ["thrifty", "check", "rows.py", *arguments])
-        assert guarded(app) == DONE
-        return capsys.readouterr().out
-
-    assert printed().startswith(f"ok: {told}\n")
-    alone, given = json.loads(printed("--json")), json.loads(printed(reference, "--json"))
-    assert alone == given and alone["recipe"] == reference
-
-
-def test_a_workload_alone_that_is_wrong_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "examples" / "rows.py").read_text()
-    (tmp_path / "rows.py").write_text(text.replace("nn.Linear(64, 2))", "nn.Linear(64, 1))"))
-    monkeypatch.setattr(sys, "argv", ["thrifty", "check", "rows.py"])
-    assert guarded(app) == USAGE
-    assert "the outputs [8, 1] have one value for each target" in capsys.readouterr().err
 
 
 def test_a_dry_run_runs_nothing(tmp_path):
