@@ -19,6 +19,12 @@ import thrifty
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "reference"
+TYPES = {
+    "Stage": "What a training method touches, which sets its place in a training: structure, numerics, ..., optimizer.",
+    "Event": "What a run, a search or a measurement reports: a phase began, a step, a charge, a trial ended, ...",
+    "Listener": "A function that is called with each `Event`.",
+}
+"""Public names that are types without a docstring of their own."""
 WRITTEN = "<!-- Written by docs/reference.py: run `make tables`. -->"
 
 
@@ -50,7 +56,7 @@ def python_page() -> str:
              "Everything here is imported from `thrifty`; other modules are not public. `help(thrifty.run)` prints arguments,\n"
              "what is returned and raised, and an example. The rendered site (`make docs`) shows the same under each name."]
     for heading, names in groups().items():
-        rows = [f"| `{name}` | {first_sentence(getattr(thrifty, name))} |" for name in names]
+        rows = [f"| `{name}` | {TYPES.get(name) or first_sentence(getattr(thrifty, name))} |" for name in names]
         parts += [f"## {heading[0].upper()}{heading[1:]}", "\n".join(["| name | what it is |", "| --- | --- |", *rows])]
     return "\n\n".join(parts) + "\n"
 
@@ -76,7 +82,7 @@ def options_table(options: list[Any]) -> str:
 
 def shown(argument: Any) -> str:
     """An argument's name in the usage line."""
-    return str(argument.metavar or argument.name.upper()).strip("[]")
+    return re.sub(r"[\[\]]", "", str(argument.metavar or argument.name.upper()))
 
 
 def verb_section(name: str, verb: Any) -> list[str]:

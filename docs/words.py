@@ -23,7 +23,17 @@ EVERYWHERE = {
     r"\bgo(?:es)? on bit for bit\b": "resume bit for bit",
     r"\blearnt\b": "learned",
     r"\bkin\b": "variants, relatives",
-    r"\b(?:whilst|amongst|thereof|whereof|wherefore|manyfold|heeds?|dearer)\b": "a plain word",
+    r"\b(?:whilst|amongst|thereof|whereof|wherefore|manyfold|heeds?|dearer|dearest)\b": "a plain word",
+    r"\bgo(?:es)? on (?:from|where)\b": "resume, continue",
+    r", say(?=[,.;:)])": "for example",
+    r"\bmended\b": "fixed, corrected",
+    r"\bas it is is\b": "the unmodified model is",
+    r"\b(?:is|are) no evidence\b": "proves nothing",
+    r"\ba method of training\b": "a training method",
+    r"\bmost of all\b": "especially",
+    r"\b(?:share[sd]?|dealt) out\b": "shard, split, distribute",
+    r"\b(?:samples|requests|tokens|examples|dollars|bits|bytes) an? (?:second|hour|step|request|token|weight|byte)\b": "per",
+    r"\b(?:one|an?) (?:file|folder|row|line|page|card|scale) an? (?:backend|group|kind|row|token|tensor|trial|task)\b": "per",
     r"\bunlabeled\b": "unlabelled, as the workload's field is called",
 }
 MESSAGES = {
@@ -37,6 +47,10 @@ MESSAGES = {
 PAGES_ALONE = {
     r"\b[Bb]ars?\b(?<!error bars)(?<!Error bars)": "constraint",
     r"\banew\b": "again",
+    r"\babove all\b": "especially",
+    r"\bof yours\b": "your own",
+    r"\bsees? to\b(?! it)": "handle, ensure",
+    r"\bwas told\b": "a plain verb: asked, given, set",
 }
 
 

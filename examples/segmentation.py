@@ -1,4 +1,4 @@
-"""Segmentation by a U-Net: which pixels of a noisy picture are of a disc, which of a square. The pictures are drawn here.
+"""Segmentation with a U-Net: which pixels of a noisy picture belong to a disc, which to a square? The file draws the pictures.
 Run it: thrifty explore segmentation.py --budget 3m --max-drop 1pt."""
 
 import torch

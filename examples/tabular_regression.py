@@ -1,4 +1,4 @@
-"""Regression on a table: how far diabetes has progressed after a year, from ten measurements of a patient. Real data, of
+"""Regression on a table: how far has diabetes progressed after a year, given ten measurements of a patient? Real data, from
 scikit-learn. Run it: thrifty explore tabular_regression.py --budget 2m --max-drop 1pt."""
 
 import torch

@@ -1,5 +1,5 @@
-"""Writes a small BERT of random weights, and texts to train and judge it by: which package of Python's standard library does a
-docstring belong to? Run it, and then: thrifty explore ./docs-bert --train train.jsonl --data judged.jsonl ..."""
+"""Writes a small BERT with random weights, and texts to train and evaluate it: which package of Python's standard library does
+a docstring belong to? Run it, and then: thrifty explore ./docs-bert --train train.jsonl --data judged.jsonl ..."""
 
 import ast
 import hashlib

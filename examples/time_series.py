@@ -1,4 +1,4 @@
-"""Forecasting by an LSTM: how carbon dioxide in the air changes in four weeks, from the weeks of a year. Real data, of
+"""Forecasting with an LSTM: how does carbon dioxide in the air change in four weeks, given the weeks of a year? Real data, from
 statsmodels (Mauna Loa, 1958 to 2001). Run it: thrifty explore time_series.py --budget 2m --max-drop 1pt."""
 
 import torch

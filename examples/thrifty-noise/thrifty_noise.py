@@ -23,7 +23,7 @@ class WeightNoise(TrainingMethod):
     and applied to W, which leaves training without noise. Vectors (biases, norms) get none.
 
     Args:
-        bits: that the weights are to be rounded to.
+        bits: the number of bits that the weights will be rounded to.
 
     >>> WeightNoise(bits=3)
     WeightNoise(bits=3)

@@ -153,7 +153,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    # what the user brings, and what it will run on
+    # workloads and targets
     "workloads.workload": "Workload SingleStream Offline Server",
     "workloads.losses": "Loss CrossEntropy BCEWithLogits MSE MAE",
     "workloads.loading": "load_workload",
@@ -162,7 +162,7 @@ _NAMES = {
     "workloads.regression": "R2 RMSE MeanAbsoluteError",
     "workloads.huggingface.models": "TokenLogits",
     "target": "Target",
-    # recipes, and what methods are made of
+    # recipes, and the parts of a method
     "recipes.recipe": "Recipe",
     "recipes.phases": "Train",
     "recipes.transform": "Transform Plan",
@@ -216,7 +216,7 @@ _NAMES = {
     "compilers.tvm": "Tvm",
     "compilers.executorch": "ExecuTorch",
     "compilers.auto": "Auto",
-    # training by hand
+    # training in your own code
     "training.loop": "fit TrainingResult",
     "training.session": "TrainingSession",
     "training.optimizers.curvature": "sampled_loss",
@@ -245,7 +245,7 @@ _NAMES = {
     "report.document": "study_json",
     "report.page": "page write_page",
     "report.sinks.logs": "log_to",
-    # what serves
+    # deployment
     "artifacts.artifact": "load",
     "artifacts.verification": "verify",
     "artifacts.bench": "bench",

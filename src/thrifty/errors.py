@@ -42,7 +42,7 @@ class EffectLost(ThriftyError):
 
 
 class TrainingFailed(ThriftyError):
-    """Training cannot continue (a non-finite loss, say); the message names the step.
+    """Training cannot continue (for example, the loss is not finite); the message names the step.
 
     ``seconds`` and ``flops`` say what was spent by then.
     """

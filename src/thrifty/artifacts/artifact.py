@@ -131,7 +131,7 @@ class Loaded:
     manifest: Mapping[str, Any]
 
     def close(self) -> None:
-        """Give back what the engine holds outside of Python: an unpacked package, say."""
+        """Give back what the engine holds outside of Python: for example an unpacked package."""
         self.engine.close()
 
     def __call__(self, *given: Any, **named: Any) -> Any:

@@ -30,7 +30,7 @@ class GenerationError(ThriftyError):
 @final
 @dataclass
 class Generator:
-    """Two engines and the cache that goes between them.
+    """Generates text with two engines, prefill and decode, and the KV cache between them.
 
     Args:
         prefill, decode: as `lower_generator` made them.

@@ -1,1 +1,1 @@
-"""The command line: the verbs, one file a group."""
+"""The command line: the verbs, one file per group."""

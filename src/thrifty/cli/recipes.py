@@ -72,20 +72,24 @@ def target_of(device: str, threads: int) -> Target:
 
 
 @of_directories
-def check(workload: WorkloadArgument, recipe: RecipeArgument, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-          as_json: JsonOption = False) -> None:
-    """Check a recipe and rehearse it: one training step or one calibration batch for each phase.
+def check(workload: WorkloadArgument, recipe: Annotated[str | None, typer.Argument(
+              metavar="RECIPE", help="The recipe; the workload's own reference recipe by default.")] = None,
+          device: DeviceOption = "cpu", threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
+    """Check a workload and a recipe, and rehearse it: one training step or one calibration batch for each phase.
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
     """
     from thrifty.recipes.recipe import Recipe
     from thrifty.runs.preflight import check as check_recipe
+    from thrifty.runs.preflight import resolve
 
-    found = check_recipe(workload, recipe, target=target_of(device, threads))
+    definition = resolve(workload)
+    parsed = Recipe.parse(definition.reference if recipe is None else recipe)
+    found = check_recipe(definition, parsed, target=target_of(device, threads))
     if as_json:
-        emit({"recipe": str(Recipe.parse(recipe)), "workload": workload, "status": "ok", "properties": sorted(found)})
+        emit({"recipe": str(parsed), "workload": workload, "status": "ok", "properties": sorted(found)})
     else:
-        print(f"ok: {Recipe.parse(recipe)}\nleaves a model that is: {', '.join(sorted(found))}")
+        print(f"ok: {parsed or 'the model as it is'}\nleaves a model that is: {', '.join(sorted(found))}")
 
 
 @of_directories

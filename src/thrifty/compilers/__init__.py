@@ -1,1 +1,1 @@
-"""Compilers: one file a backend, from a model to an engine's files."""
+"""Compilers: one file per backend, from a model to an engine's files."""

@@ -22,7 +22,7 @@ MOST = 16
 def layout(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes, chosen: Sequence[int] = ()) -> Layout:
     """The programs to make, and where their sizes stand in inputs and outputs.
 
-    Dimensions of one position and one range are one axis: the batch, say, of every input. Its sizes are the powers of two
+    Dimensions of one position and one range are one axis: for example the batch of every input. Its sizes are the powers of two
     in its range and its largest; of four, eight or more where that would be more than `MOST` programs.
 
     Args:

@@ -24,7 +24,7 @@ FILE = "model.pt2"
 @final
 @dataclass(frozen=True)
 class Export(Compiler):
-    """How a recipe without a compiler ends: it runs where neither the model's code nor Thrifty is installed.
+    """A `torch.export` program, the default: it runs where neither the model's code nor Thrifty is installed.
 
     Quantized models keep their integers in the file; their arithmetic is simulated in float32.
     """

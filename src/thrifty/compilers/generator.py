@@ -17,7 +17,7 @@ from thrifty.workloads.huggingface.caching import CachedStep, CacheShape
 
 def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, *, prompt: int = 64, tokens: int = 256,
                     threads: int = 1, device: str = "cpu", cache: str = "fp32") -> None:
-    """Lower a causal language model twice: for a prompt, and for each token after it.
+    """Lower a causal language model to two engines: one for the prompt, one for each token after it.
 
     Args:
         body: a model of transformers, for causal language modeling; quantized or pruned as it may be.

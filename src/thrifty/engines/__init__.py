@@ -1,4 +1,4 @@
-"""Engines: one file a backend, loading and calling. Importing this package imports neither torch nor a runtime."""
+"""Engines: one file per backend, loading and calling. Importing this package imports neither torch nor a runtime."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Kernels written by hand for speed, one folder an operation: the math first, then one file a kind of processor."""
+"""Handwritten kernels, one folder per operation: the math first, then one file per kind of processor."""

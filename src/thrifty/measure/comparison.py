@@ -37,7 +37,7 @@ class Reading:
         durations: every timed call's seconds, where they were asked for.
         interrupted: share of calls in which another process was given the processor; blocks, p50 and p90 leave them
             out where a block has others.
-        rate: examples a second that count as this process's speed, where it is not batch / seconds; 0 where the
+        rate: examples per second that count as this process's speed, where it is not batch / seconds; 0 where the
             scenario's bound is missed at any rate.
     """
 
@@ -79,7 +79,7 @@ class Figures:
     Args:
         p50, p90: seconds a call.
         batch: examples in a call.
-        throughput_per_second: examples a second, one call after the other; the Server scenario's is its
+        throughput_per_second: examples per second, one call after the other; the Server scenario's is its
             highest rate.
         first_inference_seconds: from an imported runtime to the first answer: load and first call.
         first_call_seconds: the first call alone.
@@ -143,7 +143,7 @@ class Comparison:
 
 
 def speed_ratio(baseline: Sequence[Reading], side: Sequence[Reading]) -> Interval | None:
-    """Interval of examples a second over the baseline's; None where a rate is 0."""
+    """Interval of examples per second over the baseline's; None where a rate is 0."""
     if any(reading.rate == 0 for reading in (*baseline, *side)):
         return None
     return ratio_interval([_log_ratio(a, b) for a, b in zip(baseline, side, strict=True)])

@@ -49,7 +49,7 @@ def highest_rate(service: Sequence[float], bound: float, seed: int = 0) -> float
         seed: of the arrivals.
 
     Returns:
-        requests a second; None where the bound is missed even with nobody waiting.
+        requests per second; None where the bound is missed even with nobody waiting.
 
     Raises:
         ValueError: there are fewer than 1,000 calls.

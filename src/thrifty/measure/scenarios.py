@@ -121,7 +121,7 @@ def _single_stream(scenario: Any, bench: Bench) -> Comparison:
 
 
 def _offline(scenario: Any, bench: Bench) -> Comparison:
-    """All requests at hand: the ratio of samples a second, each side at its own best batch within memory."""
+    """All requests at hand: the ratio of samples per second, each side at its own best batch within memory."""
     known = {reading.side: reading.batch for reading in bench.kept}  # a resumed comparison keeps its batches
     inputs = {
         name: bench.example(known.get(name) or bench.best_batch(side, scenario.max_batch))
@@ -139,7 +139,7 @@ def best_batch(
     device: str = "cpu",
     memory: int | None = None,
 ) -> int:
-    """The power of two with the most samples a second, among those that the side takes.
+    """The power of two with the most samples per second, among those that the side takes.
 
     The search ends at ``most``, at the memory limit, where the worker dies (a batch too large takes nothing
     else with it), where a call passes 5 s, and after two batches that were no better.

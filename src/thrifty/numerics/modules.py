@@ -99,7 +99,7 @@ class WithEdge(nn.Sequential):
 
 @final
 class QuantLinear(nn.Module):
-    """A product of 8-bit activations with integer weights (a scale a row).
+    """A product of 8-bit activations with integer weights (a scale per row).
 
     y = t * s_w * (q_x q_w^T) + b, t q_x = x / smooth, s_w q_w = W * smooth. Without a grid t is each token's, found as it
     comes; with one it is the grid's, and q_x = clamp(round(x / smooth / t) + zero, 0, 255) - zero.
@@ -151,7 +151,7 @@ class QuantLinear(nn.Module):
 
 @final
 class Float8Linear(nn.Module):
-    """A product of float8 tokens (a scale for each, found as they come) with float8 weights (a scale a row).
+    """A product of float8 tokens (a scale for each, found as they come) with float8 weights (a scale per row).
 
     y = t s_w (q_x q_w^T) + b, t q_x = x, s_w q_w = W, all q in e4m3; the sums are float32.
 

@@ -85,7 +85,7 @@ def entries(tokens: Tokens, layers: Mapping[str, nn.Module], bits: Mapping[str, 
         layers: {name: nn.Linear}.
         bits: {name: of a weight}; 8 where a name is not in it.
         strengths: tried.
-        static: one grid for all tokens, in place of a scale a token.
+        static: one grid for all tokens, in place of a scale per token.
         plain: layers that are not smoothed, nor are those that read the same tensor.
 
     Raises:

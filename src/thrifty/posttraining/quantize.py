@@ -47,7 +47,7 @@ INTEGER_ALGORITHMS = ("rtn", "smoothquant", "adaround")
 @final
 @dataclass(frozen=True)
 class Quantize(Transform):
-    """Weights, and activations where the scheme says so, in low precision, without training.
+    """Store weights, and in some schemes activations, in low precision, without training.
 
     Integer products, ``w8a8`` and ``w4a8``:
 

@@ -46,7 +46,7 @@ class Range:
 def number(default: Any, low: float, high: float = math.inf, *, open_low: bool = False,
            open_high: bool = False, log: bool = False, near_one: bool = False, search: tuple[float, ...] = (),
            words: tuple[str, ...] = ()) -> Any:
-    """A numeric hyperparameter (int or float after its annotation) with its permitted range.
+    """A numeric hyperparameter (int or float, by its annotation) with its permitted range.
 
     ``search`` are the values of a transform that an exploration tries; where it is empty, the default stays. ``words``
     may stand in the place of a number; in a recipe's text they are bare: ``sophia(gamma=auto)``.

@@ -30,7 +30,7 @@ class Session(abc.ABC):
         device: "cpu" or "cuda": where the steps run.
         steps: optimizer steps of the whole training.
         step_number: number of the step under way, from 1; 0 before the first.
-        batch_size: examples a step as the recipe has it; None where the workload's holds.
+        batch_size: examples per step, as the recipe has it; None where the workload's holds.
         accumulate: micro-batches that each batch is taken in.
         compiled: whether the model's steps are compiled.
         optimizer: there after every method's `prepare`.
@@ -117,7 +117,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def backward(self, loss: Tensor) -> bool:
-        """Leave the gradients of a loss that is not the step's own (an estimate's, say).
+        """Leave the gradients of a loss that is not the step's own (for example an estimate's).
 
         Args:
             loss: a scalar; it is scaled on its way where the precision wants it.

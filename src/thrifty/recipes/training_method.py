@@ -144,7 +144,7 @@ class TrainingMethod(Method):
             model: that is trained, or that a method before this one gave.
 
         Returns:
-            the model itself, or another (averaged weights, say).
+            the model itself, or another (for example averaged weights).
         """
         return model
 

@@ -31,7 +31,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Transform(Method):
-    """A method that changes the model between trainings: it plans, at whatever cost, then builds, cheaply."""
+    """A method that changes the model between trainings: planning may be expensive, building is cheap."""
 
     def __str__(self) -> str:
         """As it stands in a recipe's text. Its first hyperparameter is always there: ``quantize(w8a8)`` and

@@ -1,4 +1,4 @@
-"""What orders of methods were worth: a row an order, and why others cannot be."""
+"""What orders of methods were worth: a row per order, and why others cannot be."""
 
 from __future__ import annotations
 

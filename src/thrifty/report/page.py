@@ -97,7 +97,7 @@ def relative(document: Mapping[str, Any], study: Path) -> dict[str, Any]:
 
 def page(document: Mapping[str, Any], *, store: str = "study", requests_per_day: float | None = None,
          compared: Mapping[str, Any] | None = None) -> str:
-    """The page of a document.
+    """Render a study's JSON document as one HTML page.
 
     Args:
         document: as `study_json` makes it.

@@ -178,7 +178,7 @@ def _picture(ranked: Sequence[Standing], marks: Mapping[str, str], width: int) -
 
 
 def ledger(spent: Ledger) -> Group:
-    """Where the time went: one line a kind of charge, the dearest first; verbose, then one a charge, in order."""
+    """Where the time went: one line per kind of charge, the costliest first; verbose, then one per charge, in order."""
     verbose = Verbosity.asked() is Verbosity.verbose
     kinds: list[Kind] = sorted({c.kind for c in spent.charges}, key=lambda kind: -spent.only(kind).seconds)
     rows = [_spent_row(kind, spent.only(kind), spent.seconds) for kind in kinds]

@@ -1,4 +1,4 @@
-"""What a search measured, kept as it comes: one that was killed goes on from there, and loses one candidate at most."""
+"""What a search measured, kept as it comes: a killed search resumes, and loses one candidate at most."""
 
 from __future__ import annotations
 

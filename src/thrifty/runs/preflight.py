@@ -114,12 +114,12 @@ def _require_float8(recipe: Recipe, device: str) -> None:
                            "quantize(w4a16)")
 
 
-def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | None = None) -> frozenset[str]:
-    """Check a recipe's order and rehearse it: one step and one calibration batch of each phase, nothing long.
+def check(workload: str | Workload, recipe: str | Recipe | None = None, *, target: Target | None = None) -> frozenset[str]:
+    """Check a workload and a recipe, and rehearse it: one training step or one calibration batch for each phase.
 
     Args:
         workload: a workload, or a reference that `load_workload` takes.
-        recipe: text or value.
+        recipe: text or value; the workload's own reference recipe if None.
         target: what it will run on.
 
     Returns:
@@ -131,7 +131,8 @@ def check(workload: str | Workload, recipe: str | Recipe, *, target: Target | No
     >>> sorted(check("digits", "prune(ratio=0.5) | train(adamw)"))
     ['float-weights', 'module', 'pruned', 'trained']
     """
-    definition, parsed = resolve(workload), Recipe.of(recipe)
+    definition = resolve(workload)
+    parsed = Recipe.of(definition.reference if recipe is None else recipe)
     found = check_recipe(definition, parsed, (target or Target()).device)
     with users_code():
         check_workload(definition)

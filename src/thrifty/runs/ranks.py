@@ -48,7 +48,7 @@ class LocalGang(Gang):
     """Processes of this machine.
 
     Args:
-        restarts: how often all are started again after one failed; they go on from the training's last kept state.
+        restarts: how often all are started again after one failed; they resume from the training's last saved state.
     """
 
     restarts: int = 0

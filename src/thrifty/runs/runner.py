@@ -75,7 +75,7 @@ class Runner:
         store: the study's directory.
         target: what the models will run on.
         seed: seed of all random streams.
-        price: dollars an hour of this machine; None where money is not asked for.
+        price: dollars per hour of this machine; None where money is not asked for.
         machine: what trains; one process on the target's device where None.
         launcher: where jobs run; in processes of this machine where None.
         force: whether to run a precision that is slower here than fp32.
@@ -357,7 +357,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | N
         target: what it will run on; one thread of the CPU by default.
         seed: seed of all random streams.
         pairs: process pairs: 1 screens, 5 or more claim.
-        price: dollars an hour of this machine.
+        price: dollars per hour of this machine.
         force: whether to run a precision that is slower here than fp32.
         nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
         max_restarts: how often they are started again, from the last kept state, after one of them failed.

@@ -52,7 +52,7 @@ class Estimates:
 
     @property
     def error(self) -> float:
-        """By what factor one in six or so takes longer than the mended estimate says: a standard deviation of the logarithms."""
+        """The factor by which about one in six exceeds the corrected estimate: a standard deviation of the logarithms."""
         found = [math.log(ratio / self.scale) for ratio in self.ratios]
         if len(found) < ENOUGH:
             return UNKNOWN

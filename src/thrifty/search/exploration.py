@@ -1,6 +1,6 @@
 """An exploration under way: what runs next within a budget, by what everything so far took.
 
-Every decision is a function of what the store holds and of the time that is left: one that was killed goes on from there.
+Every decision is a function of what the store holds and of the time that is left: a killed exploration resumes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Explore: the frontier under a budget. The reference, each method alone, the best together, then what Optuna proposes.
 
-Every decision is a function of what the store holds: an exploration that was killed goes on from there.
+Every decision is a function of what the store holds: a killed exploration resumes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Explored:
 
     @property
     def ended(self) -> Ended:
-        """By its budget, for want of recipes, by the user, or by an error (of the disk, say)."""
+        """By its budget, for want of recipes, by the user, or by an error (for example of the disk)."""
         return self.ending.ended
 
 
@@ -75,7 +75,7 @@ def explore(workload: str | Workload, budget: float, *, study: str | Path | None
         methods: names of the methods to use; all that are installed where none is given.
         target: what the models will run on.
         seed: seed of all random streams.
-        price: dollars an hour of this machine.
+        price: dollars per hour of this machine.
         promote: largest number of trials that are measured again.
         workers: recipes without training that are compiled side by side; timing is always alone.
         launcher: where recipes run; in processes of this machine where None.

@@ -38,7 +38,7 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: s
         study: its directory; study-NAME, after the workload, where None. Asking again resumes.
         target: what they will run on.
         seed: seed of all random streams.
-        price: dollars an hour of this machine.
+        price: dollars per hour of this machine.
         promote: largest number of front trials, fastest first, that are measured again with five pairs and scored
             on test.
         training_threads: threads for every training; one a processor where None.

@@ -129,7 +129,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
         evaluations: evaluations of quality during a final training: the more, the more exactly is known when it is attained.
         target: what is trained on.
         seed: seed of the trials; the final seeds follow it.
-        price: dollars an hour of this machine.
+        price: dollars per hour of this machine.
         training_threads: threads for every training; one a processor where None.
         listener: hears events while things go on.
 

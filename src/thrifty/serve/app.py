@@ -217,7 +217,7 @@ async def _answer(batcher: Batcher, inputs: Arrays, timeout: float) -> Arrays:
     """Wait for the batcher; what an engine says of its inputs is the request's fault.
 
     Raises:
-        BodyError: 422, the engine refused the inputs, whose sizes are outside of what it was made for, say; 504, it did not
+        BodyError: 422, the engine refused the inputs, for example their sizes; 504, it did not
             answer in time.
     """
     try:

@@ -169,7 +169,7 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
     """Choose the trial with the least of something among those that meet the constraints and beat the model as it is.
 
     The drop is judged by the upper end of its interval, and so is what is minimized: a speed that was screened with
-    one pair comes after every speed that has an interval, and beats nothing. What is slower than the model as it is is
+    one pair comes after every speed that has an interval, and beats nothing. What is slower than the unmodified model is
     never chosen, whatever is minimized. Failed and unmeasured trials are never chosen.
 
     Args:
@@ -225,7 +225,7 @@ def _times(speed: Ratio | None) -> str:
 
 def best(trials: Iterable[Trial], max_drop: str | float | DropBar | None = None, minimize: str = "latency", *,
          max_bytes: str | float | None = None, max_latency: str | float | None = None) -> Choice:
-    """`choose`, with its constraints given as strings.
+    """Choose the best trial under constraints that are given as text, such as "1pt" or "5ms".
 
     Args:
         trials: as for `frontier`.

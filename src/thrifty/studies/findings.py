@@ -20,7 +20,7 @@ from thrifty.studies.trial import Trial
 @final
 @dataclass(frozen=True)
 class Findings:
-    """A study, read and judged.
+    """A study's trials and what follows from them: standings, frontier, recommendation.
 
     Args:
         trials: in the order in which they first ran.

@@ -27,7 +27,7 @@ def put_failure(db: sqlite3.Connection, trial: str | None, recipe: str, reason: 
 
 
 def utf8(value: str) -> str:
-    """SQLite takes UTF-8, which lone surrogates (of undecodable file names, say) have not."""
+    """SQLite takes UTF-8, which cannot encode lone surrogates (for example of undecodable file names)."""
     return value.encode("utf-8", "backslashreplace").decode()
 
 

@@ -94,7 +94,7 @@ def trial_id(workload_hash: str, recipe: str, seed: int, target: Mapping[str, An
 
 @final
 class Store:
-    """A study's store.
+    """A study's trials, in one SQLite file.
 
     Args:
         path: the study's directory; a writer makes it.

@@ -114,7 +114,7 @@ def fit(model: nn.Module, methods: Any, data: Dataset[Any], loss: Loss, *, setti
         evaluate: model -> quality, higher is better; its seconds are counted apart.
         progress: told where training stands.
         keep: a file for the training's state (several ranks make a directory of it), written every so often; where it is there
-            already, training goes on from it, step by step as if it had not been interrupted (bit for bit on a CPU).
+            already, training resumes from it, step by step as if it had not been interrupted (bit for bit on a CPU).
         keep_seconds: between two states.
         ranks: that train together, each calling this with its own; all end with the same model.
 

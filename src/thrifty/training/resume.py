@@ -79,7 +79,7 @@ class Progress:
     """What is kept.
 
     Args:
-        identity: of the training; a state is taken up by an equal one alone.
+        identity: of the training; only an equal one resumes from a state.
         session: `Session.state_dict`.
         told: what the loop has counted so far: history, evaluations, FLOPs, seconds.
     """

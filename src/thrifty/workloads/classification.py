@@ -114,7 +114,7 @@ class F1(Overlap):
 @final
 @dataclass(frozen=True)
 class IoU(Overlap):
-    """Intersection over union, hits / (predicted + actual - hits), as scikit-learn's ``jaccard_score``; of pixels, say.
+    """Intersection over union, hits / (predicted + actual - hits), as scikit-learn's ``jaccard_score``; for example of pixels.
 
     Counts are of all examples together, as usual for segmentation, and not of each image.
 
@@ -133,8 +133,8 @@ class IoU(Overlap):
 @final
 @dataclass(frozen=True)
 class AUC(Batched):
-    """The area under the ROC curve: the share of pairs of an example of class 1 and one of class 0 of which the first has the
-    higher score, ties counted half, as scikit-learn's ``roc_auc_score``.
+    """The area under the ROC curve: the share of pairs (an example of class 1, one of class 0) in which class 1 scores higher;
+    ties count half, as in scikit-learn's ``roc_auc_score``.
 
     The score of an example is its one logit, or the second of two less the first.
 

@@ -21,7 +21,7 @@ from thrifty.workloads.workload import Workload
 
 def load_workload(place: str, *, task: str | None = None, data: str | Path | None = None, train: str | Path | None = None,
                   reference: str | None = None) -> Workload:
-    """Load a workload by name or place.
+    """Load a workload by its name, file, module or Hugging Face directory.
 
     Args:
         place: an embedded workload's name ("digits"), a file ("my.py", "my.py:workload"), a module

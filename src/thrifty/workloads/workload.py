@@ -69,7 +69,7 @@ class Scenario(abc.ABC):
 @final
 @dataclass(frozen=True)
 class SingleStream(Scenario):
-    """One request after the other: median latency at batch 1."""
+    """One request after another: median latency at batch 1."""
 
     name = "SingleStream"
 
@@ -115,7 +115,7 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
 @final
 @dataclass(frozen=True)
 class Workload:
-    """A model, its data, how its quality is judged, how it is trained today, how it will be served.
+    """A model, its data, its quality metric, how it is trained today and how it will be served.
 
     Args:
         name: letters, digits, ``-`` and ``_``.

@@ -64,7 +64,7 @@ class Unsmoothed(nn.Module):
 
 @final
 class RowWeight(nn.Module):
-    """s q, a scale a row, by a backend's own operator.
+    """s q, a scale per row, by a backend's own operator.
 
     Args:
         q: whole numbers [rows, ...].

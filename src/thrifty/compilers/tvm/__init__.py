@@ -40,7 +40,7 @@ ELSEWHERE = "try compile(inductor) or compile(onnxruntime)"
 @final
 @dataclass(frozen=True)
 class Tvm(Compiler):
-    """A shared library of fused loops and the weights in their order; float32 only, nothing to tune.
+    """A shared library of fused loops, and its weights; float32 only, no tuning needed.
 
     Where sizes vary and the model or TVM cannot leave them open, there is a library for each of several sizes, and requests
     are padded to the next.

@@ -1,4 +1,4 @@
-"""Numbers of 8 bits with one scale a tensor, and the products of their matrices."""
+"""Numbers of 8 bits with one scale per tensor, and the products of their matrices."""
 
 from __future__ import annotations
 

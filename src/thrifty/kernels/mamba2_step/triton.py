@@ -82,7 +82,7 @@ def finish(gated, norm, y, zxbcdt, conv, row, eps, GROUPS: tl.constexpr, INNER: 
 @final
 @dataclass(frozen=True)
 class Step:
-    """How the work is shared out: channels of a head and warps of a program, and warps of the norm's."""
+    """How the work is split: channels of a head and warps of a program, and warps of the norm's."""
 
     block_p: int = 64
     warps: int = 2

@@ -44,7 +44,7 @@ def _product(x, weight, token, row, bias, y, tokens, rows, inputs, WHOLE_NUMBERS
 @final
 @dataclass(frozen=True)
 class Config:
-    """How the work is shared out.
+    """How the work is split.
 
     Args:
         m, n, k: tokens, rows and inputs of a block.

@@ -190,7 +190,7 @@ def _product(x, words, grid, bias, y, tokens, rows, inputs, blocks, strips,
 @final
 @dataclass(frozen=True)
 class Config:
-    """How the work is shared out.
+    """How the work is split.
 
     Args:
         tiles: of 8 tokens, that a program multiplies with.

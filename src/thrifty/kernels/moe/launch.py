@@ -16,7 +16,7 @@ from thrifty.kernels.moe import triton as kernels
 @final
 @dataclass(frozen=True)
 class Tile:
-    """How a product is shared out.
+    """How a product is split.
 
     Args:
         n, k: columns and inputs of a block.

@@ -1,4 +1,4 @@
-"""How the state-space dual's kernels are shared out over a GPU, and which way is used where none is named."""
+"""How the state-space dual's kernels are split over a GPU, and which way is used where none is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True)
 class Scan:
-    """How `scan` is shared out.
+    """How `scan` is split.
 
     Args:
         chunk: tokens at once.
@@ -31,7 +31,7 @@ class Scan:
 @final
 @dataclass(frozen=True)
 class Walk:
-    """How `walk` is shared out.
+    """How `walk` is split.
 
     Args:
         chunk: tokens at once.
@@ -52,7 +52,7 @@ class Walk:
 @final
 @dataclass(frozen=True)
 class Gradient:
-    """How the backward pass is shared out: chunk, and (warps, stages) of its states, `inputs`' warps, and `projections`'.
+    """How the backward pass is split: chunk, and (warps, stages) of its states, `inputs`' warps, and `projections`'.
 
     Args:
         splits: parts of a group's heads, whose sums are added up afterwards.

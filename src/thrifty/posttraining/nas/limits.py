@@ -24,7 +24,7 @@ class Limit:
 
     Args:
         what: of `MOST` or `LEAST`.
-        value: in seconds, bytes, units of quality, or requests a second; a share of the model's own where relative.
+        value: in seconds, bytes, units of quality, or requests per second; a share of the model's own where relative.
         relative: whether it is such a share.
     """
 

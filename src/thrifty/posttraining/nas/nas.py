@@ -38,7 +38,7 @@ ALTERNATIVES = (
 @final
 @dataclass(frozen=True)
 class Nas(Transform):
-    """Choose, for each block of a trained model, one of its alternatives, all together, by their measured costs.
+    """Choose one alternative for each block of a trained model, all at once, by measured costs.
 
     1. Alternatives of a block are made by the transforms of the recipes in ``alternatives``, applied to the block alone; float
        ones then learn for a few steps to give what the block gave, on what it read.
@@ -49,7 +49,7 @@ class Nas(Transform):
     4. What it picked is built and measured whole, beside each alternative in all blocks alike. The table is corrected by what it
        missed, and solved again. The best measured model within the limits is taken.
 
-    Tables, scores and timings are kept: another limit costs no new scoring, a search that was killed goes on where it was.
+    Tables, scores and timings are kept: another limit costs no new scoring, a killed search resumes.
     Without a measurable gain the model stays as it is, and the search says so.
 
     Args:

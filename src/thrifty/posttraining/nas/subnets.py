@@ -56,7 +56,7 @@ class Subnets(Transform):
        by the error of its outputs and by quality on validation, and timed whole in ``engine``.
     4. The three best learn, for ``steps`` steps, to give what the whole model gave. The best measured model is taken.
 
-    What was made, scored and timed is kept: a search that was killed goes on where it was, and a subnet that another search
+    What was made, scored and timed is kept: a killed search resumes, and a subnet that another search
     proposes again costs nothing. Without a measurable gain the model stays as it is, and the search says so.
 
     Args:
@@ -69,7 +69,7 @@ class Subnets(Transform):
         structure: whose channels leave: ``channels``, ``heads``, ``residual``, or ``width`` for all three; see ``prune``.
         criterion: by which channels are ranked: ``magnitude``, ``activation`` or ``taylor``; see ``prune``.
         round_to: every width is a multiple of it; heads leave one by one.
-        trials: subnets that are proposed, at most.
+        trials: the maximum number of proposed subnets.
         sampler: ``tpe`` or ``nsga2``.
         engine: that everything is timed in; what serves should be the same.
         steps: of the distillation of the best three; 0 leaves the weights as they are.

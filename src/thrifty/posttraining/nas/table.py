@@ -61,7 +61,7 @@ class Row:
         return self.drop or 0.0
 
     def shown(self, what: str) -> float:
-        """As `of`, throughput in requests a second."""
+        """As `of`, throughput in requests per second."""
         return BATCH / self.batch if what == "throughput" and self.batch else self.of(what)
 
 

@@ -102,7 +102,7 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
            kept: Mapping[str, str] = {}) -> Assigned:
     """Give every layer its scheme: that of the first pattern which matches it, or else the common one.
 
-    Weights that an embedding and a linear layer share stay shared, in eight bits, a scale a row. Without a pattern of
+    Weights that an embedding and a linear layer share stay shared, in eight bits, a scale per row. Without a pattern of
     their own, embeddings become int8 where they weigh, and recurrent layers stay float where activations are quantized too.
     Beside float8, convolutions, embeddings and what shares an embedding's weight stay float.
 

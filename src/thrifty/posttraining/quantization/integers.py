@@ -37,7 +37,7 @@ class Way:
 
     Args:
         smooth: whether hard channels are moved into the weights first.
-        static: on one grid, found on calibration data, in place of a scale a token.
+        static: on one grid, found on calibration data, in place of a scale per token.
     """
 
     smooth: bool

@@ -26,7 +26,7 @@ def is_recurrent(module: nn.Module) -> bool:
 def grids(module: nn.Module, scheme: Scheme, group: int) -> Grids:
     """For every matrix of a layer, or a convolution's weight as [out, in / groups * kernel].
 
-    In schemes of groups, a matrix whose columns the group does not divide has eight bits and a scale a row.
+    In schemes of groups, a matrix whose columns the group does not divide has eight bits and a scale per row.
     """
     found = {}
     for name, parameter in module.named_parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""TensorBoard: one folder a trial, which ``tensorboard --logdir`` shows."""
+"""TensorBoard: one folder per trial, which ``tensorboard --logdir`` shows."""
 
 from __future__ import annotations
 

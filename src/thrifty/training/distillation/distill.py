@@ -37,7 +37,7 @@ ON_POLICY = "on"
 @final
 @dataclass(frozen=True)
 class Distill(TrainingMethod):
-    """The student matches what the teacher gives as well as the labels.
+    """The student learns the teacher's outputs in addition to the labels.
 
         L = (1 - w) CE(student, labels) + w (D(student, teacher) + f (hidden + attention))
 

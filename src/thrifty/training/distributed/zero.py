@@ -1,4 +1,4 @@
-"""ZeRO: ranks share out the optimizer's state, the gradients, and the parameters themselves."""
+"""ZeRO: shards the optimizer state, the gradients and the parameters across ranks."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Zero1(Zero):
     step's last micro-batch, and added over ranks once.
 
     Args:
-        replicas: groups of ranks that hold the same: state is shared out within each.
+        replicas: groups of ranks that hold the same: state is sharded within each.
 
     >>> Zero1()
     Zero1(replicas=1)
@@ -166,7 +166,7 @@ class Zero2(Zero):
     pass.
 
     Args:
-        replicas: groups of ranks that hold the same: state is shared out within each.
+        replicas: groups of ranks that hold the same: state is sharded within each.
 
     >>> Zero2()
     Zero2(replicas=1)
@@ -186,7 +186,7 @@ class Zero3(Zero):
     Args:
         reshard: whether they are given back between the forward and the backward pass: "always", "never" (faster, and takes
             the bytes of all parameters more), or "auto": never where they take less than a tenth of the memory that is left.
-        replicas: groups of ranks that hold the same: everything is shared out within each.
+        replicas: groups of ranks that hold the same: everything is sharded within each.
 
     >>> Zero3(reshard="always")
     Zero3(replicas=1, reshard='always')

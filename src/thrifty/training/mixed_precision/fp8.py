@@ -36,7 +36,7 @@ ROUNDS, ROUND_SECONDS = 5, 0.02
 class Fp8(Autocast):
     """Matrix multiplications of linear layers in 8 bits, forward and backward, with 32-bit weights; the rest as with bf16.
 
-    Weights and activations are e4m3, gradients e5m2, each under one scale a tensor, its largest number's, found anew each time.
+    Weights and activations are e4m3, gradients e5m2, each under one scale per tensor, its largest number's, found anew each time.
     Before the first step every shape of linear layer is timed on the device, forward and backward, in bf16, in 8 bits, and in 8
     bits but for the weight's gradient: each layer takes the fastest, so that none is slower than with bf16. Which ones those
     are is measured, so two trainings may choose differently; one that is resumed keeps its choice.

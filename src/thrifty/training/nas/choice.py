@@ -20,7 +20,7 @@ Maker = Callable[[int], nn.Module]
 
 
 class Choice(nn.Module):
-    """One of several modules, not yet decided: the sum of what all give, weighed by a mixture.
+    """Several candidate modules, one of them to be chosen; until then, the weighted sum of their outputs.
 
         y = sum_o mixture[o] o(x)
 

@@ -35,7 +35,7 @@ TAKEN_OVER = 0.5
 
 
 class SkipsTookOver(UserWarning):
-    """A search that decided for skips, most of all: the way in which differentiable search goes wrong."""
+    """A search that decided mostly for skips: the way in which differentiable search goes wrong."""
 
 
 @final

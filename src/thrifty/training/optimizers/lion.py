@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Lion(Optimizer):
-    """Every weight moves by the same amount, in the direction that a momentum points to.
+    """Every weight moves by the same amount, in the direction of a momentum's sign.
 
         p <- (1 - lr wd) p - lr sign(b1 m + (1 - b1) g);  m <- b2 m + (1 - b2) g
 

@@ -23,7 +23,7 @@ class OwnedMuon(torch.optim.Optimizer):
 
         B <- mu B + (1 - mu) g;  O = NewtonSchulz5(g + mu (B - g));  W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O
 
-    Momentum stays where the rows are. The matrices are shared out among the ranks by their cost; one all-to-all brings the
+    Momentum stays where the rows are. The matrices are distributed among the ranks by their cost; one all-to-all brings the
     parts of each to its owner, another the parts of O back, in bfloat16, which O is made in.
 
     Args:
@@ -119,7 +119,7 @@ def rows_of(rows: int, rank: int, count: int) -> int:
 
 
 def owners(shapes: Sequence[tuple[int, int]], count: int) -> list[int]:
-    """The rank that each matrix goes to: the dearest first, each to the rank that has least to do; the same on all ranks.
+    """The rank that each matrix goes to: the costliest first, each to the rank that has least to do; the same on all ranks.
 
     >>> owners([(4, 4), (2, 2), (4, 4)], 2)
     [0, 0, 1]

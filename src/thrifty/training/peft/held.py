@@ -24,7 +24,7 @@ class Held(nn.Module):
 
     Args:
         linear: taken over; its weight is emptied until `restore`.
-        form: "bf16", "int8" (a scale a row) or "nf4" (a scale for 64 weights, 16 levels at a normal law's quantiles).
+        form: "bf16", "int8" (a scale per row) or "nf4" (a scale for 64 weights, 16 levels at a normal law's quantiles).
 
     Raises:
         MissingExtra: int8 and nf4 are bitsandbytes'.
