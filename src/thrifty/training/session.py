@@ -26,7 +26,7 @@ from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
-from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, local, trained
+from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, scale, trained
 from thrifty.training.flops import count_flops
 from thrifty.training.readback import PendingStep, Readback
 from thrifty.training.schedules import rate
@@ -110,7 +110,7 @@ class TrainingSession(Session):
             case "compile" if self.settings.compiled:
                 compiled(self.model)
             case "sharding":
-                self.model = self.model.to(self.device)
+                self._parallel.place(self)
 
     # -- what hooks use -----------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class TrainingSession(Session):
         gradients = self._parallel.gradients(self)
         if self.loss_scale == 1:
             return True
-        torch._foreach_mul_(gradients, 1 / self.loss_scale)
+        scale(gradients, 1 / self.loss_scale)
         return all_finite(gradients, self.ranks)
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class TrainingSession(Session):
         self._require_finite(step)
         gradients = self._parallel.gradients(self)
         if len(parts) > 1:
-            torch._foreach_mul_([local(x) for x in gradients], (supposed.double() / self.weight).float())
+            scale(gradients, (supposed.double() / self.weight).float())
         return (summed[0] / summed[1]).to(means[0].dtype)
 
     def _require_finite(self, step: PendingStep | None) -> None:

@@ -27,6 +27,17 @@ class Parallel(TrainingMethod):
     averages: ClassVar[bool] = False
     """Whether its engine divides the sum of the ranks' gradients by their number."""
 
+    def require_ranks(self, count: int) -> None:
+        """Refuse a number of ranks that the method cannot be spread over.
+
+        Raises:
+            ThriftyError: it cannot; says what would do.
+        """
+
+    def place(self, session: Session) -> None:
+        """Bring the model to the session's device, before `prepare`."""
+        session.model = session.model.to(session.device)
+
     def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the passes of one micro-batch.
 
@@ -95,17 +106,42 @@ def whole(x: Tensor) -> Tensor:
 
 def all_finite(gradients: Sequence[Tensor], ranks: Ranks) -> bool:
     """Whether every number of every rank's gradients is finite."""
-    parts = [part for x in gradients if (part := local(x)).numel()]
-    finite = not parts or bool(torch.stack(torch._foreach_norm(parts, float("inf"))).isfinite().all())
+    finite = all(bool(torch.stack(torch._foreach_norm(parts, float("inf"))).isfinite().all()) for parts in _by_device(gradients))
     return not ranks.any(not finite)
+
+
+def scale(gradients: Sequence[Tensor], factor: Tensor | float) -> None:
+    """Multiply gradients in place, each on the device where it is."""
+    for parts in _by_device(gradients):
+        torch._foreach_mul_(parts, factor.to(parts[0].device) if isinstance(factor, Tensor) else factor)
+
+
+def norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all numbers of all ranks' parts, the same on every rank.
+
+    Args:
+        gradients: one or more, whole or sharded, over one mesh or several, on one device or several.
+    """
+    alike: dict[Any, list[Tensor]] = {}
+    for x in gradients:
+        spread = (x.device_mesh, x.placements) if isinstance(x, DTensor) else None
+        alike.setdefault((local(x).device, spread), []).append(x)
+    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in alike.values()]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([x.to(norms[0].device) for x in norms]))
 
 
 def clip(gradients: Sequence[Tensor], most: float) -> None:
     """Scale gradients so that their norm, over all ranks' parts, is at most so much: the field's rule,
     g <- g min(1, most / (norm + 1e-6)).
     """
-    if not gradients:
-        return
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
-    factor = (most / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(x) for x in gradients], factor)
+    if gradients:
+        scale(gradients, (most / (norm(gradients) + 1e-6)).clamp(max=1.0))
+
+
+def _by_device(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """This rank's parts that hold anything, those of one device together."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for part in map(local, gradients):
+        if part.numel():
+            found.setdefault(part.device, []).append(part)
+    return list(found.values())

@@ -19,7 +19,7 @@ from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import choice, number
 from thrifty.training.distributed.memory import spare
 from thrifty.training.distributed.parallel import Parallel, added, fill_unreached, local, trained
-from thrifty.training.distributed.sharding import gathered_groups, put_together, shard, sharded_modules
+from thrifty.training.distributed.sharding import gathered_groups, ignored, put_together, shard, sharded_modules
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -49,6 +49,29 @@ class Zero(Parallel):
     """Each rank holds its rows of every parameter and of the optimizer's state, by torch's `fully_shard`."""
 
     replicas: int = number(1, 1)
+    offload: bool = False
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Where the device is the CPU, everything lies in the host's memory already."""
+        return frozenset({"cuda"}) if self.offload else self.card.devices
+
+    def require_ranks(self, count: int) -> None:
+        if count > 1 and count % self.replicas:
+            raise ThriftyError(f"{self} does not divide {count} ranks: give replicas that do, a divisor of {count}")
+        if self.replicas == count > 1:
+            raise ThriftyError(f"{self} leaves everything on each of {count} ranks: use ddp")
+        if self.offload and count == 1:
+            raise ThriftyError(f"{self} moves what ranks share out, and one rank shares nothing: start two or more (--nproc), or "
+                               "remove offload")
+
+    def place(self, session: Session) -> None:
+        """What is offloaded goes to the device block by block, when it is sharded."""
+        if not (self.offload and session.ranks.count > 1):
+            super().place(session)
+            return
+        for p in ignored(session.model):
+            p.data = p.data.to(session.device)
 
     def resharded(self, session: Session) -> bool:
         """Whether a block's parameters are given back between its forward and its backward pass."""
@@ -58,18 +81,16 @@ class Zero(Parallel):
         count = session.ranks.count
         if count == 1:
             return
-        if count % self.replicas:
-            raise ThriftyError(f"{self.name}(replicas={self.replicas}) does not divide {count} ranks: give a divisor of {count}")
-        if self.replicas == count:
-            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves everything on each of {count} ranks: use ddp")
+        self.require_ranks(count)
         names = ("replicate", "shard")
         mesh = (init_device_mesh(session.device, (count,)) if self.replicas == 1 else
                 init_device_mesh(session.device, (self.replicas, count // self.replicas), mesh_dim_names=names))
         before = sum(p.nbytes for p in session.model.parameters())
         gathered = None if session.products == torch.float32 else session.products
-        shard(session.model, mesh, reshard=self.resharded(session), gathered=gathered)
-        after = sum(local(p).nbytes for p in session.model.parameters())
-        session.memory(self).update(share=after / before, reached=set())
+        shard(session.model, mesh, reshard=self.resharded(session), gathered=gathered, offload=self.offload)
+        parts = [local(p) for p in session.model.parameters()]
+        after, there = (sum(part.nbytes for part in found) for found in (parts, [x for x in parts if x.is_cuda]))
+        session.memory(self).update(share=after / before, on_device=there / after, reached=set())
 
     def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What is sharded and what is not stands in groups apart: torch's optimizers take no mixture."""
@@ -118,7 +139,10 @@ class Zero(Parallel):
     def claims(self, session: Session) -> tuple[Claim, ...]:
         if session.ranks.count == 1:
             return ()
-        return (Claim("share of the parameters' bytes that a rank holds", 1.0, session.memory(self)["share"], minimum=0.1),)
+        memory = session.memory(self)
+        held = Claim("share of the parameters' bytes that a rank holds", 1.0, memory["share"], minimum=0.1)
+        moved = Claim("share of these bytes in the GPU's memory", 1.0, memory["on_device"], minimum=0.1)
+        return (held, moved) if self.offload else (held,)
 
 
 def _watched(model: nn.Module, reached: set[int]) -> Iterator[Any]:
@@ -143,9 +167,11 @@ class Zero1(Zero):
 
     Args:
         replicas: groups of ranks that hold the same: state is shared out within each.
+        offload: whether each rank's rows of parameters, gradients and state lie in the host's memory, where the optimizer
+            steps; they are sent to the GPU when they are used.
 
     >>> Zero1()
-    Zero1(replicas=1)
+    Zero1(replicas=1, offload=False)
     """
 
     name: ClassVar[str] = "zero1"
@@ -167,9 +193,11 @@ class Zero2(Zero):
 
     Args:
         replicas: groups of ranks that hold the same: state is shared out within each.
+        offload: whether each rank's rows of parameters, gradients and state lie in the host's memory, where the optimizer
+            steps; they are sent to the GPU when they are used.
 
     >>> Zero2()
-    Zero2(replicas=1)
+    Zero2(replicas=1, offload=False)
     """
 
     name: ClassVar[str] = "zero2"
@@ -187,9 +215,11 @@ class Zero3(Zero):
         reshard: whether they are given back between the forward and the backward pass: "always", "never" (faster, and takes
             the bytes of all parameters more), or "auto": never where they take less than a tenth of the memory that is left.
         replicas: groups of ranks that hold the same: everything is shared out within each.
+        offload: whether each rank's rows of parameters, gradients and state lie in the host's memory, where the optimizer
+            steps; they are sent to the GPU when they are used.
 
     >>> Zero3(reshard="always")
-    Zero3(replicas=1, reshard='always')
+    Zero3(replicas=1, offload=False, reshard='always')
     """
 
     reshard: str = choice("auto", "auto", "always", "never")
@@ -198,6 +228,6 @@ class Zero3(Zero):
     card: ClassVar[Card] = zero_card("parameters are sent twice per micro-batch, gradients once")
 
     def resharded(self, session: Session) -> bool:
-        if self.reshard != "auto":
-            return self.reshard == "always"
+        if self.reshard != "auto" or self.offload:
+            return self.reshard != "never"
         return sum(p.numel() for p in session.model.parameters()) * session.products.itemsize > KEPT * spare(session)
