@@ -59,6 +59,11 @@ class Method(abc.ABC):
         return self.card.refuses
 
     @property
+    def holds(self) -> frozenset[str]:
+        """Properties that a model has while it trains it: its card's, and what its hyperparameters make of it."""
+        return self.card.holds
+
+    @property
     def needs(self) -> frozenset[str]:
         """What it needs of the workload: its card's, and what its hyperparameters make of it."""
         return self.card.needs

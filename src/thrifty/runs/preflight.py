@@ -53,8 +53,9 @@ def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
     for phase in spreading:
         assert workload.train is not None
         size = min(phase.batch_size or workload.batch_size, length(workload.train))
-        if size < nproc * phase.accumulate:
-            raise ThriftyError(f"a batch of {size} cannot be divided over {nproc} ranks and {phase.accumulate} micro-batches: "
+        parts = min(method.parts(nproc) for method in phase.methods if isinstance(method, Parallel))
+        if size < parts * phase.accumulate:
+            raise ThriftyError(f"a batch of {size} cannot be divided over {parts} ranks and {phase.accumulate} micro-batches: "
                                f"give a larger batch_size, or fewer ranks")
 
 

@@ -104,6 +104,9 @@ def plan(workload: str | Workload, recipe: str | Recipe, nproc: int = 1, device:
 def planned(workload: Workload, phase: Train, ranks: int, device: str) -> Planned:
     """Predict one training; see `plan`."""
     own = next((method for method in phase.methods if method.card.slot == "parallelism"), None)
+    if getattr(own, "tensor", 1) > 1:
+        raise ThriftyError(f"{own} splits matrices, which is not predicted yet: plan it without tensor, for as many ranks as "
+                           "there are teams: it takes no more than that")
     alone = phase.but(methods=tuple(method for method in phase.methods if method is not own))
     whole = training_setup(workload, alone, 0, device, lambda text: made(workload).eval())
     part = dataclasses.replace(whole, most=-(-whole.size // ranks))

@@ -26,7 +26,7 @@ from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
-from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, scale, trained
+from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, scale, shared, trained
 from thrifty.training.flops import count_flops
 from thrifty.training.readback import PendingStep, Readback
 from thrifty.training.schedules import rate
@@ -74,7 +74,8 @@ class TrainingSession(Session):
         self.settings = settings or Train()
         self.batch_size, self.accumulate = self.settings.batch_size, self.settings.accumulate
         self.compiled, self.schedule = self.settings.compiled, self.settings.schedule
-        self.model, self.loss, self.steps, self.device, self.ranks = model.train(), loss, steps, device, ranks
+        self.model, self.loss, self.steps, self.device = model.train(), loss, steps, device
+        self.ranks = shared(ranks, self.methods)
         self.forward, self._teachers, self._aside = forward, teachers, aside
         self._memory: dict[str, dict[str, Any]] = {}
         self._drawn: dict[int, Iterator[Batch]] = {}
@@ -87,7 +88,7 @@ class TrainingSession(Session):
         self.weight = torch.ones(())
         self._pending: PendingStep | None = None
         self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
-        self._factor = ranks.count if self._parallel.averages else 1
+        self._factor = self.ranks.count if self._parallel.averages else 1
         for method in self.methods:
             require_device(method, device)
         masked = held_weights(model)  # a method may put other modules around them

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from thrifty.recipes.card import Card
 from thrifty.recipes.training_method import Stage, TrainingMethod
+from thrifty.training.distributed.teams import Teams
 
 if TYPE_CHECKING:
     from thrifty.recipes.ranks import Ranks
@@ -33,6 +34,10 @@ class Parallel(TrainingMethod):
         Raises:
             ThriftyError: it cannot; says what would do.
         """
+
+    def parts(self, count: int) -> int:
+        """Parts in which so many ranks take a batch; ranks in a row that compute one part together are a team."""
+        return count
 
     def place(self, session: Session) -> None:
         """Bring the model to the session's device, before `prepare`."""
@@ -67,6 +72,20 @@ class Summed(Parallel):
         if session.ranks.count > 1:
             fill_unreached(trained(session), session.ranks, session.device)
         return added(super().gradients(session), session.ranks)
+
+
+def shared(ranks: Ranks, methods: Sequence[TrainingMethod]) -> Ranks:
+    """Who takes a part of each batch: the ranks, or teams of them.
+
+    Raises:
+        ThriftyError: a method cannot be spread over so many.
+    """
+    for method in methods:
+        if isinstance(method, Parallel) and ranks.count > 1:
+            method.require_ranks(ranks.count)
+            size = ranks.count // method.parts(ranks.count)
+            return Teams(ranks, size) if size > 1 else ranks
+    return ranks
 
 
 def trained(session: Session) -> list[Tensor]:
