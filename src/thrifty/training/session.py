@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.posttraining.pruning.zeros import Held, held_weights
+from thrifty.posttraining.pruning.zeros import Held, held_weights, still_held
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.method import Method, require_device
 from thrifty.recipes.phases import Train
@@ -101,7 +101,7 @@ class TrainingSession(Session):
         self._rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(self.schedule, step, self.steps, self.settings.warmup))
         self._run = self._chain()
-        self._zeros = Held(masked)  # where the model's device and numbers are by now
+        self._zeros = Held(still_held(self.model, masked))  # where the model's device and numbers are by now
 
     def _enter(self, stage: Stage) -> None:
         """What the settings of the training do in a stage, before its methods prepare."""
