@@ -169,7 +169,7 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
                     value, count = count_flops(functools.partial(session.step, batch))
                     told.counts[alike] = count.flops
                     told.uncounted |= set(count.uncounted)
-                told.flops += told.counts[alike] * setup.parts.count  # parts of a batch are nearly equal
+                told.flops += told.counts[alike] * ranks.count  # whose parts of a batch are nearly equal
                 losses.add(number, value)
                 if number in due and evaluate is not None:
                     with clock.paused():

@@ -13,13 +13,17 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from thrifty.architectures.attention import Attention
+from thrifty.architectures.moe import MoE
 from thrifty.errors import ThriftyError
+from thrifty.training.distributed.experts import put_back, share_out
 from thrifty.training.distributed.parallel import local
 
 STYLES: Mapping[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 """Words of a plan that split a linear layer: by its outputs, which stay split, and by its inputs, which come split."""
 PARTIAL = "replicated_with_grad_allreduce"
 """A whole weight that works on split values: each rank has a part of its gradient."""
+EXPERTS = "experts"
+"""A `MoE`, which needs no plan: each rank has some of its experts."""
 WHOLE = frozenset({"colwise_gather_output", "colwise_rep", "embedding_rowwise", "replicate", "rowwise_split_input"})
 """Words that split a layer whose inputs and outputs are whole: left whole, it gives the same."""
 _HEADS = ("num_attention_heads", "num_key_value_heads")
@@ -28,7 +32,8 @@ _HEADS = ("num_attention_heads", "num_key_value_heads")
 def planned(model: nn.Module, ways: int) -> dict[str, str]:
     """The layers that a model's plan splits, and how: {name: word}.
 
-    A plan is the attribute ``tp_plan`` of a module, {pattern of names: word}, as the models of transformers have it.
+    A plan is the attribute ``tp_plan`` of a module, {pattern of names: word}, as the models of transformers have it. The
+    experts of a `MoE` are shared out without one.
 
     Args:
         model: or a module around one that brings a plan.
@@ -36,7 +41,7 @@ def planned(model: nn.Module, ways: int) -> dict[str, str]:
 
     Raises:
         ThriftyError: there is no plan, or it cannot be followed: a word that is not known, a layer that is no ``nn.Linear``, a
-            size or a number of heads that does not divide.
+            size or a number of heads or experts that does not divide.
 
     >>> class Net(nn.Module):
     ...     tp_plan = {"row.*": "colwise"}
@@ -55,11 +60,12 @@ def planned(model: nn.Module, ways: int) -> dict[str, str]:
             for name in filter(fits.fullmatch, names):
                 if word not in WHOLE:
                     found[name] = _followed(name, word, modules.get(name), ways)
+    found |= {name: EXPERTS for name, module in modules.items() if isinstance(module, MoE)}
     if not found:
         raise ThriftyError(f"{type(model).__name__} brings no plan of which matrices to split: give its class "
                            'tp_plan = {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"} with names of its own, or remove '
                            "tensor")
-    for what, count in _heads(modules, found):
+    for what, count in _counts(modules, found):
         if count % ways:
             raise ThriftyError(f"tensor={ways} does not divide the {count} {what}: give a divisor")
     return found
@@ -92,9 +98,11 @@ def _followed(name: str, word: str, module: nn.Module | None, ways: int) -> str:
     return word
 
 
-def _heads(modules: Mapping[str, nn.Module], plan: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-    """Numbers of heads, of which each rank computes its own."""
+def _counts(modules: Mapping[str, nn.Module], plan: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Numbers of heads and of experts, of which each rank computes its own."""
     for name, module in modules.items():
+        if isinstance(module, MoE):
+            yield f"experts of {name}", len(module.gate_up)
         if isinstance(module, Attention) and f"{name}.query" in plan:
             yield from ((f"heads of {name}", module.heads), (f"key heads of {name}", module.kv_heads))
         config = getattr(module, "config", None)
@@ -117,8 +125,13 @@ class Split:
         self._group = mesh.get_group()
         self._attentions = [m for n, m in model.named_modules() if isinstance(m, Attention) and f"{n}.query" in plan]
         self._ways, self._partial, self._hooks = mesh.size(), list[nn.Module](), list[tuple[nn.Module, set[int], set[int]]]()
+        self._mixtures: list[MoE] = []
         for name, word in plan.items():
             module = model.get_submodule(name)
+            if isinstance(module, MoE):
+                share_out(module, mesh)
+                self._mixtures.append(module)
+                continue
             if word == PARTIAL:
                 self._partial.append(module)
                 continue
@@ -142,5 +155,7 @@ class Split:
                 for key in [key for key in there if key not in kept]:
                     del there[key]
             vars(module).pop("_distribute_module_applied", None)
+        for layer in self._mixtures:
+            put_back(layer)
         for attention in self._attentions:
             attention.heads, attention.kv_heads = attention.heads * self._ways, attention.kv_heads * self._ways
