@@ -47,8 +47,8 @@ def held_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def still_held(model: nn.Module, before: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Of the weights that were held before a model changed those that it has still, and those that took others' place, as the
-    parts of sharded weights do."""
+    """Weights that were held before a model changed and that it has still, and those that took others' place, as the parts of
+    sharded weights do."""
     there = {id(p) for p in model.parameters()}
     return list({id(w): w for w in (*before, *held_weights(model)) if id(w) in there}.values())
 
