@@ -145,6 +145,8 @@ if TYPE_CHECKING:
     from thrifty.workloads.regression import R2 as R2
     from thrifty.workloads.regression import RMSE as RMSE
     from thrifty.workloads.regression import MeanAbsoluteError as MeanAbsoluteError
+    from thrifty.workloads.token_files import TokenFiles as TokenFiles
+    from thrifty.workloads.token_files import write_tokens as write_tokens
     from thrifty.workloads.workload import Offline as Offline
     from thrifty.workloads.workload import Server as Server
     from thrifty.workloads.workload import SingleStream as SingleStream
@@ -161,6 +163,7 @@ _NAMES = {
     "workloads.classification": "F1 IoU AUC",
     "workloads.regression": "R2 RMSE MeanAbsoluteError",
     "workloads.huggingface.models": "TokenLogits",
+    "workloads.token_files": "TokenFiles write_tokens",
     "target": "Target",
     # recipes, and the parts of a method
     "recipes.recipe": "Recipe",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,12 @@ class Backbone(nn.Module):
     >>> model.generate(torch.zeros(2, 8, dtype=torch.int64), 5).shape
     torch.Size([2, 5])
     """
+
+    tp_plan: ClassVar[Mapping[str, str]] = {
+        **{f"blocks.*.mixer.{name}": "colwise" for name in ("query", "key", "value", "up")},
+        **{f"blocks.*.mixer.{name}": "rowwise" for name in ("out", "down")},
+    }
+    """Matrices that ranks may split, by outputs and by inputs: attention's and those of feed-forward layers."""
 
     def __init__(self, vocabulary: int, pattern: str, sizes: Sizes, *, tied: bool = False, eps: float = 1e-5) -> None:
         super().__init__()

@@ -46,6 +46,7 @@ PROPERTIES: Mapping[str, str] = {
     "recomputed-activations": "activations are recomputed in the backward pass",
     "compiled-steps": "Inductor compiles the steps of its training",
     "sharded": "each rank holds a part of the weights",
+    "split": "each rank multiplies by a part of some matrices",
 }
 """What can be said of a model; recipes are checked by carrying these through their phases."""
 

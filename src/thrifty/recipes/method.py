@@ -59,9 +59,19 @@ class Method(abc.ABC):
         return self.card.refuses
 
     @property
+    def holds(self) -> frozenset[str]:
+        """Properties that a model has while it trains it: its card's, and what its hyperparameters make of it."""
+        return self.card.holds
+
+    @property
     def needs(self) -> frozenset[str]:
         """What it needs of the workload: its card's, and what its hyperparameters make of it."""
         return self.card.needs
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Where it runs: its card's devices, and what its hyperparameters leave of them."""
+        return self.card.devices
 
     @property
     def hardware_bound(self) -> bool:
@@ -95,9 +105,10 @@ def require_device(method: Method, device: str) -> None:
     Raises:
         ThriftyError: it does not.
     """
-    if device not in method.card.devices:
-        raise ThriftyError(f"{method.name} runs on {', '.join(sorted(method.card.devices))} but this is {device}; use another "
-                           f"method, or --device {min(method.card.devices)}")
+    if device not in method.devices:
+        named = method.name if device not in method.card.devices else method  # its hyperparameters are why
+        raise ThriftyError(f"{named} runs on {', '.join(sorted(method.devices))} but this is {device}; use another "
+                           f"method, or --device {min(method.devices)}")
     if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
         least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
         raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, but {torch.cuda.get_device_name()} "

@@ -115,7 +115,7 @@ def _steps(phase: Train) -> Iterator[tuple[str, TrainingMethod | None, frozenset
             yield f"train({settings[stage][0]}=...)", None, frozenset({settings[stage][2]})
         for method in phase.methods:
             if method.stage == stage:
-                yield method.name, method, method.card.holds
+                yield method.name, method, method.holds
 
 
 def _span(recipe: Recipe, i: int) -> tuple[int, int]:

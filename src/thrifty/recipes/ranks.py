@@ -27,6 +27,11 @@ class Ranks(abc.ABC):
     def count(self) -> int:
         """How many processes train together."""
 
+    @property
+    def processes(self) -> int:
+        """How many processes there are; more than ``count`` where several compute one part of a batch together."""
+        return self.count
+
     @abc.abstractmethod
     def sum(self, x: Tensor) -> Tensor:
         """Add a tensor over all ranks.

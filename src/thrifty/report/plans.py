@@ -24,8 +24,12 @@ def print_plans(found: Sequence[Planned], file: TextIO | None = None) -> None:
 
 
 def _stages(one: Planned) -> Table:
-    rows = [(f"{stage.name} *" if stage.name == one.chosen else stage.name,
-             *(scaled(value, "B") for value in (stage.held.parameters, stage.held.gradients, stage.held.state, stage.held.passing,
-                                                stage.peak)), "fits" if stage.fits else "does not fit") for stage in one.stages]
-    names = ("parameters", "gradients", "state", "temporarily whole", "peak")
+    names = ["parameters", "gradients", "state", "temporarily whole", "peak"]
+    values = [[held.parameters, held.gradients, held.state, held.passing, stage.peak]
+              for stage in one.stages for held in (stage.held,)]
+    if any(stage.held.host for stage in one.stages):
+        names.append("in host memory")
+        values = [[*row, stage.held.host] for row, stage in zip(values, one.stages, strict=True)]
+    rows = [(f"{stage.name} *" if stage.name == one.chosen else stage.name, *(scaled(value, "B") for value in row),
+             "fits" if stage.fits else "does not fit") for row, stage in zip(values, one.stages, strict=True)]
     return table(f"{one.phase}, bytes per rank", ["stage", *(Column(name, justify="right") for name in names), ""], rows)

@@ -19,6 +19,7 @@ from thrifty.runs.making import home
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
 from thrifty.target import Target
+from thrifty.training.distributed.parallel import Parallel
 from thrifty.workloads.blame import users_code
 from thrifty.workloads.checks import check_workload
 from thrifty.workloads.loading import load_workload
@@ -39,9 +40,12 @@ def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
     Raises:
         ThriftyError: no training is spread over them, a batch cannot be divided, or groups of them cannot be made.
     """
+    spreading = [phase for phase in recipe if isinstance(phase, Train) and spread(phase)]
+    for method in itertools.chain.from_iterable(phase.methods for phase in spreading):
+        if isinstance(method, Parallel):
+            method.require_ranks(nproc)
     if nproc == 1:
         return
-    spreading = [phase for phase in recipe if isinstance(phase, Train) and spread(phase)]
     if not spreading:
         givers = ", ".join(name for name in names() if method_class(name).card.slot == "parallelism")
         raise ThriftyError(f"--nproc {nproc} asks for {nproc} ranks, but no training in {recipe} is distributed: add one "
@@ -49,12 +53,10 @@ def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
     for phase in spreading:
         assert workload.train is not None
         size = min(phase.batch_size or workload.batch_size, length(workload.train))
-        if size < nproc * phase.accumulate:
-            raise ThriftyError(f"a batch of {size} cannot be divided over {nproc} ranks and {phase.accumulate} micro-batches: "
+        parts = min(method.parts(nproc) for method in phase.methods if isinstance(method, Parallel))
+        if size < parts * phase.accumulate:
+            raise ThriftyError(f"a batch of {size} cannot be divided over {parts} ranks and {phase.accumulate} micro-batches: "
                                f"give a larger batch_size, or fewer ranks")
-        for method in phase.methods:
-            if nproc % getattr(method, "replicas", 1):
-                raise ThriftyError(f"{method} does not divide {nproc} ranks: give replicas that do")
 
 
 def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> frozenset[str]:

@@ -33,10 +33,10 @@ class Stage:
     """One way to spread a training.
 
     Args:
-        name: "one process", or a method's.
+        name: "one process", or a method's with what matters here.
         held: bytes of a rank by kind.
         peak: the most bytes that a rank holds at once; activations are what is left beside what lasts.
-        fits: whether that is there.
+        fits: whether that is there, and what is offloaded in the host's memory.
     """
 
     name: str
@@ -104,6 +104,9 @@ def plan(workload: str | Workload, recipe: str | Recipe, nproc: int = 1, device:
 def planned(workload: Workload, phase: Train, ranks: int, device: str) -> Planned:
     """Predict one training; see `plan`."""
     own = next((method for method in phase.methods if method.card.slot == "parallelism"), None)
+    if getattr(own, "tensor", 1) > 1:
+        raise ThriftyError(f"{own} splits matrices, which is not predicted yet: plan it without tensor, for as many ranks as "
+                           "there are teams: it takes no more than that")
     alone = phase.but(methods=tuple(method for method in phase.methods if method is not own))
     whole = training_setup(workload, alone, 0, device, lambda text: made(workload).eval())
     part = dataclasses.replace(whole, most=-(-whole.size // ranks))
@@ -121,11 +124,25 @@ def planned(workload: Workload, phase: Train, ranks: int, device: str) -> Planne
     session.optimizer.zero_grad(set_to_none=True)
     groups, modules = grouped(session.model)
     trace = traced(session.model, groups, modules, lambda: session.step(batch))
-    room = ROOM * free(device) / (ranks if device == "cpu" else 1)
+    room, host = ROOM * free(device) / (ranks if device == "cpu" else 1), ROOM * free("cpu") / ranks
     state, gathered = state_bytes(session.optimizer), session.products.itemsize
     stages = []
-    for name in ("", *(STAGES if ranks > 1 else ())):
-        has, most = peak(trace, sizes(groups), name, ranks if name else 1, state, gathered=gathered)
-        stages.append(Stage(name or "one process", has, most, most <= room))
-    chosen = own.name if own is not None else "one process"
+    for name, offload in ways(ranks, device):
+        has, most = peak(trace, sizes(groups), name, ranks if name else 1, state, gathered=gathered, offload=offload)
+        stages.append(Stage(_called(name, offload), has, most, most <= room and has.host <= host))
+    chosen = _called(own.name if own is not None else "", bool(getattr(own, "offload", False)))
     return Planned(str(phase), ranks, part.size, min(seconds), room, tuple(stages), chosen)
+
+
+def ways(ranks: int, device: str) -> list[tuple[str, bool]]:
+    """(stage, whether it is offloaded) of each way to spread a training, what sends least first.
+
+    >>> ways(1, "cuda"), [stage for stage, offload in ways(2, "cuda") if offload]
+    ([('', False)], ['zero1', 'zero2', 'zero3'])
+    """
+    spread_out = [(stage, False) for stage in STAGES if ranks > 1]
+    return [("", False), *spread_out, *((stage, True) for stage, _ in spread_out[1:] if device == "cuda")]
+
+
+def _called(stage: str, offload: bool) -> str:
+    return f"{stage}(offload=True)" if offload else stage or "one process"

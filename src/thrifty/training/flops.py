@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
@@ -38,6 +39,19 @@ class _Names(TorchDispatchMode):
         counted = formula(packet) is not None
         if not counted and not func.is_view and packet not in _FREE and func.namespace not in _SENDING:
             self.names.add(str(packet))
+        return out
+
+
+class _Counter(FlopCounterMode):
+    """Counts what this process computes: of a product that ranks share, its part."""
+
+    elsewhere = 0.0
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        before = self.get_total_flops()
+        out = super()._count_flops(func_packet, out, args, kwargs)
+        ranks = max((x.device_mesh.size() for x in args if isinstance(x, DTensor)), default=1)
+        self.elsewhere += (self.get_total_flops() - before) * (1 - 1 / ranks)
         return out
 
 
@@ -114,7 +128,7 @@ def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:
     >>> count.flops
     128.0
     """
-    names, counter = _Names(), FlopCounterMode(display=False, custom_mapping=_OWN)
+    names, counter = _Names(), _Counter(display=False, custom_mapping=_OWN)
     with eagerly(), counter, names:
         result = call()
-    return result, FlopCount(float(counter.get_total_flops()), tuple(sorted(names.names)))
+    return result, FlopCount(counter.get_total_flops() - counter.elsewhere, tuple(sorted(names.names)))

@@ -151,8 +151,8 @@ def train(setup: Setup, model: nn.Module, *, evaluate: Callable[[nn.Module], flo
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device == "cuda" else []):
         torch.manual_seed(setup.seed)
         session = setup.session(model)
-        if ranks.index:  # methods drew alike on all ranks; what is dropped from now on is each rank's own
-            torch.manual_seed(setup.seed + ranks.index)
+        if setup.parts.index:  # methods drew alike on all ranks; what is dropped from now on is each rank's own
+            torch.manual_seed(setup.seed + setup.parts.index)
         identity = f"{session} on {length(setup.data)} examples, batches of {setup.size}, seed {setup.seed}, {device}"
         found = keeper.restore(session, identity)
         told = _Told(**found) if found else _Told(seconds=planned + session.prepared_seconds, flops=session.prepared_flops)

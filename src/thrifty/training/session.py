@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
-from thrifty.posttraining.pruning.zeros import Held, held_weights
+from thrifty.posttraining.pruning.zeros import Held, held_weights, still_held
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.method import Method, require_device
 from thrifty.recipes.phases import Train
@@ -26,7 +26,7 @@ from thrifty.recipes.training_method import STAGES, Stage, TrainingMethod
 from thrifty.recipes.transform import Plan, Transform
 from thrifty.training.batches import mapped, micro_batches, moved, own
 from thrifty.training.checkpointing import recompute
-from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, local, trained
+from thrifty.training.distributed.parallel import Parallel, Summed, all_finite, clip, scale, shared, trained
 from thrifty.training.flops import count_flops
 from thrifty.training.readback import PendingStep, Readback
 from thrifty.training.schedules import rate
@@ -74,7 +74,8 @@ class TrainingSession(Session):
         self.settings = settings or Train()
         self.batch_size, self.accumulate = self.settings.batch_size, self.settings.accumulate
         self.compiled, self.schedule = self.settings.compiled, self.settings.schedule
-        self.model, self.loss, self.steps, self.device, self.ranks = model.train(), loss, steps, device, ranks
+        self.model, self.loss, self.steps, self.device = model.train(), loss, steps, device
+        self.ranks = shared(ranks, self.methods)
         self.forward, self._teachers, self._aside = forward, teachers, aside
         self._memory: dict[str, dict[str, Any]] = {}
         self._drawn: dict[int, Iterator[Batch]] = {}
@@ -87,7 +88,7 @@ class TrainingSession(Session):
         self.weight = torch.ones(())
         self._pending: PendingStep | None = None
         self._parallel = next((m for m in self.methods if isinstance(m, Parallel)), Summed()) if ranks.count > 1 else Summed()
-        self._factor = ranks.count if self._parallel.averages else 1
+        self._factor = self.ranks.count if self._parallel.averages else 1
         for method in self.methods:
             require_device(method, device)
         masked = held_weights(model)  # a method may put other modules around them
@@ -100,7 +101,7 @@ class TrainingSession(Session):
         self._rates = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(self.schedule, step, self.steps, self.settings.warmup))
         self._run = self._chain()
-        self._zeros = Held(masked)  # where the model's device and numbers are by now
+        self._zeros = Held(still_held(self.model, masked))  # where the model's device and numbers are by now
 
     def _enter(self, stage: Stage) -> None:
         """What the settings of the training do in a stage, before its methods prepare."""
@@ -110,7 +111,7 @@ class TrainingSession(Session):
             case "compile" if self.settings.compiled:
                 compiled(self.model)
             case "sharding":
-                self.model = self.model.to(self.device)
+                self._parallel.place(self)
 
     # -- what hooks use -----------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class TrainingSession(Session):
         gradients = self._parallel.gradients(self)
         if self.loss_scale == 1:
             return True
-        torch._foreach_mul_(gradients, 1 / self.loss_scale)
+        scale(gradients, 1 / self.loss_scale)
         return all_finite(gradients, self.ranks)
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ class TrainingSession(Session):
         self._require_finite(step)
         gradients = self._parallel.gradients(self)
         if len(parts) > 1:
-            torch._foreach_mul_([local(x) for x in gradients], (supposed.double() / self.weight).float())
+            scale(gradients, (supposed.double() / self.weight).float())
         return (summed[0] / summed[1]).to(means[0].dtype)
 
     def _require_finite(self, step: PendingStep | None) -> None:

@@ -15,6 +15,7 @@ from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.session import Teachers
 from thrifty.training.data import Loader
+from thrifty.training.distributed.parallel import shared
 from thrifty.training.packing import PackedLoader, make_loader
 from thrifty.training.session import TrainingSession
 from thrifty.workloads.quality import length
@@ -58,6 +59,11 @@ class Setup:
     most: int | None = None
 
     @functools.cached_property
+    def parts(self) -> Ranks:
+        """Who takes a part of each batch: the ranks, or teams of them."""
+        return shared(self.ranks, self.settings.methods)
+
+    @functools.cached_property
     def size(self) -> int:
         """Examples, or packed rows, a step.
 
@@ -66,16 +72,16 @@ class Setup:
         """
         asked = self.settings.batch_size or self.batch_size
         found = min(asked, length(self.data), self.most or asked)
-        parts = self.ranks.count * self.settings.accumulate
-        if self.ranks.count > 1 and found < parts:
-            raise ThriftyError(f"a batch of {found} cannot be divided over {self.ranks.count} ranks and "
+        parts = self.parts.count * self.settings.accumulate
+        if self.parts.count > 1 and found < parts:
+            raise ThriftyError(f"a batch of {found} cannot be divided over {self.parts.count} ranks and "
                                f"{self.settings.accumulate} micro-batches: give a larger batch_size")
         return found
 
     @functools.cached_property
     def loader(self) -> Loader | PackedLoader:
         """This rank's batches."""
-        return make_loader(self.data, self.size, self.seed, self.collate, self.settings.packing, self.loss, self.ranks,
+        return make_loader(self.data, self.size, self.seed, self.collate, self.settings.packing, self.loss, self.parts,
                            self.workers)
 
     @functools.cached_property

@@ -17,13 +17,16 @@ PROCESS = """
 import importlib, json, os, sys, traceback
 import torch
 import torch.distributed as dist
-from thrifty.training.ranks import Group
+from thrifty.training.ranks import BOTH, Group
 
 place, index, count, module, timeout = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], float(sys.argv[5])
 torch.set_num_threads(1)
+if gpus := sys.argv[6] == "gpus":
+    torch.cuda.set_device(index)
 try:
-    with Group(dist.FileStore(f"{place}/meet", count), index, count, timeout=timeout) as ranks:
-        for name in sys.argv[6:]:
+    with Group(dist.FileStore(f"{place}/meet", count), index, count, timeout=timeout,
+               backend=BOTH if gpus else "gloo") as ranks:
+        for name in sys.argv[7:]:
             torch.save(getattr(importlib.import_module(module), name)(ranks), f"{place}/{name}.{index}.pt")
 except Exception as error:
     traceback.print_exc()
@@ -48,11 +51,12 @@ class Together:
         return [torch.load(self.place / f"{name}.{i}.pt", weights_only=False) for i in range(self.count)]
 
 
-def together(place: Path, count: int, module: str, *names: str, timeout: float = 60.0) -> Together:
-    """Run functions of a module, one after the other, in so many ranks."""
+def together(place: Path, count: int, module: str, *names: str, timeout: float = 60.0, gpus: bool = False) -> Together:
+    """Run functions of a module, one after the other, in so many ranks, each on a GPU of its own where that is asked for."""
     began = time.perf_counter()
     command = [sys.executable, "-c", PROCESS, str(place)]
-    processes = [subprocess.Popen([*command, str(i), str(count), module, str(timeout), *names], stdout=subprocess.PIPE,
+    processes = [subprocess.Popen([*command, str(i), str(count), module, str(timeout),
+                                   "gpus" if gpus else "cpus", *names], stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                  for i in range(count)]
     told: list[list[str] | None] = []

@@ -12,6 +12,7 @@ from tests.training.distributed import trainings
 from tests.training.distributed.ranks import together
 from thrifty import CrossEntropy, Train, fit
 from thrifty.errors import RecipeError
+from thrifty.posttraining.pruning.zeros import hold
 from thrifty.recipes.properties import carry
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.recipes.recipe import Recipe
@@ -80,6 +81,26 @@ def test_what_takes_long_with_ranks_trains_what_one_process_does(tmp_path: Path)
     for text in LONG:
         carry(Recipe.parse(text), TRAINED)
     compare(tmp_path, "long", LONG)
+
+
+def masked(ranks: Ranks) -> list[int]:
+    """Zeros that a training leaves of those that it was to hold, by method."""
+    found = []
+    for text in ("train(zero3)", "train(ddp)", "train(zero1)"):
+        (phase,) = Recipe.parse(text)
+        assert isinstance(phase, Train)
+        model = trainings.Tied()
+        for block in model.blocks:
+            block.up.weight.data[::2] = 0  # type: ignore[union-attr, index, operator]
+            hold(block.up)  # type: ignore[arg-type]
+        done = fit(model, phase.methods, trainings.text(), CrossEntropy(), batch_size=12, ranks=ranks, settings=Train(steps=2))
+        found.append(sum(int((block.up.weight == 0).sum()) for block in done.model.blocks))  # type: ignore[union-attr]
+    return found
+
+
+def test_zeros_of_a_mask_are_held_on_shards_too(tmp_path: Path) -> None:
+    for found in together(tmp_path, 2, __name__, "masked").found("masked"):
+        assert found == [3 * trainings.WIDTH * trainings.WIDTH] * 3
 
 
 @pytest.mark.parametrize(("text", "why"), [

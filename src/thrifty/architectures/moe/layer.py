@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -13,6 +14,9 @@ from thrifty.architectures.moe.router import Router, Routing, Score, Weighting
 from thrifty.kernels.exporting import exporting
 from thrifty.kernels.grouped_linear import grouped_linear
 from thrifty.kernels.moe import fits, moe
+
+Mix = Callable[[Tensor, Routing, Tensor, Tensor], Tensor]
+"""(tokens, where they go, gate_up, down) -> what the experts give."""
 
 
 @final
@@ -50,12 +54,13 @@ class MoE(nn.Module):
         nn.init.normal_(self.down, std=1 / math.sqrt(hidden))
         self.shared_up = nn.Linear(width, 2 * shared, bias=False) if shared else None
         self.shared_down = nn.Linear(shared, width, bias=False) if shared else None
+        self.mix: Mix = mixed  # ranks that share out the experts put another in its place
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
         tokens = x.reshape(-1, x.shape[-1])
         routing: Routing = self.router(tokens)
-        y = (mixed_densely if exporting() else mixed)(tokens, routing, self.gate_up, self.down)
+        y = (mixed_densely if exporting() else self.mix)(tokens, routing, self.gate_up, self.down)
         if self.shared_up is not None and self.shared_down is not None:
             y = y + self.shared_down(gated(self.shared_up(tokens)))
         return y.reshape(x.shape)

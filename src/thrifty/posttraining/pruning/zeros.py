@@ -46,6 +46,13 @@ def held_weights(model: nn.Module) -> list[nn.Parameter]:
     return list({id(w): w for layer in layers if (w := layer._parameters.get("weight")) is not None}.values())
 
 
+def still_held(model: nn.Module, before: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Weights that were held before a model changed and that it has still, and those that took others' place, as the parts of
+    sharded weights do."""
+    there = {id(p) for p in model.parameters()}
+    return list({id(w): w for w in (*before, *held_weights(model)) if id(w) in there}.values())
+
+
 @final
 class Held:
     """The zeros of weights, as they are now.

@@ -24,12 +24,14 @@ class Held:
     Args:
         parameters, gradients, state: between two steps and at the end of a backward pass: its own part of each.
         passing: whole parameters and whole gradients that it holds beside them while a step lasts.
+        host: what lasts in the host's memory instead, where it is offloaded.
     """
 
     parameters: float
     gradients: float
     state: float
     passing: float
+    host: float = 0.0
 
     @property
     def lasting(self) -> float:
@@ -38,13 +40,15 @@ class Held:
 
 
 def held(stage: str, trained: int, ranks: int, *, frozen: int = 0, state: float = STATE, gathered: int = 4,
-         group: int | None = None) -> Held:
+         group: int | None = None, offload: bool = False) -> Held:
     """What a rank holds of weights in float32.
 
         ddp    (4 + 4 + K) P
         zero1  (4 + 4 + K) P / N, and g P + 4 P while a step lasts
         zero2  (4 + 4 + K) P / N, and g P + 4 B
         zero3  (4 + 4 + K) P / N, and g B + 4 B
+
+    What lasts is the host's where it is offloaded.
 
     Args:
         stage: "ddp", "zero1", "zero2" or "zero3"; "" is one process.
@@ -54,6 +58,7 @@ def held(stage: str, trained: int, ranks: int, *, frozen: int = 0, state: float 
         state: K, bytes of the optimizer's state a parameter.
         gathered: g, bytes of a gathered parameter.
         group: B, parameters of the largest group that is gathered together; all where None.
+        offload: whether it is offloaded.
 
     >>> held("zero3", 7_500_000_000, 64, group=0).lasting / 1e9
     1.875
@@ -66,8 +71,9 @@ def held(stage: str, trained: int, ranks: int, *, frozen: int = 0, state: float 
         "zero2": lambda: gathered * everything + 4 * min(largest, trained),
         "zero3": lambda: gathered * largest + 4 * min(largest, trained),
     }
-    return Held(4 * everything * share, 4 * trained * share, state * trained * share,
-                passing[stage]() if share < 1 else 0.0)
+    lasting = (4 * everything * share, 4 * trained * share, state * trained * share)
+    passes = passing[stage]() if share < 1 else 0.0
+    return Held(0.0, 0.0, 0.0, passes, sum(lasting)) if offload and share < 1 else Held(*lasting, passes)
 
 
 def free(device: str) -> int:

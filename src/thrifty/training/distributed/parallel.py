@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from thrifty.recipes.card import Card
 from thrifty.recipes.training_method import Stage, TrainingMethod
+from thrifty.training.distributed.teams import Teams
 
 if TYPE_CHECKING:
     from thrifty.recipes.ranks import Ranks
@@ -26,6 +27,21 @@ class Parallel(TrainingMethod):
     stage: ClassVar[Stage] = "sharding"
     averages: ClassVar[bool] = False
     """Whether its engine divides the sum of the ranks' gradients by their number."""
+
+    def require_ranks(self, count: int) -> None:
+        """Refuse a number of ranks that the method cannot be spread over.
+
+        Raises:
+            ThriftyError: it cannot; says what would do.
+        """
+
+    def parts(self, count: int) -> int:
+        """Parts in which so many ranks take a batch; ranks in a row that compute one part together are a team."""
+        return count
+
+    def place(self, session: Session) -> None:
+        """Bring the model to the session's device, before `prepare`."""
+        session.model = session.model.to(session.device)
 
     def micro_batch(self, session: Session, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around the passes of one micro-batch.
@@ -56,6 +72,20 @@ class Summed(Parallel):
         if session.ranks.count > 1:
             fill_unreached(trained(session), session.ranks, session.device)
         return added(super().gradients(session), session.ranks)
+
+
+def shared(ranks: Ranks, methods: Sequence[TrainingMethod]) -> Ranks:
+    """Who takes a part of each batch: the ranks, or teams of them.
+
+    Raises:
+        ThriftyError: a method cannot be spread over so many.
+    """
+    for method in methods:
+        if isinstance(method, Parallel) and ranks.count > 1:
+            method.require_ranks(ranks.count)
+            size = ranks.count // method.parts(ranks.count)
+            return Teams(ranks, size) if size > 1 else ranks
+    return ranks
 
 
 def trained(session: Session) -> list[Tensor]:
@@ -95,17 +125,42 @@ def whole(x: Tensor) -> Tensor:
 
 def all_finite(gradients: Sequence[Tensor], ranks: Ranks) -> bool:
     """Whether every number of every rank's gradients is finite."""
-    parts = [part for x in gradients if (part := local(x)).numel()]
-    finite = not parts or bool(torch.stack(torch._foreach_norm(parts, float("inf"))).isfinite().all())
+    finite = all(bool(torch.stack(torch._foreach_norm(parts, float("inf"))).isfinite().all()) for parts in _by_device(gradients))
     return not ranks.any(not finite)
+
+
+def scale(gradients: Sequence[Tensor], factor: Tensor | float) -> None:
+    """Multiply gradients in place, each on the device where it is."""
+    for parts in _by_device(gradients):
+        torch._foreach_mul_(parts, factor.to(parts[0].device) if isinstance(factor, Tensor) else factor)
+
+
+def norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all numbers of all ranks' parts, the same on every rank.
+
+    Args:
+        gradients: one or more, whole or sharded, over one mesh or several, on one device or several.
+    """
+    alike: dict[Any, list[Tensor]] = {}
+    for x in gradients:
+        spread = (x.device_mesh, x.placements) if isinstance(x, DTensor) else None
+        alike.setdefault((local(x).device, spread), []).append(x)
+    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in alike.values()]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([x.to(norms[0].device) for x in norms]))
 
 
 def clip(gradients: Sequence[Tensor], most: float) -> None:
     """Scale gradients so that their norm, over all ranks' parts, is at most so much: the field's rule,
     g <- g min(1, most / (norm + 1e-6)).
     """
-    if not gradients:
-        return
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
-    factor = (most / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(x) for x in gradients], factor)
+    if gradients:
+        scale(gradients, (most / (norm(gradients) + 1e-6)).clamp(max=1.0))
+
+
+def _by_device(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """This rank's parts that hold anything, those of one device together."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for part in map(local, gradients):
+        if part.numel():
+            found.setdefault(part.device, []).append(part)
+    return list(found.values())

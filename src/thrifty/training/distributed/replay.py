@@ -42,7 +42,8 @@ def sizes(groups: Sequence[Sequence[nn.Parameter]]) -> list[Group]:
             for group in groups]
 
 
-def peak(trace: Trace, groups: Sequence[Group], stage: str, ranks: int, state: float, *, gathered: int = 4) -> tuple[Held, float]:
+def peak(trace: Trace, groups: Sequence[Group], stage: str, ranks: int, state: float, *, gathered: int = 4,
+         offload: bool = False) -> tuple[Held, float]:
     """What a rank holds, and the most it holds at once in a step.
 
     Args:
@@ -52,9 +53,11 @@ def peak(trace: Trace, groups: Sequence[Group], stage: str, ranks: int, state: f
         ranks: how many.
         state: bytes of the optimizer's state a trained parameter.
         gathered: bytes of a gathered parameter.
+        offload: whether what lasts lies in the host's memory.
     """
     trained, frozen = sum(group.trained for group in groups), sum(group.frozen for group in groups)
-    has = held(stage, trained, ranks, frozen=frozen, state=state, gathered=gathered, group=max(group.all for group in groups))
+    has = held(stage, trained, ranks, frozen=frozen, state=state, gathered=gathered, group=max(group.all for group in groups),
+               offload=offload)
     sharded = stage not in ("", "ddp") and ranks > 1
     lasting = has.parameters + has.state + (has.gradients if stage == "ddp" and ranks > 1 else 0.0)
     passing, own, whole, most = 0.0, 0.0, [0.0] * len(groups), 0.0
@@ -77,7 +80,7 @@ def peak(trace: Trace, groups: Sequence[Group], stage: str, ranks: int, state: f
             if left[event.group] <= 0:
                 sent = whole[event.group]  # copied together, added over ranks, and this rank's part is kept
                 most = max(most, passing + own + sum(whole) + sent + sent / ranks + _bytes(there, groups, gathered))
-                own, whole[event.group] = own + sent / ranks, 0.0
+                own, whole[event.group] = own + (0.0 if offload else sent / ranks), 0.0
                 there = [group for group in there if group != event.group]
         most = max(most, passing + own + sum(whole) + (_bytes(there, groups, gathered) if sharded else 0.0))
     return has, lasting + most

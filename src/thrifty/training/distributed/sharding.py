@@ -12,24 +12,27 @@ from torch import Tensor, nn
 from torch.distributed import _composable_state
 from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from thrifty.compilers.inprocess import blocks
 from thrifty.errors import ThriftyError
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, *, reshard: bool, gathered: torch.dtype | None = None) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh, *, reshard: bool, gathered: torch.dtype | None = None,
+          offload: bool = False) -> None:
     """Leave each rank its rows of every parameter; forward and backward passes gather what they need.
 
     Each block of a row of equal blocks is gathered by itself, everything else together; a block that shares a parameter with
     another part of the model is part of that everything. Gradients are summed over ranks, not averaged.
 
     Args:
-        model: on its device, the same on all ranks; changed in place, names of parameters stay.
+        model: the same on all ranks, on its device (anywhere where it is offloaded); changed in place, names of parameters
+            stay.
         mesh: of one dimension, or of two: ranks that hold the same, ranks that hold parts.
         reshard: whether a block is given back after its forward pass, and gathered again for its backward pass.
         gathered: precision in which parameters are gathered; gradients are added in float32 then.
+        offload: whether each rank's rows of parameters and gradients lie in the host's memory.
 
     Raises:
         ThriftyError: a parameter cannot be sharded; says which.
@@ -42,6 +45,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, reshard: bool, gathered: torch.
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy if gathered else MixedPrecisionPolicy(),
                                "ignored_params": unsuited}
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in apart(model):
         fully_shard(block, reshard_after_forward=reshard, **options)
     fully_shard(model, reshard_after_forward=False, **options)

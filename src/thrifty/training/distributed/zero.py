@@ -19,7 +19,8 @@ from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import choice, number
 from thrifty.training.distributed.memory import spare
 from thrifty.training.distributed.parallel import Parallel, added, fill_unreached, local, trained
-from thrifty.training.distributed.sharding import gathered_groups, put_together, shard, sharded_modules
+from thrifty.training.distributed.sharding import gathered_groups, ignored, put_together, shard, sharded_modules
+from thrifty.training.distributed.tensor import Split, planned
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -49,32 +50,73 @@ class Zero(Parallel):
     """Each rank holds its rows of every parameter and of the optimizer's state, by torch's `fully_shard`."""
 
     replicas: int = number(1, 1)
+    offload: bool = False
+    tensor: int = number(1, 1)
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Where the device is the CPU, everything lies in the host's memory already."""
+        return frozenset({"cuda"}) if self.offload else self.card.devices
+
+    @property
+    def holds(self) -> frozenset[str]:
+        return self.card.holds | ({"split"} if self.tensor > 1 else set())
+
+    @property
+    def refuses(self) -> frozenset[str]:
+        """What changes linear layers or compiles them cannot be followed by their split."""
+        unsuited = {"adapters", "compiled-steps", "packed-rows", "rounded-steps"}
+        return self.card.refuses | (unsuited if self.tensor > 1 else set())
+
+    def parts(self, count: int) -> int:
+        return max(1, count // self.tensor)
+
+    def require_ranks(self, count: int) -> None:
+        if count > 1 and count % (self.replicas * self.tensor):
+            which = "replicas" if self.tensor == 1 else "tensor" if self.replicas == 1 else "replicas and tensor"
+            raise ThriftyError(f"{self} does not divide {count} ranks: give {which} that do, a divisor of {count}")
+        if 1 < self.replicas == self.parts(count):
+            raise ThriftyError(f"{self} leaves everything on each of {count} ranks: use ddp")
+        if self.offload and self.parts(count) == 1:
+            raise ThriftyError(f"{self} moves what ranks share out, and one rank or team shares nothing: start more (--nproc), "
+                               "or remove offload")
+
+    def place(self, session: Session) -> None:
+        """What is offloaded goes to the device block by block, when it is sharded."""
+        if not (self.offload and session.ranks.processes > 1):
+            super().place(session)
+            return
+        for p in ignored(session.model):
+            p.data = p.data.to(session.device)
 
     def resharded(self, session: Session) -> bool:
         """Whether a block's parameters are given back between its forward and its backward pass."""
         return False
 
     def prepare(self, session: Session) -> None:
-        count = session.ranks.count
-        if count == 1:
+        plan = planned(session.model, self.tensor) if self.tensor > 1 else {}  # refused in a rehearsal of one process too
+        teams, memory = session.ranks.count, session.memory(self)
+        if session.ranks.processes == 1:
             return
-        if count % self.replicas:
-            raise ThriftyError(f"{self.name}(replicas={self.replicas}) does not divide {count} ranks: give a divisor of {count}")
-        if self.replicas == count:
-            raise ThriftyError(f"{self.name}(replicas={self.replicas}) leaves everything on each of {count} ranks: use ddp")
-        names = ("replicate", "shard")
-        mesh = (init_device_mesh(session.device, (count,)) if self.replicas == 1 else
-                init_device_mesh(session.device, (self.replicas, count // self.replicas), mesh_dim_names=names))
+        self.require_ranks(session.ranks.processes)
+        sizes = {"replicate": self.replicas, "shard": teams // self.replicas, "tensor": self.tensor}
+        sizes = {name: size for name, size in sizes.items() if size > 1}
+        mesh = init_device_mesh(session.device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         before = sum(p.nbytes for p in session.model.parameters())
+        if plan:
+            memory["split"] = Split(session.model, mesh["tensor"], plan)
         gathered = None if session.products == torch.float32 else session.products
-        shard(session.model, mesh, reshard=self.resharded(session), gathered=gathered)
-        after = sum(local(p).nbytes for p in session.model.parameters())
-        session.memory(self).update(share=after / before, reached=set())
+        if over := tuple(name for name in sizes if name != "tensor"):
+            shard(session.model, mesh[over], reshard=self.resharded(session), gathered=gathered, offload=self.offload)
+        parts = [local(p) for p in session.model.parameters()]
+        after, there = (sum(part.nbytes for part in found) for found in (parts, [x for x in parts if x.is_cuda]))
+        memory.update(share=after / before, on_device=there / after, reached=set())
 
     def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What is sharded and what is not stands in groups apart: torch's optimizers take no mixture."""
-        split = [{**group, "params": [p for p in group["params"] if isinstance(p, DTensor) == parted]}
-                 for group in groups for parted in (True, False)]
+        """What lies on one mesh, on another or on none stands in groups apart: torch's optimizers take no mixture."""
+        meshes = list(dict.fromkeys(map(_mesh, session.model.parameters())))
+        split = [{**group, "params": [p for p in group["params"] if _mesh(p) == mesh]}
+                 for group in groups for mesh in sorted(meshes, key=lambda mesh: mesh is None)]
         return [group for group in split if group["params"]]
 
     def forward(self, session: Session, batch: Batch, proceed: Callable[[Batch], Any]) -> Any:
@@ -88,6 +130,8 @@ class Zero(Parallel):
         memory, parameters = session.memory(self), trained(session)
         if not memory:
             return super().gradients(session)
+        if "split" in memory:
+            memory["split"].add_partial()
         if plain := [p for p in parameters if not isinstance(p, DTensor)]:
             fill_unreached(plain, session.ranks, session.device)
             added([p.grad for p in plain if p.grad is not None], session.ranks)
@@ -113,12 +157,24 @@ class Zero(Parallel):
         return model
 
     def finish(self, session: Session, model: nn.Module) -> nn.Module:
-        return put_together(model) if sharded_modules(model) else model
+        memory = session.memory(self)
+        if memory:
+            put_together(model)
+        if "split" in memory:
+            memory["split"].undo()
+        return model
 
     def claims(self, session: Session) -> tuple[Claim, ...]:
-        if session.ranks.count == 1:
+        memory = session.memory(self)
+        if not memory:
             return ()
-        return (Claim("share of the parameters' bytes that a rank holds", 1.0, session.memory(self)["share"], minimum=0.1),)
+        held = Claim("share of the parameters' bytes that a rank holds", 1.0, memory["share"], minimum=0.1)
+        moved = Claim("share of these bytes in the GPU's memory", 1.0, memory["on_device"], minimum=0.1)
+        return (held, moved) if self.offload else (held,)
+
+
+def _mesh(p: Tensor) -> Any:
+    return p.device_mesh if isinstance(p, DTensor) else None
 
 
 def _watched(model: nn.Module, reached: set[int]) -> Iterator[Any]:
@@ -143,9 +199,12 @@ class Zero1(Zero):
 
     Args:
         replicas: groups of ranks that hold the same: state is sharded within each.
+        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps; the
+            GPU gets parameters when it uses them.
+        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the model's plan names.
 
     >>> Zero1()
-    Zero1(replicas=1)
+    Zero1(replicas=1, offload=False, tensor=1)
     """
 
     name: ClassVar[str] = "zero1"
@@ -167,9 +226,12 @@ class Zero2(Zero):
 
     Args:
         replicas: groups of ranks that hold the same: state is sharded within each.
+        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps; the
+            GPU gets parameters when it uses them.
+        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the model's plan names.
 
     >>> Zero2()
-    Zero2(replicas=1)
+    Zero2(replicas=1, offload=False, tensor=1)
     """
 
     name: ClassVar[str] = "zero2"
@@ -187,9 +249,12 @@ class Zero3(Zero):
         reshard: whether they are given back between the forward and the backward pass: "always", "never" (faster, and takes
             the bytes of all parameters more), or "auto": never where they take less than a tenth of the memory that is left.
         replicas: groups of ranks that hold the same: everything is sharded within each.
+        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps; the
+            GPU gets parameters when it uses them.
+        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the model's plan names.
 
     >>> Zero3(reshard="always")
-    Zero3(replicas=1, reshard='always')
+    Zero3(replicas=1, offload=False, tensor=1, reshard='always')
     """
 
     reshard: str = choice("auto", "auto", "always", "never")
@@ -198,6 +263,6 @@ class Zero3(Zero):
     card: ClassVar[Card] = zero_card("parameters are sent twice per micro-batch, gradients once")
 
     def resharded(self, session: Session) -> bool:
-        if self.reshard != "auto":
-            return self.reshard == "always"
+        if self.reshard != "auto" or self.offload:
+            return self.reshard != "never"
         return sum(p.numel() for p in session.model.parameters()) * session.products.itemsize > KEPT * spare(session)

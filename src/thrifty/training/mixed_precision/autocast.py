@@ -15,7 +15,7 @@ from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
 from thrifty.recipes.training_method import Stage, TrainingMethod
-from thrifty.training.distributed.parallel import all_finite
+from thrifty.training.distributed.parallel import all_finite, scale
 from thrifty.training.flops import formula
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Fp16(Autocast):
     def update(self, session: Session, proceed: Callable[[], None]) -> None:
         memory = session.memory(self)
         gradients = [p.grad for group in session.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, 1 / session.loss_scale)
+        scale(gradients, 1 / session.loss_scale)
         if not all_finite(gradients, session.ranks):
             memory.update(unbroken=0, skipped=memory["skipped"] + 1)
             session.loss_scale /= 2

@@ -41,6 +41,7 @@ class AdamW8bit(Adam):
     card: ClassVar[Card] = optimizer_card(
         trade_off="rounded state; seconds of compilation for each shape of weights; steps are slower on a CPU",
         paper='"8-bit Optimizers via Block-wise Quantization", Dettmers et al. 2021, arXiv:2110.02861',
+        refuses=frozenset({"split"}),  # its blocks run over the rows of one mesh
     )
 
     def make(self, session: Session, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -109,6 +109,7 @@ class Muon(Optimizer):
                   "and the head stay with AdamW",
         paper='"Muon: An optimizer for hidden layers in neural networks", Jordan et al. 2024; "Muon is Scalable for LLM '
               'Training", Liu et al. 2025, arXiv:2502.16982',
+        refuses=frozenset({"split"}),  # a matrix goes to its owner from the rows of one mesh
     )
 
     def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

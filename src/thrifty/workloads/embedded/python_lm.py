@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -61,6 +62,12 @@ class LanguageModel(nn.Module):
     >>> LanguageModel(layers=1)(torch.zeros(2, 8, dtype=torch.int64)).shape
     torch.Size([2, 8, 2048])
     """
+
+    tp_plan: ClassVar[Mapping[str, str]] = {
+        **{f"blocks.*.{name}": "colwise" for name in ("attention.query", "attention.key", "attention.value", "up")},
+        **{f"blocks.*.{name}": "rowwise" for name in ("attention.out", "down")},
+    }
+    """Matrices that ranks may split, by outputs and by inputs."""
 
     def __init__(
         self,
