@@ -94,7 +94,8 @@ class ExpertDown(nn.Module):
         if exporting():
             every = torch.zeros(len(rows), len(self.weight), rows.shape[-1], dtype=rows.dtype, device=rows.device)
             every = every.scatter(1, routing.chosen[..., None].expand_as(rows), rows)
-            y = torch.einsum("teh,edh->td", every * spread(routing, len(self.weight)).to(rows.dtype)[..., None], self.weight)
+            shares = spread(routing.chosen, routing.weights, len(self.weight)).to(rows.dtype)
+            y = torch.einsum("teh,edh->td", every * shares[..., None], self.weight)
         else:
             rows = rows.flatten(0, 1)[routing.order]
             if torch.is_autocast_enabled(rows.device.type):

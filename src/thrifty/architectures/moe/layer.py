@@ -55,7 +55,10 @@ class MoE(nn.Module):
         """[..., width] -> [..., width]."""
         tokens = x.reshape(-1, x.shape[-1])
         routing: Routing = self.router(tokens)
-        y = (mixed_densely if exporting() else mixed)(tokens, routing, self.gate_up, self.down)
+        if exporting():
+            y = exported(tokens, routing.chosen, routing.weights, self.gate_up, self.down)
+        else:
+            y = mixed(tokens, routing, self.gate_up, self.down)
         if self.shared_up is not None and self.shared_down is not None:
             y = y + self.shared_down(gated(self.shared_up(tokens)))
         return y.reshape(x.shape)
@@ -77,9 +80,21 @@ def mixed(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
                                     routing.ends), routing)
 
 
-def mixed_densely(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same, each token through all experts: products of fixed sizes, of which an artifact needs no more than torch."""
-    hidden = gated(torch.einsum("td,ehd->teh", x, gate_up)) * spread(routing, len(gate_up)).to(x.dtype)[..., None]
+def exported(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The same in products of fixed sizes, of which an artifact needs no more than torch.
+
+    Each token passes through all experts; where there are no more choices than experts, as where a token is generated, only
+    the matrices of those chosen are read.
+
+    Args:
+        x: [tokens, width].
+        chosen, weights: [tokens, top_k], experts and the weights of their outputs.
+        gate_up, down: of all experts.
+    """
+    if isinstance(x.shape[0], int) and chosen.numel() <= len(gate_up):
+        hidden = gated(torch.einsum("td,tkhd->tkh", x, gate_up[chosen]))
+        return torch.einsum("tkh,tkdh->td", hidden * weights.to(x.dtype)[..., None], down[chosen])
+    hidden = gated(torch.einsum("td,ehd->teh", x, gate_up)) * spread(chosen, weights, len(gate_up)).to(x.dtype)[..., None]
     return torch.einsum("teh,edh->td", hidden, down)
 
 
@@ -99,7 +114,6 @@ def collected(y: Tensor, routing: Routing) -> Tensor:
     return (parts * routing.weights.to(y.dtype)[..., None]).sum(1)
 
 
-def spread(routing: Routing, experts: int) -> Tensor:
+def spread(chosen: Tensor, weights: Tensor, experts: int) -> Tensor:
     """[tokens, experts]: weights, 0 where a token does not go."""
-    return torch.zeros(len(routing.chosen), experts, dtype=routing.weights.dtype, device=routing.weights.device).scatter(
-        1, routing.chosen, routing.weights)
+    return torch.zeros(len(chosen), experts, dtype=weights.dtype, device=weights.device).scatter(1, chosen, weights)
