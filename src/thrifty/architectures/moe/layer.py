@@ -26,7 +26,7 @@ class MoE(nn.Module):
     Args:
         width: width of a token.
         hidden: hidden units of an expert.
-        experts, top_k, score, weighting, scale, rate: as `Router` has them.
+        experts, top_k, score, weighting, scale, rate, auxiliary, z: as `Router` has them.
         shared: hidden units of an expert that every token passes through; 0 for none.
 
     Raises:
@@ -41,9 +41,11 @@ class MoE(nn.Module):
     """
 
     def __init__(self, width: int, hidden: int, experts: int, top_k: int = 2, *, score: Score = "softmax",
-                 weighting: Weighting = "shares", scale: float = 1.0, rate: float = 1e-3, shared: int = 0) -> None:
+                 weighting: Weighting = "shares", scale: float = 1.0, rate: float = 1e-3, auxiliary: float = 0.0,
+                 z: float = 0.0, shared: int = 0) -> None:
         super().__init__()
-        self.router = Router(width, experts, top_k, score=score, weighting=weighting, scale=scale, rate=rate)
+        self.router = Router(width, experts, top_k, score=score, weighting=weighting, scale=scale, rate=rate, auxiliary=auxiliary,
+                             z=z)
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
         self.down = nn.Parameter(torch.empty(experts, width, hidden))
         nn.init.normal_(self.gate_up, std=1 / math.sqrt(width))

@@ -103,10 +103,10 @@ class CacheShape:
 class CachedStep(nn.Module):
     """(ids [1, n], done [1], last [1], *cache) -> (logits [1, vocabulary] of token ``last`` of the n, *cache).
 
-    The cache is the parts of the keys and then those of the values, as `NUMBERS` has them, and then the states. ``done`` tokens are in it already.
-    n is 1, or the length of a prompt that begins an empty cache; what a prompt is filled up with, behind ``last``, is never
-    attended to by what comes later, which overwrites it, and leaves states as they were. A token's parts are written once and
-    never rounded again.
+    The cache is the parts of the keys and then those of the values, as `NUMBERS` has them, and then the states. ``done`` tokens
+    are in it already. n is 1, or the length of a prompt that begins an empty cache; what a prompt is filled up with, behind
+    ``last``, is never attended to by what comes later, which overwrites it, and leaves states as they were. A token's parts are
+    written once and never rounded again.
 
     Args:
         body: of transformers, for causal language modeling; state-space layers as `accelerate` leaves them.
