@@ -26,7 +26,7 @@ from thrifty.workloads.loading import load_workload
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "layers"), [("mixtral", {}), ("jamba", {"dt_proj|conv1d": "fp32"})])  # Jamba reads their weights
+@pytest.mark.parametrize(("name", "layers"), [("mixtral", {}), ("jamba", {"dt_proj|conv1d": "fp32"})])  # it reads these itself
 def test_a_directory_is_quantized_served_and_generates(name: str, layers: dict[str, str], tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     folder = getattr(hf_models, name)(tmp_path / name)

@@ -1,4 +1,4 @@
-"""A model of transformers made faster where it stands: state-space layers and experts by our kernels, its weights and cache kept."""
+"""A model of transformers made faster where it stands: state-space layers and experts by our kernels, its weights kept."""
 
 from __future__ import annotations
 

@@ -64,8 +64,9 @@ def family_of(model: Backbone) -> Family:
     for family in FAMILIES.values():
         if family.is_it(words, sizes):
             return family
-    raise ThriftyError(f"transformers has no model with the pattern {model.pattern!r} and these sizes: use mamba only, mamba2 "
-                       "only, or (attention or mamba) and (gated_mlp or moe) in turns with rotary and weighting as in Mixtral or Jamba")
+    raise ThriftyError(
+        f"transformers has no model with the pattern {model.pattern!r} and these sizes: use mamba only, mamba2 only, or "
+        "(attention or mamba) and (gated_mlp or moe) in turns with rotary and weighting as in Mixtral or Jamba")
 
 
 def _expand(sizes: Sizes) -> int:

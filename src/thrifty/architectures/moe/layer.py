@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from thrifty.architectures.moe.router import Router, Routing, Score, Weighting
 from thrifty.kernels.exporting import exporting
-from thrifty.kernels.grouped_linear import grouped_linear
+from thrifty.kernels.grouped_linear import by_group
+from thrifty.kernels.grouped_linear.held import Stack, matrices
 from thrifty.kernels.moe import fits, moe
 
 
@@ -72,17 +73,16 @@ def gated(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def mixed(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+def mixed(x: Tensor, routing: Routing, gate_up: Stack, down: Stack) -> Tensor:
     """[tokens, width]: each token through the experts that it goes to."""
     x = lowered(x)
-    if fits(x):
+    if fits(x) and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
         return moe(x, gate_up.to(x.dtype), down.to(x.dtype), routing.weights, routing.order, routing.ends)
     rows = sent(x, routing)
-    return collected(grouped_linear(gated(grouped_linear(rows, gate_up.to(rows.dtype), routing.ends)), down.to(rows.dtype),
-                                    routing.ends), routing)
+    return collected(by_group(gated(by_group(rows, gate_up, routing.ends)), down, routing.ends), routing)
 
 
-def exported(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def exported(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stack, down: Stack) -> Tensor:
     """The same in products of fixed sizes, of which an artifact needs no more than torch.
 
     Each token passes through all experts; where there are no more choices than experts, as where a token is generated, only
@@ -94,10 +94,11 @@ def exported(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: 
         gate_up, down: of all experts.
     """
     if isinstance(x.shape[0], int) and chosen.numel() <= len(gate_up):
-        hidden = gated(torch.einsum("td,tkhd->tkh", x, gate_up[chosen]))
-        return torch.einsum("tkh,tkdh->td", hidden * weights.to(x.dtype)[..., None], down[chosen])
-    hidden = gated(torch.einsum("td,ehd->teh", x, gate_up)) * spread(chosen, weights, len(gate_up)).to(x.dtype)[..., None]
-    return torch.einsum("teh,edh->td", hidden, down)
+        hidden = gated(torch.einsum("td,tkhd->tkh", x, matrices(gate_up, x.dtype, chosen)))
+        return torch.einsum("tkh,tkdh->td", hidden * weights.to(x.dtype)[..., None], matrices(down, x.dtype, chosen))
+    shares = spread(chosen, weights, len(gate_up)).to(x.dtype)[..., None]
+    hidden = gated(torch.einsum("td,ehd->teh", x, matrices(gate_up, x.dtype))) * shares
+    return torch.einsum("teh,edh->td", hidden, matrices(down, x.dtype))
 
 
 def lowered(x: Tensor) -> Tensor:

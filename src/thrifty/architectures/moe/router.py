@@ -53,9 +53,9 @@ class Router(nn.Module):
     experts that the pass before gave fewer tokens than the mean, so that no loss is added. In eval it stands still, and nothing
     is counted. Scores are float32, whatever x is.
 
-    Beside or instead of b, the loss may say it: ``auxiliary`` times E sum_e f_e P_e plus ``z`` times the mean squared log-partition
-    (`thrifty.architectures.moe.penalties`) are what a pass in training leaves in ``penalty``. `thrifty.fit` and ``train(...)`` add
-    those of all routers to the mean loss; a loop of your own adds `penalty` of the model.
+    Beside or instead of b, the loss may say it: ``auxiliary`` times E sum_e f_e P_e plus ``z`` times the mean squared
+    log-partition (`thrifty.architectures.moe.penalties`) are what a pass in training leaves in ``penalty``. `thrifty.fit` and
+    ``train(...)`` add those of all routers to the mean loss; a loop of your own adds `penalty` of the model.
 
     Args:
         width: of a token.

@@ -78,8 +78,8 @@ class CacheShape:
         kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
         known = {"full_attention", *(("linear_attention",) if config.model_type == "jamba" else ())}
         if other := set(kinds) - known:
-            raise WorkloadError(f"layers of kind {', '.join(sorted(other))} use a KV cache other than those of full attention and "
-                                "of Jamba's state spaces, the only ones supported")
+            raise WorkloadError(f"layers of kind {', '.join(sorted(other))} use a KV cache other than those of full "
+                                "attention and of Jamba's state spaces, the only ones supported")
         recurrent = kinds.count("linear_attention")
         longest = getattr(config, "max_position_embeddings", tokens)
         if not 2 <= tokens <= longest:
@@ -160,7 +160,7 @@ def _generator() -> torch.Generator:
 
 
 def _states(config: Any, layers: int) -> tuple[tuple[int, ...], ...]:
-    """Of Jamba: the last inputs of all convolutions, and all states."""
+    """What Jamba keeps: the last inputs of all convolutions, and all states."""
     inner = config.mamba_expand * config.hidden_size
     return (layers, 1, inner, config.mamba_d_conv), (layers, 1, inner, config.mamba_d_state)
 
