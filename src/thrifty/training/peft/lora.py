@@ -135,8 +135,8 @@ class Lora(Adapter):
             raise ThriftyError("lora(experts=True): the model has no experts in tensors of three dimensions: omit experts")
         smallest = min(min(weight.shape[1:]) for weight in found.values())
         if self.rank > smallest:
-            raise ThriftyError(f"lora(rank={self.rank}, experts=True): an expert's matrix has rank {smallest}; choose a rank up to "
-                               f"{smallest}")
+            raise ThriftyError(f"lora(rank={self.rank}, experts=True): an expert's matrix has rank {smallest}; choose a rank "
+                               f"up to {smallest}")
         return list(found)
 
     def _norms(self, model: nn.Module) -> list[str]:
