@@ -35,6 +35,24 @@ def gpt2(spread=0.3):
     return transformers.GPT2LMHeadModel(config).eval()
 
 
+def mixtral(spread=0.3):
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
+                                        intermediate_size=48, num_local_experts=4, vocab_size=WORDS, max_position_embeddings=64,
+                                        bos_token_id=1, eos_token_id=2, initializer_range=spread)
+    return transformers.MixtralForCausalLM(config).eval()
+
+
+def jamba(spread=0.3):
+    """Mamba, attention with experts, Mamba, Mamba with experts: a KV cache and two kinds of states."""
+    torch.manual_seed(0)
+    config = transformers.JambaConfig(num_hidden_layers=4, hidden_size=64, num_attention_heads=4, num_key_value_heads=2,
+                                      intermediate_size=48, num_experts=4, attn_layer_period=4, attn_layer_offset=1,
+                                      mamba_d_state=8, vocab_size=WORDS, max_position_embeddings=64, bos_token_id=1,
+                                      eos_token_id=2, pad_token_id=0, initializer_range=spread)
+    return transformers.JambaForCausalLM(config).eval()
+
+
 MAKERS = {"llama": llama, "gpt2": gpt2}
 
 
@@ -61,6 +79,18 @@ def test_it_says_what_transformers_say(made, length):
     prompt = np.random.default_rng(length).integers(3, WORDS, length).tolist()
     new = min(12, 32 - length)
     assert Generator.load(place).generate(prompt, new) == expected(body, prompt, new)
+
+
+@pytest.mark.parametrize("maker", [mixtral, jamba])
+def test_mixtures_and_state_spaces_say_what_transformers_say(tmp_path, maker):
+    """A prompt shorter than the first engine's is filled up, which must not touch the states."""
+    body = maker()
+    lower_generator(body, OnnxRuntime(), tmp_path / "g", prompt=8, tokens=32)
+    generator = Generator.load(tmp_path / "g")
+    for length in (1, 5, 8, 13):
+        prompt = np.random.default_rng(length).integers(3, WORDS, length).tolist()
+        assert generator.generate(prompt, 12) == expected(body, prompt, 12)
+    assert generator.generate(prompt, 12) == expected(body, prompt, 12), "a second answer knows nothing of the first"
 
 
 def test_it_stops_at_the_end_token_and_takes_another_choice(made):

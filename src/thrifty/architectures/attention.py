@@ -70,6 +70,7 @@ class Attention(Mixer):
         width: of its input and output.
         heads: of queries; divides width.
         kv_heads: of keys and values; divides heads. As many as heads where 0.
+        rotary: base of the rotary positions; 0 for none, where other layers say what comes first.
 
     Raises:
         ThriftyError: sizes that do not divide.
@@ -80,13 +81,13 @@ class Attention(Mixer):
     True
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int = 0) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int = 0, rotary: float = 10_000.0) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
         if width % heads or heads % kv_heads or width // heads % 2:
             raise ThriftyError(f"attention of width {width} needs heads that divide it into even sizes, and key heads that "
                                f"divide the heads; got {heads} and {kv_heads}")
-        self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
+        self.heads, self.kv_heads, self.size, self.rotary = heads, kv_heads, width // heads, rotary
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, kv_heads * self.size, bias=False)
         self.value = nn.Linear(width, kv_heads * self.size, bias=False)
@@ -105,7 +106,8 @@ class Attention(Mixer):
         if cache is not None:
             done = cache.done
             positions = positions + (cache.there.sum(1, keepdim=True) if cache.padded else done)
-        query, key = rotate(query, positions), rotate(key, positions)
+        if self.rotary:
+            query, key = rotate(query, positions, self.rotary), rotate(key, positions, self.rotary)
         allowed = mask
         if cache is not None:
             cache.append(key, value, mask)

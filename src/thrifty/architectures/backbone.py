@@ -72,7 +72,7 @@ class Backbone(nn.Module):
             if name.endswith(("out.weight", "down.weight", "out_proj.weight")):
                 nn.init.normal_(weight, std=0.02 / math.sqrt(len(made)))
             elif name.endswith(("embedding.weight", "head.weight", "query.weight", "key.weight", "value.weight", "up.weight",
-                                "in_proj.weight", "x_proj.weight")):
+                                "gate.weight", "in_proj.weight", "x_proj.weight")):
                 nn.init.normal_(weight, std=0.02)
         if tied:
             self.head.weight = self.embedding.weight

@@ -1,56 +1,24 @@
-"""Mamba and Mamba-2 language models of transformers as backbones, and back: the same weights under other names."""
+"""Language models of transformers as backbones, and back: the same weights under other names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thrifty.architectures.backbone import Backbone
-from thrifty.architectures.blocks import Sizes
+from thrifty.architectures.families import FAMILIES, family_of
 from thrifty.errors import MissingExtra, ThriftyError
-
-OUTER = {"embedding.weight": "backbone.embeddings.weight", "norm.weight": "backbone.norm_f.weight",
-         "head.weight": "lm_head.weight"}
-INNER = {"conv_weight": "conv1d.weight", "conv_bias": "conv1d.bias", "norm_weight": "norm.weight"}
-
-
-def theirs(name: str) -> str:
-    """What transformers call one of our weights.
-
-    >>> theirs("blocks.3.mixer.conv_weight")
-    'backbone.layers.3.mixer.conv1d.weight'
-    """
-    if name in OUTER:
-        return OUTER[name]
-    for own, other in INNER.items():
-        name = name.removesuffix(own) + other if name.endswith(f"mixer.{own}") else name
-    return name.replace("blocks.", "backbone.layers.", 1)
-
-
-def _sizes_of_mamba(config: Any) -> Sizes:
-    return Sizes(config.hidden_size, scan_state=config.state_size, expand=config.intermediate_size / config.hidden_size,
-                 rank=int(config.time_step_rank), taps=config.conv_kernel, bias=config.use_bias, conv_bias=config.use_conv_bias)
-
-
-def _sizes_of_mamba2(config: Any) -> Sizes:
-    low, high = config.time_step_limit
-    return Sizes(config.hidden_size, state=config.state_size, head=config.head_dim, groups=config.n_groups,
-                 expand=config.num_heads * config.head_dim / config.hidden_size, limits=(low, high), taps=config.conv_kernel,
-                 bias=config.use_bias, conv_bias=config.use_conv_bias)
-
-
-READ: Mapping[str, Callable[[Any], Sizes]] = {"mamba": _sizes_of_mamba, "mamba2": _sizes_of_mamba2}
-"""{model type of transformers, and word of a pattern: what its sizes are}."""
 
 
 def from_huggingface(model: nn.Module) -> Backbone:
-    """A backbone with the weights of ``MambaForCausalLM`` or ``Mamba2ForCausalLM``, copied.
+    """A backbone with the weights of a Mamba, Mamba-2, Mixtral or Jamba language model of transformers, copied.
+
+    Its routers are not balanced in training, as transformers' are not: `Sizes.rate` is 0.
 
     Raises:
-        ThriftyError: another model.
+        ThriftyError: another model, or one of them with an option that a backbone lacks.
 
     >>> from transformers import Mamba2Config, Mamba2ForCausalLM
     >>> config = Mamba2Config(num_heads=4, head_dim=16, hidden_size=32, state_size=8, n_groups=2, num_hidden_layers=2,
@@ -61,57 +29,44 @@ def from_huggingface(model: nn.Module) -> Backbone:
     True
     """
     config: Any = getattr(model, "config", None)
-    kind = str(getattr(config, "model_type", ""))
-    if kind not in READ or not hasattr(model, "lm_head"):
-        raise ThriftyError(f"{type(model).__name__} is not a language model of {' or '.join(READ)}: give MambaForCausalLM or "
-                           "Mamba2ForCausalLM")
+    family = FAMILIES.get(str(getattr(config, "model_type", "")))
+    if family is None or not hasattr(model, "lm_head"):
+        raise ThriftyError(f"{type(model).__name__} is not a language model of {', '.join(FAMILIES)}: give "
+                           f"{' or '.join(one.model for one in FAMILIES.values())}")
     if config.hidden_act != "silu":
-        raise ThriftyError(f"a convolution with {config.hidden_act} is not supported; use silu")
-    made = Backbone(config.vocab_size, " ".join([kind] * config.num_hidden_layers), READ[kind](config),
-                    tied=config.tie_word_embeddings, eps=config.layer_norm_epsilon)
+        raise ThriftyError(f"{type(model).__name__} with {config.hidden_act} is not supported; use silu")
+    made = Backbone(config.vocab_size, family.pattern(config), family.sizes(config), tied=config.tie_word_embeddings,
+                    eps=getattr(config, family.eps))
     given = model.state_dict()
-    made.load_state_dict({name: given[theirs(name)].reshape(own.shape) for name, own in made.state_dict().items()})
+    made.load_state_dict({name: given[family.theirs(name)].reshape(own.shape) for name, own in made.named_parameters()},
+                         strict=False)  # what it lacks are counters of routers, and the head's weight where it is tied
     return made.to(next(model.parameters()).dtype).train(model.training)
 
 
 def to_huggingface(model: Backbone) -> nn.Module:
-    """The backbone as a model of transformers, its weights copied; all of its layers "mamba", or all "mamba2".
+    """The backbone as a model of transformers, its weights copied: Mamba, Mamba-2, Mixtral or Jamba, by its pattern.
 
     Raises:
         MissingExtra: transformers are not installed.
-        ThriftyError: other layers, for which transformers have no such model.
+        ThriftyError: layers for which transformers have no such model, or routers that a bias balances.
     """
     try:
         import transformers
     except ImportError as error:
         raise MissingExtra("transformers", "hf") from error
-    words, sizes = model.pattern.split(), model.sizes
-    shared: dict[str, Any] = {
-        "vocab_size": model.embedding.num_embeddings, "hidden_size": sizes.width, "num_hidden_layers": len(words),
-        "layer_norm_epsilon": model.norm.eps, "conv_kernel": sizes.taps, "use_bias": sizes.bias, "use_conv_bias": sizes.conv_bias,
-        "tie_word_embeddings": model.head.weight is model.embedding.weight}
-    if sizes.expand != int(sizes.expand):
-        raise ThriftyError("transformers needs a whole number of inner channels per outer channel, but expand is "
-                           f"{sizes.expand:g}")
-    shared["expand"] = int(sizes.expand)
-    if set(words) == {"mamba2"}:
-        first: Any = model.blocks[0].mixer
-        made: nn.Module = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
-            **shared, num_heads=first.heads, head_dim=sizes.head, state_size=sizes.state, n_groups=sizes.groups,
-            time_step_limit=sizes.limits))
-    elif set(words) == {"mamba"}:
-        first = model.blocks[0].mixer
-        made = transformers.MambaForCausalLM(transformers.MambaConfig(
-            **shared, state_size=sizes.scan_state, time_step_rank=first.rank))
-    else:
-        raise ThriftyError(f"transformers has no model with the pattern {model.pattern!r}: use mamba only, or mamba2 only")
-    wanted = made.state_dict()
+    family = family_of(model)
+    biased = next((name for name, buffer in model.named_buffers() if name.endswith("router.bias") and buffer.any()), None)
+    if biased is not None:
+        raise ThriftyError(f"{biased} balances the choice of experts and has no place in {family.model}: train with "
+                           "Sizes(rate=0)")
+    settings: dict[str, Any] = {
+        "vocab_size": model.embedding.num_embeddings, "hidden_size": model.sizes.width, family.eps: model.norm.eps,
+        "tie_word_embeddings": model.head.weight is model.embedding.weight, **family.settings(model)}
+    made: nn.Module = getattr(transformers, family.model)(getattr(transformers, family.config)(**settings))
+    wanted, tied = made.state_dict(), dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        _copy({theirs(name): value for name, value in model.state_dict().items()}, wanted)
+        for own, weight in tied.items():
+            name = family.theirs(own)
+            wanted[name] = weight.reshape(wanted[name].shape).clone()
     made.load_state_dict(wanted)
     return made.to(model.head.weight.dtype).train(model.training)
-
-
-def _copy(given: Mapping[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    for name, place in wanted.items():
-        wanted[name] = given[name].reshape(place.shape).clone()

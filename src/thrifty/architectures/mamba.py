@@ -27,17 +27,19 @@ class Mamba(Recurrent):
         taps: of the convolution.
         rank: of the steps' bottleneck; width / 16, rounded up, where 0.
         bias, conv_bias: whether the outer projections and the convolution have one.
+        eps: of root-mean-square norms on dt (within its bottleneck), B and C, which keep large models stable; 0 for none.
 
     >>> layer = Mamba(32).eval()
     >>> x, cache = torch.randn(1, 6, 32), layer.cache(1, 6)
     >>> torch.allclose(torch.cat([layer(x[:, :4], cache), layer(x[:, 4:], cache)], 1), layer(x), atol=1e-5)
     True
 
-    Source: "Mamba", Gu and Dao 2023, arXiv:2312.00752, section 3.
+    Source: "Mamba", Gu and Dao 2023, arXiv:2312.00752, section 3; norms: "Jamba", Lieber et al. 2024, arXiv:2403.19887,
+    section 6.4.
     """
 
     def __init__(self, width: int, *, state: int = 16, expand: float = 2, taps: int = 4, rank: int = 0, bias: bool = False,
-                 conv_bias: bool = True) -> None:
+                 conv_bias: bool = True, eps: float = 0) -> None:
         super().__init__()
         inner = round(expand * width)
         rank = rank or math.ceil(width / 16)
@@ -46,6 +48,8 @@ class Mamba(Recurrent):
         self.conv_weight = nn.Parameter(torch.empty(inner, 1, taps).uniform_(-(taps**-0.5), taps**-0.5))
         self.conv_bias = nn.Parameter(torch.zeros(inner)) if conv_bias else None
         self.x_proj = nn.Linear(inner, rank + 2 * state, bias=False)
+        self.dt_norm, self.b_norm, self.c_norm = (nn.RMSNorm(size, eps=eps) if eps else nn.Identity()
+                                                  for size in (rank, state, state))
         self.dt_proj = nn.Linear(rank, inner)
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         self.dt_proj.bias.data.copy_(random_steps(inner))
@@ -69,6 +73,7 @@ class Mamba(Recurrent):
         raw, z = xz.chunk(2, dim=-1)
         x, conv = causal(raw, self.conv_weight, self.conv_bias, conv, None if rows is None else rows.lengths)
         dt, B, C = self.x_proj(x).split([self.rank, self.state, self.state], dim=-1)
+        dt, B, C = self.dt_norm(dt), self.b_norm(B), self.c_norm(C)
         dt = time_steps(self.dt_proj(dt), mask=None if rows is None else rows.mask)
         A = -self.A_log.to(dt.dtype).exp().unflatten(0, (self.inner, self.state))
         y, state = selective_scan(x, dt, A, B, C, self.D, initial=state)

@@ -53,7 +53,10 @@ class Compaction:
         >>> Compaction.of(torch.tensor([[False, True, True], [True, False, False]])).order.tolist()
         [[1, 2, 0], [0, 1, 2]]
         """
-        return Compaction(torch.sort((~mask).to(torch.int8), dim=1, stable=True).indices, mask.sum(1))
+        lengths = mask.sum(1)
+        place = torch.where(mask, mask.cumsum(1), lengths[:, None] + (~mask).cumsum(1)) - 1  # no sort, which ONNX lacks
+        came = torch.arange(mask.shape[1], device=mask.device).expand_as(place)
+        return Compaction(torch.zeros_like(place).scatter(1, place, came), lengths)
 
     @property
     def mask(self) -> Tensor:

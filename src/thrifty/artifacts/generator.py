@@ -37,6 +37,7 @@ class Generator:
         prompt: tokens of ``prefill``.
         cache: shape of keys and of values, [layers, 1, heads, tokens, width].
         numbers: that they are held in, of `CACHES`.
+        states: shapes of what state-space layers remember, float32.
     """
 
     prefill: Engine
@@ -44,6 +45,7 @@ class Generator:
     prompt: int
     cache: tuple[int, ...]
     numbers: str = "fp32"
+    states: tuple[tuple[int, ...], ...] = ()
 
     @staticmethod
     def load(directory: Path | str, *, threads: int = 1, device: str = "cpu", trust_native_code: bool = False) -> Generator:
@@ -60,13 +62,14 @@ class Generator:
             told: dict[str, Any] = json.loads(path.read_text())
             shape = tuple(int(told["cache"][name]) for name in ("layers", "heads", "tokens", "width"))
             prompt, numbers = int(told["prompt"]), str(told["cache"].get("numbers", "fp32"))
+            states = tuple(tuple(int(n) for n in dims) for dims in told["cache"].get("states", ()))
             if numbers not in CACHES:
                 raise ValueError(f"a cache of {numbers} is not supported")
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged: {error!r}") from error
         prefill, decode = (artifact.open_verified(Path(directory) / part, threads=threads, device=device,
                                                   trust_native_code=trust_native_code) for part in PARTS)
-        return Generator(prefill, decode, prompt, (shape[0], 1, *shape[1:]), numbers)
+        return Generator(prefill, decode, prompt, (shape[0], 1, *shape[1:]), numbers, states)
 
     @property
     def tokens(self) -> int:
@@ -75,7 +78,7 @@ class Generator:
 
     @property
     def cache_bytes(self) -> int:
-        """That keys and values take, scales counted."""
+        """That keys and values take, scales counted, and states."""
         return sum(x.nbytes for x in self._empty())
 
     def generate(self, prompt: Sequence[int], new: int, *, end: int | None = None,
@@ -115,7 +118,8 @@ class Generator:
             done += 1
 
     def _empty(self) -> list[np.ndarray]:
-        return [np.zeros((*self.cache[:-1], 1) if one else self.cache, dtype) for dtype, one in 2 * CACHES[self.numbers]]
+        return [*(np.zeros((*self.cache[:-1], 1) if one else self.cache, dtype) for dtype, one in 2 * CACHES[self.numbers]),
+                *(np.zeros(dims, "float32") for dims in self.states)]
 
     @staticmethod
     def _step(engine: Engine, ids: np.ndarray, done: int, last: int, cache: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from thrifty.architectures.accelerate import exportable
 from thrifty.artifacts.lowered import TensorSpec
 from thrifty.errors import ThriftyError, told_once
 
@@ -44,7 +45,7 @@ def capture(model: nn.Module, example: tuple[Tensor, ...], shapes: Shapes) -> Ex
     dynamic = [{d: Dim.AUTO(min=low, max=high) for d, (low, high) in shapes.get(i, {}).items() if high > low}
                for i in range(len(example))]
     try:
-        with torch.no_grad(), _steady(model), told_once():
+        with torch.no_grad(), _steady(model), exportable(model), told_once():
             program = torch.export.export(model.eval(), example, dynamic_shapes=_by_parameter(model, dynamic))
     except Exception as error:
         raise LoweringError(

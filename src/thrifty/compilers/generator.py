@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from thrifty.architectures.accelerate import exportable
 from thrifty.artifacts.generator import CACHES, MANIFEST, PARTS, GenerationError
 from thrifty.compilers.lower import lower
 from thrifty.recipes.compiler import Compiler
@@ -41,8 +42,9 @@ def lower_generator(body: nn.Module, compiler: Compiler, directory: Path | str, 
     shape = CacheShape.of(body, tokens, cache)
     step = CachedStep(body.eval(), shape)
     directory = Path(directory)
-    for part, n in zip(PARTS, (prompt, 1), strict=True):
-        lower(step, compiler, directory / part, step.example(n), target=Target(device, threads),
-              description={"recipe": f"generation | {compiler}"})
+    with exportable(body):
+        for part, n in zip(PARTS, (prompt, 1), strict=True):
+            lower(step, compiler, directory / part, step.example(n), target=Target(device, threads),
+                  description={"recipe": f"generation | {compiler}"})
     described = {"format": 1, "prompt": prompt, "cache": dataclasses.asdict(shape)}
     (directory / MANIFEST).write_text(json.dumps(described, indent=1))

@@ -66,6 +66,10 @@ class Quantize(Transform):
     Float8 products, ``fp8``: weights of linear layers in e4m3, a scale for each output channel; activations in e4m3, a scale for
     each token, found as they come. Rounded to the nearest, without data. Convolutions and embeddings stay float.
 
+    Experts that stand in tensors of three dimensions (transformers', `thrifty.architectures.moe`'s, `moe`'s) are rounded to
+    nearest, each output channel of each expert by itself, whatever the algorithm; their activations stay float: int8 in
+    ``w8a8``, ``w4a8`` and ``w8a16``, groups in ``w4a16`` and ``w3a16``. Routers stay float.
+
     Embeddings that weigh (but in ``fp8``): int8, a scale for each row. What stays float is told, with its reason, and listed
     by ``thrifty show --layers``: subclasses that compute in their own way, layers with hooks, complex weights, weights that
     other code reads, layers that calibration does not reach, layers that would grow. Parametrized weights are baked in first.
@@ -106,7 +110,7 @@ class Quantize(Transform):
     reduce_range: str = choice("auto", "auto", "yes", "no")
 
     name: ClassVar[str] = "quantize"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     card: ClassVar[Card] = Card(
         family="ptq",
         benefit="inference time",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from thrifty.architectures.moe import penalty
 from thrifty.compilers.inprocess import compiled, released
 from thrifty.errors import ThriftyError, TrainingFailed
 from thrifty.posttraining.pruning.zeros import Held, held_weights, still_held
@@ -297,6 +298,8 @@ class TrainingSession(Session):
         total, weight = self.loss(outputs, batch)
         for method in self.methods:
             total, weight = method.loss(self, outputs, batch, total, weight)
+        if (paid := penalty(self.model)) is not None:
+            total = total + weight * paid.to(total.device)
         return total, weight
 
     def _gradients(self, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from tests.posttraining.pruning import shapes
 from tests.posttraining.pruning.test_structures import context
 from torch import nn
 
-from thrifty import Prune
+from thrifty import Backbone, Prune, Sizes
 from thrifty.errors import NoEffect
 from thrifty.posttraining.elements import parameters
 from thrifty.posttraining.pruning.experts import Closed, mixtures, shares
@@ -48,6 +48,23 @@ def test_those_that_get_the_least_leave_and_the_configuration_follows() -> None:
     assert smaller.model.config.num_local_experts == len(kept[0]) < 4
     with torch.no_grad():
         torch.testing.assert_close(again(*example).logits, smaller(*example))
+
+
+def test_layers_of_our_own_lose_experts_and_their_counters() -> None:
+    torch.manual_seed(0)
+    model = Backbone(50, "attention moe mamba2 moe", Sizes(32, heads=4, hidden=48, experts=6, head=16, state=8)).eval()
+    example = (torch.randint(50, (2, 16)),)
+    method = Prune(ratio=0.25, structure="experts")
+    plan = method.plan(model, context(example))
+    smaller: Any = method.build(copy.deepcopy(model), plan)
+    kept = {name: stays for name, _, stays in plan.values["slices"] if name.endswith("router.weight")}
+    for name, stays in kept.items():
+        router = smaller.get_submodule(name.rpartition(".")[0])
+        assert router.experts == len(stays) == len(router.bias) == len(router.seen) < 6
+    with torch.no_grad():
+        closed = Closed(model, mixtures(model), list(kept.values()))
+        torch.testing.assert_close(smaller(*example), closed(*example), rtol=1e-5, atol=1e-5)
+    smaller.train()(*example)  # its counters fit
 
 
 def test_shares_are_those_of_the_routers_softmax() -> None:

@@ -2,6 +2,6 @@
 
 from thrifty.architectures.moe.experts import ExpertDown, ExpertUp, Meeting
 from thrifty.architectures.moe.layer import MoE
-from thrifty.architectures.moe.router import Router, Routing
+from thrifty.architectures.moe.router import Router, Routing, penalty
 
-__all__ = ["ExpertDown", "ExpertUp", "Meeting", "MoE", "Router", "Routing"]
+__all__ = ["ExpertDown", "ExpertUp", "Meeting", "MoE", "Router", "Routing", "penalty"]

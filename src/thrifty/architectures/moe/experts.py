@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from thrifty.architectures.moe.layer import collected, sent, spread
 from thrifty.architectures.moe.router import Router, Routing
 from thrifty.kernels.exporting import exporting
-from thrifty.kernels.grouped_linear import grouped_linear
+from thrifty.kernels.grouped_linear import by_group
+from thrifty.kernels.grouped_linear.held import matrices
 
 
 @final
@@ -53,13 +54,13 @@ class ExpertUp(nn.Module):
         routing = self.meeting.routing
         assert routing is not None, "the layer with the router is called first"
         if exporting():
-            every = torch.einsum("td,ehd->teh", tokens, self.weight)
+            every = torch.einsum("td,ehd->teh", tokens, matrices(self.weight, tokens.dtype))
             if self.bias is not None:
                 every = every + self.bias[:, 0]
             y = every.gather(1, routing.chosen[..., None].expand(-1, -1, every.shape[-1]))
             return y.reshape(*x.shape[:-1], -1)
         rows = sent(tokens, routing)
-        y = grouped_linear(rows, self.weight.to(rows.dtype), routing.ends)
+        y = by_group(rows, self.weight, routing.ends)
         if self.bias is not None:
             y = y + self.bias[routing.chosen.reshape(-1)[routing.order], 0].to(y.dtype)
         return y[routing.back].reshape(*x.shape[:-1], -1)
@@ -94,12 +95,13 @@ class ExpertDown(nn.Module):
         if exporting():
             every = torch.zeros(len(rows), len(self.weight), rows.shape[-1], dtype=rows.dtype, device=rows.device)
             every = every.scatter(1, routing.chosen[..., None].expand_as(rows), rows)
-            y = torch.einsum("teh,edh->td", every * spread(routing, len(self.weight)).to(rows.dtype)[..., None], self.weight)
+            shares = spread(routing.chosen, routing.weights, len(self.weight)).to(rows.dtype)
+            y = torch.einsum("teh,edh->td", every * shares[..., None], matrices(self.weight, rows.dtype))
         else:
             rows = rows.flatten(0, 1)[routing.order]
             if torch.is_autocast_enabled(rows.device.type):
                 rows = rows.to(torch.get_autocast_dtype(rows.device.type))
-            y = collected(grouped_linear(rows, self.weight.to(rows.dtype), routing.ends), routing)
+            y = collected(by_group(rows, self.weight, routing.ends), routing)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.reshape(*x.shape[:-1], -1)

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from thrifty.architectures.moe.router import Router, Routing, Score, Weighting
 from thrifty.kernels.exporting import exporting
-from thrifty.kernels.grouped_linear import grouped_linear
+from thrifty.kernels.grouped_linear import by_group
+from thrifty.kernels.grouped_linear.held import Stack, matrices
 from thrifty.kernels.moe import fits, moe
 
-Mix = Callable[[Tensor, Routing, Tensor, Tensor], Tensor]
+Mix = Callable[[Tensor, Routing, Stack, Stack], Tensor]
 """(tokens, where they go, gate_up, down) -> what the experts give."""
 
 
@@ -30,7 +31,7 @@ class MoE(nn.Module):
     Args:
         width: width of a token.
         hidden: hidden units of an expert.
-        experts, top_k, score, weighting, scale, rate: as `Router` has them.
+        experts, top_k, score, weighting, scale, rate, auxiliary, z: as `Router` has them.
         shared: hidden units of an expert that every token passes through; 0 for none.
 
     Raises:
@@ -45,9 +46,11 @@ class MoE(nn.Module):
     """
 
     def __init__(self, width: int, hidden: int, experts: int, top_k: int = 2, *, score: Score = "softmax",
-                 weighting: Weighting = "shares", scale: float = 1.0, rate: float = 1e-3, shared: int = 0) -> None:
+                 weighting: Weighting = "shares", scale: float = 1.0, rate: float = 1e-3, auxiliary: float = 0.0,
+                 z: float = 0.0, shared: int = 0) -> None:
         super().__init__()
-        self.router = Router(width, experts, top_k, score=score, weighting=weighting, scale=scale, rate=rate)
+        self.router = Router(width, experts, top_k, score=score, weighting=weighting, scale=scale, rate=rate, auxiliary=auxiliary,
+                             z=z)
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
         self.down = nn.Parameter(torch.empty(experts, width, hidden))
         nn.init.normal_(self.gate_up, std=1 / math.sqrt(width))
@@ -60,7 +63,10 @@ class MoE(nn.Module):
         """[..., width] -> [..., width]."""
         tokens = x.reshape(-1, x.shape[-1])
         routing: Routing = self.router(tokens)
-        y = (mixed_densely if exporting() else self.mix)(tokens, routing, self.gate_up, self.down)
+        if exporting():
+            y = exported(tokens, routing.chosen, routing.weights, self.gate_up, self.down)
+        else:
+            y = self.mix(tokens, routing, self.gate_up, self.down)
         if self.shared_up is not None and self.shared_down is not None:
             y = y + self.shared_down(gated(self.shared_up(tokens)))
         return y.reshape(x.shape)
@@ -72,20 +78,32 @@ def gated(x: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def mixed(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+def mixed(x: Tensor, routing: Routing, gate_up: Stack, down: Stack) -> Tensor:
     """[tokens, width]: each token through the experts that it goes to."""
     x = lowered(x)
-    if fits(x):
+    if fits(x) and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
         return moe(x, gate_up.to(x.dtype), down.to(x.dtype), routing.weights, routing.order, routing.ends)
     rows = sent(x, routing)
-    return collected(grouped_linear(gated(grouped_linear(rows, gate_up.to(rows.dtype), routing.ends)), down.to(rows.dtype),
-                                    routing.ends), routing)
+    return collected(by_group(gated(by_group(rows, gate_up, routing.ends)), down, routing.ends), routing)
 
 
-def mixed_densely(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same, each token through all experts: products of fixed sizes, of which an artifact needs no more than torch."""
-    hidden = gated(torch.einsum("td,ehd->teh", x, gate_up)) * spread(routing, len(gate_up)).to(x.dtype)[..., None]
-    return torch.einsum("teh,edh->td", hidden, down)
+def exported(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stack, down: Stack) -> Tensor:
+    """The same in products of fixed sizes, of which an artifact needs no more than torch.
+
+    Each token passes through all experts; where there are no more choices than experts, as where a token is generated, only
+    the matrices of those chosen are read.
+
+    Args:
+        x: [tokens, width].
+        chosen, weights: [tokens, top_k], experts and the weights of their outputs.
+        gate_up, down: of all experts.
+    """
+    if isinstance(x.shape[0], int) and chosen.numel() <= len(gate_up):
+        hidden = gated(torch.einsum("td,tkhd->tkh", x, matrices(gate_up, x.dtype, chosen)))
+        return torch.einsum("tkh,tkdh->td", hidden * weights.to(x.dtype)[..., None], matrices(down, x.dtype, chosen))
+    shares = spread(chosen, weights, len(gate_up)).to(x.dtype)[..., None]
+    hidden = gated(torch.einsum("td,ehd->teh", x, matrices(gate_up, x.dtype))) * shares
+    return torch.einsum("teh,edh->td", hidden, matrices(down, x.dtype))
 
 
 def lowered(x: Tensor) -> Tensor:
@@ -104,7 +122,6 @@ def collected(y: Tensor, routing: Routing) -> Tensor:
     return (parts * routing.weights.to(y.dtype)[..., None]).sum(1)
 
 
-def spread(routing: Routing, experts: int) -> Tensor:
+def spread(chosen: Tensor, weights: Tensor, experts: int) -> Tensor:
     """[tokens, experts]: weights, 0 where a token does not go."""
-    return torch.zeros(len(routing.chosen), experts, dtype=routing.weights.dtype, device=routing.weights.device).scatter(
-        1, routing.chosen, routing.weights)
+    return torch.zeros(len(chosen), experts, dtype=weights.dtype, device=weights.device).scatter(1, chosen, weights)

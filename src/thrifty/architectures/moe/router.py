@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from thrifty.architectures.moe import penalties
 from thrifty.errors import ThriftyError
 from thrifty.kernels import routing
 from thrifty.kernels.exporting import exporting
@@ -52,6 +53,10 @@ class Router(nn.Module):
     experts that the pass before gave fewer tokens than the mean, so that no loss is added. In eval it stands still, and nothing
     is counted. Scores are float32, whatever x is.
 
+    Beside or instead of b, the loss may say it: ``auxiliary`` times E sum_e f_e P_e plus ``z`` times the mean squared
+    log-partition (`thrifty.architectures.moe.penalties`) are what a pass in training leaves in ``penalty``. `thrifty.fit` and
+    ``train(...)`` add those of all routers to the mean loss; a loop of your own adds `penalty` of the model.
+
     Args:
         width: of a token.
         experts: that there are.
@@ -60,6 +65,7 @@ class Router(nn.Module):
         weighting: of the outputs of a token's experts.
         scale: of the weights.
         rate: by which b moves; 0 for no balancing.
+        auxiliary, z: weights of the two losses; 0 for none.
 
     Raises:
         ThriftyError: ``top_k`` is below 1 or above ``experts``.
@@ -78,12 +84,14 @@ class Router(nn.Module):
     seen: Tensor
 
     def __init__(self, width: int, experts: int, top_k: int, *, score: Score = "softmax", weighting: Weighting = "shares",
-                 scale: float = 1.0, rate: float = 1e-3) -> None:
+                 scale: float = 1.0, rate: float = 1e-3, auxiliary: float = 0.0, z: float = 0.0) -> None:
         super().__init__()
         if not 1 <= top_k <= experts:
             raise ThriftyError(f"top_k={top_k} of {experts} experts: top_k must be 1 to {experts}")
         self.experts, self.top_k, self.score, self.weighting, self.scale, self.rate = (
             experts, top_k, score, weighting, scale, rate)
+        self.auxiliary, self.z = auxiliary, z
+        self.penalty: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(experts, width))
         nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("bias", torch.zeros(experts))
@@ -109,7 +117,19 @@ class Router(nn.Module):
             if self.training:
                 self.load.copy_(counts)
                 self.seen.add_(counts)
+                if self.auxiliary or self.z:
+                    self.penalty = self._paid(logits, counts)
             return Routing(chosen, weights, order, ends)
+
+    def _paid(self, logits: Tensor, counts: Tensor) -> Tensor:
+        paid = logits.new_zeros(())
+        if self.auxiliary:
+            paid = paid + self.auxiliary * penalties.auxiliary(logits, counts, self.score)
+        return paid + self.z * penalties.z(logits, self.score) if self.z else paid
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the last pass's penalty: what hangs on a graph cannot be copied."""
+        return {**self.__dict__, "penalty": None}
 
     @torch.no_grad()
     def _balance(self) -> None:
@@ -125,3 +145,20 @@ class Router(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, experts={self.experts}, top_k={self.top_k}, score={self.score}"
+
+
+def penalty(model: nn.Module) -> Tensor | None:
+    """The sum of what the model's routers ask for after a pass in training, once: each gives it up; None where none asks.
+
+    >>> router = Router(8, experts=4, top_k=2, auxiliary=0.01).train()
+    >>> routing = router(torch.randn(5, 8))
+    >>> bool(penalty(router) >= 0.009), penalty(router)
+    (True, None)
+    """
+    asked = [router for router in model.modules() if isinstance(router, Router) and router.penalty is not None]
+    if not asked:
+        return None
+    total = sum(router.penalty for router in asked if router.penalty is not None)
+    for router in asked:
+        router.penalty = None
+    return total  # type: ignore[return-value]

@@ -7,6 +7,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from thrifty.kernels.grouped_linear import grouped_linear
+from thrifty.kernels.grouped_linear.held import Held
+from thrifty.numerics.experts import PackedExperts
 from thrifty.numerics.grid import from_group
 from thrifty.numerics.modules import GroupedEmbedding
 from thrifty.numerics.packed import PackedWeight
@@ -89,6 +92,36 @@ class Halves(nn.Module):
     def forward(self) -> Tensor:
         q = torch.cat(parted(self.held.few_bits.float(), self.columns), 1)
         return from_group(q, self.held.scale, self.held.zero)
+
+
+@final
+class HalvedExperts(Held):
+    """Experts' matrices of few bits, their rows `joined`."""
+
+    few_bits: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, packed: PackedExperts) -> None:
+        super().__init__()
+        experts, outputs, self.columns = packed.shape
+        q = unpack(packed.packed, packed.bits).reshape(-1, self.columns)
+        self.register_buffer("few_bits", joined(q, packed.bits).reshape(experts, outputs, -1))
+        self.register_buffer("scale", packed.scale.clone())
+        self.register_buffer("zero", packed.zero.clone())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.scale.shape[0], self.scale.shape[1], self.columns
+
+    def matrices(self, chosen: Tensor | None = None) -> Tensor:
+        few, scale, zero = ((self.few_bits, self.scale, self.zero) if chosen is None else
+                            (self.few_bits[chosen], self.scale[chosen], self.zero[chosen]))
+        q = torch.cat(parted(few.float(), self.columns), -1).reshape(*scale.shape, -1)
+        return ((q - zero.float().unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(-2)
+
+    def product(self, x: Tensor, ends: Tensor) -> Tensor:
+        return grouped_linear(x, self.matrices().to(x.dtype), ends)
 
 
 @final

@@ -8,7 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from thrifty.compilers.placement.groups import Halves, Rows
+from thrifty.compilers.placement.groups import HalvedExperts, Halves, Rows
+from thrifty.numerics.experts import PackedExperts
 from thrifty.numerics.graph import exchange
 from thrifty.numerics.grid import TINY
 from thrifty.numerics.modules import GroupedEmbedding, GroupedLinear, QuantConv, QuantEdge, QuantLinear
@@ -39,6 +40,7 @@ def exchanged(model: nn.Module, *, edge: Edges, conv: Callable[[QuantConv], nn.M
     kinds: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
         QuantConv: conv, QuantLinear: linear, QuantEdge: lambda given: edge(given.scale, given.zero),
         GroupedLinear: grouped, GroupedEmbedding: table, PackedWeight: Halves,
+        PackedExperts: HalvedExperts,
     }
     return exchange(model, kinds)
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from thrifty.errors import ThriftyError
 from thrifty.kernels.grouped_linear import cpu, cuda
+from thrifty.kernels.grouped_linear.held import Held, Stack
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -42,6 +43,11 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if x.dtype != weight.dtype:
         raise ThriftyError(f"x is {x.dtype} and weight {weight.dtype}: give both the same precision")
     return _grouped_linear(x, weight, ends)  # type: ignore[no-any-return]
+
+
+def by_group(x: Tensor, stack: Stack, ends: Tensor) -> Tensor:
+    """`grouped_linear` in x's precision, whatever the matrices are kept as."""
+    return stack.product(x, ends) if isinstance(stack, Held) else grouped_linear(x, stack.to(x.dtype), ends)
 
 
 def _implementation(x: Tensor) -> Any:

@@ -40,7 +40,7 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
     if x.is_cuda and x.dtype == torch.bfloat16:
         found: Tensor = _logits(x, weight)
         return found
-    return x.float() @ weight.float().T
+    return torch.nn.functional.linear(x.float(), weight.float())
 
 
 def route(logits: Tensor, bias: Tensor, top_k: int, score: str, weighting: str,

@@ -50,7 +50,8 @@ def mixtures(model: nn.Module) -> list[Mixture]:
             continue
         (count,) = stacked
         routers = [tensor for tensor, p in own.items() if p.ndim == 2 and p.shape[0] == count]
-        alike = [tensor for tensor, p in own.items() if p.ndim != 2 and p.shape[0] == count] + routers
+        counters = [tensor for tensor, b in module.named_buffers(prefix=name) if b.ndim == 1 and b.shape[0] == count]
+        alike = [tensor for tensor, p in own.items() if p.ndim != 2 and p.shape[0] == count] + counters + routers
         nested = [child for child, _ in module.named_children() if isinstance(getattr(module, child), nn.ModuleList)]
         if len(routers) == 1 and not nested:
             least = max((value for part in module.modules() for key, value in vars(part).items()
@@ -101,9 +102,9 @@ def experts(model: nn.Module, context: Context, ratio: float) -> dict[str, Any]:
     if not found:
         raise NoEffect("prune(structure=experts) finds nothing to remove: no module holds experts in three-dimensional "
                        "tensors, with one router")
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    sizes = {name: p.numel() for name, p in (*model.named_buffers(), *model.named_parameters())}
     each = [sum(sizes[name] for name in one.tensors) / one.experts for one in found]
-    total, most = sum(sizes.values()), max(one.experts for one in found)
+    total, most = sum(p.numel() for p in model.parameters()), max(one.experts for one in found)
 
     def removed(share: float) -> float:
         return sum(size * (one.experts - _left(one, share)) for one, size in zip(found, each, strict=True)) / total

@@ -12,8 +12,10 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from thrifty.architectures.moe.stacks import stacks
 from thrifty.errors import ThriftyError
 from thrifty.numerics import graph as graphs
+from thrifty.numerics.experts import PackedExperts
 from thrifty.numerics.modules import (
     Float8Linear,
     GroupedEmbedding,
@@ -33,7 +35,7 @@ EMBEDDING_SHARE = 0.02
 FLOAT = "fp32"
 GROUPS = (32, 64, 128)
 QUANTIZED = (QuantConv, QuantLinear, QuantEmbedding, GroupedLinear, GroupedEmbedding, Float8Linear, PackedConv,
-             PackedRecurrent)
+             PackedRecurrent, PackedExperts)
 
 
 @final
@@ -56,7 +58,7 @@ class Assigned:
         float8: linear layers of float8 products.
         embeddings: held in int8 rows.
         tied: {embedding: the linear layer of ``grouped`` whose integers it looks up}.
-        rounded: convolutions and recurrent layers whose weights alone become integers.
+        rounded: convolutions, recurrent layers and experts whose weights alone become integers.
         left: {layer: why it stays float} of the others that have weights, but those that were asked to.
     """
 
@@ -120,9 +122,11 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
     already = next((name for name, module in found.items() if isinstance(module, QUANTIZED)), None)
     if already is not None:
         raise ThriftyError(f"layer {already!r} is already quantized: quantize once, from the float model")
+    kept = {name: why for name, why in kept.items() if name not in found or not stacks(found[name])}
     free = {name: module for name, module in found.items() if name not in kept}
     kinds = {"convolution": [name for name, m in free.items() if graphs.is_convolution(m)],
              "recurrent": [name for name, m in free.items() if rounding.is_recurrent(m)],
+             "experts": [name for name, m in free.items() if stacks(m)],
              "linear": [name for name, m in free.items() if is_one_of(m, (nn.Linear,))],
              "embedding": [name for name, m in free.items() if is_one_of(m, (nn.Embedding,)) and m.max_norm is None]}
     own = _matched([name for names in kinds.values() for name in names], layers, kept)
@@ -158,6 +162,12 @@ def assign(model: nn.Module, scheme: str, layers: Mapping[str, str], group: int,
             round_alone(name, chosen)
         elif chosen is not None:
             left[name] = FLOAT8
+    for name in kinds["experts"]:
+        chosen = SCHEMES.get(own.get(name, scheme))
+        if chosen is not None and chosen.activations == "float8":
+            left[name] = FLOAT8
+        elif chosen is not None:  # beside integer products too the weights alone: they are most of what is held
+            round_alone(name, chosen if chosen.activations == "float" else SCHEMES["w8a16"])
     for name in kinds["recurrent"]:
         chosen = SCHEMES.get(own.get(name, scheme))
         if chosen is not None and name in own and (chosen.activations != "float" or found[name].proj_size):

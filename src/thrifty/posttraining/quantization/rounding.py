@@ -1,13 +1,15 @@
-"""Weights of convolutions and recurrent layers in few bits beside float activations, each rounded to nearest."""
+"""Weights of convolutions, recurrent layers and experts in few bits beside float activations, each rounded to nearest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from thrifty.architectures.moe.stacks import hold, stacks
 from thrifty.numerics import graph as graphs
+from thrifty.numerics.experts import PackedExperts
 from thrifty.numerics.grouped import rtn
 from thrifty.numerics.packed import PackedConv, PackedRecurrent
 from thrifty.numerics.plain import is_one_of
@@ -24,16 +26,22 @@ def is_recurrent(module: nn.Module) -> bool:
 
 
 def grids(module: nn.Module, scheme: Scheme, group: int) -> Grids:
-    """For every matrix of a layer, or a convolution's weight as [out, in / groups * kernel].
+    """For every matrix of a layer, or a convolution's weight as [out, in / groups * kernel]; of experts for every stack.
 
     In schemes of groups, a matrix whose columns the group does not divide has eight bits and a scale per row.
     """
     found = {}
-    for name, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() > 1:
-            columns = parameter[0].numel()
-            found[name] = (scheme.bits, group) if scheme.grouped and columns % group == 0 else (8, columns)
+    for name, matrix in _matrices(module).items():
+        columns = matrix.shape[1]
+        found[name] = (scheme.bits, group) if scheme.grouped and columns % group == 0 else (8, columns)
     return found
+
+
+def _matrices(module: nn.Module) -> dict[str, Tensor]:
+    """{parameter: its rows and columns}."""
+    if names := stacks(module):
+        return {name: module.get_parameter(name).flatten(0, 1) for name in names}
+    return {name: p.flatten(1) for name, p in module.named_parameters(recurse=False) if p.dim() > 1}
 
 
 def grow(module: nn.Module, grids: Grids) -> bool:
@@ -52,6 +60,10 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
     """Put integer weights where the plan says."""
     for layer, found in plan.values.get("rounded", {}).items():
         module: Any = model.get_submodule(layer)
-        weights = {name: rtn(module.get_parameter(name).detach().flatten(1), *grid) for name, grid in found.items()}
+        matrices = _matrices(module)
+        weights = {name: rtn(matrices[name].detach(), *grid) for name, grid in found.items()}
+        if stacks(module):
+            hold(module, {name: PackedExperts(each, len(module.get_parameter(name))) for name, each in weights.items()})
+            continue
         graphs.replace(model, layer, (PackedRecurrent if is_recurrent(module) else PackedConv)(module, weights))
     return model

@@ -36,7 +36,8 @@ class Moe(Transform):
     - ``experts_from="parts"``: the hidden units are split among the experts, whose weights are 1: with all experts on, the
       outputs are the dense model's, and with fewer a token takes top_k / experts of the arithmetic.
 
-    Routers are trained: a ``train`` must follow. Their load is balanced by a bias that no loss needs (`Router`).
+    Routers are trained: a ``train`` must follow. Their load is balanced by a bias that no loss needs, by a loss, or by both
+    (`Router`).
 
     Args:
         experts: in the place of each network.
@@ -45,6 +46,8 @@ class Moe(Transform):
         drop: share of each copy's hidden units that begins anew.
         networks: which, by the name of the layer that leaves them.
         rate: rate of balancing; 0 for none.
+        auxiliary: weight of the load-balancing loss of each router, E sum f P, in the training that follows; 0 for none.
+        z: weight of the mean squared logsumexp of each router's logits in it; 0 for none.
 
     >>> net = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
     >>> x = torch.randn(16, 8)
@@ -62,6 +65,8 @@ class Moe(Transform):
     drop: float = number(0.0, 0, 1, open_high=True)
     networks: str = pattern(".*")
     rate: float = number(1e-3, 0)
+    auxiliary: float = number(0.0, 0)
+    z: float = number(0.0, 0)
 
     name: ClassVar[str] = "moe"
     card: ClassVar[Card] = Card(
@@ -69,7 +74,8 @@ class Moe(Transform):
         benefit="training time",
         trade_off="memory for experts that a token does not use; compiled engines compute all of them",
         paper='"Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints", Komatsuzaki et al. 2022, '
-              'arXiv:2212.05055; "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", Wang et al. 2024, '
+              'arXiv:2212.05055; "Switch Transformers", Fedus et al. 2021, arXiv:2101.03961; "ST-MoE", Zoph et al. 2022, '
+              'arXiv:2202.08906; "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", Wang et al. 2024, '
               'arXiv:2408.15664',
         needs=frozenset({"training"}),
         requires=frozenset({"module", "float-weights"}),
@@ -141,7 +147,7 @@ class Moe(Transform):
         down, meeting = _linear(model, network.down), Meeting()
         inputs, like = weight.shape[1], down.weight
         router = Router(inputs, self.experts, top_k, weighting="shares" if self.experts_from == "copies" else "ones",
-                        rate=self.rate).to(like.device)
+                        rate=self.rate, auxiliary=self.auxiliary, z=self.z).to(like.device)
         with torch.no_grad():
             router.weight.copy_(weight)
         fresh = _fresh(self.experts, down.in_features, drop, seed)

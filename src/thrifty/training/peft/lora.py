@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from torch import nn
 
+from thrifty.architectures.moe.stacks import stacks
 from thrifty.errors import ThriftyError
 from thrifty.numerics.norms import is_norm
 from thrifty.recipes.card import Card
+from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import choice, number
-from thrifty.training.peft.adapter import Adapter, exactly, linear_kinds, load_peft, parted, transposed
+from thrifty.training.peft.adapter import ADAPTER, Adapter, exactly, linear_kinds, load_peft, parted, transposed
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -33,6 +35,9 @@ class Lora(Adapter):
 
     A layer smaller than the rank gets its own size, at the same s: no update of it could use more.
 
+    ``experts`` adapts mixtures of experts too, whose matrices are one tensor of three dimensions: every matrix of every expert
+    gets A and B of its own. Routers stand still.
+
     ``norms`` trains the scales and biases of all norms too, few numbers that move what no low rank can: a norm's scale is a
     diagonal before every layer that reads it.
 
@@ -45,9 +50,10 @@ class Lora(Adapter):
         dropout: dropout of the update's input.
         variant: which of the four.
         norms: how many times the learning rate the norms are trained at; at 0 they stand still.
+        experts: whether experts are adapted; with the variants plain and rslora, without dropout.
 
     >>> Lora(rank=16)
-    Lora(targets='all-linear', base='fp32', rank=16, alpha=16, dropout=0.0, variant='plain', norms=0)
+    Lora(targets='all-linear', base='fp32', rank=16, alpha=16, dropout=0.0, variant='plain', norms=0, experts=False)
     """
 
     rank: int = number(8, 1, log=True)
@@ -55,6 +61,7 @@ class Lora(Adapter):
     dropout: float = number(0.0, 0, 1, open_high=True)
     variant: str = choice("plain", "plain", "rslora", "dora", "pissa")
     norms: float = number(0, 0)
+    experts: bool = False
 
     name: ClassVar[str] = "lora"
     telling: ClassVar[str] = "lora_B|lora_embedding_A"
@@ -72,6 +79,11 @@ class Lora(Adapter):
         refuses=frozenset({"adapters", "mixture", "undecided"}),
         holds=frozenset({"adapters"}),
     )
+
+    @property
+    def refuses(self) -> frozenset[str]:
+        """A mixture's experts are adapted where this is asked for."""
+        return self.card.refuses - (frozenset({"mixture"}) if self.experts else frozenset())
 
     def kinds(self) -> tuple[type[nn.Module], ...]:
         if self.variant == "pissa":  # principal components of a matrix
@@ -92,11 +104,40 @@ class Lora(Adapter):
             init_lora_weights="pissa" if self.variant == "pissa" else True, rank_pattern=small,
             alpha_pattern={name: self.alpha * (n / self.rank) ** power for name, n in small.items()},
             fan_in_fan_out=transposed(layers), modules_to_save=self._norms(model) or None,
+            target_parameters=self._experts(model) or None,
         )
 
     def parameter_groups(self, session: Session, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = {id(p) for name, p in session.model.named_parameters() if ".modules_to_save." in name}
         return parted(super().parameter_groups(session, groups), own, lr_factor=self.norms)
+
+    def claims(self, session: Session) -> tuple[Claim, ...]:
+        found = super().claims(session)
+        if not self.experts:
+            return found
+        count = float(sum(_experts_of(wrapper) for wrapper in session.model.modules() if hasattr(wrapper, "parameter_name")))
+        return (*found, Claim("experts' matrices with adapters", 0.0, count, minimum=count))
+
+    def _experts(self, model: nn.Module) -> list[str]:
+        """Names of the tensors that hold experts' matrices.
+
+        Raises:
+            ThriftyError: there are none, they are smaller than the rank, or other hyperparameters do not suit them.
+        """
+        if not self.experts:
+            return []
+        if self.dropout or self.variant not in ("plain", "rslora"):
+            raise ThriftyError(f"lora(experts=True, dropout={self.dropout:g}, variant={self.variant}): experts are adapted where "
+                               "their weights stand, so without dropout and with plain or rslora")
+        found = {f"{name}.{own}".removeprefix("."): module.get_parameter(own)
+                 for name, module in model.named_modules() for own in stacks(module)}
+        if not found:
+            raise ThriftyError("lora(experts=True): the model has no experts in tensors of three dimensions: omit experts")
+        smallest = min(min(weight.shape[1:]) for weight in found.values())
+        if self.rank > smallest:
+            raise ThriftyError(f"lora(rank={self.rank}, experts=True): an expert's matrix has rank {smallest}; choose a rank "
+                               f"up to {smallest}")
+        return list(found)
 
     def _norms(self, model: nn.Module) -> list[str]:
         """Names of what is trained beside the adapters.
@@ -115,6 +156,11 @@ class Lora(Adapter):
             raise ThriftyError(f"lora(norms={self.norms:g}): peft finds norms by the end of their name, and {other}, which is "
                                "not a norm, ends like one: rename it, or omit norms")
         return found
+
+
+def _experts_of(wrapper: Any) -> int:
+    """Experts whose matrices peft's wrapper of one tensor adapts."""
+    return int(wrapper.lora_A[ADAPTER].weight.shape[0]) // int(wrapper.r[ADAPTER])
 
 
 def size(layer: nn.Module) -> int:
