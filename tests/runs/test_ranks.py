@@ -134,7 +134,7 @@ def test_a_training_that_is_not_spread_has_one_rank_and_one_key() -> None:
     ("train(ddp, batch_size=6, accumulate=4)", 2, "a batch of 6 cannot be divided over 2 ranks and 4 micro-batches"),
     ("train(zero3(replicas=2))", 3, "zero3(replicas=2) does not divide 3 ranks"),
     ("train(zero2(replicas=4))", 4, "leaves everything on each of 4 ranks: use ddp"),
-    ("train(zero3(offload=True))", 1, "one rank or team shares nothing"),
+    ("train(zero3(offload=True))", 1, "one rank or team shards nothing"),
 ])
 def test_what_cannot_be_spread_is_told_before_ranks_start(recipe: str, count: int, why: str) -> None:
     with pytest.raises(ThriftyError) as told:

@@ -132,7 +132,7 @@ def _pairs(before: str, behind: str, channels: str, router: str, last: str) -> N
         ("embedding.weight", "model.embed_tokens.weight"), ("norm.weight", f"model.{last}.weight"),
         ("head.weight", "lm_head.weight"),
         (even + r"\.norm\.weight", f"{layer}.{before}.weight"), (odd + r"\.norm\.weight", f"{layer}.{behind}.weight"),
-        (even + r"\.mixer\.(q|k|v|o)(?:uery|ey|alue|ut)\.weight", layer + r".self_attn.\2_proj.weight"),
+        (even + r"\.mixer\.([qkvo])[a-z]+\.weight", layer + r".self_attn.\2_proj.weight"),
         (even + r"\.mixer\.conv_(\w+)", layer + r".mamba.conv1d.\2"),
         (even + r"\.mixer\.(dt|b|c)_norm\.weight", layer + r".mamba.\2_layernorm.weight"),
         (even + r"\.mixer\.(.+)", layer + r".mamba.\2"),

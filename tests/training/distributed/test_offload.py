@@ -82,7 +82,7 @@ def test_two_gpus_train_alike_where_parameters_are_offloaded(tmp_path: Path) -> 
 def test_there_is_nothing_to_offload_on_a_cpu_or_with_one_rank() -> None:
     with pytest.raises(ThriftyError, match=r"zero3\(offload=True\) runs on cuda but this is cpu"):
         TrainingSession(trainings.Tied(), [AdamW(), Zero3(offload=True)], CrossEntropy(), steps=1, ranks=Alone())
-    with pytest.raises(ThriftyError, match=r"zero2\(offload=True\) moves what ranks share out.*remove offload"):
+    with pytest.raises(ThriftyError, match=r"zero2\(offload=True\) moves what ranks shard.*remove offload"):
         Zero2(offload=True).require_ranks(1)
     Zero2(offload=True).require_ranks(2)
 

@@ -200,7 +200,7 @@ def test_a_plan_that_cannot_be_followed_is_refused() -> None:
         planned(odd, 2)
     for method, count, why in ((Zero3(tensor=4), 6, r"zero3\(tensor=4\) does not divide 6 ranks: give tensor that do"),
                                (Zero3(tensor=2, replicas=2), 4, "leaves everything on each of 4 ranks"),
-                               (Zero3(tensor=2, offload=True), 2, "one rank or team shares nothing")):
+                               (Zero3(tensor=2, offload=True), 2, "one rank or team shards nothing")):
         with pytest.raises(ThriftyError, match=why):
             method.require_ranks(count)
     with pytest.raises(ThriftyError, match="is not predicted yet"):

@@ -14,6 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from thrifty.architectures.moe.layer import MoE, collected, gated, lowered, mixed
 from thrifty.architectures.moe.router import Routing
 from thrifty.kernels.grouped_linear import grouped_linear
+from thrifty.kernels.grouped_linear.held import Stack
 from thrifty.training.distributed.parallel import local
 
 
@@ -49,7 +50,7 @@ class _Leaving(torch.autograd.Function):
 @final
 @dataclasses.dataclass(frozen=True)
 class OwnExperts:
-    """What a `MoE` does with its tokens where a team shares out its experts.
+    """What a `MoE` does with its tokens whose experts a team shards.
 
     Every member has the same tokens and the same routing. It passes through its own experts the tokens that go there; the
     weighted sums are added over the team. No token is dropped, and the result is that of one process.
@@ -62,8 +63,9 @@ class OwnExperts:
     group: Any
     index: int
 
-    def __call__(self, x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, routing: Routing, gate_up: Stack, down: Stack) -> Tensor:
         """[tokens, width], the same on every member."""
+        assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)  # what trains is no integer
         gate_up, down = local(gate_up), local(down)
         x, weights = (_Entering.apply(each, self.group) for each in (lowered(x), routing.weights))
         first, own = self.index * len(gate_up), len(gate_up)

@@ -33,7 +33,7 @@ def planned(model: nn.Module, ways: int) -> dict[str, str]:
     """The layers that a model's plan splits, and how: {name: word}.
 
     A plan is the attribute ``tp_plan`` of a module, {pattern of names: word}, as the models of transformers have it. The
-    experts of a `MoE` are shared out without one.
+    experts of a `MoE` are sharded without one.
 
     Args:
         model: or a module around one that brings a plan.

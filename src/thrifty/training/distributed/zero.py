@@ -78,7 +78,7 @@ class Zero(Parallel):
         if 1 < self.replicas == self.parts(count):
             raise ThriftyError(f"{self} leaves everything on each of {count} ranks: use ddp")
         if self.offload and self.parts(count) == 1:
-            raise ThriftyError(f"{self} moves what ranks share out, and one rank or team shares nothing: start more (--nproc), "
+            raise ThriftyError(f"{self} moves what ranks shard, and one rank or team shards nothing: start more (--nproc), "
                                "or remove offload")
 
     def place(self, session: Session) -> None:
@@ -199,9 +199,9 @@ class Zero1(Zero):
 
     Args:
         replicas: groups of ranks that hold the same: state is sharded within each.
-        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps; the
-            GPU gets parameters when it uses them.
-        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the model's plan names.
+        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps;
+            the GPU gets parameters when it uses them.
+        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the plan names.
 
     >>> Zero1()
     Zero1(replicas=1, offload=False, tensor=1)
@@ -226,9 +226,9 @@ class Zero2(Zero):
 
     Args:
         replicas: groups of ranks that hold the same: state is sharded within each.
-        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps; the
-            GPU gets parameters when it uses them.
-        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the model's plan names.
+        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps;
+            the GPU gets parameters when it uses them.
+        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the plan names.
 
     >>> Zero2()
     Zero2(replicas=1, offload=False, tensor=1)
@@ -249,9 +249,9 @@ class Zero3(Zero):
         reshard: whether they are given back between the forward and the backward pass: "always", "never" (faster, and takes
             the bytes of all parameters more), or "auto": never where they take less than a tenth of the memory that is left.
         replicas: groups of ranks that hold the same: everything is sharded within each.
-        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps; the
-            GPU gets parameters when it uses them.
-        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the model's plan names.
+        offload: whether each rank's share of parameters, gradients and state stays in host memory, where the optimizer steps;
+            the GPU gets parameters when it uses them.
+        tensor: ranks that compute one part of the batch together, each with its share of the matrices that the plan names.
 
     >>> Zero3(reshard="always")
     Zero3(replicas=1, offload=False, tensor=1, reshard='always')
