@@ -43,6 +43,18 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["THRIFTY_CACHE"] = before
 
 
+@pytest.fixture
+def vnni(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a processor whose integer products do not saturate: eight bits are eight bits."""
+    from thrifty.engines import instructions
+
+    monkeypatch.setenv(instructions.PRETENDED, "avx2 fma avx_vnni")
+    instructions.instructions.cache_clear()
+    yield
+    monkeypatch.undo()
+    instructions.instructions.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     import numpy as np

@@ -32,8 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SLOW = {f"docs/how-to/{name}.md" for name in (
     "explore", "generate-text", "hugging-face", "load-without-thrifty", "read-the-page", "segmentation", "tabular-regression",
-    "time-series", "train-on-several-processes", "tune-optimizers", "verify-an-artifact")}
-"""Pages of a quarter of a minute and more: `make test-all` runs them. The tutorial is in `make test`."""
+    "time-series", "train-on-several-processes", "tune-optimizers", "verify-an-artifact")} | {
+    f"docs/methods/{name}.md" for name in ("adamw8bit", "inductor", "quantize", "tvm", "xla")}
+"""Pages that take long: `make test-all` runs them. The tutorial is in `make test`."""
 MARK = re.compile(r"# (takes (a|two|five|an)? ?(minutes?|hours?)|serves until Ctrl-C|needs .+)")
 """The first line of a `bash` block that is not executed, and why."""
 THE_TUTORIALS = "`study/` here\nis [the tutorial's]", "`study/` here is\n[the tutorial's]", "`study/` here is [the tutorial's]"

@@ -58,14 +58,17 @@ def test_its_method_is_listed_beside_ours(python: Run) -> None:
 
 @pytest.mark.parametrize("recipe", [
     "train(adamw, weight_noise, epochs=1)",
-    "train(weight_noise(bits=3), bf16, steps=2, accumulate=2) | quantize(w4a16, group=32) | compile(export)",
+    pytest.param("train(weight_noise(bits=3), bf16, steps=2, accumulate=2) | quantize(w4a16, group=32) | compile(export)",
+                 marks=pytest.mark.slow),
 ])
 def test_a_recipe_with_its_method_is_checked(python: Run, recipe: str) -> None:
     python("-m", "thrifty", "check", "thrifty.testing:workload", recipe)
     python("-c", f"from thrifty import Recipe; assert str(Recipe.parse({recipe!r})) == {recipe!r}")
 
 
-@pytest.mark.parametrize(("first", "second"), [("qat", "weight_noise"), ("weight_noise", "qat"), ("lora", "weight_noise")])
+@pytest.mark.parametrize(("first", "second"), [
+    ("qat", "weight_noise"), pytest.param("weight_noise", "qat", marks=pytest.mark.slow),
+    pytest.param("lora", "weight_noise", marks=pytest.mark.slow)])
 def test_what_does_not_go_with_it_is_told_by_properties(python: Run, first: str, second: str) -> None:
     """The method names no other, and no other knows of it."""
     text = f"train(adamw) | train({first}, {second})"

@@ -57,6 +57,7 @@ def test_the_first_layer_that_differs_is_named(by):
     assert says == "the first output that differs is that of stem.3 (MaxPool2d), by 0.5"
 
 
+@pytest.mark.slow
 def test_among_inputs_and_integer_layers():
     ids, mask = texts(3)
     net = quantized(encoder(), ids, mask)

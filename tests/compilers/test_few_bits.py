@@ -23,6 +23,8 @@ from thrifty.recipes.registry import method_class
 VARYING = {0: {0: (1, 8), 1: (1, 64)}}
 COMPILERS = [pytest.param(cls, id=cls.name, marks=pytest.mark.skipif(cls.missing() is not None, reason=str(cls.missing())))
              for cls in (Export, Xla, Tvm)]
+QUICK = [COMPILERS[0], *(pytest.param(*each.values, id=each.id, marks=[*each.marks, pytest.mark.slow]) for each in COMPILERS[1:])]
+"""Those that take a second; `make test-all` runs all."""
 NAMES = list(ODD)
 CLEAN = """
 import sys, numpy, thrifty, thrifty.artifacts.artifact
@@ -51,7 +53,7 @@ def test_bfloat16(tmp_path):
     assert error(called(engine, tokens(name, 5, 63)), around(name)(tokens(name, 5, 63))) < 0.02
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("compiler", QUICK)
 @pytest.mark.parametrize(("scheme", "most"), [
     ("w4a16", 0.17), pytest.param("w3a16", 0.13, marks=pytest.mark.slow), pytest.param("w8a16", 0.27, marks=pytest.mark.slow),
 ])

@@ -82,6 +82,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch, tmp_path):
         lowered(Inductor(), conv_net(), (images(1),), tmp_path)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_a_fresh_process(tmp_path):
     (ids, mask), net = texts(), encoder()
     half = Quantize("bf16")(net, [((ids, mask), None)]).requires_grad_(False)

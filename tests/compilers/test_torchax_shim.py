@@ -10,6 +10,7 @@ if __import__("importlib").util.find_spec("torchax") is None:
     pytest.skip("torchax is not installed: pip install 'thrifty[xla]'", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_it_is_still_needed():
     """Once this fails, delete thrifty/compilers/torchax_shim.py and import torchax as it is."""
     done = subprocess.run([sys.executable, "-c", "import torchax"], capture_output=True, text=True)

@@ -45,6 +45,7 @@ def test_inputs_outside_of_the_shapes_are_refused(conv):
             called(engine, x)
 
 
+@pytest.mark.slow
 def test_attention_and_whole_numbers(tmp_path):
     (ids, mask), net = texts(), encoder()
     record, engine, _ = lowered(Xla(), net, (ids[:1], mask[:1]), tmp_path, BOTH)
@@ -78,6 +79,7 @@ def test_threads_are_as_many_as_asked_for_in_one_process(conv):
     assert os.environ["PJRT_NPROC"] == "1"
 
 
+@pytest.mark.slow
 def test_one_thread_is_one_thread(conv, tmp_path):
     """By the processor time that the system counts for each thread of a process of its own."""
     net = nn.Sequential(*(nn.Linear(700, 700) for _ in range(4))).eval().requires_grad_(False)
@@ -102,6 +104,7 @@ def test_one_thread_is_one_thread(conv, tmp_path):
     assert main >= 0.9 * everything
 
 
+@pytest.mark.slow
 def test_tied_weights_are_written_once_and_outputs_keep_their_types(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
@@ -158,6 +161,7 @@ def test_a_loaded_artifact_needs_no_torch(conv):
     assert done.stdout.strip() == "True", done.stderr
 
 
+@pytest.mark.slow
 def test_lowering_leaves_torch_compile_as_it_was(tmp_path):
     lowered(Xla(), nn.Linear(4, 4).eval(), (torch.randn(1, 4),), tmp_path / "xla")
     assert "torchax" not in sys.modules

@@ -139,7 +139,7 @@ def test_a_clean_process_gives_the_same(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_what_stays_float_is_listed_or_refused():
+def test_what_stays_float_is_listed_or_refused(vnni):
     net, x = NETS["gru"]()
     method = Quantize()
     plan = method.plan(net, Context.of([x]))

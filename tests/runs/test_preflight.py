@@ -87,6 +87,7 @@ class Recurrent(nn.Module):
         return self.head(h)
 
 
+@pytest.mark.slow
 def test_a_backend_that_lacks_what_the_model_is_made_of_says_so_before_anything_runs(tmp_path, monkeypatch):
     """Projections: ONNX Runtime cannot open its own file of them; OpenVINO serves them."""
     workload = dataclasses.replace(testing.workload, model=Recurrent)

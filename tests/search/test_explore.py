@@ -31,6 +31,7 @@ def study(tmp_path_factory):
     return place, found, heard
 
 
+@pytest.mark.slow
 def test_everything_is_run_once_and_the_best_is_claimed(study):
     _place, found, heard = study
     assert found.ended == "nothing left"
@@ -43,6 +44,7 @@ def test_everything_is_run_once_and_the_best_is_claimed(study):
     assert [event.id for event in heard if isinstance(event, RecipeBegan)].count(claimed[0].id) == 2
 
 
+@pytest.mark.slow
 def test_asking_again_runs_nothing(study):
     place, found, _ = study
     heard = []
@@ -52,18 +54,21 @@ def test_asking_again_runs_nothing(study):
     assert {event.id for event in heard if isinstance(event, RecipeBegan)} <= {"reference"}
 
 
+@pytest.mark.slow
 def test_a_spent_budget_gives_the_frontier_so_far(study):
     place, found, _ = study
     again = explore(WORKLOAD, 1.0, study=place, bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
     assert again.ended == "budget" and again.trials == found.trials
 
 
+@pytest.mark.slow
 def test_the_findings_remember_the_bars(study):
     place, found, _ = study
     kept = Findings.read(place)
     assert kept.bars == Bars.read("5pt") and kept.choice == found.choice and kept.frontier == found.frontier
 
 
+@pytest.mark.slow
 def test_every_trial_says_when_it_pays(study):
     for trial in study[1].trials:
         assert trial.break_even_requests == "never" or trial.break_even_requests >= 0

@@ -155,6 +155,7 @@ def test_two_ranks_train_what_one_does(tmp_path: Path) -> None:
             torch.testing.assert_close(a, want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_what_one_rank_alone_reached_is_trained_on_both(tmp_path: Path) -> None:
     told, _ = together(tmp_path, "unreached")
     assert told == [None, None]
@@ -176,6 +177,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both_with_one_reason(tmp_pat
     assert told[0][0] == "TrainingFailed" and "2.bias are no longer finite" in told[0][1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_is_not_waited_for_without_end(tmp_path: Path) -> None:
     told, _ = together(tmp_path, "hanging", timeout=2.0)
     assert told[0] is not None and told[0][0] == "RankFailed" and "waited 2 s for the others" in told[0][1]

@@ -49,8 +49,8 @@ def named() -> Named:
     return Named().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("compiler", ["export", "onnxruntime", "openvino", "xla",
-                                      pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiler", ["export", "onnxruntime", "openvino", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("xla", "inductor"))])
 def test_names_go_through_every_backend(compiler, tmp_path):
     cls = method_class(compiler)
     if cls.missing():

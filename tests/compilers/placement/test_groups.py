@@ -38,7 +38,8 @@ def test_rows_are_the_table_s(dtype):
 
 @pytest.mark.parametrize("compiler", ["export", "onnxruntime", "openvino"])
 @pytest.mark.parametrize(("net", "scheme"), [
-    ("gru", "w3a16"), pytest.param("lstm", "w4a16", marks=pytest.mark.slow), ("conv", "w8a16"), ("conv", "w4a16")])
+    pytest.param("gru", "w3a16", marks=pytest.mark.slow), pytest.param("lstm", "w4a16", marks=pytest.mark.slow),
+    pytest.param("conv", "w8a16", marks=pytest.mark.slow), ("conv", "w4a16")])
 def test_engines_compute_the_same(compiler, net, scheme, tmp_path):
     method = method_class(compiler)()
     if lacks := method.missing():

@@ -30,6 +30,7 @@ def test_few_rows_are_one_generated_loop(tmp_path):
     assert (record.precision, record.facts["float_layers"]) == ("fp32", 1)
 
 
+@pytest.mark.slow
 def test_bfloat16(tmp_path):
     record = check(in_bf16(around(NAMES[1])), NAMES[1], tmp_path, (1, 7), VARYING)
     assert (record.precision, record.facts["float_layers"]) == ("bf16", 2)

@@ -107,6 +107,7 @@ def test_threads_are_as_many_as_asked_for(threads, wide):
     assert (main >= 0.9 * everything) == (threads == 1)
 
 
+@pytest.mark.slow
 def test_tied_weights_are_written_once_and_outputs_keep_their_types(tmp_path):
     class Twice(nn.Module):
         def __init__(self):
@@ -134,6 +135,7 @@ def test_it_is_for_float32_weights(tmp_path):
             lowered(Tvm(), nn.Linear(3, 3).to(dtype), (torch.ones(1, 3, dtype=dtype),), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_operator_that_it_lacks_is_named_with_where_to_go(tmp_path):
     class Special(nn.Module):
         def forward(self, x):

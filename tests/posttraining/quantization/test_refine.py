@@ -32,7 +32,8 @@ def error(method: Quantize, net: nn.Module, x: torch.Tensor, fresh: torch.Tensor
         return float((rounded(fresh) - net(fresh)).square().sum() / net(fresh).square().sum())
 
 
-def test_each_step_brings_a_trained_net_closer_on_fresh_inputs():
+def test_each_step_brings_a_trained_net_closer_on_fresh_inputs(monkeypatch):
+    monkeypatch.setattr(refine, "STEPS", 300)  # after 150 its error depends on how this processor trained the net
     net = testing.trained().eval()
     x, fresh = testing.stripes(256, 0).tensors[0], testing.stripes(256, 9).tensors[0]
     notes: list[str] = []
@@ -55,7 +56,7 @@ def depthwise() -> nn.Module:
     return net.eval()
 
 
-def test_equalisation_is_kept_where_channels_are_uneven_and_left_out_where_it_does_not_help():
+def test_equalisation_is_kept_where_channels_are_uneven_and_left_out_where_it_does_not_help(vnni):
     net, notes = depthwise(), []
     x, fresh = torch.randn(96, 3, 8, 8), torch.randn(96, 3, 8, 8)
     plain = error(Quantize(equalize=False, correct=False), net, x, fresh, notes)

@@ -169,7 +169,8 @@ def test_norms_are_trained_as_peft_would_at_their_own_rate() -> None:
     assert not torch.equal(done[1].weight, normed()[1].weight) and not torch.equal(done[4].weight, normed()[4].weight)
 
 
-@pytest.mark.parametrize("optimizer", [Adafactor(lr=0.01), AdamW(lr=0.01), AdamW8bit(lr=0.01), Lion(lr=0.01), Muon(lr=0.01),
+@pytest.mark.parametrize("optimizer", [Adafactor(lr=0.01), AdamW(lr=0.01), Lion(lr=0.01), Muon(lr=0.01),
+                                       pytest.param(AdamW8bit(lr=0.01), marks=pytest.mark.slow),
                                        ScheduleFree(lr=0.01), Soap(lr=0.01), Sophia(lr=0.01)], ids=lambda method: method.name)
 def test_every_optimizer_gives_norms_their_rate(optimizer: TrainingMethod) -> None:
     session = TrainingSession(normed(), [Lora(rank=4, norms=4), optimizer], CrossEntropy(), steps=3, settings=CONSTANT)

@@ -30,7 +30,7 @@ def probe(place: str, what: str) -> dict:
     return json.loads(out.stdout)
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if i else []) for i, name in enumerate(EMBEDDED)])
 def test_import_is_light(name):
     """Worker processes import the module for its model alone: no data, nothing optional."""
     found = probe(EMBEDDED[name].place, "import")

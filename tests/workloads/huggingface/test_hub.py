@@ -68,6 +68,7 @@ def test_a_name_that_the_cache_does_not_hold_says_what_to_do(cache: Path) -> Non
         hub.snapshot("org/tiny-bert")
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_name(cache: Path, tmp_path: Path) -> None:
     """The cache is found by huggingface_hub's own variable, without the network."""
     data = hf_models.reviews(tmp_path / "data.jsonl")
