@@ -31,6 +31,13 @@ def study(tmp_path_factory):
     return place, found, heard
 
 
+def test_a_minute_is_kept_to_and_ends_with_a_frontier(tmp_path):
+    began = time.perf_counter()
+    found = explore(WORKLOAD, 60, study=tmp_path / "study", bars=Bars.read("5pt"), methods=("onnxruntime",), promote=1)
+    assert time.perf_counter() - began < 60 * 1.05 + 5 and found.ended in ("budget", "nothing left")
+    assert found.trials and found.frontier and Findings.read(tmp_path / "study").choice == found.choice
+
+
 @pytest.mark.slow
 def test_everything_is_run_once_and_the_best_is_claimed(study):
     _place, found, heard = study
