@@ -127,6 +127,7 @@ def held_in_bytes(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_cache_of_eight_bits_is_small_and_says_the_same(made, held_in_bytes):
     """The next token after each of many beginnings, some longer than the first engine's prompt."""
     body, exact = llama(), Generator.load(made[1])

@@ -35,7 +35,7 @@ with numpy.load(kept) as expected:
 """
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("compiler", QUICK)
 @pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_odd_sizes_at_one_token_and_at_many(compiler, name, tmp_path):
     net = around(name)

@@ -36,6 +36,7 @@ class Parted(nn.Module):
         return self.last(y).flatten(1), self.up(y)
 
 
+@pytest.mark.slow
 def test_packed_for_a_free_batch_a_net_answers_as_before(tmp_path):
     torch.manual_seed(0)
     net, x = Parted().eval().requires_grad_(False), torch.randn(7, 1, 21, 18)

@@ -18,7 +18,7 @@ class Special(nn.Module):
 @pytest.mark.parametrize(("compiler", "others"), [
     ("onnxruntime", r"compile\(openvino\) or compile\(inductor\)"),
     ("openvino", r"compile\(onnxruntime\) or compile\(inductor\)"),
-    ("xla", r"compile\(onnxruntime\) or compile\(inductor\)"),
+    pytest.param("xla", r"compile\(onnxruntime\) or compile\(inductor\)", marks=pytest.mark.slow),
 ])
 def test_every_backend_names_the_operator_that_it_lacks(compiler, others, tmp_path):
     if says := method_class(compiler).missing():

@@ -55,6 +55,7 @@ def test_attention_and_whole_numbers(tmp_path):
         called(engine, ids + 2**32, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_counting_up_to_a_free_dimension(dtype, tmp_path):
     class Positions(nn.Module):
@@ -135,6 +136,7 @@ def test_it_is_for_products_of_float32(scheme, has):
     carry(Recipe.parse("quantize(w4a16) | compile(xla)"), known)
 
 
+@pytest.mark.slow
 def test_float64_and_unknown_operators_are_refused(tmp_path):
     with pytest.raises(LoweringError, match=r"float64 model in float32.*\.float\(\)"):
         lowered(Xla(), nn.Linear(3, 3).double(), (torch.ones(1, 3).double(),), tmp_path)

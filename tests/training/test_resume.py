@@ -70,7 +70,8 @@ def same(methods, tmp_path, **settings):
     assert done.claims == whole.claims
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda method: method.name)
+@pytest.mark.parametrize("optimizer", [
+    pytest.param(each, id=each.name, marks=[pytest.mark.slow] if each.name == "adamw8bit" else []) for each in OPTIMIZERS])
 def test_every_optimizer_goes_on_bit_for_bit(optimizer, tmp_path):
     same([optimizer], tmp_path)
 

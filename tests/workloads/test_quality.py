@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from thrifty.errors import WorkloadError
+from thrifty.measure.statistics import paired_drop
+from thrifty.studies.store import Store, Study
 from thrifty.workloads.quality import Accuracy, BitsPerByte, Perplexity, Scores, batches
 from thrifty.workloads.workload import CrossEntropy
 
@@ -135,6 +138,16 @@ def test_perplexity_judges_what_bits_per_byte_judges() -> None:
     scores = Perplexity(batch_size=2)(lambda inputs: torch.zeros(*inputs[0].shape, 16), windows)  # type: ignore[arg-type]
     assert scores.value == pytest.approx(16) and scores.cluster.tolist() == [0, 0, 1, 1, 2]
     assert Perplexity().constant(windows) == pytest.approx(3.0)  # type: ignore[arg-type]
+
+
+def test_perplexity_is_paired_with_what_a_study_gives_back(tmp_path: Path) -> None:
+    windows = [(torch.zeros(4), torch.tensor([0, 1, 2, -100])) for _ in range(5)]
+    quality = Perplexity(batch_size=2)
+    scores = quality(lambda inputs: torch.zeros(*inputs[0].shape, 16), windows)  # type: ignore[arg-type]
+    with Store.open(tmp_path / "study", "write", Study("rows", "ab12", {"device": "cpu"})) as store:
+        store.put_scores("one", "test", scores)
+        kept = store.scores("one", "test", quality.statistic)
+    assert kept is not None and paired_drop(kept, scores, higher_is_better=False).value == 0
 
 
 def test_scores_of_a_statistic_may_have_columns() -> None:

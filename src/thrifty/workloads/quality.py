@@ -46,6 +46,10 @@ class Scores:
     statistic: Statistic | None = None
 
     def __post_init__(self) -> None:
+        if self.statistic is not None:  # one column is [n, 1], as a study gives it back
+            for name in ("numerator", "denominator"):
+                if (given := getattr(self, name)).ndim == 1:
+                    object.__setattr__(self, name, given[:, None])
         shapes = {self.numerator.shape, self.denominator.shape, self.cluster.shape}
         of_one = {self.numerator.shape, self.denominator.shape, (*self.cluster.shape, *self.numerator.shape[1:])}
         if len(of_one) != 1 or self.cluster.ndim != 1 or (self.statistic is None and self.numerator.ndim != 1):

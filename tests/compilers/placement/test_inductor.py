@@ -25,6 +25,7 @@ def check(net, name, place, sizes, shapes):
     return record
 
 
+@pytest.mark.slow
 def test_few_rows_are_one_generated_loop(tmp_path):
     record = check(around(NAMES[0]), NAMES[0], tmp_path, (3, 1), {})
     assert (record.precision, record.facts["float_layers"]) == ("fp32", 1)

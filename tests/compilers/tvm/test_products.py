@@ -57,6 +57,7 @@ def test_a_dense_layer_behind_any_leading_dimensions(shape):
     assert error(through_tvm(net, x)[0], net(x)) < 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(left=st.sampled_from([(), (3,), (1,), (2, 3), (2, 1)]), right=st.sampled_from([(), (3,), (1,), (2, 3), (1, 3)]),
        rows=st.integers(1, 30), depth=st.integers(1, 20), columns=st.integers(1, 40))

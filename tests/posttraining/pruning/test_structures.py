@@ -51,10 +51,16 @@ def multiplied(name: str, model: nn.Module) -> float:
     return float(counter.get_total_flops())
 
 
+LONG = ("efficientnet", "mixtral", "mobilenetv3", "bert", "gpt2")
+"""Models that take ten seconds for their channels, whose heads or residual stream are pruned too, or whose kind another has."""
+
+
 @pytest.mark.parametrize(("name", "structure", "ratio"), [
-    *((name, "channels", 0.25) for name in shapes.MODELS), ("resnet50", "channels", 0.7),
-    *((name, "heads", 0.1) for name in ("deit", "vit", "llama", "bert", "gpt2")), ("mixtral", "heads", 0.05),
-    *((name, "residual", 0.25) for name in ("convnext", "deit", "vit", "llama", "gpt2", "mixtral")),
+    *(pytest.param(name, "channels", 0.25, marks=[pytest.mark.slow] if name in LONG else []) for name in shapes.MODELS),
+    *((name, "heads", 0.1) for name in ("deit", "vit", "llama", "bert", "gpt2")),
+    *((name, "residual", 0.25) for name in ("convnext", "deit", "vit", "llama", "gpt2")),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("resnet50", "channels", 0.7), ("mixtral", "heads", 0.05), ("mixtral", "residual", 0.25))),
     *((name, "width", 0.3) for name in ("deit", "llama")),
     *(pytest.param(name, structure, 0.4, marks=pytest.mark.slow) for name, structure in (
         ("resnet18 whole", "channels"), ("resnet50 whole", "channels"), ("llama whole", "width"))),

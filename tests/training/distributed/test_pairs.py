@@ -98,6 +98,7 @@ def masked(ranks: Ranks) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_zeros_of_a_mask_are_held_on_shards_too(tmp_path: Path) -> None:
     for found in together(tmp_path, 2, __name__, "masked").found("masked"):
         assert found == [3 * trainings.WIDTH * trainings.WIDTH] * 3

@@ -45,7 +45,7 @@ def test_it_has_no_hyperparameter_and_is_not_made_itself() -> None:
 def test_cards_differ_in_what_it_costs_and_where_it_comes_from_alone(method: Optimizer) -> None:
     assert method.stage == "optimizer"
     assert dataclasses.replace(method.card, trade_off="none", paper="none", refuses=frozenset()) == Plain.card
-    assert method.card.refuses <= {"sharded"}
+    assert method.card.refuses <= {"sharded", "split"}
 
 
 @pytest.mark.parametrize("method", [*EVERY, Plain()], ids=lambda method: method.name)

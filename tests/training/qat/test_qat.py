@@ -109,6 +109,8 @@ def kinds(model: nn.Module) -> dict[str, type]:
 
 CELLS = [(name, scheme, "lsq") for name in NETS for scheme in INTEGERS]
 CELLS += [(name, scheme, "ste") for name in ("convolutions", "tied") for scheme in ("w4a8", "w3a16")]
+LONG = [("transformer", scheme, "lsq") for scheme in ("w8a16", "w3a16", "w4a8")]
+CELLS = [pytest.param(*cell, marks=[pytest.mark.slow] if cell in LONG else []) for cell in CELLS]
 
 
 @pytest.mark.parametrize(("name", "scheme", "estimator"), CELLS)
