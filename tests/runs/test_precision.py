@@ -11,10 +11,11 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs import precision
 from thrifty.runs.execution import Execution
 from thrifty.runs.job import Job
-from thrifty.runs.precision import SlowerHere, require_precision_pays, slower
+from thrifty.runs.precision import FailsHere, SlowerHere, require_precision_pays, slower
 from thrifty.search.space import Space
 from thrifty.studies.events import Noted
 from thrifty.target import Target
+from thrifty.training.session import TrainingSession
 
 HALF = "train(adamw, bf16, steps=2)"
 
@@ -41,6 +42,16 @@ def test_one_that_is_emulated_is_refused_before_it_is_trained_unless_it_is_force
     with pytest.raises(SlowerHere, match=r"takes 12\.2 times as long as in fp32.*--force"):
         Execution(job, lambda event: None).outcome()
     assert Execution(dataclasses.replace(job, force=True), lambda event: None).outcome().checkpoint
+
+
+def test_one_in_which_a_step_fails_is_refused_with_what_failed(monkeypatch):
+    def step(session, batch):
+        if any(method.name == "bf16" for method in session.methods):
+            raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(TrainingSession, "step", step)
+    with pytest.raises(FailsHere, match=r"^train\(adamw, bf16, steps=2\) fails .*\(RuntimeError: could not create a primitive"):
+        require_precision_pays(testing.workload, Recipe.parse(HALF), Target(), lambda event: None)
 
 
 def test_a_space_keeps_the_first_options_and_those_that_pay():

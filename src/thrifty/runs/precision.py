@@ -16,6 +16,7 @@ from thrifty.runs.context import Tell, training_setup
 from thrifty.runs.making import made, untrained_teachers
 from thrifty.studies.events import Noted
 from thrifty.target import Target
+from thrifty.workloads.blame import described
 from thrifty.workloads.workload import Workload
 
 REFUSED = 2.0
@@ -30,6 +31,10 @@ class SlowerHere(ThriftyError):
     """A precision that this machine computes more slowly than fp32."""
 
 
+class FailsHere(ThriftyError):
+    """A precision in which this machine cannot compute the model's operations."""
+
+
 def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> None:
     """Time what runs in few bits of floating point, once in them and once in fp32; say by how much they differ.
 
@@ -41,6 +46,7 @@ def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, t
 
     Raises:
         SlowerHere: one takes `REFUSED` times as long as fp32 or more.
+        FailsHere: a step in one fails.
     """
     for phase in recipe:
         ratio = slower(workload, phase, target)
@@ -58,6 +64,9 @@ def slower(workload: Workload, phase: Phase, target: Target) -> float:
         workload: whose model and data are timed.
         phase: a training, or a transform.
         target: what is trained and served on.
+
+    Raises:
+        FailsHere: a training step fails: oneDNN, say, has no bfloat16 LSTM for processors with AVX2 alone.
     """
     if target.device != "cpu":
         return 1.0
@@ -74,7 +83,15 @@ def training_ratio(workload: Workload, phase: Train, target: Target) -> float:
         setup = training_setup(workload, each, 0, target.device, untrained_teachers(workload))
         session, batch = setup.session(copy.deepcopy(model), steps=2 * TRIES + 2), next(setup.loader.batches())
         steps.append(lambda session=session, batch=batch: session.step(batch))
-    return _ratio(*steps)
+    few, exact = steps
+
+    def tried() -> None:
+        try:
+            few()
+        except RuntimeError as error:
+            raise FailsHere(f"{phase} fails in its precision on this processor ({described(error)}): remove it") from error
+
+    return _ratio(tried, exact)
 
 
 def serving_ratio(workload: Workload) -> float:

@@ -17,7 +17,7 @@ from thrifty.recipes.phases import Phase, Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.recipes.transform import Transform
-from thrifty.runs.precision import REFUSED, slower
+from thrifty.runs.precision import REFUSED, FailsHere, slower
 from thrifty.runs.runner import CLAIM_PAIRS, Runner
 from thrifty.search.alone import alone, candidates, composed
 from thrifty.search.costs import Costs
@@ -175,7 +175,11 @@ class Exploration:
             phase: Phase | None = part if isinstance(part, Transform) else None
             if isinstance(part, TrainingMethod) and part.card.slot == "precision" and training is not None:
                 phase = training.but(methods=(*training.methods, part))
-            ratio = 1.0 if phase is None else slower(workload, phase, target)
+            try:
+                ratio = 1.0 if phase is None else slower(workload, phase, target)
+            except FailsHere as error:
+                self.runner.tell(Noted(f"{part} is skipped: {error}"))
+                return False
             if ratio >= REFUSED:
                 self.runner.tell(Noted(f"{part} is skipped: it takes {ratio:.1f} times as long as fp32 on this processor"))
             return ratio < REFUSED
