@@ -144,7 +144,9 @@ def test_a_learning_rate_that_diverges_is_an_upper_end_and_is_charged(tmp_path):
         assert len(store.failures()) == 3 and len(store.spent().only("failure").charges) == 3
     print_tuned(found, into := io.StringIO())
     assert into.getvalue().count("diverged") == 3
-    assert tune(WORKLOAD, [optimizer], study=tmp_path / "study", trials=3, seeds=1, evaluations=1) == found
+    again = tune(WORKLOAD, [optimizer], study=tmp_path / "study", trials=3, seeds=1, evaluations=1)
+    assert dataclasses.replace(again, spent=found.spent) == found
+    assert {charge.kind for charge in again.spent.charges[len(found.spent.charges):]} <= {"harness"}  # of the first call's end
 
 
 @pytest.mark.slow
