@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable
 
@@ -66,7 +67,7 @@ def slower(workload: Workload, phase: Phase, target: Target) -> float:
         target: what is trained and served on.
 
     Raises:
-        FailsHere: a training step fails: oneDNN, say, has no bfloat16 LSTM for processors with AVX2 alone.
+        FailsHere: a training step fails. For example, oneDNN has no bfloat16 LSTM for processors with AVX2 alone.
     """
     if target.device != "cpu":
         return 1.0
@@ -78,11 +79,12 @@ def slower(workload: Workload, phase: Phase, target: Target) -> float:
 def training_ratio(workload: Workload, phase: Train, target: Target) -> float:
     """Seconds of a step by the phase over those without its precision."""
     plain = phase.but(methods=tuple(method for method in phase.methods if method.card.slot != "precision"))
-    model, steps = made(workload), []
+    model = made(workload)
+    steps: list[Callable[[], object]] = []
     for each in (phase, plain):
         setup = training_setup(workload, each, 0, target.device, untrained_teachers(workload))
         session, batch = setup.session(copy.deepcopy(model), steps=2 * TRIES + 2), next(setup.loader.batches())
-        steps.append(lambda session=session, batch=batch: session.step(batch))
+        steps.append(functools.partial(session.step, batch))
     few, exact = steps
 
     def tried() -> None:
