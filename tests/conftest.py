@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -44,15 +44,23 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def vnni(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a processor whose integer products do not saturate: eight bits are eight bits."""
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Have the processor's instructions be those given, until the test ends."""
     from thrifty.engines import instructions
 
-    monkeypatch.setenv(instructions.PRETENDED, "avx2 fma avx_vnni")
-    instructions.instructions.cache_clear()
-    yield
+    def has(given: str) -> None:
+        monkeypatch.setenv(instructions.PRETENDED, given)
+        instructions.instructions.cache_clear()
+
+    yield has
     monkeypatch.undo()
     instructions.instructions.cache_clear()
+
+
+@pytest.fixture
+def vnni(pretend: Callable[[str], None]) -> None:
+    """As on a processor whose integer products do not saturate: eight bits are eight bits."""
+    pretend("avx2 fma avx_vnni")
 
 
 @pytest.fixture(autouse=True)

@@ -148,24 +148,22 @@ def vit(path: Path, **processor: Any) -> Path:
 
 def mixtral(path: Path, **changes: Any) -> Path:
     """Two layers of four experts each, of which a token passes through two."""
-    path.mkdir(parents=True, exist_ok=True)
-    with quiet() as transformers:
-        torch.manual_seed(0)
-        made = transformers.MixtralConfig(**{
-            "vocab_size": byte_pairs(path, "<s>"), "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "hidden_size": 32, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
-            "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.2, **changes})
-        return save(transformers.MixtralForCausalLM(made), path)
+    return _mixture(path, "Mixtral", {"num_hidden_layers": 2, "num_local_experts": 4, **changes})
 
 
 def jamba(path: Path, **changes: Any) -> Path:
     """Four layers: Mamba, attention with experts, Mamba, Mamba with experts."""
+    return _mixture(path, "Jamba", {
+        "num_hidden_layers": 4, "num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 1, "mamba_d_state": 8,
+        "mamba_dt_rank": 4, "pad_token_id": 0, **changes})
+
+
+def _mixture(path: Path, name: str, config: Mapping[str, Any]) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     with quiet() as transformers:
         torch.manual_seed(0)
-        made = transformers.JambaConfig(**{
-            "vocab_size": byte_pairs(path, "<s>"), "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "hidden_size": 32, "intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 4,
-            "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4, "max_position_embeddings": 64, "bos_token_id": 0,
-            "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.2, **changes})
-        return save(transformers.JambaForCausalLM(made), path)
+        made = getattr(transformers, f"{name}Config")(**{
+            "vocab_size": byte_pairs(path, "<s>"), "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32,
+            "intermediate_size": 64, "num_experts_per_tok": 2, "max_position_embeddings": 64, "bos_token_id": 0,
+            "eos_token_id": 0, "initializer_range": 0.2, **config})
+        return save(getattr(transformers, f"{name}ForCausalLM")(made), path)

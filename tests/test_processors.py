@@ -70,12 +70,8 @@ def test_openvino_follows_onednns_limit(tmp_path):
 
 
 @pytest.fixture
-def without_vnni(monkeypatch):
-    monkeypatch.setenv(instructions.PRETENDED, "avx2 fma")
-    instructions.instructions.cache_clear()
-    yield
-    monkeypatch.undo()
-    instructions.instructions.cache_clear()
+def without_vnni(pretend):
+    pretend("avx2 fma")
 
 
 def net() -> nn.Module:
@@ -86,14 +82,12 @@ def net() -> nn.Module:
 X = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
 
 
-def test_who_saturates(without_vnni, monkeypatch):
+def test_who_saturates(without_vnni, pretend, monkeypatch):
     assert instructions.saturates()
-    monkeypatch.setenv(instructions.PRETENDED, "avx2 fma avx_vnni")
-    instructions.instructions.cache_clear()
+    pretend("avx2 fma avx_vnni")
     assert not instructions.saturates()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    monkeypatch.setenv(instructions.PRETENDED, "asimd")
-    instructions.instructions.cache_clear()
+    pretend("asimd")
     assert not instructions.saturates()
 
 
@@ -106,20 +100,18 @@ def test_weights_have_seven_bits_there_and_eight_elsewhere(without_vnni):
     assert error < 0.02  # half a step of 63, and half a step of activations
 
 
-def test_what_looked_at_the_processor_is_kept_for_it(monkeypatch, without_vnni):
+def test_what_looked_at_the_processor_is_kept_for_it(without_vnni, pretend):
     job = Job("w", "hash", "", 0, Target())
     recipes = [Recipe.parse(text) for text in ("quantize(w8a8)", "quantize(w8a8, reduce_range=yes)", "quantize(w4a16)",
                                                "train(qat(w4a8))", "prune(ratio=0.5)")]
     there = [checkpoint_key(job, recipe) for recipe in recipes]
-    monkeypatch.undo()
-    instructions.instructions.cache_clear()
-    monkeypatch.setenv(instructions.PRETENDED, "avx2 fma avx512_vnni")
+    pretend("avx2 fma avx512_vnni")
     here = [checkpoint_key(job, recipe) for recipe in recipes]
     assert [a == b for a, b in zip(there, here, strict=True)] == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("compiler", [OnnxRuntime(), OpenVino()], ids=lambda compiler: compiler.name)
-def test_an_artifact_says_what_it_needs(compiler, tmp_path, monkeypatch):
+def test_an_artifact_says_what_it_needs(compiler, tmp_path, pretend):
     """Made where there is VNNI, with eight bits: ONNX Runtime takes other instructions elsewhere, OpenVINO says no."""
     if lacking := compiler.missing():
         pytest.skip(lacking)
@@ -128,18 +120,13 @@ def test_an_artifact_says_what_it_needs(compiler, tmp_path, monkeypatch):
     if instructions.saturates():
         pytest.skip("this processor has no VNNI to make it with")
     assert lower(eight, compiler, tmp_path / "eight", (X[:1],)).needs_vnni is True
-    monkeypatch.setenv(instructions.PRETENDED, "avx2 fma")
-    instructions.instructions.cache_clear()
-    try:
-        found = {check.what: check for check in verify(tmp_path / "eight").checks}
-        if compiler.name == "onnxruntime":
-            assert found["processor"].status == "differs" and "other instructions" in found["processor"].detail
-            torch.testing.assert_close(torch.as_tensor(load(tmp_path / "eight")(X[:1])), eight(X[:1]), rtol=1e-3, atol=1e-3)
-        else:
-            assert found["processor"].status == "failed" and "need VNNI" in found["processor"].detail
-            with pytest.raises(EngineError, match="would saturate and be wrong"):
-                load(tmp_path / "eight")
-        assert verify(tmp_path / "seven").sound
-    finally:
-        monkeypatch.undo()
-        instructions.instructions.cache_clear()
+    pretend("avx2 fma")
+    found = {check.what: check for check in verify(tmp_path / "eight").checks}
+    if compiler.name == "onnxruntime":
+        assert found["processor"].status == "differs" and "other instructions" in found["processor"].detail
+        torch.testing.assert_close(torch.as_tensor(load(tmp_path / "eight")(X[:1])), eight(X[:1]), rtol=1e-3, atol=1e-3)
+    else:
+        assert found["processor"].status == "failed" and "need VNNI" in found["processor"].detail
+        with pytest.raises(EngineError, match="would saturate and be wrong"):
+            load(tmp_path / "eight")
+    assert verify(tmp_path / "seven").sound

@@ -95,7 +95,8 @@ class LocalLauncher(Launcher):
 
     def _ask(self, message: dict[str, Any], job: Job, listener: Listener) -> Any:
         """Give a process the message and hear its events; its answer. What it spent before it failed is charged."""
-        threads, began = job.machine.threads or len(self.processors) or cores(), time.time()
+        threads, began = job.machine.threads or len(self.processors) or cores(), time.perf_counter()
+        spawned = time.time()
         forked = None if "cuda" in (job.target.device, job.machine.device) else warm.child()
         process: Process = forked or Started(threads)
         spent, phase, told_failure = 0.0, job.recipe, False
@@ -114,7 +115,7 @@ class LocalLauncher(Launcher):
         stderr = _drain(process.stderr, told)
         try:
             process.stdin.write(json.dumps({
-                **message, **place(began, threads, self.processors)}) + "\n")
+                **message, **place(spawned, threads, self.processors)}) + "\n")
             process.stdin.flush()  # it stays open: its closing tells the child that nobody listens any more
             for line in process.stdout:
                 last = json.loads(line)
@@ -133,7 +134,7 @@ class LocalLauncher(Launcher):
         if "answer" in last:
             return last["answer"]
         if not told_failure:
-            listener(Charged(Charge("failure", phase, max(0.0, time.time() - began - spent))))
+            listener(Charged(Charge("failure", phase, max(0.0, time.perf_counter() - began - spent))))
         if "error" in last:
             raise RunFailed(last["error"])
         tail = "".join(told[-20:]).strip()
