@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from thrifty.kernels.float8.formats import E4M3 as E4M3
 from thrifty.kernels.float8.formats import E5M2 as E5M2
 from thrifty.kernels.float8.formats import LARGEST
+from thrifty.kernels.hardware import runs_triton
 
 
 def scale_of(x: Tensor, kind: torch.dtype) -> Tensor:
@@ -53,7 +52,7 @@ def both(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("thrifty::float8_both", mutates_args=())
 def _both(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    if x.is_cuda and importlib.util.find_spec("triton"):
+    if runs_triton(x.device):
         from thrifty.kernels.float8 import triton  # Triton comes with torch for CUDA alone
 
         return triton.both(x.contiguous(), scale, kind)

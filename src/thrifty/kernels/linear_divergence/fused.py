@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from thrifty.kernels.hardware import runs_triton
 from thrifty.kernels.linear_divergence import naive
 from thrifty.kernels.linear_loss.fused import STEP, Part, backwards, outlines, part_rows, summed
 
@@ -54,7 +54,7 @@ def _(hidden: Tensor, weight: Tensor, taught: Tensor, teaching: Tensor, valid: T
 
 
 def _kernels(x: Tensor) -> Any:
-    if not (x.is_cuda and importlib.util.find_spec("triton")):
+    if not runs_triton(x.device):
         return naive
     from thrifty.kernels.linear_divergence import triton  # Triton comes with torch for CUDA alone
 

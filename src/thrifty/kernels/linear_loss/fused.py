@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thrifty.kernels.float8 import E4M3, both, product, scale_of
+from thrifty.kernels.hardware import runs_triton
 from thrifty.kernels.linear_loss import naive
 
 STEP = 128
@@ -89,7 +89,7 @@ def outlines(hidden: Tensor, weight: Tensor, for_hidden: bool, for_weight: bool,
 
 
 def _kernels(x: Tensor) -> Any:
-    if not (x.is_cuda and importlib.util.find_spec("triton")):
+    if not runs_triton(x.device):
         return naive
     from thrifty.kernels.linear_loss import triton  # Triton comes with torch for CUDA alone
 

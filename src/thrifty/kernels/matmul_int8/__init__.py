@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from thrifty.kernels.exporting import exporting
+from thrifty.kernels.hardware import runs_triton
 from thrifty.kernels.matmul_int8 import naive as naive
+
+BLOCK_COPIES = (9, 0)
+"""The kernel is written for GPUs that copy blocks on their own: compute capability 9.0 and above."""
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
@@ -21,7 +22,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     return (x.is_cuda and weight.is_cuda and x.numel() > 0 and x.shape[-1] % 16 == 0
             and not (torch.is_grad_enabled() and x.requires_grad)
             and not exporting()  # a program that is carried elsewhere holds torch's operations only
-            and here(x.device))
+            and runs_triton(x.device, BLOCK_COPIES))
 
 
 @torch.library.custom_op("thrifty::matmul_int8", mutates_args=(), device_types="cuda")
@@ -54,10 +55,3 @@ def _aligned(x: Tensor) -> Tensor:
     """Contiguous, and at an address that blocks can be copied from."""
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
-@functools.cache
-def here(device: torch.device) -> bool:
-    """Whether Triton is installed and the GPU copies blocks on its own, which the kernel is written for."""
-    return (importlib.util.find_spec("triton") is not None and torch.version.hip is None
-            and torch.cuda.get_device_capability(device) >= (9, 0))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from thrifty.kernels.exporting import exporting
+from thrifty.kernels.hardware import runs_triton
 from thrifty.kernels.matmul_w4a16 import layout
 from thrifty.kernels.matmul_w4a16 import naive as naive
 
@@ -26,7 +24,7 @@ def fits(x: Tensor, bits: int, group: int) -> bool:
             and bits <= 4 and group % 128 == 0  # with smaller groups Triton 3.6 does not compile it
             and not (torch.is_grad_enabled() and x.requires_grad)
             and not exporting()  # a program that is carried elsewhere holds torch's operations only
-            and _here(x.device))
+            and runs_triton(x.device))
 
 
 def prepare(q: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +63,3 @@ def product(x: Tensor, words: Tensor, grids: Tensor, bias: Tensor | None, rows: 
 @product.register_fake
 def _(x: Tensor, words: Tensor, grids: Tensor, bias: Tensor | None, rows: int, group: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], rows)
-
-
-@functools.cache
-def _here(device: torch.device) -> bool:
-    """Whether Triton is installed and the GPU multiplies bfloat16."""
-    return (importlib.util.find_spec("triton") is not None and torch.version.hip is None
-            and torch.cuda.get_device_capability(device) >= (8, 0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from thrifty.errors import ThriftyError
+from thrifty.kernels.hardware import runs_triton
 from thrifty.kernels.moe import cpu
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -72,13 +71,8 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, order: Tensor
     return y
 
 
-@functools.cache
-def _here(device: torch.device) -> bool:
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def _implementation(x: Tensor) -> Any:
-    if fits(x) and _here(x.device):
+    if fits(x) and runs_triton(x.device):
         from thrifty.kernels.moe import launch  # Triton comes with torch for CUDA alone
 
         return launch

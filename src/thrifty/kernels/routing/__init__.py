@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-TRITON = importlib.util.find_spec("triton") is not None
+from thrifty.kernels.hardware import runs_triton
+
 MOST = 1024
 """Experts that a program holds the scores of."""
 
@@ -21,7 +21,7 @@ def fits(x: Tensor, experts: int) -> bool:
     >>> fits(torch.zeros(1, 16), 8)
     False
     """
-    return TRITON and x.is_cuda and x.dtype != torch.float64 and experts <= MOST
+    return runs_triton(x.device) and x.dtype != torch.float64 and experts <= MOST
 
 
 def logits(x: Tensor, weight: Tensor) -> Tensor:
