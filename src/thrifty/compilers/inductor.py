@@ -23,6 +23,7 @@ from thrifty.compilers.packing import packed_for
 from thrifty.compilers.placement.inductor import placed
 from thrifty.compilers.requirements import NoCompiler, cpp_compiler_to_install
 from thrifty.engines.instructions import instruction_set
+from thrifty.errors import in_one_line
 from thrifty.recipes.card import Card
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -72,7 +73,7 @@ class Inductor(Compiler):
                 with packed_for(context.batch):
                     aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(OPTIONS))
             except Exception as error:
-                raise LoweringError(f"Inductor cannot compile this model: {str(error).strip()[:500]}") from error
+                raise LoweringError(f"Inductor cannot compile this model: {in_one_line(error)}") from error
             source = _pack(package, directory / FILE)
         inputs, outputs = specs(program, len(example), context.shapes)
         return Lowered(

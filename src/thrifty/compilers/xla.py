@@ -86,7 +86,7 @@ def _write_apart(program: ExportedProgram, shapes: Shapes, directory: Path) -> N
         if done.returncode == REFUSED:
             raise LoweringError(done.stdout.strip())
         if done.returncode:
-            raise LoweringError(f"XLA's process exited with {done.returncode} and said: {done.stderr.strip()[-500:]}")
+            raise LoweringError(f"XLA's process exited with {done.returncode} and said: {' '.join(done.stderr.split())[-500:]}")
 
 
 def _main() -> int:

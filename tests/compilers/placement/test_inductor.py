@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from tests.compilers.few_bits import ODD, around, in_few_bits, layered, tied, tokens
 from tests.compilers.nets import called, error, lowered
 from thrifty.compilers.inductor import Inductor
 from thrifty.posttraining.quantization.rest import in_bf16
+from thrifty.posttraining.quantize import Quantize
 
 pytestmark = pytest.mark.skipif(Inductor.missing() is not None, reason=str(Inductor.missing()))
 VARYING = {0: {0: (1, 8), 1: (1, 64)}}
@@ -67,3 +70,17 @@ def test_a_tied_table_is_kept_once(tmp_path):
     record, engine, _ = lowered(Inductor(), integer, (ids,), tmp_path, {0: {0: (1, 8)}})
     assert record.facts["few_bit_layers"] == 2
     assert error(called(engine, ids[:1]), integer(ids[:1])) < 1e-5
+
+
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_an_integer_convolution_over_sequences_leaves_as_many_places_as_it_does(channels, tmp_path):
+    """A group norm has the length written into its program; torch's own inference of that length is wrong."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(channels, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(),
+                        nn.Conv1d(16, 8, 3, stride=2), nn.GroupNorm(2, 8)).eval().requires_grad_(False)
+    x = torch.randn(64, channels, 16)
+    integer = Quantize("w8a8")(net, [((x,), None)]).requires_grad_(False)
+    record, engine, _ = lowered(Inductor(), integer, (x[:1],), tmp_path, {0: {0: (1, 8)}})
+    assert record.precision == "int8" and record.facts["integer_layers"] == 2
+    for n in (1, 3, 8):
+        assert error(called(engine, x[:n]), integer(x[:n])) < 0.02

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, final
 
@@ -13,6 +14,7 @@ from thrifty.compilers.placement.groups import by_row, joined, parted
 from thrifty.compilers.placement.layers import RowWeight, Unsmoothed, entry, exchanged, peaks
 from thrifty.numerics.grid import INT8_MAX, UINT8_MAX
 from thrifty.numerics.modules import GroupedLinear, QuantConv, QuantLinear
+from thrifty.numerics.patches import Geometry
 
 FEW_ROWS = 4
 """Rows up to which a product with weights of few bits dequantizes them for every row, in registers."""
@@ -33,13 +35,35 @@ def _weight(q: Tensor, scale: Tensor) -> RowWeight:
 
 
 def _conv(conv: QuantConv) -> nn.Module:
-    if conv.weight.dim() != 4 or conv.groups != 1 or conv.weight.shape[1] != 1:
+    if conv.weight.dim() == 3:
+        return _Sequences(conv)
+    if conv.groups != 1 or conv.weight.shape[1] != 1:
         return Convolution(conv, entry(conv, Edge), _weight(conv.weight, conv.scale))
     # Under free dimensions oneDNN's wrapper misreads the layout of a single input channel (errors of 0.8 of the
     # output's norm, torch 2.13): a second one, of zeros, costs nothing that can be measured.
     wider = nn.ConstantPad3d((0, 0, 0, 0, 0, 1), 0.0)
     # What is padded may be rounded already: rounding again on the same grid changes nothing and is what is matched.
     return Convolution(conv, nn.Sequential(wider, Edge(conv.x_scale, conv.x_zero)), _weight(wider(conv.weight), conv.scale))
+
+
+@final
+class _Sequences(nn.Module):
+    """A convolution over sequences as one over images of height 1.
+
+    Torch 2.13 takes the kernel's width for 1 when it infers the shape of an integer convolution over sequences, so that what
+    follows is compiled for another length.
+    """
+
+    def __init__(self, conv: QuantConv) -> None:
+        super().__init__()
+        at, flat = Geometry.of(conv), copy.deepcopy(conv)
+        flat.weight, flat.rounds = conv.weight.unsqueeze(2), True  # the rounding has to stand next to the product
+        flat.stride, flat.padding, flat.dilation = at.stride, at.padding, at.dilation
+        self.images = _conv(flat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.images(x.unsqueeze(2)).squeeze(2)
+        return result
 
 
 @final

@@ -168,8 +168,9 @@ def _write_apart(programs: Sequence[ExportedProgram], taken: Sequence[list[Input
     varies = any(low < high for inputs in taken for _, dims in inputs for low, high in dims)
     instead = f"{'fix the sizes that vary, or ' if varies else ''}{ELSEWHERE}"
     if done.returncode == REFUSED:
-        raise LoweringError(f"TVM cannot express this model: {done.stdout.strip()[-500:]}; {instead}")
+        raise LoweringError(f"TVM cannot express this model: {' '.join(done.stdout.split())[-500:]}; {instead}")
     if done.returncode < 0:
         raise LoweringError(f"TVM's process ended with {signal.Signals(-done.returncode).name}; {instead}")
     if done.returncode:
-        raise LoweringError(f"TVM's process exited with {done.returncode} and said: {done.stderr.strip()[-500:]}; {instead}")
+        said = " ".join(done.stderr.split())[-500:]
+        raise LoweringError(f"TVM's process exited with {done.returncode} and said: {said}; {instead}")
