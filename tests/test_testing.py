@@ -16,14 +16,15 @@ HURRIED = {"auto": {"seconds": 2.0},
 """Hyperparameters under which a method that may take minutes takes seconds, and no limit of time decides whether it can."""
 STILL = (testing.text_round_trip, testing.json_round_trip, testing.card_is_whole)
 """Laws under which nothing runs."""
-LONG = {"nas": "replays_from_its_timings", "auto": "same_seed_same_result"}
-"""{method: the law that takes it half a minute}, left to `make test-all`."""
-NEIGHBORS = ("adamw", "bf16", "lora", "distill", "quantize", "export")
+LONG = {"nas": ("replays_from_its_timings",), **dict.fromkeys(
+    ("auto", "inductor", "tvm", "xla"), ("input_untouched", "same_seed_same_result"))}
+"""{method: laws that take it ten seconds to a minute}, left to `make test-all`."""
+NEIGHBORS = ("adamw", "lora", "quantize")
 """Methods next to which every other one is tried in `make test`; `make test-all` tries each next to each."""
 
 
 def is_long(method, law):
-    return law == LONG.get(method.name) or (law == "check_agrees" and method.name not in NEIGHBORS)
+    return law in LONG.get(method.name, ()) or (law == "check_agrees" and method.name not in NEIGHBORS)
 
 
 CASES = [method_class(name)(**HURRIED.get(name, {})) for name in names()]

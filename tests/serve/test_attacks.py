@@ -164,6 +164,7 @@ def saved(array):
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_bodies_of_fifteen_megabytes(place):
     """Each is answered 4xx, health answers meanwhile, and memory stays below twice what it was."""
     with running(place) as (process, port):

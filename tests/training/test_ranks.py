@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
+from tests.training.distributed.ranks import together
 from thrifty import AdamW, CrossEntropy, Sophia, ThriftyError, Train, TrainingMethod, fit
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.training.data import Loader
@@ -21,35 +19,7 @@ from thrifty.training.optimizers import curvature
 from thrifty.training.session import TrainingSession
 from thrifty.training.setup import Setup
 
-PROCESS = """
-import json, sys
-import torch
-import torch.distributed as dist
-from thrifty.training.ranks import Group
-from tests.training import test_ranks
-
-place, index, name, timeout = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-torch.set_num_threads(1)
-try:
-    with Group(dist.FileStore(f"{place}/meet", 2), index, 2, timeout=timeout) as ranks:
-        found = getattr(test_ranks, name)(ranks)
-    torch.save(found, f"{place}/{index}.pt")
-except Exception as error:
-    print(json.dumps([type(error).__name__, str(error)]))
-"""
-
-
-def together(tmp_path: Path, name: str, timeout: float = 60.0) -> tuple[list[list[str] | None], float]:
-    """Run a function of this file in two ranks: what each failed with, or None; and the seconds that both took."""
-    began = time.perf_counter()
-    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path), str(i), name, str(timeout)],
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
-    told: list[list[str] | None] = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0 or out, err
-        told.append(json.loads(out) if out else None)
-    return told, time.perf_counter() - began
+HERE = "tests.training.test_ranks"
 
 
 # -- what the ranks run -----------------------------------------------------------------------------------------
@@ -145,9 +115,7 @@ def hanging(ranks: Ranks) -> None:
 
 
 def test_two_ranks_train_what_one_does(tmp_path: Path) -> None:
-    told, _ = together(tmp_path, "trained")
-    assert told == [None, None]
-    first, second = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
+    first, second = together(tmp_path, 2, HERE, "trained").found("trained")
     alone = trained(Alone())
     for name, tensors in alone.items():
         for a, b, want in zip(first[name], second[name], tensors, strict=True):
@@ -157,29 +125,27 @@ def test_two_ranks_train_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_one_rank_alone_reached_is_trained_on_both(tmp_path: Path) -> None:
-    told, _ = together(tmp_path, "unreached")
-    assert told == [None, None]
-    first, second = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
+    first, second = together(tmp_path, 2, HERE, "unreached").found("unreached")
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b) and bool(a.any())
 
 
 def test_a_rank_that_raises_ends_both_with_its_error(tmp_path: Path) -> None:
-    told, seconds = together(tmp_path, "raising")
-    assert told[1] == ["ThriftyError", "the disk is full"]
-    assert told[0] == ["RankFailed", "rank 1: ThriftyError: the disk is full"]
-    assert seconds < 40  # and not the minute that a rank would wait
+    ended = together(tmp_path, 2, HERE, "raising")
+    assert ended.failures[1] == ["ThriftyError", "the disk is full"]
+    assert ended.failures[0] == ["RankFailed", "rank 1: ThriftyError: the disk is full"]
+    assert ended.seconds < 40  # and not the minute that a rank would wait
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_both_with_one_reason(tmp_path: Path) -> None:
-    told, _ = together(tmp_path, "overflowing")
+    told = together(tmp_path, 2, HERE, "overflowing").failures
     assert told[0] == told[1] and told[0] is not None
     assert told[0][0] == "TrainingFailed" and "2.bias are no longer finite" in told[0][1]
 
 
 @pytest.mark.slow
 def test_a_rank_that_does_not_come_is_not_waited_for_without_end(tmp_path: Path) -> None:
-    told, _ = together(tmp_path, "hanging", timeout=2.0)
+    told = together(tmp_path, 2, HERE, "hanging", timeout=2.0).failures
     assert told[0] is not None and told[0][0] == "RankFailed" and "waited 2 s for the others" in told[0][1]
 
 

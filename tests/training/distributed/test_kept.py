@@ -87,6 +87,7 @@ def compare(histories: dict[str, Any]) -> None:
         torch.testing.assert_close(torch.tensor(losses, dtype=torch.float64), want["losses"], rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_another_number_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(follow(tmp_path, monkeypatch, (2, "begun"), (3, "gone_on")))
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from tests.training.distributed.ranks import together
 from torch import Tensor, nn
 
 from thrifty import CrossEntropy, Sophia
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
 from thrifty.training.optimizers import curvature
-from thrifty.training.ranks import Group
 from thrifty.training.session import TrainingSession
 
 
@@ -43,19 +41,12 @@ def curvatures(ranks: Ranks) -> Tensor:
     return torch.cat([found, torch.tensor([gamma])])
 
 
-def work(rank: int, place: str) -> None:
-    with Group(dist.FileStore(f"{place}/meet", 2), rank, 2, timeout=60) as ranks:
-        torch.save(curvatures(ranks), f"{place}/{rank}.pt")
-
-
 def test_two_ranks_estimate_what_one_does(tmp_path: Path) -> None:
-    context = mp.spawn(work, args=(str(tmp_path),), nprocs=2, join=False)
-    while not context.join():
-        pass
+    both = together(tmp_path, 2, "tests.training.optimizers.test_sophia_ranks", "curvatures").found("curvatures")
     before = curvature.draw
     try:
         alone = curvatures(Alone())
     finally:
         curvature.draw = before
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone)
+    for found in both:
+        torch.testing.assert_close(found, alone)
