@@ -87,6 +87,7 @@ def test_a_method_without_a_card_is_told(tree: Path) -> None:
     assert f"{NAME} is registered and has no page: write " in done.stderr and str(CARD) in done.stderr
 
 
+@pytest.mark.slow
 def test_a_card_whose_heading_says_nothing_is_told(tree: Path) -> None:
     add(tree, FILE, REGISTRY)
     (tree / CARD).write_text(f"# `{NAME}`\n\nIt adds noise.\n")

@@ -86,6 +86,7 @@ def test_its_own_tests_hold_every_law_of_the_kit(python: Run) -> None:
     assert "skipped" not in out
 
 
+@pytest.mark.slow
 def test_its_page_agrees_with_it(python: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(PACKAGE))
     (place,) = METHODS.values()

@@ -33,10 +33,10 @@ class Whole(torch.nn.Module):
         return self.body(ids)  # type: ignore[no-any-return]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("inductor", "xla", "tvm")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("export", "inductor", "xla", "tvm")]
 
 
-@pytest.mark.parametrize("name", ["export", "onnxruntime", "openvino", *SLOW])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", *SLOW])
 def test_what_a_compiler_makes_of_them_computes_the_same(name: str, tmp_path: Path) -> None:
     compiler = method_class(name)()
     assert isinstance(compiler, Compiler)

@@ -111,7 +111,7 @@ def test_a_second_answer_knows_nothing_of_the_first(made):
     assert generator.generate([7, 8], 6) == first
 
 
-@pytest.mark.parametrize("cache", ["fp32", "int8"])
+@pytest.mark.parametrize("cache", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_other_engines_say_the_same(tmp_path, cache):
     if lacks := OpenVino.missing():
         pytest.skip(lacks)

@@ -87,8 +87,9 @@ def test_pruned_widths_are_named_in_the_config_or_filled_with_zeros(bert: Worklo
 
 
 @pytest.mark.parametrize(("make", "auto"), [
-    (hf_models.gpt2, "AutoModelForCausalLM"), (hf_models.llama, "AutoModelForCausalLM"),
-    (hf_models.vit, "AutoModelForImageClassification"),
+    (hf_models.llama, "AutoModelForCausalLM"),
+    pytest.param(hf_models.gpt2, "AutoModelForCausalLM", marks=pytest.mark.slow),
+    pytest.param(hf_models.vit, "AutoModelForImageClassification", marks=pytest.mark.slow),
 ])
 def test_other_architectures_come_back_pruned(make, auto, tmp_path: Path) -> None:
     folder = make(tmp_path / "model")

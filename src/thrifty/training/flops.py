@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from thrifty.compilers.inprocess import eagerly
 
@@ -26,32 +28,58 @@ class FlopCount:
     uncounted: tuple[str, ...]
 
 
-class _Names(TorchDispatchMode):
-    """Notes the operators that read and write floating-point tensors and have no FLOP formula."""
+@dataclass(frozen=True)
+class _Known:
+    """What is to be done with calls of an operator: looked up once for each, for a step has thousands of calls."""
+
+    formula: Callable[..., int] | None
+    named: bool
+    composite: bool
+    asks: bool
+
+    @staticmethod
+    @functools.cache
+    def of(operator: Any) -> _Known:
+        packet = operator._overloadpacket
+        found = formula(packet)
+        return _Known(
+            formula=found,
+            named=found is None and not operator.is_view and packet not in _FREE and operator.namespace not in _SENDING,
+            composite=operator._can_decompose() and packet not in _ASKING,
+            asks=packet in _ASKING and packet is not torch.ops.prim.device)
+
+
+class _Counter(TorchDispatchMode):
+    """Counts what this process computes (of a product that ranks share, its part), and names operators without a formula."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.flops, self.names = 0.0, set[str]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled meanwhile (`eagerly`); asking Dynamo at each call takes as long as the counting."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        counted = formula(packet) is not None
-        if not counted and not func.is_view and packet not in _FREE and func.namespace not in _SENDING:
-            self.names.add(str(packet))
-        return out
-
-
-class _Counter(FlopCounterMode):
-    """Counts what this process computes: of a product that ranks share, its part."""
-
-    elsewhere = 0.0
-
-    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
-        before = self.get_total_flops()
-        out = super()._count_flops(func_packet, out, args, kwargs)
-        ranks = max((x.device_mesh.size() for x in args if isinstance(x, DTensor)), default=1)
-        self.elsewhere += (self.get_total_flops() - before) * (1 - 1 / ranks)
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.names.add(str(func))
+            return func(*args, **kwargs)
+        known = _Known.of(func)
+        if known.asks:
+            return NotImplemented
+        if known.composite:
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if known.formula is not None:
+            ranks = max((x.device_mesh.size() for x in args if isinstance(x, DTensor)), default=1)
+            self.flops += known.formula(*args, **kwargs, out_val=out) / ranks
+        elif known.named:
+            self.names.add(str(func._overloadpacket))
         return out
 
 
@@ -110,6 +138,15 @@ _FREE = {
 """Operators that move or make data: no arithmetic to count."""
 
 
+_ASKING = {torch.ops.prim.device, torch.ops.prim.layout} | {
+    getattr(torch.ops.aten, name)
+    for name in ("is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "size", "stride", "storage_offset",
+                 "numel", "dim", "sym_is_contiguous", "sym_size", "sym_stride", "sym_storage_offset", "sym_numel")
+    if hasattr(torch.ops.aten, name)
+}
+"""Operators by which a tensor subclass is asked for its form: torch answers by itself."""
+
+
 _SENDING = {"profiler", "c10d", "_c10d_functional", "fsdp"}
 """Namespaces of operators that watch, or send to other ranks."""
 
@@ -128,7 +165,7 @@ def count_flops(call: Callable[[], T]) -> tuple[T, FlopCount]:
     >>> count.flops
     128.0
     """
-    names, counter = _Names(), _Counter(display=False, custom_mapping=_OWN)
-    with eagerly(), counter, names:
+    counter = _Counter()
+    with eagerly(), counter:
         result = call()
-    return result, FlopCount(counter.get_total_flops() - counter.elsewhere, tuple(sorted(names.names)))
+    return result, FlopCount(counter.flops, tuple(sorted(counter.names)))

@@ -34,6 +34,7 @@ def test_loops_of_other_kinds_stay_right(call):
     torch.testing.assert_close(through_tvm(Call(call), x)[0], call(x))
 
 
+@pytest.mark.slow
 def test_loops_that_nothing_here_orders():
     """A grouped, a transposed and a one-dimensional convolution run as TVM has them."""
     torch.manual_seed(0)
