@@ -33,7 +33,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Each metered phase collects garbage, and need not look through what was imported for good."""
+    _settled()
+
+
+@pytest.hookimpl(trylast=True)  # what the file's fixtures made is gone by then
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is not None and nextitem.path != item.path:
+        _settled()
+
+
+def _settled() -> None:
+    """What is imported and cached stays: each metered phase collects garbage, and need not look through all of it again."""
     gc.collect()
     gc.freeze()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -77,6 +78,7 @@ class OnnxRuntime(Compiler):
         if sum(x.numel() * x.element_size() for x in (*ready.parameters(), *ready.buffers())) > LARGEST:
             raise LoweringError("the weights are over 2 GB, more than one ONNX file holds: use compile(inductor)")
         example = tuple(x.cpu() for x in example)
+        _parse_once()
         with torch.no_grad(), _quiet():
             with Attention():
                 program = capture(ready, example, context.shapes)
@@ -211,6 +213,16 @@ def _own_zeros(graph: Any) -> None:
             own.CopyFrom(held[name])
             own.name = node.input[2] = f"{node.output[0]}_zeros"
         taken.add(name)
+
+
+@functools.cache
+def _parse_once() -> None:
+    """Keep the exporter's translations in this process: it parses the sources of all of them at each export."""
+    with suppress(ImportError, AttributeError):  # they are torch's own, of some versions
+        from torch.onnx._internal.exporter import _registration
+
+        apis: Any = _registration.onnxscript_apis
+        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @contextmanager
