@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from thrifty.compilers.capture import capture
+from thrifty.compilers.inprocess import eagerly
 from thrifty.errors import ThriftyError, WorkloadError
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.phases import Train
@@ -80,7 +81,8 @@ def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target
     if not settings.packing:  # which examples fit with which, all of them say
         setup = dataclasses.replace(setup, data=Subset(setup.data, range(setup.size)))
     session = setup.session(model, steps=1)
-    session.step(next(setup.loader.batches()))
+    with eagerly():  # one step would pay for no compilation, of an optimizer's update either
+        session.step(next(setup.loader.batches()))
     for name, claim in session.claims():
         claim.checked(name)
     return session.finish(), tuple((str(transform), plan) for transform, plan in session.plans)
