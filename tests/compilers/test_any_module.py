@@ -87,5 +87,6 @@ def test_an_engine_answers_as_its_module_or_the_compiler_says_why_not(seed):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("start", range(0, 2000, 100))
 def test_the_law_over_many_models(start):
-    refused = sum(bool(law(seed)) for seed in range(start, start + 100))
-    assert refused < 50  # control flow on numbers, outputs of a class, what a backend cannot express
+    seeds = [seed for seed in range(start, start + 100) if COMPILERS[seed % len(COMPILERS)].missing() is None]
+    refused = sum(bool(law(seed)) for seed in seeds)
+    assert refused < len(seeds) / 2  # control flow on numbers, outputs of a class, what a backend cannot express
