@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 import onnx
 
-from thrifty.compilers.onnxruntime import OnnxRuntime, executed
+from thrifty.compilers.onnxruntime import OnnxRuntime, _parse_once, executed
 
 BATCH = {0: {0: (1, 16)}}
 BOTH = {0: {0: (1, 16)}, 1: {0: (1, 16)}}
@@ -122,3 +122,13 @@ def test_recurrent_layers_with_projections_are_refused_before_anything_runs(tmp_
         with pytest.raises(LoweringError, match="cannot express this model: '' is a recurrent layer with proj_size=4"):
             refused()
     OnnxRuntime().admit(nn.LSTM(4, 8))
+
+
+def test_the_exporters_translations_are_parsed_once():
+    from torch.onnx._internal.exporter import _registration
+
+    _parse_once()
+    kept = _registration.onnxscript_apis.get_torchlib_ops
+    assert kept() is kept()
+    _parse_once()
+    assert _registration.onnxscript_apis.get_torchlib_ops is kept

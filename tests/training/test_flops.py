@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.flop_counter import FlopCounterMode
 
-from thrifty.training.flops import count_flops
+from tests.generated_models import draw
+from thrifty.compilers.parity import as_tuple
+from thrifty.training.flops import _OWN, FlopCount, count_flops
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
@@ -66,3 +71,33 @@ def test_a_recurrent_cell_and_its_layer_count_alike():
     _, whole = count_flops(lambda: lstm(torch.randn(1, 3, 6)))
     _, step = count_flops(lambda: cell(torch.randn(3, 6)))
     assert whole.flops == step.flops > 0
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 5))
+def test_models_are_counted_as_torch_counts_them(seed):
+    """Forward, backward and in inference mode, where composite operators arrive whole."""
+    drawn = draw(seed)
+    torch.manual_seed(seed)
+    model, requests = drawn.make().eval(), drawn.asked(3, 1)
+
+    def both():
+        outputs = [x for x in as_tuple(model(*requests)) if isinstance(x, Tensor) and x.requires_grad]
+        if outputs:
+            sum(x.real.float().sum() for x in outputs).backward()
+
+    def inferred():
+        with torch.inference_mode():
+            model(*requests)
+
+    # Parametrizations cannot be computed in inference mode under torch's counter.
+    parametrized = any(is_parametrized(module) for module in model.modules())
+    for call in (both,) if parametrized else (both, inferred):
+        with FlopCounterMode(display=False, custom_mapping=_OWN) as theirs:
+            call()
+        assert count_flops(call)[1].flops == theirs.get_total_flops()
+
+
+def test_a_composite_operator_is_named_by_its_parts():
+    with torch.inference_mode():
+        _, count = count_flops(lambda: nn.functional.linear(torch.ones(2, 4), torch.ones(3, 4)))
+    assert count == FlopCount(48.0, ())

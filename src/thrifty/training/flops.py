@@ -45,8 +45,8 @@ class _Known:
         return _Known(
             formula=found,
             named=found is None and not operator.is_view and packet not in _FREE and operator.namespace not in _SENDING,
-            composite=operator._can_decompose() and packet not in _ASKING,
-            asks=packet in _ASKING and packet is not torch.ops.prim.device)
+            composite=operator._can_decompose(),
+            asks=packet in _ASKING)
 
 
 class _Counter(TorchDispatchMode):
@@ -138,7 +138,7 @@ _FREE = {
 """Operators that move or make data: no arithmetic to count."""
 
 
-_ASKING = {torch.ops.prim.device, torch.ops.prim.layout} | {
+_ASKING = {torch.ops.prim.layout} | {
     getattr(torch.ops.aten, name)
     for name in ("is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "size", "stride", "storage_offset",
                  "numel", "dim", "sym_is_contiguous", "sym_size", "sym_stride", "sym_storage_offset", "sym_numel")
