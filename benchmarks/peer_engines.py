@@ -25,7 +25,7 @@ from thrifty.compilers.inductor import kernels as inductor_kernels
 from thrifty.compilers.onnxruntime import kernels as onnxruntime_kernels
 from thrifty.compilers.openvino import kernels as openvino_kernels
 from thrifty.engines import RUNTIMES
-from thrifty.engines.instructions import instruction_set
+from thrifty.engines.instructions import instruction_set, instructions
 from thrifty.numerics.graph import is_convolution
 from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
@@ -45,6 +45,8 @@ PEERS = str(HERE / "peer_quantizers.py")
 CALIBRATION_EXAMPLES = 256
 SEED = 0
 WEIGHTS = "weights"
+OURS = "thrifty-"
+"""What the names of our own engines begin with."""
 COMPILERS = ("openvino", "onnxruntime", "inductor")
 NNCF, NNCF_BF16 = "nncf", "nncf-bf16"
 """One file of NNCF's: OpenVINO computes what is not integer in float32 or in bfloat16, as it is told when it opens it."""
@@ -106,16 +108,18 @@ def floating(name: str, store: Path) -> tuple[Workload, nn.Module, Context]:
 def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
     """Make every engine of a model that is not there yet; {engine: why there is none}."""
     place = store / name
-    _, net, context = floating(name, store)
+    workload, net, context = floating(name, store)
+    made = functools.cache(lambda recipe: followed(recipe, net, workload, context))
     convolutional = any(map(is_convolution, net.modules()))
     tools: dict[str, Callable[[Path], None]] = {}
     for scheme, recipe in schemes(convolutional).items():
         for compiler in COMPILERS:
             if "bf16" not in scheme or compiler != "onnxruntime":  # which has no bfloat16
-                tools[f"{scheme}-{compiler}"] = functools.partial(ours, net, recipe, compiler, context)
+                tools[f"{OURS}{scheme}-{compiler}"] = functools.partial(ours, made, recipe, compiler, context)
     for kind in (f"onnxruntime-{'static' if convolutional else 'dynamic'}", NNCF, "neural-compressor"):
         tools[kind] = functools.partial(_theirs, net, context, [str(peers_python), PEERS, kind, name, str(store)])
-    tools[NNCF_BF16] = lambda out: _in_bfloat16(net, context, place / NNCF, out)
+    if fast_bfloat16():
+        tools[NNCF_BF16] = lambda out: _in_bfloat16(net, context, place / NNCF, out)
     failed: dict[str, str] = {}
     for tool, make in tools.items():
         try:
@@ -126,11 +130,14 @@ def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
 
 
 def schemes(convolutional: bool) -> dict[str, str]:
-    """Our recipes; a net of convolutions leaves nothing to bfloat16."""
-    found = {"w8a8": "quantize(w8a8)", "w8a8-bf16": "quantize(w8a8, rest=bf16)",
-             "w8a8-static": "quantize(w8a8, activations=static)",
+    """Our recipes: a net of convolutions leaves nothing to bfloat16, and bfloat16 is for processors that multiply in it."""
+    if convolutional:
+        return {"fp32": "", "w8a8": "quantize(w8a8)",
+                "pruned-w8a8": "prune(ratio=0.2) | train(adamw(lr=3e-4), epochs=1) | quantize(w8a8)"}
+    found = {"fp32": "", "w8a8": "quantize(w8a8)", "w8a8-static": "quantize(w8a8, activations=static)",
+             "w8a8-bf16": "quantize(w8a8, rest=bf16)",
              "w8a8-static-bf16": "quantize(w8a8, activations=static, rest=bf16)"}
-    return {"w8a8": found["w8a8"]} if convolutional else found
+    return {scheme: recipe for scheme, recipe in found.items() if "bf16" not in recipe or fast_bfloat16()}
 
 
 def once(place: Path, make: Callable[[Path], None]) -> Path:
@@ -144,14 +151,29 @@ def once(place: Path, make: Callable[[Path], None]) -> Path:
     return place
 
 
-def ours(net: nn.Module, recipe: str, compiler: str, context: Context, out: Path) -> None:
-    (quantize,) = Recipe.parse(recipe)
+def ours(made: Callable[[str], nn.Module], recipe: str, compiler: str, context: Context, out: Path) -> None:
     lower = method_class(compiler)()
-    assert isinstance(quantize, Transform)
     assert isinstance(lower, Compiler)
+    model = made(recipe)
     with torch.no_grad():
-        integer = quantize.build(copy.deepcopy(net), quantize.plan(net, context))
-        _write(out, lower.lower(integer, context.example, out, context), context, integer)
+        _write(out, lower.lower(model, context.example, out, context), context, model)
+
+
+def fast_bfloat16() -> bool:
+    return bool(instructions() & {"avx512_bf16", "amx_bf16"})
+
+
+def followed(recipe: str, net: nn.Module, workload: Workload, context: Context) -> nn.Module:
+    """What a recipe makes of the trained net; the net itself where it is empty."""
+    model = copy.deepcopy(net)
+    for phase in Recipe.parse(recipe) if recipe else ():
+        if isinstance(phase, Train):
+            model = train(training_setup(workload, phase, SEED, "cpu", _no_teacher), model).model
+            continue
+        assert isinstance(phase, Transform)
+        with torch.no_grad():
+            model = phase.build(copy.deepcopy(model), phase.plan(model, context))
+    return model.eval()
 
 
 def _theirs(net: nn.Module, context: Context, command: list[str], out: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peer_engines import MODELS, engines, weights
+from peer_engines import MODELS, OURS, engines, weights
 
 from thrifty.artifacts import artifact
 from thrifty.measure.comparison import Comparison, Reading
@@ -53,7 +53,7 @@ def sides(name: str, store: Path) -> dict[str, Side]:
 
 
 def is_ours(engine: str) -> bool:
-    return engine.startswith("w8a8-")
+    return engine.startswith(OURS)
 
 
 # -- quality -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    _list_operators_once()
     _settled()
+
+
+def _list_operators_once() -> None:
+    """Each `run_decompositions` asks torch 28 times, once a namespace, to list all composite operators: a tenth of a second."""
+    import torch
+    from torch._export import utils
+
+    plain, listed = utils._materialize_cpp_cia_ops, set[int]()
+
+    def list_operators() -> None:
+        if (namespaces := len(torch.ops._dir)) not in listed:
+            plain()
+            listed.update((namespaces, len(torch.ops._dir)))
+
+    utils._materialize_cpp_cia_ops = list_operators
 
 
 @pytest.hookimpl(trylast=True)  # what the file's fixtures made is gone by then

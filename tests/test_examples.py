@@ -82,6 +82,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_the_texts_are_a_workload_that_works(bert: Path) -> None:
     found = load_workload(str(bert / "docs-bert"), train=bert / "train.jsonl", data=bert / "judged.jsonl")
     assert found.reference and len(found.train) > 1000  # type: ignore[arg-type]

@@ -81,7 +81,8 @@ def test_it_says_what_transformers_say(made, length):
     assert Generator.load(place).generate(prompt, new) == expected(body, prompt, new)
 
 
-@pytest.mark.parametrize("maker", [mixtral, pytest.param(jamba, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", [mixtral, jamba])
 def test_mixtures_and_state_spaces_say_what_transformers_say(tmp_path, maker):
     """A prompt shorter than the first engine's is filled up, which must not touch the states."""
     body = maker()

@@ -35,7 +35,10 @@ PROPERTIES = {"int8": "integer-products", "fp8": "float8-products", "bf16": "bfl
 """{precision of a model: the property by which compilers refuse it}."""
 NEAR = 1.3
 """One round of fresh processes leaves those within this factor of the fastest; the others are out."""
-ROUNDS = 5
+FEWEST_ROUNDS, ROUNDS = 3, 5
+"""Rounds of the near ones: the first round alone, on a machine with other work, has kept an engine 1.17 times slower."""
+COMPILING = 0.75
+"""The share of the seconds in which a further compiler may begin; the rest is for the race."""
 PARITY_REQUESTS = 8
 
 
@@ -44,13 +47,13 @@ PARITY_REQUESTS = 8
 class Auto(Compiler):
     """Lower with every compiler that applies, drop those that are not numerically right, race the rest, keep the fastest.
 
-    The race is of one request on the target's threads, in interleaved fresh processes: one round of all, then up to
+    The race is of one request on the target's threads, in interleaved fresh processes: one round of all, then three to
     five of those within 30% of the fastest. What the losers took and how fast they are stays in the ledger. Which engine
     wins is a measurement: two that are equally fast may change places from run to run.
 
     Args:
-        seconds: once they are spent no further compiler begins, and no further round of the race; one compiler and
-            one round always run.
+        seconds: after three quarters of them no further compiler begins, after all of them the race has no fourth
+            round. One compiler, and a race where there are several, always run, however few the seconds.
     """
 
     seconds: float = number(180.0, 0, open_low=True)
@@ -102,7 +105,7 @@ class Auto(Compiler):
         with torch.no_grad():
             expected = as_tuple(model.eval()(*example))
         for name in candidates(model, context.target.device):
-            if made and (name == LAST_RESORT or time.perf_counter() - began > self.seconds):
+            if made and (name == LAST_RESORT or time.perf_counter() - began > COMPILING * self.seconds):
                 break
             context.progress(f"auto: compile({name})")
             started = time.perf_counter()
@@ -133,8 +136,8 @@ class Auto(Compiler):
         seconds = raced(list(places), 1)
         near = [name for name in places if seconds[name] <= NEAR * min(seconds.values())]
         now = time.perf_counter()
-        rounds = min(ROUNDS, int((self.seconds - (now - began)) / max(now - started, 1e-9)))
-        return seconds | (raced(near, rounds) if len(near) > 1 and rounds > 0 else {})
+        affordable = int((self.seconds - (now - began)) / max(now - started, 1e-9))
+        return seconds | (raced(near, min(ROUNDS, max(FEWEST_ROUNDS, affordable))) if len(near) > 1 else {})
 
 
 def candidates(model: nn.Module, device: str = "cpu") -> list[str]:

@@ -72,7 +72,8 @@ def test_a_tied_table_is_kept_once(tmp_path):
     assert error(called(engine, ids[:1]), integer(ids[:1])) < 1e-5
 
 
-@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
 def test_an_integer_convolution_over_sequences_leaves_as_many_places_as_it_does(channels, tmp_path):
     """A group norm has the length written into its program; torch's own inference of that length is wrong."""
     torch.manual_seed(0)

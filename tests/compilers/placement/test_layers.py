@@ -44,7 +44,7 @@ def test_the_peak_of_a_token_of_zeros_is_above_0():
     assert peaks(torch.tensor([[1.0, -3.0], [0.0, 0.0]])).tolist() == [[3.0], [pytest.approx(1e-12)]]
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "inductor"])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_integer_kernels_run_and_agree_with_the_simulation(backend, tmp_path):
     compiler = method_class(backend)()
     if missing := compiler.missing():

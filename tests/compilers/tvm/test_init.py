@@ -85,7 +85,7 @@ def wide(tmp_path_factory):
     return place, lowered(Tvm(), net, (torch.randn(512, 512),), place)[0]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_threads_are_as_many_as_asked_for(threads, wide):
     """By the processor time that the system counts for each thread of a process of its own."""
     place, record = wide
