@@ -4,21 +4,30 @@
 
 Two passes: the first, with --make, makes and scores what there is and times nothing (kept under --keep and THRIFTY_CACHE); the
 second times, on a machine that does nothing else. Uniform recipes are of two kinds: transforms of the whole model, and every
-block's own alternative of one kind, distilled like the search's.
+block's own alternative of one kind, distilled like the search's. With --peers-python, a Python that has NNCF, the first pass has
+NNCF quantize the same trained model too, uniformly and by its own search for accuracy; the second times its OpenVINO models.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
+import functools
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
+sys.path.insert(0, str(Path(__file__).parent))
+from peer_engines import MODELS, PEERS, WEIGHTS, once, theirs
+
+from thrifty.artifacts import artifact
 from thrifty.errors import ThriftyError
 from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
@@ -29,12 +38,15 @@ from thrifty.posttraining.nas.nas import Nas
 from thrifty.posttraining.nas.search import Search, Settings
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
+from thrifty.runs import checkpoint
+from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import Measurements, Recall, make_context, training_setup
 from thrifty.runs.journal import Journal
 from thrifty.target import Target
 from thrifty.training.loop import train
 from thrifty.workloads.loading import load_workload
 from thrifty.workloads.quality import Scores
+from thrifty.workloads.workload import Workload
 
 UNIFORM = ("quantize(w8a8)", "quantize(w4a16, group=32)", "prune(ratio=0.25)", "prune(ratio=0.5)", "prune(ratio=0.75)",
            "low_rank(ratio=0.25)", "low_rank(ratio=0.5)", "prune(ratio=0.25) | quantize(w8a8)",
@@ -61,6 +73,32 @@ def _no_teacher(text: str) -> nn.Module:
     raise ThriftyError("this reference distils, and no teacher is at hand")
 
 
+def peers(workload: Workload, model: nn.Module, keep: Path, python: str) -> None:
+    """NNCF's models of the same weights."""
+    name = next(name for name, entry in MODELS.items() if load_workload(entry.workload).source == workload.source)
+    context = make_context(workload, Target(threads=1), 0, lambda _: None)
+    kept = Checkpoint(workload.source, workload.reference)
+    once(keep / "peers" / name / WEIGHTS, lambda out: checkpoint.save(kept, model, out))
+    for kind in ("nncf", "nncf-accuracy"):
+        try:
+            once(keep / "peers" / name / kind,
+                 functools.partial(theirs, model, context, [python, PEERS, kind, name, str(keep / "peers")]))
+        except RuntimeError as error:
+            print(f"{kind}: {' '.join(str(error).split())[-300:]}", flush=True)
+
+
+def of_artifact(place: Path, workload: Workload) -> tuple[float, Scores]:
+    """Median seconds of one call, by the clock that times modules, and its scores on test, request by request."""
+    with contextlib.closing(artifact.load(place, threads=1, trust_native_code=True)) as opened:
+        native = opened.engine.native([x.numpy() for x in workload.example(1)])
+        timer = Timer("run(native)", globals={"run": opened.engine.run, "native": native}, num_threads=1)
+
+        def answers(inputs: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat([opened(*(x[i : i + 1] for x in inputs)) for i in range(len(inputs[0]))])
+
+        return float(timer.blocked_autorange(min_run_time=0.2).median), workload.quality(answers, workload.test)
+
+
 def scores(workload, model: nn.Module) -> Scores:
     with torch.inference_mode():
         return workload.quality(lambda inputs: model(*inputs), workload.test)
@@ -76,6 +114,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--make", action="store_true", help="make and score alone, time nothing")
+    parser.add_argument("--peers-python", help="with --make: of an environment that has NNCF")
     arguments = parser.parse_args()
     arguments.keep.mkdir(exist_ok=True, parents=True)
     torch.set_num_threads(1)
@@ -108,6 +147,8 @@ def main() -> None:
         for name, why in found.items():
             print(f"  {block}: {name}: {why[:150]}")
     if arguments.make:
+        if arguments.peers_python:
+            peers(workload, model, arguments.keep, arguments.peers_python)
         return
     reference = scores(workload, model)
     print(f"as it is: {1e3 * table.own.seconds:.3f} ms, {reference.value:.4f} on test\n")
@@ -128,6 +169,8 @@ def main() -> None:
                 rivals[text] = (clock.time(copy.deepcopy(smaller), engine=arguments.engine), scores(workload, smaller))
         except ThriftyError as error:
             print(f"{text}: {error}")
+    for place in sorted((arguments.keep / "peers").glob("*/nncf*")):
+        rivals[f"{place.name} (OpenVINO)"] = of_artifact(place, workload)
     print("| uniform recipe | latency | on test |\n| --- | --- | --- |")
     for name, (seconds, found) in sorted(rivals.items(), key=lambda item: -item[1][0]):
         print(f"| {name} | {1e3 * seconds:.3f} ms | {found.value:.4f} |")

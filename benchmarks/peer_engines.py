@@ -117,7 +117,7 @@ def engines(name: str, store: Path, peers_python: Path) -> dict[str, str]:
             if "bf16" not in scheme or compiler != "onnxruntime":  # which has no bfloat16
                 tools[f"{OURS}{scheme}-{compiler}"] = functools.partial(ours, made, recipe, compiler, context)
     for kind in (f"onnxruntime-{'static' if convolutional else 'dynamic'}", NNCF, "neural-compressor"):
-        tools[kind] = functools.partial(_theirs, net, context, [str(peers_python), PEERS, kind, name, str(store)])
+        tools[kind] = functools.partial(theirs, net, context, [str(peers_python), PEERS, kind, name, str(store)])
     if fast_bfloat16():
         tools[NNCF_BF16] = lambda out: _in_bfloat16(net, context, place / NNCF, out)
     failed: dict[str, str] = {}
@@ -176,7 +176,7 @@ def followed(recipe: str, net: nn.Module, workload: Workload, context: Context) 
     return model.eval()
 
 
-def _theirs(net: nn.Module, context: Context, command: list[str], out: Path) -> None:
+def theirs(net: nn.Module, context: Context, command: list[str], out: Path) -> None:
     paths = os.pathsep.join(filter(None, [str(Path(thrifty.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run([*command, str(out)], capture_output=True, text=True, check=False,
                           env={**os.environ, "PYTHONPATH": paths})

@@ -9,6 +9,7 @@ documentation tells a user to do; all start from the same float module and calib
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -23,10 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peer_engines import floating
 
 from thrifty.numerics.graph import is_convolution
+from thrifty.workloads.workload import Workload
 
 Rows = list[tuple[Tensor, ...]]
 """Requests of one example each."""
 OPSET = 20
+NNCF_ACCURACY = "nncf-accuracy"
+MAX_DROP = 0.003
+"""Of quality on validation, that NNCF's search may lose."""
 
 
 def convolutional(net: nn.Module) -> bool:
@@ -96,6 +101,27 @@ def nncf(net: nn.Module, rows: Rows, out: Path) -> dict[str, Any]:
     return {"engine": "openvino", "files": ["model.xml", "model.bin"], "precision": "int8"}
 
 
+def nncf_accuracy(workload: Workload, net: nn.Module, rows: Rows, out: Path) -> dict[str, Any]:
+    """NNCF's own search: layers go back to floating point until validation loses no more than is allowed."""
+    import nncf
+    import openvino
+
+    def judged(model: Any, _: Any) -> tuple[float, None]:
+        def answers(inputs: tuple[Tensor, ...]) -> Tensor:
+            return torch.cat([torch.from_numpy(model([x[i : i + 1].numpy() for x in inputs])[0]) for i in range(len(inputs[0]))])
+
+        value = workload.quality(answers, workload.validation).value
+        return (value if workload.quality.higher_is_better else -value), None
+
+    model = openvino.convert_model(torch.export.export(net, rows[0]))
+    dataset = nncf.Dataset(rows, lambda row: {i: x.numpy() for i, x in enumerate(row)})
+    quantized = nncf.quantize_with_accuracy_control(
+        model, dataset, dataset, judged, max_drop=MAX_DROP, subset_size=len(rows),
+        model_type=None if convolutional(net) else nncf.ModelType.TRANSFORMER)
+    openvino.save_model(quantized, out / "model.xml", compress_to_fp16=False)
+    return {"engine": "openvino", "files": ["model.xml", "model.bin"], "precision": "int8"}
+
+
 # -- Neural Compressor -------------------------------------------------------------------------------------------
 
 
@@ -123,15 +149,16 @@ KINDS: dict[str, Callable[[nn.Module, Rows, Path], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=(*KINDS, NNCF_ACCURACY))
     parser.add_argument("model")
     parser.add_argument("store", type=Path)
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
-    _, net, context = floating(given.model, given.store)
+    workload, net, context = floating(given.model, given.store)
+    kinds = {**KINDS, NNCF_ACCURACY: functools.partial(nncf_accuracy, workload)}
     rows = [tuple(x[i : i + 1] for x in batch) for batch in context.calibration() for i in range(len(batch[0]))]
     with torch.no_grad():
-        made = KINDS[given.kind](net, rows, given.out)
+        made = kinds[given.kind](net, rows, given.out)
     (given.out / "peer.json").write_text(json.dumps(made))
 
 

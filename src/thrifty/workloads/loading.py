@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,8 +125,14 @@ def _module(place: str, reference: str) -> ModuleType:
 
 
 def _needed(error: BaseException) -> str:
-    """What a Workload must have, where the error says that something is missing."""
-    if not (isinstance(error, TypeError) and "required" in str(error) and "Workload" in str(error)):
+    """What a Workload takes, where the error says that an argument is missing or that there is none of this name."""
+    if not (isinstance(error, TypeError) and "Workload." in str(error)):
         return ""
-    return " (a Workload needs: " + ", ".join(spec.name for spec in dataclasses.fields(Workload)
+    fields = {spec.name: spec for spec in dataclasses.fields(Workload)}
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+        near = [name for name in fields if name.startswith(unknown[1])] or difflib.get_close_matches(unknown[1], fields, n=1)
+        return f" (did you mean {near[0]!r}?)" if near else f" (a Workload takes: {', '.join(fields)})"
+    if "required" not in str(error):
+        return ""
+    return " (a Workload needs: " + ", ".join(name for name, spec in fields.items()
                                               if spec.default is spec.default_factory is dataclasses.MISSING) + ")"
