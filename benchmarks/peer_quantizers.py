@@ -106,17 +106,17 @@ def nncf_accuracy(workload: Workload, net: nn.Module, rows: Rows, out: Path) -> 
     import nncf
     import openvino
 
-    def judged(model: Any, _: Any) -> tuple[float, None]:
+    def judged(model: Any, _: Any) -> tuple[float, list[float]]:
         def answers(inputs: tuple[Tensor, ...]) -> Tensor:
             return torch.cat([torch.from_numpy(model([x[i : i + 1].numpy() for x in inputs])[0]) for i in range(len(inputs[0]))])
 
-        value = workload.quality(answers, workload.validation).value
-        return (value if workload.quality.higher_is_better else -value), None
+        found, sign = workload.quality(answers, workload.validation), 1.0 if workload.quality.higher_is_better else -1.0
+        return sign * found.value, [sign * float(x) for x in found.numerator / found.denominator]
 
     model = openvino.convert_model(torch.export.export(net, rows[0]))
     dataset = nncf.Dataset(rows, lambda row: {i: x.numpy() for i, x in enumerate(row)})
     quantized = nncf.quantize_with_accuracy_control(
-        model, dataset, dataset, judged, max_drop=MAX_DROP, subset_size=len(rows),
+        model, dataset, nncf.Dataset(range(len(workload.validation))), judged, max_drop=MAX_DROP, subset_size=len(rows),
         model_type=None if convolutional(net) else nncf.ModelType.TRANSFORMER)
     openvino.save_model(quantized, out / "model.xml", compress_to_fp16=False)
     return {"engine": "openvino", "files": ["model.xml", "model.bin"], "precision": "int8"}
