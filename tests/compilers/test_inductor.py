@@ -63,6 +63,14 @@ def test_float_parity_and_bytes(tmp_path):
     assert small <= 0.27 * large
 
 
+def test_options_that_this_torch_lacks_are_left_out(monkeypatch):
+    """Inductor refuses a setting that it does not know, and torch 2.11 has no line tables."""
+    monkeypatch.setitem(inductor.OPTIONS, "aot_inductor.of_another_torch", True)
+    found = inductor._options()
+    assert "aot_inductor.of_another_torch" not in found and found["freezing"] is True
+    assert found["aot_inductor.compile_wrapper_opt_level"] == "Os"
+
+
 def test_kernels_are_counted_in_the_calls_alone():
     source = """
     // Topologically Sorted: aoti_torch_cpu_mm_out(

@@ -29,7 +29,7 @@ from thrifty.recipes.compiler import Compiler
 from thrifty.recipes.context import Context
 
 FILE = "model.pt2"
-OPTIONS = {
+OPTIONS: dict[str, bool | str] = {
     "freezing": True,  # decides: without it int8 is no faster than fp32 (0.9x), with it 3.6x
     "aot_inductor.use_runtime_constant_folding": False,
     "aot_inductor.compile_wrapper_opt_level": "Os",  # the wrapper only calls kernels: what counts of it is its bytes
