@@ -91,20 +91,13 @@ def onnxruntime_dynamic(net: nn.Module, rows: Rows, out: Path) -> dict[str, Any]
 def nncf(net: nn.Module, rows: Rows, out: Path) -> dict[str, Any]:
     """NNCF on the OpenVINO model; of transformers it is told that they are."""
     import nncf
-    import openvino
 
-    model = openvino.convert_model(torch.export.export(net, rows[0]))
-    dataset = nncf.Dataset(rows, lambda row: {i: x.numpy() for i, x in enumerate(row)})
-    model_type = None if convolutional(net) else nncf.ModelType.TRANSFORMER
-    quantized = nncf.quantize(model, dataset, subset_size=len(rows), model_type=model_type)
-    openvino.save_model(quantized, out / "model.xml", compress_to_fp16=False)
-    return {"engine": "openvino", "files": ["model.xml", "model.bin"], "precision": "int8"}
+    return _by_nncf(net, rows, out, nncf.quantize)
 
 
 def nncf_accuracy(workload: Workload, net: nn.Module, rows: Rows, out: Path) -> dict[str, Any]:
     """NNCF's own search: layers go back to floating point until validation loses no more than is allowed."""
     import nncf
-    import openvino
 
     def judged(model: Any, _: Any) -> tuple[float, list[float]]:
         def answers(inputs: tuple[Tensor, ...]) -> Tensor:
@@ -113,11 +106,19 @@ def nncf_accuracy(workload: Workload, net: nn.Module, rows: Rows, out: Path) -> 
         found, sign = workload.quality(answers, workload.validation), 1.0 if workload.quality.higher_is_better else -1.0
         return sign * found.value, [sign * float(x) for x in found.numerator / found.denominator]
 
+    return _by_nncf(net, rows, out, functools.partial(
+        nncf.quantize_with_accuracy_control, validation_dataset=nncf.Dataset(range(len(workload.validation))),
+        validation_fn=judged, max_drop=MAX_DROP))
+
+
+def _by_nncf(net: nn.Module, rows: Rows, out: Path, quantize: Callable[..., Any]) -> dict[str, Any]:
+    import nncf
+    import openvino
+
     model = openvino.convert_model(torch.export.export(net, rows[0]))
     dataset = nncf.Dataset(rows, lambda row: {i: x.numpy() for i, x in enumerate(row)})
-    quantized = nncf.quantize_with_accuracy_control(
-        model, dataset, nncf.Dataset(range(len(workload.validation))), judged, max_drop=MAX_DROP, subset_size=len(rows),
-        model_type=None if convolutional(net) else nncf.ModelType.TRANSFORMER)
+    model_type = None if convolutional(net) else nncf.ModelType.TRANSFORMER
+    quantized = quantize(model, calibration_dataset=dataset, subset_size=len(rows), model_type=model_type)
     openvino.save_model(quantized, out / "model.xml", compress_to_fp16=False)
     return {"engine": "openvino", "files": ["model.xml", "model.bin"], "precision": "int8"}
 

@@ -30,7 +30,7 @@ ROUNDING: Mapping[str, float] = {
 """
 SLACK = 2.0
 """Of the error over that of noise. Rounding is not noise: its errors at one layer have a mean and are alike from row to row, and
-few requests are asked. Over 1,000 models drawn the largest was 1.5."""
+few requests are asked."""
 
 DRAWS = 10
 """Of the noise. Where a model saturates, a few answers that flip decide how far off it is: of 24 requests, one draw says 0.07 and

@@ -88,9 +88,8 @@ def test_a_module_is_a_workload_too() -> None:
     (HEAD + TAIL.replace("quality=Accuracy(),", ""),
      ["missing 1 required", "'quality'", "a Workload needs: name, model, validation, test, quality, example"]),
     (HEAD + TAIL.replace("validation=", "val="), ["unexpected keyword argument 'val'", "did you mean 'validation'?"]),
-    (HEAD + TAIL.replace("quality=", "qualty="), ["did you mean 'quality'?"]),
     (HEAD + TAIL.replace("quality=", "zzz="), ["unexpected keyword argument 'zzz'", "a Workload takes: name, model, "]),
-    (HEAD + TAIL.replace("quality=", "qualty="), ["'qualty'"]),
+    (HEAD + TAIL.replace("quality=", "qualty="), ["'qualty'", "did you mean 'quality'?"]),
     (HEAD + TAIL.replace("Accuracy()", "3"), ["quality must be a thrifty.Quality such as Accuracy() but is 3"]),
 ])
 def test_a_file_that_cannot_be_used_says_why_and_where(text: str, words: list[str], write: Callable[[str], str]) -> None:

@@ -52,7 +52,7 @@ class Inductor(Compiler):
         provides=frozenset({"compiled"}),
         removes=frozenset({"module"}),
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write ``model.pt2``, an AOTInductor package.
@@ -139,8 +139,8 @@ def _options() -> dict[str, bool | str]:
     """Those of `OPTIONS` that this torch has: its 2.11 writes no line tables."""
     from torch._inductor import config
 
-    return {name: value for name, value in OPTIONS.items()
-            if "." not in name or hasattr(config.aot_inductor, name.partition(".")[2])}
+    known = config.get_config_copy()
+    return {name: value for name, value in OPTIONS.items() if name in known}
 
 
 @contextlib.contextmanager
