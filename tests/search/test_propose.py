@@ -134,6 +134,7 @@ def test_candidates_for_a_claim():
     fast = trial("fast", (0.002, -0.01, 0.02), speedup=(5.0, None, None))
     slow = trial("slow", (0.0, -0.001, 0.001), speedup=(2.0, None, None))
     lost = trial("lost", (0.5, 0.4, 0.6), speedup=(9.0, None, None))
-    assert candidates([slow, fast, lost], Bars.read("1pt")) == [fast, slow]  # fast may meet it yet, lost cannot
+    assert candidates([slow, fast, lost], Bars.read("1pt")) == [slow, fast]  # slow meets it, fast may, lost cannot
+    assert candidates([slow, fast, lost], Bars()) == [lost, fast, slow]
     assert candidates([lost], Bars.read("1pt")) == [lost]  # nothing may: the nearest is shown
     assert candidates([], Bars()) == []

@@ -138,10 +138,13 @@ def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, st
 
 
 def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
-    """Trials of the front that meet the constraints or may, by what is minimized; the nearest where there are none."""
+    """Trials of the front that meet the constraints, then those that may, by what is minimized; the nearest where there are none.
+
+    More pairs narrow a speed, not a drop: a claim of what only may meet the constraints answers nobody's question.
+    """
     standings = frontier(trials, objectives(bars)).standings
     front = [s.trial for s in standings if s.status == "front" and bars.open(s.trial)]
-    ranked = sorted(front, key=lambda trial: objectives_of(trial, (bars.objective,))[1][0].value)
+    ranked = sorted(front, key=lambda trial: (bool(bars.misses(trial)), objectives_of(trial, (bars.objective,))[1][0].value))
     nearest = choose(trials, bars).nearest
     return ranked or ([nearest] if nearest is not None else [])
 

@@ -54,7 +54,7 @@ ROUND, SCORING = 4.0, 3.0
 SIDES = 1.5
 """A round of a claim, which times the compiled baseline too, in rounds of screening."""
 FIRST_CLAIM = 2.0
-"""While nothing is claimed and less is left than so many claims take, the best so far is claimed before more is screened: an
+"""While nothing that meets the constraints is claimed and less is left than so many claims take, the best so far is claimed: an
 answer is worth more than a better one that nobody has measured."""
 
 
@@ -234,7 +234,7 @@ class Exploration:
         self.waiting = self.batch()
         self.exhausted = not self.waiting
         begun = any(trial.status == "done" for trial in self.trials)  # before anything is there, a risk is taken
-        short = not any(map(claimed, self.trials)) and left < FIRST_CLAIM * self.claim_estimate().high
+        short = not self.answered() and left < FIRST_CLAIM * self.claim_estimate().high
         for recipes in (self.claims(left, True) if short else [], self.fitting(left - self.reserve(), not begun),
                         self.claims(left, False), self.fitting(left, not begun), self.claims(left, True),
                         [] if self.exhausted else self.fitting(left, True)):
@@ -330,7 +330,7 @@ class Exploration:
 
     def reserve(self) -> float:
         """Seconds kept for measuring the front again: for one trial in any case, for more as far as the budget is large."""
-        left = self.promote - sum(map(claimed, self.trials))
+        left = max(self.promote - sum(map(claimed, self.trials)), 0 if self.answered() else 1)
         one = self.claim_estimate().high
         return 0.0 if left <= 0 else max(one, min(left * one, CLAIM_SHARE * self.budget))
 
@@ -355,10 +355,14 @@ class Exploration:
         return [lambda: self.claim(trial, CLAIM_PAIRS)]
 
     def unclaimed(self) -> Trial | None:
-        """The best trial of the front whose speed has no interval yet; None where enough have been measured again."""
-        if sum(map(claimed, self.trials)) >= self.promote:
-            return None
-        return next((trial for trial in candidates(self.trials, self.bars) if not claimed(trial)), None)
+        """The best of the front whose speed has no interval yet; after enough claims only while none of them is an answer."""
+        best = next((trial for trial in candidates(self.trials, self.bars) if not claimed(trial)), None)
+        enough = sum(map(claimed, self.trials)) >= self.promote
+        return None if best is None or (enough and (self.answered() or self.bars.misses(best))) else best
+
+    def answered(self) -> bool:
+        """Whether something that meets the constraints was measured again."""
+        return any(claimed(trial) and not self.bars.misses(trial) for trial in self.trials)
 
     def narrowing(self, left: float) -> Callable[[], None] | None:
         """One more pair for the best claimed trial, where that fits."""

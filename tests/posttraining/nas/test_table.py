@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 
@@ -48,23 +47,6 @@ def test_what_the_table_says_of_a_whole_model_is_a_sum():
     assert found.predicted(("int8", "as it is", "pruned"), "latency") == pytest.approx(13e-3 - 2e-3 - 3e-3)
     assert found.predicted(("int8", "int8", "as it is"), "bytes") == 320 - 150
     assert Table.from_json(json.loads(json.dumps(found.to_json()))) == found
-
-
-def test_where_the_blocks_are_the_whole_model_and_take_less_apart_what_is_saved_counts_as_much_more():
-    """Apart each finds its weights in the cache: ResNet-18, pruned and in int8, was predicted at 2.3 ms and took 0.97."""
-    found = table()
-    slower = dataclasses.replace(found.own, seconds=1.5 * 12e-3, bytes=300.0, batch=BATCH * 12e-3)
-    together = dataclasses.replace(found, own=slower)
-    assert together.together("latency") == pytest.approx(1.5) and together.together("throughput") == pytest.approx(1.0)
-    assert together.predicted(("pruned",) * 3, "latency") == pytest.approx(1.5 * 3e-3)
-    assert together.predicted(("pruned",) * 3, "bytes") == 150
-
-
-@pytest.mark.parametrize("own", [Row("as it is", 10e-3, 300.0, 10.0), Row("as it is", 30e-3, 600.0, 10.0)])
-def test_what_is_saved_counts_once_where_calls_cost_by_themselves_or_something_stands_beside_the_blocks(own):
-    found = dataclasses.replace(table(), own=own)
-    assert found.together("latency") == 1
-    assert found.predicted(("pruned",) * 3, "latency") == pytest.approx(own.seconds - 9e-3)
 
 
 def test_the_correction_makes_measured_models_come_out():

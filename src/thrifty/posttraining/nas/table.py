@@ -17,9 +17,6 @@ RIDGE = 1e-3
 """Of the correction: a kind of alternative on which few models depend is corrected little."""
 LEAST_SCALE = 0.1
 """A correction leaves at least this share of what the table says."""
-TIMES = ("latency", "throughput")
-ALL = 0.95
-"""The share of a model's bytes that its blocks hold where they are all of it: what they take together is compared with it."""
 BATCH = 32
 """Requests of one call where throughput is limited."""
 
@@ -124,20 +121,7 @@ class Table:
             return [np.array([self.loss(row) for row in rows]) for rows in self.blocks.values()]
         if what == "memory":  # the peak is no sum, and is bounded apart
             return self.additive("bytes")
-        scale = self.together(what)
-        return [scale * np.array([row.of(what) - rows[0].of(what) for row in rows]) for rows in self.blocks.values()]
-
-    def together(self, what: str) -> float:
-        """How many times what its blocks take apart the whole model takes, at least 1; 1 where blocks are not all of it.
-
-        A block that is timed apart finds its weights in the cache, which the whole model's may not fit: then all that is saved
-        counts as much more. Where the sum is above the whole, it is what each call costs by itself, which no alternative saves.
-        """
-        first = [rows[0] for rows in self.blocks.values()]
-        apart = sum(row.of(what) for row in first)
-        if what not in TIMES or apart <= 0 or sum(row.bytes for row in first) < ALL * self.own.bytes:
-            return 1.0
-        return max(1.0, self.own.of(what) / apart)
+        return [np.array([row.of(what) - rows[0].of(what) for row in rows]) for rows in self.blocks.values()]
 
     def base(self, what: str) -> float:
         return 0.0 if what in ("loss", "drop") else self.own.of("bytes" if what == "memory" else what)
