@@ -23,7 +23,7 @@ import pytest
 from tests.serve.servers import ask, counting, running, written
 from thrifty import testing
 from thrifty.artifacts import artifact
-from thrifty.serve.server import Settings, threads_of
+from thrifty.engines import threads_of
 from thrifty.target import cores
 
 pytest.importorskip("starlette")
@@ -362,8 +362,8 @@ def test_other_hosts_are_allowed_by_name(place):
 
 
 def test_threads_are_at_most_this_machines(place, tmp_path):
-    assert threads_of({"threads": 10_000}, Settings()) == cores() and threads_of({}, Settings()) == 1
-    assert threads_of({"threads": 10_000}, Settings(threads=1)) == 1
+    assert threads_of({"threads": 10_000}) == cores() and threads_of({}) == 1
+    assert threads_of({"threads": 10_000}, 1) == 1 and threads_of({"threads": 10_000, "engine": "inductor"}, 1) == cores()
     artifact.copy(place, tmp_path / "many")
     manifest = artifact.read(place) | {"threads": 10**6}
     (tmp_path / "many" / "artifact.json").write_text(json.dumps(manifest))

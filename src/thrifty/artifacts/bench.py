@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import artifact
+from thrifty.engines import threads_of
 from thrifty.engines.parity import relative_error
 from thrifty.measure.environment import environment
 from thrifty.measure.process import Worker
 from thrifty.measure.sides import ArtifactSide
 from thrifty.measure.timing import alone
-from thrifty.target import cores
 
 ROUNDS = 5
 
@@ -36,7 +36,7 @@ def bench(directory: str | Path, *, threads: int | None = None, rounds: int = RO
     manifest = artifact.verify(path)
     inputs, outputs = artifact.example(path)
     side = ArtifactSide(str(path), trust_native_code=trust_native_code)
-    used = threads or min(int(manifest.get("threads", 1)), cores())
+    used = threads_of(manifest, threads)
     with Worker(side, threads=used, device=manifest.get("device", "cpu")) as worker:
         worker.load()
         error = max(relative_error(a, b) for a, b in zip(outputs, worker.run(inputs), strict=True))

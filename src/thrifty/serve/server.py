@@ -19,11 +19,10 @@ import numpy as np
 
 from thrifty.artifacts import artifact
 from thrifty.artifacts.verification import answers_example
-from thrifty.engines import open_engine
+from thrifty.engines import open_engine, threads_of
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.serve.batching import Arrays, Batcher, Run, largest, pays
-from thrifty.target import cores
 
 PACKAGES = ("starlette", "uvicorn", "prometheus_client")
 COMPILES_EACH_SHAPE = frozenset({"xla", "compiled"})
@@ -143,7 +142,7 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> I
 
     Its first answers, which are the slowest, are given here.
     """
-    engine = open_engine(directory, manifest, threads=threads_of(manifest, settings),
+    engine = open_engine(directory, manifest, threads=threads_of(manifest, settings.threads),
                          device=manifest.get("device", "cpu"), trust_native_code=settings.trust_native_code)
     inputs, _ = artifact.example(directory)
     bound = tolerance(manifest["precision"], manifest.get("device", "cpu"))
@@ -160,11 +159,6 @@ def start(directory: Path, manifest: Mapping[str, Any], settings: Settings) -> I
             raise ServeError(f"{directory} cannot be served: {said}")
         most = largest(run, inputs, max_batch(manifest, settings), same)
         yield run, most if most == 1 or settings.max_batch or pays(run, inputs, most) else 1
-
-
-def threads_of(manifest: Mapping[str, Any], settings: Settings) -> int:
-    """Threads of inference: those that were asked for, or the artifact's own as far as this machine has them."""
-    return settings.threads or min(int(manifest.get("threads", 1)), cores())
 
 
 def max_batch(manifest: Mapping[str, Any], settings: Settings) -> int:
