@@ -138,3 +138,8 @@ def test_candidates_for_a_claim():
     assert candidates([slow, fast, lost], Bars()) == [lost, fast, slow]
     assert candidates([lost], Bars.read("1pt")) == [lost]  # nothing may: the nearest is shown
     assert candidates([], Bars()) == []
+    told = trial("told", (0.001, 0.0, 0.002), speedup=(3.0, 2.9, 3.1, "faster", 5))
+    told = dataclasses.replace(told, test=told.quality)
+    assert candidates([slow, fast, told], Bars.read("1pt")) == [slow, fast]  # one loses less, the other is faster
+    worse = trial("worse", (0.001, 0.0, 0.002), speedup=(2.9, None, None), seconds=1.0)
+    assert candidates([worse, told], Bars.read("1pt")) == []  # it trained less, and is no better otherwise

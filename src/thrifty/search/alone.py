@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from thrifty.recipes.method import Method
 from thrifty.recipes.recipe import Recipe
+from thrifty.runs.runner import CLAIM_PAIRS
 from thrifty.search.space import Kind, Part, Space
 from thrifty.studies.constraints import Bars, choose
 from thrifty.studies.findings import objectives
@@ -36,9 +37,15 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     narrow = [recipe for recipe in compilers if "integer-products" in recipe.compiler.card.refuses]
     if waiting := [recipe for recipe in compilers if recipe not in narrow and str(recipe) not in known]:
         return waiting
-    singles = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])
-    return [recipe for recipe in singles if str(recipe) not in known] or again(space, trials, bars) or [
+    return singles(space, trials, bars) or again(space, trials, bars) or [
         recipe for recipe in narrow if str(recipe) not in known]
+
+
+def singles(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
+    """Each method that has not run with the compiler that is best so far, in the order of what to expect of them."""
+    known = {trial.recipe for trial in trials}
+    found = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])
+    return [recipe for recipe in found if str(recipe) not in known]
 
 
 def again(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
@@ -138,15 +145,28 @@ def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, st
 
 
 def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
-    """Trials of the front that meet the constraints, then those that may, by what is minimized; the nearest where there are none.
+    """Trials whose speed is worth an interval: of the front, those that meet the constraints, then those that may; each by what
+    is minimized. The nearest where there are none.
 
-    More pairs narrow a speed, not a drop: a claim of what only may meet the constraints answers nobody's question.
+    More pairs narrow a speed, not a drop: a claim of what only may meet the constraints answers nobody's question. Nor does one
+    of what is no better, in quality and in what is minimized, than a trial that has been claimed.
     """
+    def values(trial: Trial) -> tuple[float, ...]:
+        return tuple(figure.value for figure in objectives_of(trial, ("quality", bars.objective))[1])
+
     standings = frontier(trials, objectives(bars)).standings
     front = [s.trial for s in standings if s.status == "front" and bars.open(s.trial)]
-    ranked = sorted(front, key=lambda trial: (bool(bars.misses(trial)), objectives_of(trial, (bars.objective,))[1][0].value))
-    nearest = choose(trials, bars).nearest
-    return ranked or ([nearest] if nearest is not None else [])
+    if not front and (nearest := choose(trials, bars).nearest) is not None:
+        front = [nearest]
+    had = [figures for trial in trials if claimed(trial) and (figures := values(trial))]
+    found = [trial for trial in front if not claimed(trial) and not any(
+        all(ours >= theirs for ours, theirs in zip(values(trial), each, strict=True)) for each in had)]
+    return sorted(found, key=lambda trial: (bool(bars.misses(trial)), values(trial)[1]))
+
+
+def claimed(trial: Trial) -> bool:
+    """Whether its speed has an interval and its quality was scored on test."""
+    return trial.inference is not None and trial.inference.speedup.pairs >= CLAIM_PAIRS and trial.test is not None
 
 
 def representative(parts: Mapping[str, Part]) -> list[str]:

@@ -19,7 +19,7 @@ from thrifty.recipes.training_method import TrainingMethod
 from thrifty.recipes.transform import Transform
 from thrifty.runs.precision import REFUSED, FailsHere, slower
 from thrifty.runs.runner import CLAIM_PAIRS, Runner
-from thrifty.search.alone import alone, candidates, composed
+from thrifty.search.alone import alone, candidates, claimed, composed, singles
 from thrifty.search.costs import Costs
 from thrifty.search.ending import Ended, Ending, Waiting
 from thrifty.search.estimate import reference_seconds
@@ -260,7 +260,7 @@ class Exploration:
 
         found = list(filter(fits, self.waiting)) if left > 0 else []
         if not found and self.waiting and left >= self.estimates.of(costs.overhead).seconds:  # else nothing can fit
-            found = sorted(filter(fits, self.others()), key=costs.seconds)[:1]
+            found = list(filter(fits, self.others(costs)))[:1]
         return [lambda: self.screen(found[: self.workers])] if found else []
 
     def skip(self, left: float) -> None:
@@ -293,11 +293,11 @@ class Exploration:
         self.proposing = time.perf_counter() - began
         return found
 
-    def others(self) -> list[Recipe]:
-        """Recipes that stand behind those of `batch`: methods alone that wait, compositions, what chance draws."""
-        trials = self.trials
-        return [*alone(self.space, trials, self.bars), *composed(self.space, trials, self.bars),
-                *by_chance(self.space, {trial.recipe for trial in trials}, CHEAP, self.runner.seed)]
+    def others(self, costs: Costs) -> list[Recipe]:
+        """Recipes that stand behind those of `batch`: methods alone, though compilers wait; compositions; what chance draws."""
+        trials, drawn = self.trials, by_chance(self.space, {trial.recipe for trial in self.trials}, CHEAP, self.runner.seed)
+        behind = *alone(self.space, trials, self.bars), *singles(self.space, trials, self.bars)
+        return [*behind, *sorted([*composed(self.space, trials, self.bars), *drawn], key=costs.seconds)]
 
     def costs(self) -> Costs:
         trials = self.trials
@@ -356,7 +356,7 @@ class Exploration:
 
     def unclaimed(self) -> Trial | None:
         """The best of the front whose speed has no interval yet; after enough claims only while none of them is an answer."""
-        best = next((trial for trial in candidates(self.trials, self.bars) if not claimed(trial)), None)
+        best = next(iter(candidates(self.trials, self.bars)), None)
         enough = sum(map(claimed, self.trials)) >= self.promote
         return None if best is None or (enough and (self.answered() or self.bars.misses(best))) else best
 
@@ -386,11 +386,6 @@ class Exploration:
         self.under_way = (trial.recipe, self.claim_estimate())
         self.runner.run(Recipe.parse(trial.recipe), pairs=pairs, test=True)
         self.under_way = None
-
-
-def claimed(trial: Trial) -> bool:
-    """Whether its speed has an interval and its quality was scored on test."""
-    return trial.inference is not None and trial.inference.speedup.pairs >= CLAIM_PAIRS and trial.test is not None
 
 
 def _trains(recipe: Recipe, kept: frozenset[str]) -> bool:
