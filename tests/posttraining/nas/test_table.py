@@ -121,3 +121,10 @@ def test_a_predictor_that_errs_says_so():
     assert "predicted with an error of 0.0%" in note(sound) and "errs by more" not in note(sound)
     off = choose(table(), read("latency<=75%"), "loss", 4, Machine(table(), {"int8": 0.5, "pruned": 0.5}), uniform(table()))
     assert "errs by more than 10% on this result" in note(off)
+
+
+def test_a_limit_that_only_a_ruined_model_keeps_to_says_so():
+    ruined = rows(("as it is", 4, 100, 0.0), ("int8", 2, 25, 0.1), ("pruned", 1, 50, 0.5))
+    found = Table({f"b{i}": ruined for i in range(3)}, table().own)
+    assert "hardly depend" in note(choose(found, read("latency<=35%"), "loss", 4, Machine(found, {}), uniform(found)))
+    assert "hardly depend" not in note(choose(found, read("latency<=60%"), "loss", 4, Machine(found, {}), uniform(found)))

@@ -19,6 +19,9 @@ TOLERANCE = 0.03
 GAIN = 0.02
 """Share that an alternative must save to count as a gain: less is a timing's noise."""
 
+CONSTANT = 0.9
+"""Error of outputs from which on a model is told to be worthless: their mean, whatever is asked, has an error of 1."""
+
 
 @final
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def shown(what: str, value: float) -> str:
 
 
 def note(chosen: Chosen) -> str:
-    """What was chosen and how far the predictor was off, in a few words; more than 10% is said loudly."""
+    """What was chosen and how far the predictor was off, in a few words; said loudly: more than 10%, and a ruined model."""
     table, whole = chosen.table, chosen.whole
     if chosen.unchanged:
         return f"unchanged: {chosen.unchanged}"
@@ -183,6 +186,9 @@ def note(chosen: Chosen) -> str:
     errors = sorted(table.errors())
     middle = errors[len(errors) // 2] if errors else math.nan
     loud = "; the latency table errs by more than 10% on this result: trust the measured figure" if off > 0.1 else ""
+    if whole.row.error >= CONSTANT:
+        loud += ("; its answers hardly depend on what is asked any more, and nothing better keeps to the limits: ask for less, or "
+                 "add a limit such as drop<=1pt, which names the nearest")
     return (f"chosen: {', '.join(f'{b} {n}' for b, n in zip(table.blocks, whole.names, strict=True))}; "
             f"{shown('latency', whole.row.seconds)} for {shown('latency', table.own.seconds)}; predicted with an error of "
             f"{100 * off:.1f}% (median over {len(errors)} models {100 * middle:.1f}%){loud}")
