@@ -187,7 +187,7 @@ def note(chosen: Chosen) -> str:
     middle = errors[len(errors) // 2] if errors else math.nan
     loud = "; the latency table errs by more than 10% on this result: trust the measured figure" if off > 0.1 else ""
     if whole.row.error >= CONSTANT:
-        loud += ("; its answers hardly depend on what is asked any more, and nothing better keeps to the limits: ask for less, or "
+        loud += ("; its answers hardly depend on what is asked, and nothing better keeps to the limits: ask for less, or "
                  "add a limit such as drop<=1pt, which names the nearest")
     return (f"chosen: {', '.join(f'{b} {n}' for b, n in zip(table.blocks, whole.names, strict=True))}; "
             f"{shown('latency', whole.row.seconds)} for {shown('latency', table.own.seconds)}; predicted with an error of "
