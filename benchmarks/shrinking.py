@@ -4,6 +4,7 @@
     python benchmarks/shrinking.py masks low_rank        # bits per byte on validation, before any recovery
     python benchmarks/shrinking.py peer                  # torch-pruning and prune on the same net and ratio
     python benchmarks/shrinking.py speed                 # eager latency of the smaller models against the dense one
+    python benchmarks/shrinking.py digits                # pruned, distilled, in int8: three seeds, scored on test
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from thrifty.posttraining.pruning.zeros import zero_share
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
+from thrifty.report.progress import Progress
 from thrifty.runs.context import make_context, score, training_setup
+from thrifty.runs.opening import open_study
+from thrifty.runs.preflight import resolve
+from thrifty.runs.runner import Runner
 from thrifty.target import Target
 from thrifty.training.loop import train
 from thrifty.workloads.embedded.python_lm import LanguageModel, workload
@@ -40,6 +45,9 @@ FACTORS = [f"low_rank(ratio=0.2{more})" for more in (
     "", ", ranks=loss", ", whiten=outputs, ranks=loss", ", whiten=fisher", ", whiten=False")]
 SMALLER = ["prune(ratio=0.2)", "prune(ratio=0.2, criterion=activation)", "prune(ratio=0.2, criterion=taylor)",
            "prune(ratio=0.2, structure=heads)", "prune(ratio=0.2, structure=width)", "prune(ratio=0.2, structure=blocks)"]
+
+DIGITS = ("train(adamw(lr=0.003), epochs=3) | prune(ratio=0.7) | train(distill, adamw(lr=0.003), epochs=4) | quantize(w8a8) | "
+          "compile(onnxruntime)")
 
 
 def transform(text: str) -> Transform:
@@ -165,9 +173,23 @@ def peer() -> None:
         print(f"| {name} | {left:.3f}x | {value:.2f}x [{low:.2f}, {high:.2f}] | {seconds:.1f} s |", flush=True)
 
 
+def digits(place: Path, texts: Iterable[str], seeds: int = 3) -> None:
+    """Each recipe with several seeds, five pairs of processes each; a study that is there goes on."""
+    definition = resolve("digits")
+    with open_study(place / "digits", definition, Target()) as (store, _), Progress() as progress:
+        for text in texts:
+            for seed in range(seeds):
+                found = Runner(definition, store, seed=seed, listener=progress.hear).run(Recipe.parse(text), pairs=5, test=True)
+                assert found.inference is not None and found.quality is not None and found.test is not None, found.error
+                speed, drops = found.inference.speedup, [figure.drop for figure in (found.quality, found.test)]
+                lost = " | ".join(f"{100 * d.value:.2f} [{100 * d.low:.2f}, {100 * d.high:.2f}]" for d in drops)
+                print(f"| `{text}` | {seed} | {speed.value:.2f}x [{speed.low:.2f}, {speed.high:.2f}] | {lost} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["train", "masks", "low_rank", "smaller", "recovery", "peer", "speed"])
+    parser.add_argument("what", nargs="+", choices=["train", "masks", "low_rank", "smaller", "recovery", "peer", "speed",
+                                                     "digits"])
     parser.add_argument("--place", type=Path, default=Path("study"))
     parser.add_argument("--texts", nargs="*", default=[])
     parser.add_argument("--recovery", default="train(adamw(lr=5e-4), epochs=1)")
@@ -186,6 +208,8 @@ def main() -> None:
             case "speed":
                 speed(reference(arguments.place), arguments.texts or ["low_rank(ratio=0.2, ranks=loss)", "prune(ratio=0.2)",
                                                                       "prune(ratio=0.2, structure=blocks)"])
+            case "digits":
+                digits(arguments.place, arguments.texts or [DIGITS])
             case "recovery":
                 dense = reference(arguments.place)
                 before = bits(dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +26,22 @@ IN_DOUBT = 0.048
 """A drop whose interval, 0.3 points either way, has the bar of 5 points in it."""
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose reference is there, and nothing else."""
+    place, workload = tmp_path_factory.mktemp("begun") / "study", resolve("thrifty.testing:workload")
+    with open_study(place, workload, Target()) as (store, _):
+        Runner(workload, store).reference()
+    return place
+
+
 @pytest.fixture
-def search(tmp_path: Path) -> Iterator[Exploration]:
+def search(begun: Path, tmp_path: Path) -> Iterator[Exploration]:
     """One trial can be measured again at most, unless it is no answer."""
-    workload = resolve("thrifty.testing:workload")
-    with open_study(tmp_path / "study", workload, Target()) as (store, _):
-        runner = Runner(workload, store)
-        runner.reference()
-        yield Exploration(runner, Space.of(workload), Bars.read("5pt"), BUDGET, 1, 1, lambda: 0.0)
+    place, workload = tmp_path / "study", resolve("thrifty.testing:workload")
+    shutil.copytree(begun, place)
+    with open_study(place, workload, Target()) as (store, _):
+        yield Exploration(Runner(workload, store), Space.of(workload), Bars.read("5pt"), BUDGET, 1, 1, lambda: 0.0)
 
 
 def screened(search: Exploration, then: str, speed: float, drop: float = 0.0) -> Trial:

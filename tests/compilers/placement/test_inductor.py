@@ -9,6 +9,8 @@ from torch import nn
 from tests.compilers.few_bits import ODD, around, in_few_bits, layered, tied, tokens
 from tests.compilers.nets import called, error, lowered
 from thrifty.compilers.inductor import Inductor
+from thrifty.compilers.placement.decomposed import Edge
+from thrifty.compilers.placement.inductor import placed
 from thrifty.posttraining.quantization.rest import in_bf16
 from thrifty.posttraining.quantize import Quantize
 
@@ -85,3 +87,16 @@ def test_an_integer_convolution_over_sequences_leaves_as_many_places_as_it_does(
     assert record.precision == "int8" and record.facts["integer_layers"] == 2
     for n in (1, 3, 8):
         assert error(called(engine, x[:n]), integer(x[:n])) < 0.02
+
+
+@pytest.mark.parametrize(("vnni", "reduced", "one_grid"), [(False, "yes", True), (False, "no", False), (True, "yes", False)])
+def test_products_of_tokens_are_what_this_processor_has_a_kernel_for(vnni, reduced, one_grid, monkeypatch):
+    """Without VNNI torch._int_mm is a plain loop, and oneDNN's kernel saturates where weights have eight bits."""
+    monkeypatch.setattr("thrifty.compilers.placement.inductor.saturates", lambda: not vnni)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(67, 33), nn.GELU(), nn.Linear(33, 9)).eval()
+    x = torch.randn(3, 5, 67) * torch.logspace(-3, 3, 5)[:, None]
+    integer = Quantize("w8a8", reduce_range=reduced)(net, [((x,), None)]).requires_grad_(False)
+    there = placed(integer)
+    assert any(isinstance(module, Edge) for module in there.modules()) == one_grid
+    assert error(there(x), integer(x)) < 1e-5
