@@ -143,3 +143,6 @@ def test_candidates_for_a_claim():
     assert candidates([slow, fast, told], Bars.read("1pt")) == [slow, fast]  # one loses less, the other is faster
     worse = trial("worse", (0.001, 0.0, 0.002), speedup=(2.9, None, None), seconds=1.0)
     assert candidates([worse, told], Bars.read("1pt")) == []  # it trained less, and is no better otherwise
+    doubted = trial("doubted", (0.0005, -0.01, 0.02), speedup=(9.0, 8.0, 10.0, "faster", 5))
+    doubted = dataclasses.replace(doubted, test=doubted.quality)
+    assert candidates([worse, doubted], Bars.read("1pt")) == [worse]  # which is an answer, as what outdoes it is not

@@ -149,7 +149,7 @@ def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
     is minimized. The nearest where there are none.
 
     More pairs narrow a speed, not a drop: a claim of what only may meet the constraints answers nobody's question. Nor does one
-    of what is no better, in quality and in what is minimized, than a trial that has been claimed.
+    of what is no better, in quality and in what is minimized, than a trial that has been claimed and meets the constraints too.
     """
     def values(trial: Trial) -> tuple[float, ...]:
         return tuple(figure.value for figure in objectives_of(trial, ("quality", bars.objective))[1])
@@ -158,9 +158,13 @@ def candidates(trials: Sequence[Trial], bars: Bars) -> list[Trial]:
     front = [s.trial for s in standings if s.status == "front" and bars.open(s.trial)]
     if not front and (nearest := choose(trials, bars).nearest) is not None:
         front = [nearest]
-    had = [figures for trial in trials if claimed(trial) and (figures := values(trial))]
-    found = [trial for trial in front if not claimed(trial) and not any(
-        all(ours >= theirs for ours, theirs in zip(values(trial), each, strict=True)) for each in had)]
+    had = [trial for trial in trials if claimed(trial) and values(trial)]
+
+    def outdone(trial: Trial) -> bool:
+        return any(all(theirs <= ours for theirs, ours in zip(values(other), values(trial), strict=True))
+                   for other in had if not bars.misses(other) or bars.misses(trial))
+
+    found = [trial for trial in front if not claimed(trial) and not outdone(trial)]
     return sorted(found, key=lambda trial: (bool(bars.misses(trial)), values(trial)[1]))
 
 
