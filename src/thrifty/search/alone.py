@@ -44,7 +44,7 @@ def alone(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
 def singles(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     """Each method that has not run with the compiler that is best so far, in the order of what to expect of them."""
     known = {trial.recipe for trial in trials}
-    found = _recipes(space, [choice for _, choice in _singles(space, _base(space, trials, bars))])
+    found = _recipes(space, [choice for _, choice in _choices_alone(space, _base(space, trials, bars))])
     return [recipe for recipe in found if str(recipe) not in known]
 
 
@@ -61,7 +61,7 @@ def again(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     if slot is None:
         return []
     found = []
-    for _, choice in _singles(space, _base(space, trials, bars)):
+    for _, choice in _choices_alone(space, _base(space, trials, bars)):
         for option in (choice[slot.name], *ranked):
             recipe = space.recipe({**choice, slot.name: option})
             if recipe is None:
@@ -88,7 +88,7 @@ def composed(space: Space, trials: Sequence[Trial], bars: Bars) -> list[Recipe]:
     best: dict[str, tuple[float, dict[str, str]]] = {}
     engine = space.slot("compiler")
     ranked = _ranked(space, trials, bars)
-    for slot, single in _singles(space, base):
+    for slot, single in _choices_alone(space, base):
         choices = [single] if engine is None else [single, *({**single, engine.name: option} for option in ranked)]
         choice, trial = next(((each, ran[text]) for each in choices if (text := str(space.recipe(each))) in ran), (single, None))
         figures = [objectives_of(one, (bars.objective,))[1] for one in (start, trial) if one is not None]
@@ -130,7 +130,7 @@ def _compiled(space: Space) -> list[Recipe]:
     return [] if slot is None else _recipes(space, [{**space.plain, slot.name: option} for option in slot.changes])
 
 
-def _singles(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+def _choices_alone(space: Space, base: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
     """(slot, the base with another option of it), each method once; what needs no training first."""
     recovery = space.slot("recovery")
     plainest = {recovery.name: recovery.changes[0]} if recovery is not None and recovery.changes else {}

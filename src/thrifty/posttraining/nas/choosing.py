@@ -18,9 +18,8 @@ TOLERANCE = 0.03
 """Share by which a measured model may exceed a limit where none keeps to it: what a timing's noise is."""
 GAIN = 0.02
 """Share that an alternative must save to count as a gain: less is a timing's noise."""
-
 CONSTANT = 0.9
-"""Error of outputs from which on a model is told to be worthless: their mean, whatever is asked, has an error of 1."""
+"""Error of the outputs above which a model is reported as ruined: a model that always answers their mean has an error of 1."""
 
 
 @final
@@ -187,8 +186,7 @@ def note(chosen: Chosen) -> str:
     middle = errors[len(errors) // 2] if errors else math.nan
     loud = "; the latency table errs by more than 10% on this result: trust the measured figure" if off > 0.1 else ""
     if whole.row.error >= CONSTANT:
-        loud += ("; its answers hardly depend on what is asked, and nothing better keeps to the limits: ask for less, or "
-                 "add a limit such as drop<=1pt, which names the nearest")
+        loud += "; its outputs hardly depend on its inputs: add a limit on quality such as drop<=1pt, or loosen the other limits"
     return (f"chosen: {', '.join(f'{b} {n}' for b, n in zip(table.blocks, whole.names, strict=True))}; "
             f"{shown('latency', whole.row.seconds)} for {shown('latency', table.own.seconds)}; predicted with an error of "
             f"{100 * off:.1f}% (median over {len(errors)} models {100 * middle:.1f}%){loud}")
