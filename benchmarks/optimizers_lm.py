@@ -5,7 +5,7 @@
     python benchmarks/optimizers_lm.py --device cpu --tiny --steps 20 --seeds 1 --kept tiny.jsonl
 
 The model is `python-lm`'s architecture over bytes (12.9 million parameters in four layers of width 512), the text that
-of the running Python's library and of torch; every tenth file is held out. Steps of 64 x 512 bytes, cosine after a warm-up
+of the running Python's library and of what is installed beside it, in an order by hash; every tenth file is held out. Steps of 64 x 512 bytes, cosine after a warm-up
 of a tenth, gradients clipped to 1. A grid holds what stands in `train(...)`, a text each; the default is in `GRID`. Each is
 trained with one seed, and the best of each optimizer with seeds that nothing was chosen on; an optimizer with one text
 has nothing to choose.
@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from source_tokens import source_text
 from torch import Tensor
 
 from thrifty import TrainingSession
@@ -54,7 +55,6 @@ from thrifty.search.line import FAILED
 from thrifty.training.loop import Evaluation
 from thrifty.training.mixed_precision import Bf16
 from thrifty.workloads.embedded.python_lm import LanguageModel
-from thrifty.workloads.embedded.sources import bucket, library_files, library_root
 from thrifty.workloads.workload import CrossEntropy
 
 WARM = 12
@@ -116,18 +116,9 @@ class Job:
 
 
 def texts(setting: Setting) -> dict[str, np.ndarray]:
-    """Split -> bytes of Python files, a NUL after each: the library's, then torch's, up to the setting's size."""
-    package = Path(torch.__file__).parent
-    files = [(library_root(), name) for name in library_files()]
-    files += [(package, str(name)) for name in sorted(file.relative_to(package) for file in package.rglob("*.py"))]
-    parts: dict[str, list[bytes]] = {"train": [], "held": []}
-    room = setting.megabytes * 1e6
-    for folder, name in files:
-        text = (folder / name).read_bytes()
-        room -= len(text)
-        parts["train" if bucket(name, 10) else "held"].append(text + b"\0")
-        if room < 0:
-            break
+    """Split -> bytes of Python files, a NUL after each, up to the setting's size; every tenth file is held out."""
+    files = [text.encode() + b"\0" for text in source_text(int(setting.megabytes * 1e6))]
+    parts = {"held": files[::10], "train": [file for i, file in enumerate(files) if i % 10]}
     return {split: np.frombuffer(b"".join(found), np.uint8) for split, found in parts.items()}
 
 
@@ -416,8 +407,8 @@ def main() -> None:
         ("seeds", 3, "of the final trainings; 0 for none"),
         ("sharing", 3, "trainings at once on the device"),
         ("steps", 1600, ""), ("batch", 64, ""), ("context", 512, ""), ("layers", 4, ""), ("width", 512, ""),
-        ("every", 20, "steps between two evaluations"), ("windows", 256, "of held-out text"),
-        ("megabytes", 24, "of text"),
+        ("every", 20, "steps between two evaluations"), ("windows", 1024, "of held-out text"),
+        ("megabytes", 64, "of text"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=says)
     parser.add_argument("--eager", action="store_true", help="do not compile")

@@ -22,7 +22,8 @@ def source_text(most: int) -> list[str]:
     roots = {Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib")}
     files = {path for root in roots for path in root.rglob("*.py")}
     texts, total = [], 0
-    for path in sorted(files, key=lambda path: hashlib.sha256("/".join(path.parts[-3:]).encode()).digest()):
+    named = sorted(("/".join(path.parts[-3:]), path) for path in files)  # one name may be that of several files
+    for _, path in sorted(named, key=lambda found: hashlib.sha256(found[0].encode()).digest()):
         texts.append(path.read_bytes().decode("utf-8", errors="replace"))
         total += len(texts[-1])
         if total >= most:
