@@ -5,10 +5,10 @@
     python benchmarks/optimizers_lm.py --device cpu --tiny --steps 20 --seeds 1 --kept tiny.jsonl
 
 The model is `python-lm`'s architecture over bytes (12.9 million parameters in four layers of width 512), the text that
-of the running Python's library and of what is installed beside it, in an order by hash; every tenth file is held out. Steps of 64 x 512 bytes, cosine after a warm-up
-of a tenth, gradients clipped to 1. A grid holds what stands in `train(...)`, a text each; the default is in `GRID`. Each is
-trained with one seed, and the best of each optimizer with seeds that nothing was chosen on; an optimizer with one text
-has nothing to choose.
+of the running Python's library and of what is installed beside it, in an order by hash; every tenth file is held out.
+Steps of 64 x 512 bytes, cosine after a warm-up of a tenth, gradients clipped to 1. A grid holds what stands in `train(...)`,
+a text each; the default is in `GRID`. Each is trained with one seed, and the best of each optimizer with seeds that nothing
+was chosen on; an optimizer with one text has nothing to choose.
 
 What is to be attained is the mean final loss of AdamW's best. It counts from the evaluation from which on none is above
 it. Trainings share the device (`--sharing`), so that seconds are not theirs: they are steps times the seconds of a step, which

@@ -64,7 +64,7 @@ def expected(body, prompt, new):
     return found[0, len(prompt):].tolist()
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def made(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param) / "generator"
     body = MAKERS[request.param]()

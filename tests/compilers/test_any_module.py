@@ -78,7 +78,8 @@ def lowered(seed: int, drawn: Drawn, compiler: Compiler, scheme: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("seed", range(0, 100, 13))
+@pytest.mark.parametrize("seed", [
+    0, 13, 26, 65, 78, 91, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (39, 52))])  # Inductor and TVM take long
 def test_an_engine_answers_as_its_module_or_the_compiler_says_why_not(seed):
     law(seed)
 

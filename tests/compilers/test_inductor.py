@@ -44,6 +44,7 @@ def test_an_encoder_in_integers(tmp_path):
     assert error(called(engine, ids, mask), integer(ids, mask)) < 0.01
 
 
+@pytest.mark.slow
 def test_float_parity_and_bytes(tmp_path):
     """On a net whose weights outweigh its code; the code alone is 0.1 MB compressed."""
     torch.manual_seed(0)

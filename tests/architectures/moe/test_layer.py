@@ -67,7 +67,8 @@ def test_it_is_transformers_mixtral_forward_and_backward():
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1, 7])
 def test_exported_compiled_and_eager_agree(tokens):
     torch.manual_seed(0)
     layer, x = MoE(8, 16, 16, 8, shared=4).eval(), torch.randn(tokens, 8)

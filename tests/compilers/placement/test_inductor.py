@@ -51,10 +51,8 @@ def test_odd_sizes(name, half, tmp_path):
     check(net, name, tmp_path / "varying", (1, 7), VARYING)
 
 
-@pytest.mark.parametrize(("scheme", "rows", "most"), [
-    ("w4a16", 1, 0.17), pytest.param("w4a16", 48, 0.17, marks=pytest.mark.slow),
-    pytest.param("w8a16", 48, 0.27, marks=pytest.mark.slow),
-])
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "rows", "most"), [("w4a16", 1, 0.17), ("w4a16", 48, 0.17), ("w8a16", 48, 0.27)])
 def test_bytes(scheme, rows, most, tmp_path):
     net, x = layered()
     large = 4 * sum(p.numel() for p in net.parameters())

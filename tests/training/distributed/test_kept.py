@@ -46,7 +46,7 @@ def gone_on(ranks: Ranks, die_at: int | None = None) -> dict[str, list[tuple[int
             return 0.0
 
         try:
-            with trainings.certain(), trainings.in_float32():
+            with trainings.certain():
                 done = fit(trainings.Tied(), methods, trainings.text(), CrossEntropy(), batch_size=13, ranks=ranks, seed=5,
                            settings=Train(steps=STEPS, schedule="constant", evaluations=STEPS), keep=place, keep_seconds=0.0,
                            evaluate=score)

@@ -35,8 +35,9 @@ LONG = {"train(ddp, lora)": EXACT, "train(ddp, bf16)": 2e-2, "train(ddp, qat(sch
         "train(zero3, lora, accumulate=2)": EXACT,
         "train(zero3, adamw8bit)": 1e-3, "train(ddp, adamw8bit)": 1e-3, "train(zero3, compiled=True)": EXACT,
         "train(ddp, compiled=True)": EXACT, "train(zero3, compiled=True, checkpointing=blocks)": EXACT,
-        "train(zero3, vera)": EXACT, "train(zero3, ia3)": EXACT, "train(ddp, schedule_free)": EXACT, "train(ddp, soap)": EXACT,
-        "train(ddp, adafactor)": EXACT}
+        "train(zero3, vera)": EXACT, "train(zero3, ia3)": EXACT, "train(ddp, schedule_free)": EXACT,
+        "train(ddp, adafactor)": EXACT,
+        "train(ddp, soap)": 2e-3}  # the last bits decide the basis of what its first gradients do not span
 
 
 def losses(ranks: Ranks, text: str) -> torch.Tensor:
@@ -44,7 +45,8 @@ def losses(ranks: Ranks, text: str) -> torch.Tensor:
     assert isinstance(phase, Train)
     methods = [method for method in phase.methods if ranks.count > 1 or method.card.slot != "parallelism"]
     settings = phase.but(methods=(), steps=STEPS, schedule="constant", warmup=0.0)
-    done = fit(trainings.Tied(), methods, trainings.text(), CrossEntropy(), batch_size=12, ranks=ranks, seed=5,
+    width = 128 if "adamw8bit" in text else trainings.WIDTH  # it leaves tensors of fewer than 4,096 numbers as they are
+    done = fit(trainings.Tied(width), methods, trainings.text(), CrossEntropy(), batch_size=12, ranks=ranks, seed=5,
                settings=settings, teachers=lambda recipe: trainings.Tied().eval(), evaluate=lambda model: 0.0)
     for name, claim in done.claims:
         claim.checked(name)

@@ -9,24 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import _muon
 from torch.utils.data import TensorDataset
 
 from thrifty import AdamW, CrossEntropy, Muon, Sophia, Train, fit
 from thrifty.recipes.hyperparameters import number
 from thrifty.recipes.ranks import Ranks
 from thrifty.recipes.registry import method_class
-from thrifty.training.optimizers import curvature, owners
+from thrifty.training.optimizers import curvature
 from thrifty.training.optimizers.optimizer import Optimizer, optimizer_card
 
 VOCABULARY, WIDTH, LENGTH = 37, 12, 7
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(torch.tanh(self.up(self.norm(x))))  # type: ignore[no-any-return]
@@ -36,15 +35,15 @@ class Tied(nn.Module):
     """A small language model: tied embedding of 37 rows, which no number of ranks divides; a frozen layer; a layer that nothing
     reaches; blocks in a row; odd sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(3))
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
         self.unreached = nn.Linear(3, 5)
         self.scale = nn.Parameter(torch.tensor(1.0))
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -92,33 +91,10 @@ def certain() -> Iterator[None]:
         curvature.draw = before
 
 
-@contextmanager
-def in_float32() -> Iterator[None]:
-    """Muon's iteration in float32: in bfloat16 the last bit of a gradient decides how a number of the update is rounded, and
-    two sums in different orders part by 1e-4 in 50 steps, with plain replicas too."""
-    kept = _muon._zeropower_via_newtonschulz
-
-    def iterate(g: Tensor, coefficients: tuple[float, float, float], rounds: int, least: float) -> Tensor:
-        (a, b, c), x = coefficients, g.T if g.shape[0] > g.shape[1] else g
-        x = x / x.norm().clamp(min=least)
-        for _ in range(rounds):
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
-        return x.T if g.shape[0] > g.shape[1] else x
-
-    owners.SENT = torch.float32
-    _muon._zeropower_via_newtonschulz = owners._zeropower_via_newtonschulz = iterate
-    try:
-        yield
-    finally:
-        owners.SENT = torch.bfloat16
-        _muon._zeropower_via_newtonschulz = owners._zeropower_via_newtonschulz = kept
-
-
 def trained(ranks: Ranks, parallel: str, optimizer: str, *, steps: int, **settings: Any) -> dict[str, Any]:
     """Losses, and the parameters at the end."""
     methods = [OPTIMIZERS[optimizer]] + ([method_class(parallel)()] if parallel else [])
-    with certain(), in_float32():
+    with certain():
         done = fit(Tied(), methods, text(), CrossEntropy(), batch_size=13, ranks=ranks, seed=5,
                    settings=Train(steps=steps, **{"clip": 1.0, "schedule": "constant", "warmup": 0.1, **settings}))
     weights = {name: p.detach().clone() for name, p in done.model.named_parameters(remove_duplicate=False)}

@@ -79,8 +79,8 @@ def test_recipes_are_rehearsed_on_it(workload: Workload) -> None:
 
 
 @pytest.mark.parametrize("workload", [
-    "bert", "gpt2", "vit",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "llama-classifier", "bert-embedder")),
+    "bert",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "vit", "llama", "llama-classifier", "bert-embedder")),
 ], indirect=True)
 def test_onnx_runtime_takes_it(workload: Workload, tmp_path: Path) -> None:
     model, example = workload.model(), workload.example(1)

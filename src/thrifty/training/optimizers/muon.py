@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -14,8 +15,9 @@ from thrifty.errors import NoEffect, ThriftyError
 from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
+from thrifty.training.optimizers.newton_schulz import batches, orthogonalized
 from thrifty.training.optimizers.optimizer import Optimizer, fusable, optimizer_card
-from thrifty.training.optimizers.owners import OwnedMuon
+from thrifty.training.optimizers.owners import orthogonal
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -74,6 +76,62 @@ class Pair(torch.optim.Optimizer):
 
 
 @final
+class Orthogonal(torch.optim.Optimizer):
+    """Muon's part of the weights: momentum made orthogonal, all matrices of a group together.
+
+    Args:
+        params: groups of matrices, whole, or sharded by rows over the last dimension of one mesh.
+        lr: learning rate.
+        weight_decay: a step shrinks weights by lr * weight_decay.
+        momentum: mu.
+
+    Source: "Muon is Scalable for LLM Training", Liu et al. 2025, arXiv:2502.16982, algorithm 1.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step for all matrices that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if parameters := [p for p in group["params"] if p.grad is not None]:
+                self._step(group, parameters)
+        return loss
+
+    def _step(self, group: dict[str, Any], parameters: list[Any]) -> None:
+        """Whole matrices a batch at a time, so that few updates are held at once; the ranks exchange theirs in one go."""
+        if isinstance(parameters[0], DTensor):
+            mesh, shapes = parameters[0].device_mesh, [(p.shape[0], p.shape[1]) for p in parameters]
+            self._move(group, parameters, lambda parts: orthogonal(parts, shapes, mesh.get_group(mesh.ndim - 1)))
+        else:
+            for chosen in batches(parameters):
+                self._move(group, [parameters[i] for i in chosen], orthogonalized)
+
+    def _move(self, group: dict[str, Any], parameters: list[Any], made: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        momentum, lr = group["momentum"], float(group["lr"])
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        gradients = [_local(p.grad) for p in parameters]
+        kept = [_local(self.state[p]["momentum_buffer"]) for p in parameters]
+        torch._foreach_lerp_(kept, gradients, 1 - momentum)
+        updates = made(list(torch._foreach_lerp(gradients, kept, momentum)))
+        weights = [_local(p) for p in parameters]
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        for p, weight, update in zip(parameters, weights, updates, strict=True):
+            weight.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
+
+
+def _local(x: Tensor) -> Tensor:
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+@final
 @dataclass(frozen=True)
 class Muon(Optimizer):
     """Each hidden matrix moves by its orthogonalized momentum; everything else uses AdamW.
@@ -81,10 +139,10 @@ class Muon(Optimizer):
         B <- mu B + (1 - mu) g;  O = NewtonSchulz5(g + mu (B - g))  (about U V^T of the singular value decomposition)
         W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) O
 
-    torch's implementation, with Nesterov's momentum and the scale that lets AdamW's learning rate and decay be reused.
-    Hidden matrices are weights of two dimensions that are no embedding's and not the last linear layer's (nor tied to
-    either); the iteration runs in bfloat16. Where matrices are sharded, one rank makes each of them orthogonal. Biases and
-    the scales of norms are not decayed.
+    With Nesterov's momentum and the scale that lets AdamW's learning rate and decay be reused. Hidden matrices are weights
+    of two dimensions that are no embedding's and not the last linear layer's (nor tied to either). Those of one shape are
+    iterated over together, in bfloat16 on GPUs and in float32 on CPUs. Where matrices are sharded, one rank makes each of
+    them orthogonal. Biases and the scales of norms are not decayed.
 
     Args:
         lr: learning rate after warm-up, of both parts.
@@ -127,12 +185,7 @@ class Muon(Optimizer):
         if not first:
             raise NoEffect("muon found no hidden matrix to train (a two-dimensional weight that is neither an embedding "
                            "nor the last linear layer): use adamw")
-        muon: torch.optim.Optimizer
-        if isinstance(first[0]["params"][0], DTensor):
-            muon = OwnedMuon(first, self.lr, self.weight_decay, self.momentum)
-        else:  # Nesterov always: without it torch 2.13 lets the normalization write into the momentum of bfloat16 weights
-            muon = torch.optim.Muon(first, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
-                                    nesterov=True, adjust_lr_fn="match_rms_adamw")
+        muon = Orthogonal(first, self.lr, self.weight_decay, self.momentum)
         if not rest:
             return muon
         adamw = torch.optim.AdamW(rest, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay,
