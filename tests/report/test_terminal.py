@@ -222,15 +222,19 @@ def test_one_trial():
     assert "loss is nan" in out.getvalue() and "not measured" in out.getvalue()
 
 
-def test_a_bench():
+@pytest.mark.parametrize(("threads", "note", "said"), [
+    (1, None, "on 1 thread"), (2, None, "on 2 threads"),
+    (1, "not on 2: its weights were packed for this number of threads", "on 1 thread, not on 2: its weights were packed")])
+def test_a_bench(threads, note, said):
     out = io.StringIO()
     terminal.print_bench({
         "artifact": {"path": "x", "bytes": 1000, "engine": "onnxruntime", "precision": "int8", "recipe": None},
         "inference": {"latency_seconds": {"p50": 0.01, "p90": 0.02}, "throughput_per_second": None,
                       "peak_memory_bytes": None, "first_inference_seconds": 0.5},
-        "threads": 1, "output_error": 1e-6, "environment": {"cpu": "A"},
+        "threads": threads, "threads_note": note, "output_error": 1e-6, "environment": {"cpu": "A"},
     }, file=out)
     assert "10.0 ms" in out.getvalue() and out.getvalue().count("not measured") == 2
+    assert said in out.getvalue()
 
 
 # -- what there is ------------------------------------------------------------------------------------------------

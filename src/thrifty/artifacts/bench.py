@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import artifact
-from thrifty.engines import threads_of
+from thrifty.engines import keeps_threads, threads_of
 from thrifty.engines.parity import relative_error
 from thrifty.measure.environment import environment
 from thrifty.measure.process import Worker
@@ -51,6 +51,7 @@ def bench(directory: str | Path, *, threads: int | None = None, rounds: int = RO
             "first_inference_seconds": figures.first_inference_seconds,
         },
         "threads": used,
+        "threads_note": keeps_threads(manifest, threads) or None,
         "output_error": error,
         "environment": environment(),
     }

@@ -13,9 +13,13 @@ from thrifty.cli.output import emit
 from thrifty.report.words import shortened
 
 
+ArtifactThreadsOption = Annotated[int | None, typer.Option(
+    "--threads", min=1,
+    help="Threads for inference; as measured for the artifact by default. Inductor's artifacts keep theirs.")]
+
+
 def bench(artifact: Annotated[Path, typer.Argument(help="An artifact's directory.")],
-          threads: Annotated[int | None, typer.Option(
-              "--threads", help="Threads for inference; as measured for the artifact by default.")] = None,
+          threads: ArtifactThreadsOption = None,
           rounds: Annotated[int, typer.Option("--rounds", min=1, help="The number of fresh processes to measure in.")] = 5,
           trust_native_code: TrustOption = False, as_json: JsonOption = False) -> None:
     """Measure an artifact again, in fresh processes.
@@ -48,8 +52,7 @@ def serve(artifact: Annotated[Path, typer.Argument(help="An artifact's directory
           port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 picks a free one.")] = 8000,
           host: Annotated[str, typer.Option(
               "--host", help="The address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
-          threads: Annotated[int | None, typer.Option(
-              "--threads", help="Threads for inference; as measured for the artifact by default.")] = None,
+          threads: ArtifactThreadsOption = None,
           max_batch: Annotated[int | None, typer.Option(
               "--max-batch", help="The largest batch, if the artifact's batch size varies; 8 by default if that pays.")] = None,
           max_wait: Annotated[str, typer.Option(

@@ -37,6 +37,18 @@ def threads_of(manifest: Mapping[str, Any], asked: int | None = None) -> int:
     return asked if asked and not packed else min(int(manifest.get("threads", 1)), cores())
 
 
+def keeps_threads(manifest: Mapping[str, Any], asked: int | None) -> str:
+    """In words, that an artifact does not run on the threads asked for; "" where it does.
+
+    >>> keeps_threads({"engine": "inductor", "threads": 1}, 2)
+    'not on 2: its weights were packed for this number of threads'
+    >>> keeps_threads({"engine": "onnxruntime", "threads": 1}, 2)
+    ''
+    """
+    kept = asked is not None and threads_of(manifest, asked) != asked
+    return f"not on {asked}: its weights were packed for this number of threads" if kept else ""
+
+
 def open_engine(directory: Path | str, manifest: Mapping[str, Any], *, threads: int = 1, device: str = "cpu",
                 trust_native_code: bool = False) -> Engine:
     """Open an artifact's engine; only its own runtime is imported.

@@ -281,13 +281,14 @@ def _break_even(requests: object) -> str:
 
 def print_bench(found: Mapping[str, Any], file: TextIO | None = None) -> None:
     """What `thrifty.bench` measured of an artifact."""
-    artifact, inference = found["artifact"], found["inference"]
+    artifact, inference, note = found["artifact"], found["inference"], found.get("threads_note")
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}" + (f", {note}" if note else "")
     latency, error = inference["latency_seconds"], found.get("output_error")
     show(pairs([
         ("artifact", artifact["path"]),
         ("recipe", artifact.get("recipe") or "(the model as it comes)"),
         ("engine", f"{artifact['engine']}, {artifact['precision']}, {scaled(artifact['bytes'], 'B')}"),
-        ("latency", f"p50 {seconds(latency['p50'])}, p90 {seconds(latency['p90'])} on {found['threads']} threads"),
+        ("latency", f"p50 {seconds(latency['p50'])}, p90 {seconds(latency['p90'])} on {threads}"),
         ("throughput", _rate(inference["throughput_per_second"])),
         ("memory", scaled(inference["peak_memory_bytes"], "B")),
         ("first inference", seconds(inference["first_inference_seconds"])),

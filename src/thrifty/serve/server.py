@@ -19,7 +19,7 @@ import numpy as np
 
 from thrifty.artifacts import artifact
 from thrifty.artifacts.verification import answers_example
-from thrifty.engines import open_engine, threads_of
+from thrifty.engines import keeps_threads, open_engine, threads_of
 from thrifty.engines.parity import relative_error, tolerance
 from thrifty.errors import MissingExtra, ThriftyError
 from thrifty.serve.batching import Arrays, Batcher, Run, largest, pays
@@ -122,6 +122,8 @@ def serve(directory: Path | str, settings: Settings = Settings(), announce: Call
             most = connections.most_connections(settings.max_queue + OTHERS)
             listening.listen(connections.WAITING)
             announce(_announcement(directory, listening, manifest, batcher.most))
+            if note := keeps_threads(manifest, settings.threads):
+                announce(f"threads: {threads_of(manifest, settings.threads)}, {note}")
             config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", ws="none",
                                     server_header=False, timeout_graceful_shutdown=settings.grace,  # type: ignore[arg-type]
                                     http=connections.protocol(most), backlog=connections.ACCEPTED)
