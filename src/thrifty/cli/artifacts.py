@@ -12,7 +12,6 @@ from thrifty.cli.options import DONE, FAILED, JsonOption, TrustOption
 from thrifty.cli.output import emit
 from thrifty.report.words import shortened
 
-
 ArtifactThreadsOption = Annotated[int | None, typer.Option(
     "--threads", min=1,
     help="Threads for inference; as measured for the artifact by default. Inductor's artifacts keep theirs.")]
