@@ -22,6 +22,7 @@ from thrifty.compilers.capture import LoweringError, capture, precision_of, spec
 from thrifty.compilers.export import write_program
 from thrifty.compilers.packing import packed_for
 from thrifty.compilers.placement.inductor import placed
+from thrifty.compilers.refusal import refuse_bfloat16_lstm
 from thrifty.compilers.requirements import NoCompiler, cpp_compiler_to_install
 from thrifty.engines.instructions import instruction_set
 from thrifty.errors import in_one_line
@@ -65,6 +66,7 @@ class Inductor(Compiler):
             raise NoCompiler(lacks)
         if context.target.device != "cpu":
             return self._program(model, example, directory, context)
+        self.admit(model, "cpu")
         from torch._inductor import aoti_compile_and_package
 
         ready = placed(copy.deepcopy(model).eval())
@@ -83,6 +85,10 @@ class Inductor(Compiler):
             needs=("torch",), precision=precision_of(model), instruction_set=instruction_set(),
             facts=kernels(source),
         )
+
+    def admit(self, model: nn.Module, device: str) -> None:
+        if device == "cpu":
+            refuse_bfloat16_lstm(model, "Inductor", "openvino", "export")
 
     def _program(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """For CUDA: the program, compiled where it is opened. There, torch's loader of packages is not to be relied on

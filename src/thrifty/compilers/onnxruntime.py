@@ -69,7 +69,7 @@ class OnnxRuntime(Compiler):
             LoweringError: the model cannot be captured or translated, holds bfloat16, or is over 2 GB.
         """
         require("onnxruntime", *PACKAGES)
-        self.admit(model)
+        self.admit(model, "cpu")
         if any(x.dtype == torch.bfloat16 for x in (*model.parameters(), *model.buffers())):
             raise LoweringError(
                 "ONNX Runtime has no bfloat16 kernels on CPU: use compile(inductor), or quantize(w8a8) with rest=fp32"
@@ -100,7 +100,7 @@ class OnnxRuntime(Compiler):
             facts=kernels(directory / FILE, [x.numpy() for x in example]),
         )
 
-    def admit(self, model: nn.Module) -> None:
+    def admit(self, model: nn.Module, device: str) -> None:
         refuse_projections(model, "ONNX Runtime", "openvino", "inductor")
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import nn
 
 from thrifty.compilers.capture import LoweringError
@@ -27,6 +28,23 @@ def refuse_projections(model: nn.Module, backend: str, *others: str) -> None:
         if isinstance(module, nn.RNNBase) and module.proj_size:
             raise LoweringError(f"{backend} cannot express this model: {name!r} is a recurrent layer with proj_size="
                                 f"{module.proj_size}; try {' or '.join(f'compile({x})' for x in others)}")
+
+
+def refuse_bfloat16_lstm(model: nn.Module, backend: str, *others: str) -> None:
+    """Raise where an LSTM is in bfloat16 and oneDNN has no such kernel for this processor, for a backend that calls it unasked.
+
+    Raises:
+        LoweringError: names the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.weight_hh_l0.dtype == torch.bfloat16 and not onednn_has_bfloat16():
+            raise LoweringError(f"{backend} cannot run this model here: oneDNN has no LSTM in bfloat16 on this processor "
+                                f"({name!r}); leave it in fp32, or try {' or '.join(f'compile({x})' for x in others)}")
+
+
+def onednn_has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor (AVX512 and newer)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def cannot_express(backend: str, error: BaseException, *others: str) -> LoweringError:

@@ -35,8 +35,8 @@ class Compiler(Method):
     def lower(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """Write the engine's files into the (existing, empty) directory."""
 
-    def admit(self, model: nn.Module) -> None:
-        """Raise where the backend is known to lack what the model is made of, before anything runs."""
+    def admit(self, model: nn.Module, device: str) -> None:
+        """Raise where the backend is known to lack, on that device, what the model is made of, before anything runs."""
         return
 
     @classmethod

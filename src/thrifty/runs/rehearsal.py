@@ -58,7 +58,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
     for phase in recipe:
         if isinstance(phase, Compiler):
             with part(f"{phase}, rehearsed,"):
-                rehearse_compiler(phase, workload, model)
+                rehearse_compiler(phase, workload, model, target.device)
 
 
 def rehearse_transform(phase: Transform, workload: Workload, model: nn.Module, target: Target,
@@ -109,10 +109,10 @@ def check_reload(workload: Workload, recipe: Recipe, model: nn.Module, plans: Pl
                                     f"{what}")
 
 
-def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module) -> None:
+def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module, device: str = "cpu") -> None:
     """A compiler is rehearsed by what it needs and by the graph that every compiler starts from."""
     missing = type(compiler).missing()
     if missing is not None:
         raise ThriftyError(missing)
-    compiler.admit(model)
+    compiler.admit(model, device)
     capture(model.eval(), workload.example(1), {} if compiler.pads else workload.served_shapes)
