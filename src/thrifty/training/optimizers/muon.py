@@ -161,6 +161,7 @@ class Muon(Optimizer):
     beta2: float = number(0.999, 0, 1, open_high=True, near_one=True)
 
     name: ClassVar[str] = "muon"
+    version: ClassVar[int] = 2
     tuned: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     card: ClassVar[Card] = optimizer_card(
         trade_off="five rounds of three matrix multiplications for each hidden matrix in every step; convolutions, embeddings "
