@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from thrifty.numerics.grid import Affine, from_group, per_group, per_row, per_token, rows, to_group
-from thrifty.numerics.modules import Float8Linear, GroupedEmbedding, GroupedLinear, QuantConv, QuantLinear
+from thrifty.numerics.modules import (
+    Float8Linear,
+    GroupedEmbedding,
+    GroupedLinear,
+    QuantConv,
+    QuantEmbedding,
+    QuantLinear,
+)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -31,6 +38,16 @@ def test_a_grouped_product_can_be_exported():
     layer = GroupedLinear(to_group(weight, scale, zero, 3), scale, zero, 3)
     x = torch.randn(3, 16)
     assert torch.allclose(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+def test_integers_of_a_weight_of_any_strides_are_contiguous():
+    """An orthogonal parametrization or a transposed view leaves such weights, and Inductor's integer products misread them."""
+    linear, conv = nn.Linear(6, 5), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    linear.weight = nn.Parameter(torch.randn(6, 5).T)
+    assert not linear.weight.is_contiguous() and not conv.weight.is_contiguous()
+    made = [QuantLinear(linear, torch.ones(6)), Float8Linear(linear), QuantConv(conv, Affine(0.1, 3), True),
+            QuantEmbedding(nn.Embedding.from_pretrained(torch.randn(6, 5).T))]
+    assert all(module.weight.is_contiguous() for module in made)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

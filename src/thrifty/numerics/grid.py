@@ -65,13 +65,14 @@ def per_row(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
         bits: b; fewer than 8 are held in eight all the same.
 
     Returns:
-        (int8 of weight's shape, float32 [rows]); |w - s q| <= s / 2.
+        (int8 of weight's shape, contiguous, since oneDNN's integer products read it so whatever its strides; float32 [rows]);
+        |w - s q| <= s / 2.
 
     >>> q, s = per_row(torch.tensor([[1.0, -127.0], [0.0, 0.0]]))
     >>> q.tolist(), [round(x, 3) for x in s.tolist()]
     ([[1, -127], [0, 0]], [1.0, 0.0])
     """
-    flat = weight.detach().float().flatten(1)
+    flat = weight.detach().float().flatten(1).contiguous()
     most = 2 ** (bits - 1) - 1
     scale = (flat.abs().amax(1) / most).clamp_min(TINY)
     q = torch.round(flat / scale[:, None]).clamp(-most, most)

@@ -167,7 +167,7 @@ class Float8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        q, scale = float8.per_row(linear.weight.detach())
+        q, scale = float8.per_row(linear.weight.detach().contiguous())
         self.register_buffer("weight", q)
         self.register_buffer("scale", scale.flatten())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float().clone())
