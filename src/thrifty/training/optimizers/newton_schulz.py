@@ -60,7 +60,7 @@ def batches(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def _iterated(matrices: Sequence[Tensor]) -> Iterable[Tensor]:
-    """Of one shape; the shorter side is multiplied by itself."""
+    """Matrices that all have one shape; the shorter side is multiplied by itself."""
     x = torch.stack([m.to(precision(m.device)) for m in matrices])
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
