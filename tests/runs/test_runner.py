@@ -17,6 +17,7 @@ from thrifty import testing
 from thrifty.errors import RunFailed
 from thrifty.measure.process import WorkerDied
 from thrifty.recipes.recipe import Recipe
+from thrifty.runs.launcher import LocalLauncher
 from thrifty.runs.opening import open_study
 from thrifty.runs.preflight import resolve
 from thrifty.runs.runner import Runner
@@ -68,6 +69,15 @@ def test_the_reference_against_itself_loses_nothing(study):
     reference = study[1][0]
     assert reference.quality.drop.value == 0
     assert reference.quality.drop.low <= 0 <= reference.quality.drop.high
+
+
+def test_more_pairs_of_what_ran_take_no_other_job(study, monkeypatch):
+    place, _, _ = study
+    with open_study(place, resolve(WORKLOAD), Target()) as (store, _):
+        runner = Runner(WORKLOAD, store, price=3.6)
+        assert runner.run(Recipe.parse(REFERENCE), pairs=2).inference.speedup.pairs == 2
+        monkeypatch.setattr(LocalLauncher, "run", lambda *job: pytest.fail("a job was asked for"))
+        assert runner.run(Recipe.parse(REFERENCE), pairs=3).inference.speedup.pairs == 3
 
 
 def test_one_pair_makes_no_claim(study):

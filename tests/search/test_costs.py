@@ -35,6 +35,14 @@ def test_a_training_that_never_ran_costs_its_share_of_the_references():
     assert costs().seconds(REFERENCE) == 10 + 1
 
 
+def test_the_first_trial_is_expected_to_be_scored_as_long_as_the_reference_was():
+    scored = Ledger((*TRAINED.charges, Charge("scoring", "validation", 74.0)))
+    assert Costs.of([], {}, scored, REFERENCE).overhead == 10 + 74
+    measured = Ledger((Charge("scoring", "validation", 3.0), Charge("timing", "rounds of fresh processes", 4.0, amount=1)))
+    done = trial("a", recipe="train(adamw, epochs=4)")
+    assert Costs.of([done], {"a": measured}, scored, REFERENCE).overhead == 7
+
+
 def test_a_failed_trial_keeps_no_prefix():
     failed = trial("a", recipe="train(adamw, epochs=1) | compile(inductor)", status="failed", error="why")
     assert str(Recipe.parse("train(adamw, epochs=1)")) not in costs(failed).kept

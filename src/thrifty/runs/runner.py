@@ -91,7 +91,8 @@ class Runner:
         self.machine = machine or Machine(self.target.device)
         self.launcher, self.tell, self.force = launcher or LocalLauncher(), listener, force
         self._reference: Outcome | None = None
-        self._prepared: dict[str, Outcome] = {}
+        self._outcomes: dict[str, Outcome] = {}
+        """{trial's id: what its job left}: to claim what was screened takes no job, which would load the workload again."""
         self._phase = ""
 
     def id(self, recipe: Recipe) -> str:
@@ -120,7 +121,8 @@ class Runner:
         self.tell(RecipeBegan(str(recipe), name))
         self._phase = ""  # of this recipe, none has begun
         try:
-            outcome = self._prepared.pop(name, None) or self.launcher.run(self.job(recipe), self.spender(name))
+            if (outcome := self._outcomes.get(name)) is None or not _there(outcome):
+                outcome = self._outcomes[name] = self.launcher.run(self.job(recipe), self.spender(name))
             trial = self.measured(recipe, name, outcome, pairs, test)
         except ThriftyError as error:  # of this recipe alone: the next one may well run
             hint = cures(recipe, self._phase, initial_properties(self.workload), self.target.device)
@@ -138,7 +140,7 @@ class Runner:
         def one(recipe: Recipe, launcher: Launcher) -> None:
             with contextlib.suppress(ThriftyError):
                 name = self.id(recipe)
-                self._prepared[name] = launcher.run(self.job(recipe), self.spender(name, ignore))
+                self._outcomes[name] = launcher.run(self.job(recipe), self.spender(name, ignore))
 
         with ThreadPoolExecutor(len(recipes)) as pool:
             for done in [pool.submit(one, *pair) for pair in zip(recipes, self.launcher.beside(len(recipes)), strict=True)]:
@@ -209,6 +211,11 @@ class Runner:
                     cache.pin("engines", found.engine)
                 return name, found
         return None
+
+    def reference_spent(self) -> Ledger:
+        """What the reference cost, and the first scoring of it, which says what scoring a trial takes."""
+        scored = self.store.spent(f"reference-{self.seed}").only("scoring").charges
+        return Ledger((*self.reference().charges, *scored[:1]))
 
     def _doubt(self) -> None:
         """Say so where comparisons with the reference say nothing: it guesses, or too few examples judge."""
@@ -332,6 +339,11 @@ class Runner:
         spent = Ledger(self.store.spent(name).charges, self.price)
         return dataclasses.replace(self.blank(recipe, name), error=why, training=training_figure(spent),
                                    ledger=spent)
+
+
+def _there(outcome: Outcome) -> bool:
+    """Whether the cache still has the engine."""
+    return outcome.engine is not None and place("engines", outcome.engine).is_dir()
 
 
 def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:

@@ -50,7 +50,7 @@ class Costs:
         Args:
             trials: of the study.
             spent: {trial's id: what ran on its behalf}.
-            reference: what the reference cost.
+            reference: what the reference cost, its scoring included, which the first trial's is expected to be like.
             recipe: the reference's.
         """
         phases, compilers = defaultdict(list), defaultdict(list)
@@ -68,7 +68,7 @@ class Costs:
             {text: statistics.fmean(values) for text, values in phases.items()},
             _known(ran, reference, recipe),
             {name: statistics.fmean(values) for name, values in compilers.items()},
-            statistics.median(overheads) if overheads else OVERHEAD,
+            statistics.median(overheads) if overheads else OVERHEAD + reference.only("scoring").seconds,
             frozenset(kept),
         )
 

@@ -28,7 +28,6 @@ from thrifty.search.propose import STARTUP, by_chance, propose
 from thrifty.search.space import Slot, Space
 from thrifty.studies.constraints import Bars, choose
 from thrifty.studies.events import BudgetSpent, Noted, Promoted, Proposed
-from thrifty.studies.ledger import Ledger
 from thrifty.studies.store import Store
 from thrifty.studies.trial import Trial
 
@@ -301,8 +300,8 @@ class Exploration:
 
     def costs(self) -> Costs:
         trials = self.trials
-        reference = self.runner.reference().charges
-        return Costs.of(trials, {t.id: self.store.spent(t.id) for t in trials}, Ledger(reference), self.space.reference)
+        spent = {t.id: self.store.spent(t.id) for t in trials}
+        return Costs.of(trials, spent, self.runner.reference_spent(), self.space.reference)
 
     # -- screening ----------------------------------------------------------------------------------------------
 
