@@ -121,7 +121,7 @@ def test_recurrent_layers_with_projections_are_refused_before_anything_runs(tmp_
     for refused in (lambda: OnnxRuntime().admit(net), lambda: lowered(OnnxRuntime(), net, (torch.zeros(1, 3, 4),), tmp_path)):
         with pytest.raises(LoweringError, match="cannot express this model: '' is a recurrent layer with proj_size=4"):
             refused()
-    OnnxRuntime().admit(nn.LSTM(4, 8))
+    OnnxRuntime().admit(nn.LSTM(4, 8), "cpu")
 
 
 def test_the_exporters_translations_are_parsed_once():
