@@ -118,7 +118,8 @@ def test_convolutions_of_a_net_that_cannot_be_traced(tmp_path):
 
 def test_recurrent_layers_with_projections_are_refused_before_anything_runs(tmp_path):
     net = nn.LSTM(4, 8, proj_size=4, batch_first=True)
-    for refused in (lambda: OnnxRuntime().admit(net), lambda: lowered(OnnxRuntime(), net, (torch.zeros(1, 3, 4),), tmp_path)):
+    for refused in (lambda: OnnxRuntime().admit(net, "cpu"),
+                    lambda: lowered(OnnxRuntime(), net, (torch.zeros(1, 3, 4),), tmp_path)):
         with pytest.raises(LoweringError, match="cannot express this model: '' is a recurrent layer with proj_size=4"):
             refused()
     OnnxRuntime().admit(nn.LSTM(4, 8), "cpu")
