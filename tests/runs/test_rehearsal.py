@@ -36,9 +36,9 @@ def test_a_size_that_the_model_fixes_is_no_fault_of_a_compiler_that_pads():
             return torch.cat([super(Looks, self).forward(x[i:i + 1]) for i in range(len(x))])
 
     workload = dataclasses.replace(testing.workload, model=Looks, scenario=Offline(max_batch=3))
-    rehearse_compiler(Tvm(), workload, Looks())
+    rehearse_compiler(Tvm(), workload, Looks(), "cpu")
     with pytest.raises(LoweringError, match="the model fixes it"):
-        rehearse_compiler(Export(), workload, Looks())
+        rehearse_compiler(Export(), workload, Looks(), "cpu")
 
 
 class Featured(testing.SmallNet):

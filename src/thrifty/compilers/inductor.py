@@ -88,7 +88,7 @@ class Inductor(Compiler):
 
     def admit(self, model: nn.Module, device: str) -> None:
         if device == "cpu":
-            refuse_bfloat16_lstm(model, "Inductor", "openvino", "export")
+            refuse_bfloat16_lstm(model, "Inductor", "export")
 
     def _program(self, model: nn.Module, example: tuple[Tensor, ...], directory: Path, context: Context) -> Lowered:
         """For CUDA: the program, compiled where it is opened. There, torch's loader of packages is not to be relied on

@@ -109,7 +109,7 @@ def check_reload(workload: Workload, recipe: Recipe, model: nn.Module, plans: Pl
                                     f"{what}")
 
 
-def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module, device: str = "cpu") -> None:
+def rehearse_compiler(compiler: Compiler, workload: Workload, model: nn.Module, device: str) -> None:
     """A compiler is rehearsed by what it needs and by the graph that every compiler starts from."""
     missing = type(compiler).missing()
     if missing is not None:

@@ -1,4 +1,4 @@
-"""The iteration against the formula in float64 and against torch's own, at odd sizes, tall and wide, empty gradients too."""
+"""The iteration against the formula in float64 and against torch's own, at odd sizes, tall and wide, gradients of zeros too."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import number
 from thrifty.training.optimizers.newton_schulz import batches, orthogonalized
-from thrifty.training.optimizers.optimizer import Optimizer, fusable, optimizer_card
+from thrifty.training.optimizers.optimizer import Optimizer, fusable, local, loss_of, optimizer_card
 from thrifty.training.optimizers.owners import orthogonal
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ class Pair(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for part in self.parts:
             part.step()
             self.state.update(part.state)
@@ -94,10 +91,7 @@ class Orthogonal(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step for all matrices that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             if parameters := [p for p in group["params"] if p.grad is not None]:
                 self._step(group, parameters)
@@ -117,18 +111,14 @@ class Orthogonal(torch.optim.Optimizer):
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        gradients = [_local(p.grad) for p in parameters]
-        kept = [_local(self.state[p]["momentum_buffer"]) for p in parameters]
+        gradients = [local(p.grad) for p in parameters]
+        kept = [local(self.state[p]["momentum_buffer"]) for p in parameters]
         torch._foreach_lerp_(kept, gradients, 1 - momentum)
         updates = made(list(torch._foreach_lerp(gradients, kept, momentum)))
-        weights = [_local(p) for p in parameters]
+        weights = [local(p) for p in parameters]
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         for p, weight, update in zip(parameters, weights, updates, strict=True):
             weight.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if isinstance(x, DTensor) else x
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
@@ -132,6 +132,19 @@ def library(package: str, extra: str = "optimizers") -> ModuleType:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise MissingExtra(package.split(".")[0], extra) from error
+
+
+def local(x: Any) -> Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return x.to_local() if isinstance(x, DTensor) else x  # type: ignore[no-any-return]
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure of a step computes, with gradients; None where there is none."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> float:

@@ -18,7 +18,7 @@ from thrifty.recipes.card import Card
 from thrifty.recipes.claim import Claim
 from thrifty.recipes.hyperparameters import choice, number
 from thrifty.training.optimizers.curvature import hutchinson, sampled_loss
-from thrifty.training.optimizers.optimizer import Optimizer, WrongOptimizer, optimizer_card
+from thrifty.training.optimizers.optimizer import Optimizer, WrongOptimizer, local, loss_of, optimizer_card
 
 if TYPE_CHECKING:
     from thrifty.recipes.session import Session
@@ -108,10 +108,7 @@ class SophiaOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step for all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         self._steps_taken += 1
         for index, group in enumerate(self.param_groups):
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -121,13 +118,13 @@ class SophiaOptimizer(torch.optim.Optimizer):
 
     def _step(self, index: int, group: dict[str, Any], parameters: list[Tensor]) -> None:
         states = [self._state(p) for p in parameters]
-        weights = [_local(p) for p in parameters]
+        weights = [local(p) for p in parameters]
         if self._chosen.get(index, (0,))[0] != len(weights):
             self._chosen[index] = (len(weights), step_for(weights))
         constants = Constants(float(group["lr"]), group["betas"][0], self._gamma(group), group["eps"],
                               group["weight_decay"], self._steps_taken if self.stochastic_rounding else None)
-        within = self._chosen[index][1](weights, [_local(p.grad) for p in parameters],
-                                        [_local(s["m"]) for s in states], [_local(s["h"]) for s in states], constants)
+        within = self._chosen[index][1](weights, [local(p.grad) for p in parameters],
+                                        [local(s["m"]) for s in states], [local(s["h"]) for s in states], constants)
         self._within = self._within.to(within.device) + within
         self._updates += sum(p.numel() for p in weights)
 
@@ -183,11 +180,6 @@ def _refuse_others(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None
     kinds = {tuple(sorted(state)) for state in state_dict["state"].values()}
     if kinds - {("h", "m")}:
         raise WrongOptimizer(f"this is not Sophia's state: it holds {sorted(map(str, kinds))} but Sophia keeps m, h")
-
-
-def _local(x: Any) -> Tensor:
-    """This rank's part: the update is element by element."""
-    return x.to_local() if isinstance(x, DTensor) else x  # type: ignore[no-any-return]
 
 
 # -- the method -------------------------------------------------------------------------------------------------
