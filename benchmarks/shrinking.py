@@ -75,11 +75,11 @@ def reference(place: Path) -> nn.Module:
     return model.eval()
 
 
-def fitted(model: nn.Module, text: str) -> nn.Module:
+def fitted(model: nn.Module, text: str, device: str) -> nn.Module:
     (phase,) = Recipe.parse(text).phases
     assert isinstance(phase, Train)
     torch.manual_seed(0)
-    return train(training_setup(workload, phase, 0, "cpu", lambda recipe: nn.Identity()), model).model
+    return train(training_setup(workload, phase, 0, device, lambda recipe: nn.Identity()), model).model.cpu()
 
 
 def table(model: nn.Module, texts: Iterable[str]) -> None:
@@ -193,15 +193,17 @@ def main() -> None:
     parser.add_argument("--place", type=Path, default=Path("study"))
     parser.add_argument("--texts", nargs="*", default=[])
     parser.add_argument("--recovery", default="train(adamw(lr=5e-4), epochs=1)")
+    parser.add_argument("--device", default="cpu", help="that trains")
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     arguments.place.mkdir(exist_ok=True, parents=True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     print(f"{now()}, {environment()['cpu']}, {environment()['cores']} cores, torch {torch.__version__}", flush=True)
     for what in arguments.what:
         match what:
             case "train":
                 torch.manual_seed(0)
-                model = fitted(LanguageModel(), workload.reference)
+                model = fitted(LanguageModel(), workload.reference, arguments.device)
                 torch.save(model.state_dict(), arguments.place / "python_lm.pt")
             case "peer":
                 peer()
@@ -213,10 +215,12 @@ def main() -> None:
             case "recovery":
                 dense = reference(arguments.place)
                 before = bits(dense)
-                for text in arguments.texts:
-                    smaller = fitted(apply(dense, text)[0], arguments.recovery)
+                for text in ["", *arguments.texts]:
+                    smaller = apply(dense, text)[0] if text else copy.deepcopy(dense)
+                    smaller = fitted(smaller, arguments.recovery, arguments.device)
                     found = bits(smaller)
-                    print(f"{text} | {arguments.recovery}: {found:.3f} bits per byte, {found / before:.3f}x dense", flush=True)
+                    print(f"{text or 'dense'} | {arguments.recovery}: {found:.3f} bits per byte, {found / before:.3f}x dense",
+                          flush=True)
             case _:
                 table(reference(arguments.place), arguments.texts or {"masks": MASKS, "low_rank": FACTORS,
                                                                       "smaller": SMALLER}[what])

@@ -64,6 +64,15 @@ def test_a_run_is_measured(tmp_path):
     assert trial.inference.latency_p50 > 0 and trial.inference.peak_memory_bytes > 0
 
 
+def test_a_gpu_trains_what_a_cpu_serves(tmp_path):
+    """In a precision that processors may lack, which is then not refused."""
+    trial = thrifty.run("thrifty.testing:workload", "train(adamw(lr=0.003), bf16, epochs=2) | prune(ratio=0.25) | quantize(w8a8)",
+                        study=tmp_path / "study", pairs=1, training_device="cuda")
+    assert trial.status == "done", trial.error
+    assert max(charge.device_memory_bytes or 0 for charge in trial.ledger.charges if charge.kind == "training") > 0
+    assert trial.target["device"] == "cpu" and trial.inference.latency_p50 > 0
+
+
 def test_inductor_compiles_where_it_is_opened_and_replays_a_graph(tmp_path):
     model = testing.trained()
     example = testing.workload.example(4)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from thrifty.target import Target, TargetError, cores
+from thrifty.target import Machine, Target, TargetError, cores, training_machine
 
 
 def test_one_thread_of_the_cpu_by_default() -> None:
@@ -35,6 +35,19 @@ def test_cuda_without_a_device_says_what_to_do() -> None:
         Target("cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a CUDA device on this machine")
+def test_training_on_cuda_without_a_device_says_what_to_do() -> None:
+    with pytest.raises(TargetError, match="torch sees no CUDA device; use --training-device cpu"):
+        training_machine(Target(), "cuda")
+
+
 @pytest.mark.gpu
 def test_cuda_with_a_device() -> None:
     assert Target("cuda").device == "cuda"
+    assert training_machine(Target(), "cuda", 2) == Machine("cuda", 2)
+
+
+def test_the_target_trains_unless_another_device_is_named() -> None:
+    assert training_machine(Target(), threads=1) == Machine("cpu", 1, 1)
+    with pytest.raises(TargetError, match="device must be 'cpu' or 'cuda' but is 'tpu'"):
+        training_machine(Target(), "tpu")

@@ -50,7 +50,7 @@ from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import Measurements, make_context, score, training_setup
 from thrifty.runs.journal import Entry, Journal
 from thrifty.runs.rehearsal import rehearse
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.training.loop import TrainingResult, train
 from thrifty.workloads.quality import Accuracy
 from thrifty.workloads.workload import CrossEntropy, Workload
@@ -363,7 +363,7 @@ def check_agrees(method: Method) -> None:
 def _rehearsed(text: str, attends: bool) -> None:
     """Once for both of two neighbors, and for every compiler: all are rehearsed by the graph that they start from."""
     with contextlib.suppress(NoEffect):  # on so small a net a neighbor may truly find nothing left to do
-        rehearse(attending if attends else workload, Recipe.parse(text), Target(), _hear)
+        rehearse(attending if attends else workload, Recipe.parse(text), Target(), Machine(), _hear)
 
 
 def neighbors(method: Method) -> Iterator[Recipe]:

@@ -15,7 +15,7 @@ from thrifty.recipes.context import Context
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import outputs_of
 from thrifty.runs.rehearsal import rehearse, rehearse_compiler
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads.workload import Offline
 
 
@@ -26,7 +26,7 @@ def test_a_rehearsal_finds_what_would_fail_later():
 
     branching = dataclasses.replace(testing.workload, model=Branches)
     with pytest.raises(ThriftyError, match=r"torch\.where"):
-        rehearse(branching, Recipe.parse("train(epochs=1) | compile(onnxruntime)"), Target(), lambda event: None)
+        rehearse(branching, Recipe.parse("train(epochs=1) | compile(onnxruntime)"), Target(), Machine(), lambda event: None)
 
 
 @pytest.mark.skipif(Tvm.missing() is not None, reason=str(Tvm.missing()))
@@ -75,7 +75,8 @@ class Learns(testing.SmallNet):
 @pytest.mark.parametrize("recipe", ["", "train(epochs=1)", "prune(ratio=0.5)"])
 def test_a_checkpoint_answers_as_the_model_did(recipe):
     def rehearsed(model):
-        rehearse(dataclasses.replace(testing.workload, model=model), Recipe.parse(recipe), Target(), lambda event: None)
+        rehearse(dataclasses.replace(testing.workload, model=model), Recipe.parse(recipe), Target(), Machine(),
+                 lambda event: None)
 
     rehearsed(Featured)
     with pytest.raises(WorkloadError, match="gives different outputs than the model did; mix is not in any state_dict"):
@@ -85,7 +86,7 @@ def test_a_checkpoint_answers_as_the_model_did(recipe):
 def test_what_training_alone_moves_is_found_too():
     workload = dataclasses.replace(testing.workload, model=Learns)
     with pytest.raises(WorkloadError, match="mean is not in any state_dict"):
-        rehearse(workload, Recipe.parse("train(epochs=1)"), Target(), lambda event: None)
+        rehearse(workload, Recipe.parse("train(epochs=1)"), Target(), Machine(), lambda event: None)
 
 
 class Tagger(nn.Module):

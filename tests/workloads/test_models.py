@@ -14,7 +14,7 @@ from thrifty import testing
 from thrifty.errors import WorkloadError
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs.rehearsal import rehearse
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads.models import apart, check_steady, memory, unsaved
 
 NET = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -54,7 +54,7 @@ def test_pruning_twice_prunes_the_same_model():
     given = apart(dataclasses.replace(testing.workload, model=lambda: shared))
     sizes = [p.shape for p in shared.parameters()]
     for _ in range(2):
-        rehearse(given, Recipe.parse("prune(ratio=0.5)"), Target(), lambda event: None)
+        rehearse(given, Recipe.parse("prune(ratio=0.5)"), Target(), Machine(), lambda event: None)
     assert [p.shape for p in shared.parameters()] == sizes
 
 

@@ -33,6 +33,7 @@ from thrifty.cli.options import (
     StudyOption,
     ThreadsOption,
     TrafficOption,
+    TrainingDeviceOption,
     TrainingThreadsOption,
     WorkloadArgument,
     answered,
@@ -74,7 +75,8 @@ def target_of(device: str, threads: int) -> Target:
 @of_directories
 def check(workload: WorkloadArgument, recipe: Annotated[str | None, typer.Argument(
               metavar="RECIPE", help="The recipe; the workload's own reference recipe by default.")] = None,
-          device: DeviceOption = "cpu", threads: ThreadsOption = 1, as_json: JsonOption = False) -> None:
+          device: DeviceOption = "cpu", threads: ThreadsOption = 1, training_device: TrainingDeviceOption = None,
+          as_json: JsonOption = False) -> None:
     """Check a workload and a recipe, and rehearse it: one training step or one calibration batch for each phase.
 
     Example: thrifty check digits "prune(ratio=0.5) | train(adamw)"
@@ -85,7 +87,7 @@ def check(workload: WorkloadArgument, recipe: Annotated[str | None, typer.Argume
 
     definition = resolve(workload)
     parsed = Recipe.parse(definition.reference if recipe is None else recipe)
-    found = check_recipe(definition, parsed, target=target_of(device, threads))
+    found = check_recipe(definition, parsed, target=target_of(device, threads), training_device=training_device)
     if as_json:
         emit({"recipe": str(parsed), "workload": workload, "status": "ok", "properties": sorted(found)})
     else:
@@ -96,7 +98,7 @@ def check(workload: WorkloadArgument, recipe: Annotated[str | None, typer.Argume
 def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption = None, device: DeviceOption = "cpu",
         threads: ThreadsOption = 1, seed: SeedOption = 0, pairs: PairsOption = 5, price: PriceOption = None,
         force: ForceOption = False, nproc: NprocOption = None, max_restarts: RestartsOption = 0,
-        training_threads: TrainingThreadsOption = None, log: LogOption = None,
+        training_threads: TrainingThreadsOption = None, training_device: TrainingDeviceOption = None, log: LogOption = None,
         as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Run a recipe and measure it; the trial and its artifact are kept in a study.
 
@@ -114,7 +116,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
     parsed, target, count = Recipe.parse(recipe), target_of(device, threads), count_here(nproc)
     definition = resolve(workload)
     if dry_run:
-        properties = check_recipe(definition, parsed, target.device)
+        properties = check_recipe(definition, parsed, target.device, training_device)
         check_ranks(definition, parsed, count)
         plan = {"recipe": str(parsed), "workload": definition.name, "reference": definition.reference,
                 "target": target.to_json(), "seed": seed, "status": "dry-run", "properties": sorted(properties)}
@@ -124,7 +126,7 @@ def run(workload: WorkloadArgument, recipe: RecipeArgument, study: StudyOption =
     with listening(definition, place, log) as listener:
         trial = run_recipe(definition, parsed, study=place, target=target, seed=seed, pairs=pairs, price=price,
                            force=force, nproc=count, max_restarts=max_restarts, training_threads=training_threads,
-                           listener=listener)
+                           training_device=training_device, listener=listener)
     if as_json:
         emit(trial.to_json())
     else:
@@ -152,7 +154,8 @@ def plan(workload: WorkloadArgument, recipe: RecipeArgument, nproc: NprocOption 
 def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer.Argument(
               metavar="[RECIPE]...", help="The recipes; the embedded workload's own list by default.")] = None,
           study: StudyOption = None, device: DeviceOption = "cpu", threads: ThreadsOption = 1,
-          seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None, log: LogOption = None,
+          seed: SeedOption = 0, price: PriceOption = None, training_threads: TrainingThreadsOption = None,
+          training_device: TrainingDeviceOption = None, log: LogOption = None,
           as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Measure several recipes, then the best again with confidence intervals and on test; show the Pareto frontier.
 
@@ -169,14 +172,14 @@ def sweep(workload: WorkloadArgument, recipes: Annotated[list[str] | None, typer
     chosen = [Recipe.parse(recipe) for recipe in recipes or suggested(workload)]
     if dry_run:
         for recipe in chosen:
-            check_recipe(definition, recipe, target.device)
+            check_recipe(definition, recipe, target.device, training_device)
         texts = [str(recipe) for recipe in chosen]
         emit({"workload": definition.name, "recipes": texts}) if as_json else print("\n".join(texts))
         return
     place = study or default_study(definition.source)
     with listening(definition, place, log) as listener:
         found = sweep_recipes(definition, chosen, study=place, target=target, seed=seed, price=price,
-                              training_threads=training_threads, listener=listener)
+                              training_threads=training_threads, training_device=training_device, listener=listener)
     print_study(place, as_json)
     hint(f"The study is in {place}; its page: thrifty report {place}")
     raise typer.Exit(DONE if any(trial.status == "done" for trial in found.trials) else FAILED)
@@ -232,7 +235,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
             worker_memory: Annotated[str | None, typer.Option(
                 "--worker-memory", help="With ray: memory per recipe, such as 4GB.")] = None,
             nproc: NprocOption = None, requests_per_day: TrafficOption = None, price: PriceOption = None,
-            training_threads: TrainingThreadsOption = None, log: LogOption = None,
+            training_threads: TrainingThreadsOption = None, training_device: TrainingDeviceOption = None, log: LogOption = None,
             as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Search for the best recipe within a time budget: the reference, each method alone, then compositions.
 
@@ -255,7 +258,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
     methods = [name.strip() for name in (only or "").split(",") if name.strip()]
     definition, target = resolve(workload), target_of(device, threads)
     count = count_here(nproc)
-    space = Space.of(definition, methods, target.device, count)
+    space = Space.of(definition, methods, target.device, count, training_device)
     if dry_run:
         slots = {slot.name: list(slot.options) for slot in space.slots}
         emit({"workload": definition.name, "choices": space.size(), "slots": slots}) if as_json else print(
@@ -274,7 +277,7 @@ def explore(workload: WorkloadArgument, budget: BudgetOption, max_drop: MaxDropO
     with listening(definition, place, log) as listener:
         found = explore_recipes(definition, limit, study=place, bars=bars, methods=methods, target=target, seed=seed,
                                 price=price, workers=int(workers), launcher=launcher, nproc=count,
-                                training_threads=training_threads, listener=listener)
+                                training_threads=training_threads, training_device=training_device, listener=listener)
     print_study(place, as_json, requests_per_day)
     if found.ended == "interrupted":
         raise KeyboardInterrupt
@@ -297,7 +300,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
          seeds: Annotated[int, typer.Option("--seeds", help="Seeds for the final training runs.")] = 3,
          evaluations: Annotated[int, typer.Option("--evaluations", help="Evaluations during each final training run.")] = 20,
          study: StudyOption = None, device: DeviceOption = "cpu", seed: SeedOption = 0, price: PriceOption = None,
-         training_threads: TrainingThreadsOption = None, log: LogOption = None,
+         training_threads: TrainingThreadsOption = None, training_device: TrainingDeviceOption = None, log: LogOption = None,
          as_json: JsonOption = False, dry_run: DryRunOption = False) -> None:
     """Tune optimizers with equal effort and compare how fast each reaches the reference's quality, over several seeds.
 
@@ -320,7 +323,7 @@ def tune(workload: WorkloadArgument, optimizers: Annotated[list[str], typer.Argu
     with listening(definition, place, log) as listener:
         found = tune_optimizers(definition, optimizers, study=place, trials=trials, budget=limit, also=also, seeds=seeds,
                                 evaluations=evaluations, target=target_of(device, 1), seed=seed, price=price,
-                                training_threads=training_threads, listener=listener)
+                                training_threads=training_threads, training_device=training_device, listener=listener)
     emit(found.to_json()) if as_json else print_tuned(found)
     hint(f"The study is in {place}.")
     raise typer.Exit(DONE if any(one.final is not None for one in found.optimizers) else FAILED)

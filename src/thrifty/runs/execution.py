@@ -102,9 +102,10 @@ class Execution:
             check_workload(self.workload)
         if not done or any(isinstance(phase, Train) for phase in self.phases[done:]):
             with Meter(self.job.machine.device) as meter:
-                rehearse(self.workload, self.recipe, self.job.target, self.tell)
+                rehearse(self.workload, self.recipe, self.job.target, self.job.machine, self.tell)
                 if not self.job.force:
-                    require_precision_pays(self.workload, Recipe(self.phases[done:]), self.job.target, self.tell)
+                    require_precision_pays(self.workload, Recipe(self.phases[done:]), self.job.target, self.job.machine,
+                                           self.tell)
             charge(self.tell, "rehearsal", str(self.recipe), meter.read())
         return done, loaded(self.workload, self.job, self.keys[done] if done else None)
 

@@ -16,7 +16,7 @@ from thrifty.recipes.recipe import Recipe
 from thrifty.runs.context import Tell, training_setup
 from thrifty.runs.making import made, untrained_teachers
 from thrifty.studies.events import Noted
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads.blame import described
 from thrifty.workloads.workload import Workload
 
@@ -36,13 +36,14 @@ class FailsHere(ThriftyError):
     """A precision in which this machine cannot compute the model's operations."""
 
 
-def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> None:
+def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, machine: Machine, tell: Tell) -> None:
     """Time what runs in few bits of floating point, once in them and once in fp32; say by how much they differ.
 
     Args:
         workload: of the recipe.
         recipe: its trainings by a method of the slot "precision", and transforms that leave bfloat16, are timed.
-        target: what is trained and served on; GPUs have the instructions.
+        target: what is served on; GPUs have the instructions.
+        machine: what is trained on.
         tell: hears of a precision that is slower.
 
     Raises:
@@ -50,7 +51,7 @@ def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, t
         FailsHere: a step in one fails.
     """
     for phase in recipe:
-        ratio = slower(workload, phase, target)
+        ratio = slower(workload, phase, target, machine)
         if ratio >= REFUSED:
             raise SlowerHere(f"{phase} takes {ratio:.1f} times as long as in fp32 on this processor, which "
                              "lacks instructions for its precision: remove that, or run it anyway with --force")
@@ -58,31 +59,31 @@ def require_precision_pays(workload: Workload, recipe: Recipe, target: Target, t
             tell(Noted(f"{phase} takes {ratio:.2f} times as long as in fp32 here"))
 
 
-def slower(workload: Workload, phase: Phase, target: Target) -> float:
+def slower(workload: Workload, phase: Phase, target: Target, machine: Machine) -> float:
     """Times as long as fp32 that a phase's precision takes here; 1 where it has none, or on a GPU.
 
     Args:
         workload: whose model and data are timed.
         phase: a training, or a transform.
-        target: what is trained and served on.
+        target: what is served on.
+        machine: what is trained on.
 
     Raises:
         FailsHere: a training step fails. For example, oneDNN has no bfloat16 LSTM for processors with AVX2 alone.
     """
-    if target.device != "cpu":
-        return 1.0
     if isinstance(phase, Train):
-        return training_ratio(workload, phase, target) if any(m.card.slot == "precision" for m in phase.methods) else 1.0
-    return serving_ratio(workload) if "bfloat16" in phase.provides else 1.0
+        narrow = machine.device == "cpu" and any(m.card.slot == "precision" for m in phase.methods)
+        return training_ratio(workload, phase, machine) if narrow else 1.0
+    return serving_ratio(workload) if target.device == "cpu" and "bfloat16" in phase.provides else 1.0
 
 
-def training_ratio(workload: Workload, phase: Train, target: Target) -> float:
+def training_ratio(workload: Workload, phase: Train, machine: Machine) -> float:
     """Seconds of a step by the phase over those without its precision."""
     plain = phase.but(methods=tuple(method for method in phase.methods if method.card.slot != "precision"))
     model = made(workload)
     steps: list[Callable[[], object]] = []
     for each in (phase, plain):
-        setup = training_setup(workload, each, 0, target.device, untrained_teachers(workload))
+        setup = training_setup(workload, each, 0, machine.device, untrained_teachers(workload))
         session, batch = setup.session(copy.deepcopy(model), steps=2 * TRIES + 2), next(setup.loader.batches())
         steps.append(functools.partial(session.step, batch))
     few, exact = steps

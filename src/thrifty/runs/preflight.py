@@ -14,11 +14,12 @@ from thrifty.recipes.phases import Train
 from thrifty.recipes.properties import carry
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.registry import method_class, names
+from thrifty.recipes.training_method import TrainingMethod
 from thrifty.runs.job import spread, teachers_of
 from thrifty.runs.making import home
 from thrifty.runs.rehearsal import rehearse
 from thrifty.studies.events import ignore
-from thrifty.target import Target
+from thrifty.target import Target, training_machine
 from thrifty.training.distributed.parallel import Parallel
 from thrifty.workloads.blame import users_code
 from thrifty.workloads.checks import check_workload
@@ -59,8 +60,14 @@ def check_ranks(workload: Workload, recipe: Recipe, nproc: int) -> None:
                                f"give a larger batch_size, or fewer ranks")
 
 
-def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> frozenset[str]:
+def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu", training_device: str | None = None) -> frozenset[str]:
     """Everything that can be said against a recipe without running anything.
+
+    Args:
+        workload: that it is of.
+        recipe: to check.
+        device: that serves.
+        training_device: that trains; the same where None.
 
     Returns:
         the properties of the model at its end.
@@ -69,15 +76,16 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu") -> fro
         ThriftyError: an order that cannot work, a missing extra, data or a teacher that the workload lacks, a method that
             does not run on the device.
     """
+    trains = training_device or device
     for named in itertools.chain.from_iterable(map(teachers_of, recipe)):
         teacher = Recipe.parse(named.recipe)
         if teacher.transforms != teacher:
             raise WorkloadError(f"a teacher is a model, not an engine: remove the compiler from {named.recipe!r}")
         other = home(named, workload)
         if len(teacher):
-            check_recipe(other, teacher, device)
+            check_recipe(other, teacher, device, trains)
     for method in recipe.methods():
-        require_device(method, device)
+        require_device(method, trains if isinstance(method, TrainingMethod) else device)
         if isinstance(method, Compiler) and (missing := type(method).missing()):
             raise ThriftyError(missing)
     _require_float8(recipe, device)
@@ -116,13 +124,15 @@ def _require_float8(recipe: Recipe, device: str) -> None:
                            "quantize(w4a16)")
 
 
-def check(workload: str | Workload, recipe: str | Recipe | None = None, *, target: Target | None = None) -> frozenset[str]:
+def check(workload: str | Workload, recipe: str | Recipe | None = None, *, target: Target | None = None,
+          training_device: str | None = None) -> frozenset[str]:
     """Check a workload and a recipe, and rehearse it: one training step or one calibration batch for each phase.
 
     Args:
         workload: a workload, or a reference that `load_workload` takes.
         recipe: text or value; the workload's own reference recipe if None.
         target: what it will run on.
+        training_device: "cpu" or "cuda"; the target's where None.
 
     Returns:
         the properties of the model at the end of the recipe.
@@ -135,10 +145,12 @@ def check(workload: str | Workload, recipe: str | Recipe | None = None, *, targe
     """
     definition = resolve(workload)
     parsed = Recipe.of(definition.reference if recipe is None else recipe)
-    found = check_recipe(definition, parsed, (target or Target()).device)
+    served = target or Target()
+    machine = training_machine(served, training_device)
+    found = check_recipe(definition, parsed, served.device, machine.device)
     with users_code():
         check_workload(definition)
-        rehearse(definition, parsed, target or Target(), ignore)
+        rehearse(definition, parsed, served, machine, ignore)
     return found
 
 

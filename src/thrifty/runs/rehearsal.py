@@ -24,7 +24,7 @@ from thrifty.runs.context import Tell, calibration, rehearsal_context, training_
 from thrifty.runs.job import seed_of
 from thrifty.runs.making import made, untrained_teachers
 from thrifty.studies.events import Noted
-from thrifty.target import Target
+from thrifty.target import Machine, Target
 from thrifty.workloads.blame import part
 from thrifty.workloads.models import answers, differ, unsaved
 from thrifty.workloads.quality import length
@@ -36,8 +36,15 @@ EXAMPLES = 8
 """That a phase is rehearsed on."""
 
 
-def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> None:
+def rehearse(workload: Workload, recipe: Recipe, target: Target, machine: Machine, tell: Tell) -> None:
     """Take every phase for one step or one calibration batch, on a throw-away model, before anything long runs.
+
+    Args:
+        workload: of the recipe.
+        recipe: to rehearse.
+        target: that serves.
+        machine: that trains.
+        tell: hears that it begins.
 
     Raises:
         ThriftyError: what would go wrong later.
@@ -48,7 +55,7 @@ def rehearse(workload: Workload, recipe: Recipe, target: Target, tell: Tell) -> 
     for i, phase in enumerate(recipe):
         with part(f"{phase}, rehearsed,"):
             if isinstance(phase, Train):
-                model, decided = rehearse_training(phase, workload, model, target)
+                model, decided = rehearse_training(phase, workload, model, machine)
             elif isinstance(phase, Transform):
                 model, decided = rehearse_transform(phase, workload, model, target, seed_of(0, i, "rehearsal"))
             else:
@@ -73,10 +80,10 @@ def rehearse_transform(phase: Transform, workload: Workload, model: nn.Module, t
     return after, ((str(phase), plan),)
 
 
-def rehearse_training(phase: Train, workload: Workload, model: nn.Module, target: Target) -> tuple[nn.Module, Plans]:
+def rehearse_training(phase: Train, workload: Workload, model: nn.Module, machine: Machine) -> tuple[nn.Module, Plans]:
     """One optimizer step on a few examples, with every method's hooks."""
     settings = phase.but(batch_size=phase.batch_size or workload.batch_size)  # for methods that look ahead
-    setup = training_setup(workload, settings, 0, target.device, untrained_teachers(workload))
+    setup = training_setup(workload, settings, 0, machine.device, untrained_teachers(workload))
     setup = dataclasses.replace(setup, most=min(settings.batch_size or 1, EXAMPLES, length(setup.data)))
     if not settings.packing:  # which examples fit with which, all of them say
         setup = dataclasses.replace(setup, data=Subset(setup.data, range(setup.size)))

@@ -54,7 +54,7 @@ from thrifty.studies.ledger import Charge, Kind, Ledger
 from thrifty.studies.places import ARTIFACTS
 from thrifty.studies.store import Store, trial_id
 from thrifty.studies.trial import ArtifactFigure, QualityFigure, Trial
-from thrifty.target import Machine, Target, cores
+from thrifty.target import Machine, Target, cores, training_machine
 from thrifty.workloads.blame import part
 from thrifty.workloads.quality import Scores, Split, length
 from thrifty.workloads.workload import Workload
@@ -359,7 +359,8 @@ def largest_batch(manifest: Mapping[str, Any], workload: Workload) -> int:
 
 def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | None = None, target: Target | None = None,
         seed: int = 0, pairs: int = CLAIM_PAIRS, price: float | None = None, force: bool = False, nproc: int = 1,
-        max_restarts: int = 0, training_threads: int | None = None, listener: Listener = ignore) -> Trial:
+        max_restarts: int = 0, training_threads: int | None = None, training_device: str | None = None,
+        listener: Listener = ignore) -> Trial:
     """Run one recipe and measure it.
 
     Args:
@@ -374,6 +375,7 @@ def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | N
         nproc: processes that train together, where a training names ddp, zero1, zero2 or zero3.
         max_restarts: how often they are started again, from the last kept state, after one of them failed.
         training_threads: threads for every training; one a processor where None.
+        training_device: "cpu" or "cuda"; the target's where None.
         listener: hears events while things go on.
 
     Returns:
@@ -383,9 +385,9 @@ def run(workload: str | Workload, recipe: str | Recipe, *, study: str | Path | N
         ThriftyError: the workload or the recipe cannot run; nothing was spent.
     """
     definition, parsed, served = resolve(workload), Recipe.of(recipe), target or Target()
-    check_recipe(definition, parsed, served.device)
+    machine = training_machine(served, training_device, nproc, training_threads)
+    check_recipe(definition, parsed, served.device, machine.device)
     check_ranks(definition, parsed, nproc)
-    machine = Machine(served.device, nproc, training_threads)
     with open_study(study, definition, served, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=served, seed=seed, price=price, force=force, listener=listener,
                         machine=machine, launcher=LocalLauncher(restarts=max_restarts))

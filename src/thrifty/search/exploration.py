@@ -175,7 +175,7 @@ class Exploration:
             if isinstance(part, TrainingMethod) and part.card.slot == "precision" and training is not None:
                 phase = training.but(methods=(*training.methods, part))
             try:
-                ratio = 1.0 if phase is None else slower(workload, phase, target)
+                ratio = 1.0 if phase is None else slower(workload, phase, target, self.runner.machine)
             except FailsHere as error:
                 self.runner.tell(Noted(f"{part} is skipped: {error}"))
                 return False

@@ -25,7 +25,7 @@ from thrifty.studies.events import Listener, Noted, ignore
 from thrifty.studies.findings import objectives
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.trial import Trial
-from thrifty.target import Machine, Target, cores
+from thrifty.target import Target, cores, training_machine
 from thrifty.workloads.workload import Workload
 
 __all__ = ["Explored", "ExploreError", "explore"]
@@ -59,7 +59,8 @@ class Explored:
 def explore(workload: str | Workload, budget: float, *, study: str | Path | None = None, bars: Bars = Bars(),
             methods: Sequence[str] = (), target: Target | None = None, seed: int = 0, price: float | None = None,
             promote: int = 4, workers: int = 1, launcher: Launcher | None = None, nproc: int = 1,
-            training_threads: int | None = None, listener: Listener = ignore) -> Explored:
+            training_threads: int | None = None, training_device: str | None = None,
+            listener: Listener = ignore) -> Explored:
     """Find the frontier of a workload within a budget.
 
     Recipes are screened with one pair; then the front's that may meet the constraints are measured again with five pairs,
@@ -81,6 +82,7 @@ def explore(workload: str | Workload, budget: float, *, study: str | Path | None
         launcher: where recipes run; in processes of this machine where None.
         nproc: processes that train together in recipes that spread a training; ddp and the like are proposed where it is above 1.
         training_threads: threads for every training; one a processor where None.
+        training_device: "cpu" or "cuda"; the target's where None.
         listener: hears events while things go on.
 
     Raises:
@@ -92,8 +94,8 @@ def explore(workload: str | Workload, budget: float, *, study: str | Path | None
         raise ExploreError(f"the budget must be above 0 seconds but is {budget:g}")
     if launcher is None and not 1 <= workers <= cores():
         raise ExploreError(f"workers must be 1 to {cores()} on this machine but are {workers}")
-    space = Space.of(definition, methods, place.device, nproc)
-    machine = Machine(place.device, nproc, training_threads)
+    machine = training_machine(place, training_device, nproc, training_threads)
+    space = Space.of(definition, methods, place.device, nproc, machine.device)
     with open_study(study, definition, place, machine, listener) as (opened, clock):
         opened.note("bars", bars.to_json())
         runner = Runner(definition, opened, target=place, seed=seed, price=price, machine=machine, launcher=launcher,

@@ -101,7 +101,8 @@ class Space:
     slots: tuple[Slot, ...]
 
     @staticmethod
-    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu", ranks: int = 1) -> Space:
+    def of(workload: Workload, methods: Sequence[str] = (), device: str = "cpu", ranks: int = 1,
+           training_device: str | None = None) -> Space:
         """The space of a workload.
 
         Args:
@@ -109,12 +110,13 @@ class Space:
             methods: names of those to use; all that are installed where none is given.
             device: that the recipes will run on.
             ranks: processes that train together; with one there is nothing to spread.
+            training_device: that trains; the same device where None.
 
         Raises:
             SpaceError: a method is unknown, not installed, or no use to the workload.
         """
         reference = Recipe.parse(workload.reference)
-        classes = _chosen(workload, methods, device, ranks)
+        classes = _chosen(workload, methods, device, training_device or device, ranks)
         slots = _slots(reference, _recovery(workload, reference, classes), classes)
         used = set().union(*(_names(part) for slot in slots for part in slot.parts.values()))
         if unused := [name for name in methods if name not in used]:
@@ -211,16 +213,16 @@ class Space:
 # -- what stands where --------------------------------------------------------------------------------------------
 
 
-def _chosen(workload: Workload, methods: Sequence[str], device: str, ranks: int) -> list[type[Method]]:
+def _chosen(workload: Workload, methods: Sequence[str], device: str, trains: str, ranks: int) -> list[type[Method]]:
     """The classes to use."""
     chosen = []
     for name in methods or names():
         cls = method_class(name)
         if not methods and cls.card.family in NAMED:
             continue
-        if device not in cls.card.devices:
+        if (place := trains if issubclass(cls, TrainingMethod) else device) not in cls.card.devices:
             if methods:
-                raise SpaceError(f"{name} does not run on {device}")
+                raise SpaceError(f"{name} does not run on {place}")
             continue
         if cls.card.slot == "parallelism" and ranks == 1:
             if methods:

@@ -14,7 +14,7 @@ from thrifty.runs.runner import CLAIM_PAIRS, Runner
 from thrifty.studies.events import Listener, Promoted, SweepBegan, ignore
 from thrifty.studies.frontier import Frontier, frontier
 from thrifty.studies.trial import Trial
-from thrifty.target import Machine, Target
+from thrifty.target import Target, training_machine
 from thrifty.workloads.workload import Workload
 
 
@@ -29,7 +29,7 @@ class Swept:
 
 def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: str | Path | None = None,
           target: Target | None = None, seed: int = 0, price: float | None = None, promote: int = 4,
-          training_threads: int | None = None, listener: Listener = ignore) -> Swept:
+          training_threads: int | None = None, training_device: str | None = None, listener: Listener = ignore) -> Swept:
     """Run recipes one by one and find their frontier.
 
     Args:
@@ -42,6 +42,7 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: s
         promote: largest number of front trials, fastest first, that are measured again with five pairs and scored
             on test.
         training_threads: threads for every training; one a processor where None.
+        training_device: "cpu" or "cuda"; the target's where None.
         listener: hears events while things go on.
 
     Raises:
@@ -49,9 +50,9 @@ def sweep(workload: str | Workload, recipes: Sequence[str | Recipe], *, study: s
     """
     definition, place = resolve(workload), target or Target()
     parsed = [Recipe.of(recipe) for recipe in recipes]
+    machine = training_machine(place, training_device, threads=training_threads)
     for recipe in parsed:
-        check_recipe(definition, recipe, place.device)
-    machine = Machine(place.device, threads=training_threads)
+        check_recipe(definition, recipe, place.device, machine.device)
     with open_study(study, definition, place, machine, listener) as (opened, _):
         runner = Runner(definition, opened, target=place, seed=seed, price=price,
                         machine=machine, listener=listener)

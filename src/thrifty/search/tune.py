@@ -29,7 +29,7 @@ from thrifty.studies.figures import training_figure
 from thrifty.studies.ledger import Charge, Ledger
 from thrifty.studies.serialization import typed
 from thrifty.studies.trial import Drop, QualityFigure, Trial
-from thrifty.target import Machine, Target
+from thrifty.target import Target, training_machine
 from thrifty.training.loop import Evaluation
 from thrifty.workloads.workload import Workload
 
@@ -107,7 +107,7 @@ class Tuned:
 def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Path | None = None,
          trials: int | None = None, budget: float | None = None, also: str = "", seeds: int = 3, evaluations: int = 20,
          target: Target | None = None, seed: int = 0, price: float | None = None,
-         training_threads: int | None = None, listener: Listener = ignore) -> Tuned:
+         training_threads: int | None = None, training_device: str | None = None, listener: Listener = ignore) -> Tuned:
     """Tune optimizers with equal effort, and say how soon each reaches the reference's final quality.
 
     Each optimizer takes the place of the reference's own; length, schedule and all else stay. What its paper says has to be
@@ -131,6 +131,7 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
         seed: seed of the trials; the final seeds follow it.
         price: dollars per hour of this machine.
         training_threads: threads for every training; one a processor where None.
+        training_device: "cpu" or "cuda"; the target's where None.
         listener: hears events while things go on.
 
     Raises:
@@ -141,15 +142,15 @@ def tune(workload: str | Workload, optimizers: Sequence[str], *, study: str | Pa
     definition, place = resolve(workload), target or Target()
     if not optimizers:
         raise TuneError("name at least one optimizer, such as adamw")
+    machine = training_machine(place, training_device, threads=training_threads)
     contenders = tuple(dict.fromkeys(Contender.of(definition, text, also) for text in optimizers))
     for contender in contenders:
-        check_recipe(definition, contender.recipe(contender.origin), place.device)
+        check_recipe(definition, contender.recipe(contender.origin), place.device, machine.device)
     for name, value, least in (("trials", trials, fewest(also)), ("seeds", seeds, 1), ("evaluations", evaluations, 1)):
         if value is not None and value < least:
             raise TuneError(f"{name} must be {least} or more but are {value}")
     if budget is not None and not budget > 0:
         raise TuneError(f"the budget must be above 0 seconds but is {budget:g}")
-    machine = Machine(place.device, threads=training_threads)
     with open_study(study, definition, place, machine, listener) as (opened, _):
         runners = tuple(Runner(definition, opened, target=place, seed=seed + i, price=price,
                                machine=machine, listener=listener)
@@ -208,7 +209,7 @@ class _Tune:
     def steps(self) -> int:
         """Steps of the reference's training."""
         phase = training_of(self.reference)
-        return training_setup(self.workload, phase, 0, self.runner.target.device, untrained_teachers(self.workload)).steps
+        return training_setup(self.workload, phase, 0, self.runner.machine.device, untrained_teachers(self.workload)).steps
 
     def rehearse(self) -> None:
         """One step of each optimizer, so that one that is not installed is told before anything is trained."""
@@ -216,7 +217,7 @@ class _Tune:
             recipe = contender.recipe(contender.origin, evaluations=1)
             if not self.store.rounds(self.runner.id(recipe), KEPT):
                 began = time.perf_counter()
-                rehearse(self.workload, recipe, self.runner.target, ignore)
+                rehearse(self.workload, recipe, self.runner.target, self.runner.machine, ignore)
                 self.runner.spend(self.runner.id(recipe), "rehearsal", str(recipe), began)
         if self.budget is not None and not self.store.rounds(self.finals[0].id(self.reference), KEPT):
             count, seeds = len(self.contenders), len(self.finals)

@@ -1,0 +1,217 @@
+"""Depth, width and low rank of one latency, distilled alike: what is left of `python-lm` and of `minilm`.
+
+    python benchmarks/students.py ratios minilm --depth 4 --keep DIR    # widths and ranks that take as long as 4 layers
+    python benchmarks/students.py distil minilm --depth 4 --lr 1e-4 3e-4 --keep DIR --device cuda
+    python benchmarks/students.py table minilm --depth 4 --keep DIR
+
+Latency is that of fp32 by ONNX Runtime, batch 1, one thread, against the whole model's in turns. Students of a workload start
+from one trained model, see the same batches, and take as many steps; the rate is the best on validation of those that all were
+given, seeds change the order of the data. Scores are on test, differences are paired, example by example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from minilm_code import workload as minilm
+
+from thrifty import AdamW, Bf16, Distill, Train, Workload, fit
+from thrifty.measure.environment import environment, now
+from thrifty.measure.statistics import paired_drop
+from thrifty.recipes.recipe import Recipe
+from thrifty.recipes.transform import Transform
+from thrifty.runs.context import make_context, seconds_a_call
+from thrifty.target import Target
+from thrifty.workloads.embedded.python_lm import workload as python_lm
+from thrifty.workloads.quality import Scores
+
+WORKLOADS = {"python-lm": python_lm, "minilm": minilm}
+BLOCKS = {"python-lm": 4, "minilm": 6}
+STEPS = {"python-lm": 1200, "minilm": 3000}
+BATCH = {"python-lm": 16, "minilm": 128}
+TEACHER = "python_lm.pt"
+"""Under --keep: the weights that `shrinking.py train` leaves."""
+EXAMPLES = 64
+
+
+def whole(name: str, keep: Path) -> nn.Module:
+    model = WORKLOADS[name].model()
+    if name == "python-lm":
+        model.load_state_dict(torch.load(keep / TEACHER, weights_only=True))
+    return model.eval()
+
+
+def kinds(name: str, depth: int, keep: Path) -> dict[str, str]:
+    """{kind: transform} at one latency: what `ratios` found."""
+    found: dict[str, str] = json.loads((keep / f"{name}-{depth}.json").read_text())
+    return found
+
+
+def smaller(name: str, model: nn.Module, text: str) -> nn.Module:
+    """The model after a transform that is calibrated on validation."""
+    (phase,) = Recipe.parse(text).phases
+    assert isinstance(phase, Transform)
+    context = make_context(WORKLOADS[name], Target(), 0, lambda event: None, examples=EXAMPLES)
+    with torch.no_grad():
+        return phase.build(copy.deepcopy(model), phase.plan(copy.deepcopy(model), context)).eval()
+
+
+# -- ratios of one latency ----------------------------------------------------------------------------------------
+
+
+def share(name: str, model: nn.Module, student: nn.Module) -> float:
+    """A student's seconds over the whole model's, the median of three turns."""
+    time_of = functools.partial(seconds_a_call, inputs=WORKLOADS[name].example(1), target=Target(), engine="onnxruntime")
+    return statistics.median(time_of(copy.deepcopy(student)) / time_of(copy.deepcopy(model)) for _ in range(3))
+
+
+def ratios(given: argparse.Namespace) -> None:
+    """Width's and rank's ratios by the secant method, within 2% of the latency of a model that lacks whole blocks."""
+    model = whole(given.workload, given.keep)
+    total = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in _blocks(model)[0].parameters())
+    texts = {"depth": f"prune(ratio={round((BLOCKS[given.workload] - given.depth) * block / total, 3)}, structure=blocks)"}
+    wanted = share(given.workload, model, smaller(given.workload, model, texts["depth"]))
+    print(f"{texts['depth']}: {wanted:.3f} of the whole model's latency", flush=True)
+    for kind, form in (("width", "prune(ratio={:.3f})"), ("low rank", "low_rank(ratio={:.3f})")):
+        tried: list[tuple[float, float]] = [(0.0, 1.0)]
+        ratio = 0.8 * (1 - wanted) * BLOCKS[given.workload] * block / total
+        for _ in range(6):
+            found = share(given.workload, model, smaller(given.workload, model, form.format(ratio)))
+            tried.append((ratio, found))
+            print(f"{form.format(ratio)}: {found:.3f}", flush=True)
+            if abs(found / wanted - 1) < 0.02:
+                break
+            (a, at_a), (b, at_b) = sorted(tried, key=lambda pair: abs(pair[1] - wanted))[:2]
+            ratio = min(max(a + (wanted - at_a) * (b - a) / (at_b - at_a), 0.01), 0.9)
+        texts[kind] = form.format(min(tried, key=lambda pair: abs(pair[1] - wanted))[0])
+    (given.keep / f"{given.workload}-{given.depth}.json").write_text(json.dumps(texts))
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+
+
+# -- distillation -------------------------------------------------------------------------------------------------
+
+
+def scores(workload: Workload, model: nn.Module, split: str, device: str) -> Scores:
+    model = copy.deepcopy(model).to(device).eval()
+
+    def predict(inputs: tuple[Tensor, ...]) -> Any:
+        with torch.inference_mode():
+            return model(*(x.to(device) for x in inputs)).cpu()
+
+    return workload.quality(predict, getattr(workload, split))
+
+
+def distilled(name: str, student: nn.Module, teacher: nn.Module, lr: float, seed: int, steps: int, device: str) -> nn.Module:
+    workload = WORKLOADS[name]
+    objective = Distill(temperature=1, weight=0.5) if workload.labelled else Distill("embedding", weight=1.0)
+    assert workload.lessons is not None
+    methods = [AdamW(lr=lr), objective, *([Bf16()] if device == "cuda" else [])]
+    return fit(student, methods, *workload.lessons, settings=Train(steps=steps, batch_size=BATCH[name], evaluations=0), seed=seed,
+               device=device, teachers=lambda text: teacher).model
+
+
+def distil(given: argparse.Namespace) -> None:
+    workload, teacher = WORKLOADS[given.workload], whole(given.workload, given.keep)
+    torch.set_float32_matmul_precision("high")  # the teacher's products, on a GPU
+    for split in ("validation", "test"):
+        keep(given.keep / f"{given.workload}-whole-{split}.npz", scores(workload, teacher, split, given.device))
+    texts = kinds(given.workload, given.depth, given.keep)
+    for kind in given.kinds or texts:
+        started = smaller(given.workload, teacher, texts[kind])
+        keep(named(given, kind, "before", 0, "test"), scores(workload, started, "test", given.device))
+        for lr, seed in [(lr, 0) for lr in given.lr] + [(given.lr[0], seed) for seed in range(1, given.seeds)]:
+            if named(given, kind, lr, seed, "test").exists():
+                continue
+            began = time.perf_counter()
+            done = distilled(given.workload, copy.deepcopy(started), teacher, lr, seed, given.steps or STEPS[given.workload],
+                             given.device)
+            seconds = time.perf_counter() - began
+            found = {split: scores(workload, done, split, given.device) for split in ("validation", "test")}
+            for split, each in found.items():
+                keep(named(given, kind, lr, seed, split), each)
+            if given.save:
+                torch.save({name: x.half() for name, x in done.state_dict().items()},
+                           named(given, kind, lr, seed, "weights").with_suffix(".pt"))
+            print(f"{given.workload}, {given.depth} layers' latency, {kind}, lr {lr:g}, seed {seed}: "
+                  f"{found['validation'].value:.4f} on validation, {found['test'].value:.4f} on test, {seconds:.0f} s",
+                  flush=True)
+
+
+def named(given: argparse.Namespace, kind: str, lr: float | str, seed: int, split: str) -> Path:
+    return given.keep / f"{given.workload}-{given.depth}-{kind.replace(' ', '_')}-{lr}-{seed}-{split}.npz"
+
+
+def keep(path: Path, found: Scores) -> None:
+    np.savez(path, numerator=found.numerator, denominator=found.denominator, cluster=found.cluster)
+
+
+def kept(path: Path) -> Scores:
+    with np.load(path) as found:
+        return Scores(found["numerator"], found["denominator"], found["cluster"])
+
+
+# -- the table ----------------------------------------------------------------------------------------------------
+
+
+def table(given: argparse.Namespace) -> None:
+    quality = WORKLOADS[given.workload].quality
+    sign = 1 if quality.higher_is_better else -1
+    reference = kept(given.keep / f"{given.workload}-whole-test.npz")
+    print(f"| kind | transform | {quality.name} before | distilled, by seed | drop from {reference.value:.4f} | against depth |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    best: dict[str, list[Scores]] = {}
+    for kind, text in kinds(given.workload, given.depth, given.keep).items():
+        lr = max(given.lr, key=lambda lr: sign * kept(named(given, kind, lr, 0, "validation")).value)
+        best[kind] = [kept(path) for seed in range(given.seeds) if (path := named(given, kind, lr, seed, "test")).exists()]
+        drop = _mean_drop(reference, best[kind], quality.higher_is_better)
+        against = "" if kind == "depth" else _mean_drop(best["depth"][0], best[kind], quality.higher_is_better)
+        print(f"| {kind} | `{text}`, lr {lr:g} | {kept(named(given, kind, 'before', 0, 'test')).value:.4f} | "
+              f"{', '.join(f'{each.value:.4f}' for each in best[kind])} | {drop} | {against} |", flush=True)
+
+
+def _mean_drop(reference: Scores, found: list[Scores], higher: bool) -> str:
+    """The drop of the mean over seeds, paired on the examples."""
+    mean = Scores(np.mean([each.numerator for each in found], axis=0), found[0].denominator, found[0].cluster)
+    drop = paired_drop(reference, mean, higher_is_better=higher)
+    return f"{drop.value:.4f} [{drop.low:.4f}, {drop.high:.4f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["ratios", "distil", "table"])
+    parser.add_argument("workload", choices=list(WORKLOADS))
+    parser.add_argument("--depth", type=int, required=True, help="layers that the reference of latency keeps")
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="*", help="depth, width, low rank; all by default")
+    parser.add_argument("--lr", type=float, nargs="+", default=[3e-4])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", action="store_true", help="weights too, in 16 bits")
+    given = parser.parse_args()
+    given.keep.mkdir(exist_ok=True, parents=True)
+    torch.set_num_threads(given.threads)
+    print(f"{now()}, {environment()['cpu']}, torch {torch.__version__}", flush=True)
+    {"ratios": ratios, "distil": distil, "table": table}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()
