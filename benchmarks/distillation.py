@@ -1,10 +1,11 @@
 """Students beside the same students trained alone: `digits` and the text of `python-lm`, three seeds, paired.
 
-    python benchmarks/distillation.py digits [--teacher CHECKPOINT]
-    python benchmarks/distillation.py text
+    python benchmarks/distillation.py digits --epochs 6 --lr 3e-3 1e-2 [--teacher CHECKPOINT]
+    python benchmarks/distillation.py text --steps 1200 --lr 1e-3 2e-3 4e-3 --device cuda
     python benchmarks/distillation.py minilm --layers 0,1,3,5 --steps 200
 
-All arms of a seed start from the same weights and see the same batches in the same order. A gain is a mean over seeds of
+Each arm gets the same rates to choose from, on validation with a seed that nothing else is told of. All arms of a seed start from
+the same weights and see the same batches in the same order. A gain is a mean over seeds of
 differences on the same test examples; its interval is over examples (of text, over files), 95%, by 2,000 bootstrap draws.
 """
 
@@ -26,6 +27,8 @@ from thrifty.workloads.embedded.python_lm import LanguageModel
 from thrifty.workloads.quality import Scores
 
 Arms = Mapping[str, tuple[Any, ...]]
+CHOOSING = 100
+"""The seed that rates are chosen with."""
 
 
 class Plain(nn.Module):
@@ -40,32 +43,39 @@ class Plain(nn.Module):
         return self.head(self.second(self.first(image).relu()).relu().flatten(1))
 
 
-def judged(workload: Workload, model: nn.Module, split: str = "test") -> Scores:
+def judged(workload: Workload, model: nn.Module, split: str = "test", device: str = "cpu") -> Scores:
+    model = model.to(device).eval()
+
     def predict(inputs: tuple[Tensor, ...]) -> Any:
         with torch.no_grad():
-            return model.eval()(*inputs)
+            return model(*(x.to(device) for x in inputs)).cpu()
 
     return workload.quality(predict, getattr(workload, split))
 
 
 def compared(workload: Workload, student: Callable[[], nn.Module], teacher: nn.Module, arms: Arms, settings: Train,
-             seeds: int) -> None:
-    """Train every arm from every seed, and print each beside the first."""
-    scores: dict[str, list[Scores]] = {name: [] for name in arms}
-    assert workload.train is not None and workload.loss is not None
-    for seed in range(seeds):
-        for name, methods in arms.items():
-            torch.manual_seed(seed)
-            model = student()
-            done = fit(model, methods, workload.train, workload.loss, settings=settings, seed=seed,
-                       batch_size=workload.batch_size, teachers=lambda text: teacher)
-            scores[name].append(judged(workload, done.model))
-            print(f"  seed {seed}, {name}: {scores[name][-1].value:.4f} ({done.seconds:.0f} s)", flush=True)
+             given: argparse.Namespace) -> None:
+    """Choose each arm's rate, train it from every seed, and print each beside the first."""
+    sign = 1 if workload.quality.higher_is_better else -1
+
+    def trained(methods: tuple[Any, ...], lr: float, seed: int) -> nn.Module:
+        assert workload.train is not None and workload.loss is not None
+        torch.manual_seed(seed)
+        return fit(student(), [AdamW(lr=lr), *methods], workload.train, workload.loss, settings=settings, seed=seed,
+                   batch_size=workload.batch_size, device=given.device, teachers=lambda text: teacher).model
+
+    scores: dict[str, list[Scores]] = {}
+    rates: dict[str, float] = {}
+    for name, methods in arms.items():
+        tried = {lr: judged(workload, trained(methods, lr, CHOOSING), "validation", given.device).value for lr in given.lr}
+        rates[name] = max(tried, key=lambda lr: sign * tried[lr])
+        print(f"  {name}, on validation: {', '.join(f'{lr:g}: {value:.4f}' for lr, value in tried.items())}", flush=True)
+        scores[name] = [judged(workload, trained(methods, rates[name], seed), device=given.device) for seed in range(given.seeds)]
     first = next(iter(arms))
-    print(f"| arm | {workload.quality.name} on test, seeds | gain over {first} |\n| --- | --- | --- |")
+    print(f"| arm, rate | {workload.quality.name} on test, seeds | gain over {first} |\n| --- | --- | --- |")
     for name, found in scores.items():
         values = ", ".join(f"{each.value:.4f}" for each in found)
-        print(f"| {name} | {values} | {'' if name == first else interval(scores[first], found)} |", flush=True)
+        print(f"| {name}, {rates[name]:g} | {values} | {'' if name == first else interval(scores[first], found)} |", flush=True)
 
 
 def interval(before: list[Scores], after: list[Scores]) -> str:
@@ -93,30 +103,28 @@ def digits(given: argparse.Namespace) -> None:
         fit(teacher, [AdamW(lr=3e-3)], workload.train, workload.loss, settings=Train(epochs=3))
     teacher.eval()
     print(f"teacher: {judged(workload, teacher).value:.4f}, {sum(p.numel() for p in teacher.parameters()):,} parameters")
-    rate = AdamW(lr=3e-3)
+    logits = {f"logits, T {t:g}, weight {w:g}": (Distill(temperature=t, weight=w, remember="outputs"),)
+              for t in given.temperature for w in given.weight}
+    settings = Train(epochs=given.epochs, evaluations=0)
     print("a student of its teacher's kind, a tenth as wide")
-    compared(workload, lambda: DigitsNet(stem=4, width=6), teacher, {
-        "alone": (rate,), "logits, T 4": (rate, Distill(temperature=4, remember="outputs")),
-    }, Train(epochs=2, evaluations=0), given.seeds)
+    compared(workload, lambda: DigitsNet(stem=4, width=6), teacher, {"alone": (), **logits}, settings, given)
     print("a student of another architecture")
-    compared(workload, Plain, teacher, {
-        "alone": (rate,), "logits, T 4": (rate, Distill(temperature=4, remember="outputs")),
-        "logits and hidden states, weight 10": (rate, Distill(temperature=4, hidden={"second": "blocks.1"}, feature_weight=10.0)),
-    }, Train(epochs=2, evaluations=0), given.seeds)
+    hidden = Distill(temperature=4, hidden={"second": "blocks.1"}, feature_weight=10.0)
+    compared(workload, Plain, teacher, {"alone": (), **logits, "logits and hidden states, weight 10": (hidden,)}, settings, given)
 
 
 def text(given: argparse.Namespace) -> None:
     workload = load_workload("python-lm")
     assert workload.train is not None and workload.loss is not None
     torch.manual_seed(0)
-    teacher = LanguageModel(width=192, layers=3, heads=3, hidden=768)
-    done = fit(teacher, [AdamW(lr=3e-3)], workload.train, workload.loss, settings=Train(steps=given.teacher_steps, batch_size=4,
-                                                                                        evaluations=0))
-    print(f"teacher: {judged(workload, done.model).value:.4f} bits a byte after {done.seconds:.0f} s", flush=True)
-    rate = AdamW(lr=3e-3)
-    compared(workload, lambda: LanguageModel(width=96, layers=2, heads=2, hidden=384), done.model, {
-        "alone": (rate,), "forward KL, T 1": (rate, Distill(temperature=1, weight=0.5)),
-    }, Train(steps=given.steps, batch_size=4, evaluations=0), given.seeds)
+    done = fit(LanguageModel(), [AdamW(lr=2e-3)], workload.train, workload.loss, device=given.device,
+               settings=Train(steps=given.teacher_steps, batch_size=16, evaluations=0))
+    print(f"teacher: {judged(workload, done.model, device=given.device).value:.4f} bits a byte after {done.seconds:.0f} s",
+          flush=True)
+    logits = {f"forward KL, T {t:g}, weight {w:g}": (Distill(temperature=t, weight=w),)
+              for t in given.temperature for w in given.weight}
+    compared(workload, lambda: LanguageModel(width=96, layers=2, heads=2, hidden=384), done.model, {"alone": (), **logits},
+             Train(steps=given.steps, batch_size=16, evaluations=0), given)
 
 
 def minilm(given: argparse.Namespace) -> None:
@@ -129,7 +137,7 @@ def minilm(given: argparse.Namespace) -> None:
     student.body.config.num_hidden_layers = len(kept)
     assert workload.lessons is not None
     began = time.perf_counter()
-    done = fit(student, [AdamW(lr=given.lr), Distill("embedding", weight=1.0)], *workload.lessons,
+    done = fit(student, [AdamW(lr=given.lr[0]), Distill("embedding", weight=1.0)], *workload.lessons,
                settings=Train(steps=given.steps, batch_size=32, evaluations=0), teachers=lambda text: teacher)
     torch.save(done.model.state_dict(), given.out)
     last = sum(loss for _, loss in done.history[-20:]) / 20
@@ -151,7 +159,11 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--layers", default="0,1,3,5")
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--lr", type=float, nargs="+", default=[4e-4])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[4.0])
+    parser.add_argument("--weight", type=float, nargs="+", default=[0.9])
+    parser.add_argument("--device", default="cpu", help="that trains and judges digits and text")
     parser.add_argument("--splits", default="validation,test")
     parser.add_argument("--whole", action="store_true", help="judge the whole encoder too")
     parser.add_argument("--out", default="minilm-student.pt")

@@ -12,28 +12,33 @@ given, seeds change the order of the data. Scores are on test, differences are p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-import functools
 import json
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from minilm_code import workload as minilm
 
-from thrifty import AdamW, Bf16, Distill, Train, Workload, fit
+from thrifty import AdamW, Bf16, Distill, OnnxRuntime, Train, Workload, fit
+from thrifty.artifacts import artifact
 from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
+from thrifty.recipes.context import Context
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
-from thrifty.runs.context import make_context, seconds_a_call
+from thrifty.runs.context import make_context
 from thrifty.target import Target
 from thrifty.workloads.embedded.python_lm import workload as python_lm
 from thrifty.workloads.quality import Scores
@@ -45,6 +50,7 @@ BATCH = {"python-lm": 16, "minilm": 128}
 TEACHER = "python_lm.pt"
 """Under --keep: the weights that `shrinking.py train` leaves."""
 EXAMPLES = 64
+TURNS, CALLS = 21, 8
 
 
 def whole(name: str, keep: Path) -> nn.Module:
@@ -56,8 +62,13 @@ def whole(name: str, keep: Path) -> nn.Module:
 
 def kinds(name: str, depth: int, keep: Path) -> dict[str, str]:
     """{kind: transform} at one latency: what `ratios` found."""
-    found: dict[str, str] = json.loads((keep / f"{name}-{depth}.json").read_text())
-    return found
+    return {kind: text for kind, (text, _) in found(name, depth, keep).items()}
+
+
+def found(name: str, depth: int, keep: Path) -> dict[str, tuple[str, float]]:
+    """{kind: (transform, share of the whole model's latency)}."""
+    path = keep / f"{name}-{depth}.json"
+    return {kind: (text, part) for kind, (text, part) in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
 def smaller(name: str, model: nn.Module, text: str) -> nn.Module:
@@ -72,33 +83,80 @@ def smaller(name: str, model: nn.Module, text: str) -> nn.Module:
 # -- ratios of one latency ----------------------------------------------------------------------------------------
 
 
-def share(name: str, model: nn.Module, student: nn.Module) -> float:
-    """A student's seconds over the whole model's, the median of three turns."""
-    time_of = functools.partial(seconds_a_call, inputs=WORKLOADS[name].example(1), target=Target(), engine="onnxruntime")
-    return statistics.median(time_of(copy.deepcopy(student)) / time_of(copy.deepcopy(model)) for _ in range(3))
+@contextlib.contextmanager
+def engine(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[Callable[[], object]]:
+    """A call of the model's ONNX Runtime engine on one thread."""
+    with tempfile.TemporaryDirectory() as place:
+        context = Context(inputs, lambda: iter([inputs]), target=Target())
+        lowered = OnnxRuntime().lower(copy.deepcopy(model).eval(), inputs, Path(place), context)
+        artifact.write(Path(place), lowered, {}, [x.numpy() for x in inputs], [])
+        with contextlib.closing(artifact.load(Path(place), threads=1, trust_native_code=True)) as opened:
+            native = opened.engine.native([x.numpy() for x in inputs])
+            yield lambda: opened.engine.run(native)
+
+
+def share(first: Callable[[], object], second: Callable[[], object]) -> float:
+    """The second's seconds over the first's: the median over turns, each the quickest of some calls."""
+    def quickest(call: Callable[[], object]) -> float:
+        return min(Timer("call()", globals={"call": call}).timeit(1).mean for _ in range(CALLS))
+
+    return statistics.median(quickest(second) / quickest(first) for _ in range(TURNS))
 
 
 def ratios(given: argparse.Namespace) -> None:
     """Width's and rank's ratios by the secant method, within 2% of the latency of a model that lacks whole blocks."""
-    model = whole(given.workload, given.keep)
+    model, example = whole(given.workload, given.keep), WORKLOADS[given.workload].example(1)
+    with engine(model, example) as dense:
+        _ratios(given, model, example, dense)
+
+
+def _ratios(given: argparse.Namespace, model: nn.Module, example: tuple[Tensor, ...], dense: Callable[[], object]) -> None:
     total = sum(p.numel() for p in model.parameters())
     block = sum(p.numel() for p in _blocks(model)[0].parameters())
-    texts = {"depth": f"prune(ratio={round((BLOCKS[given.workload] - given.depth) * block / total, 3)}, structure=blocks)"}
-    wanted = share(given.workload, model, smaller(given.workload, model, texts["depth"]))
-    print(f"{texts['depth']}: {wanted:.3f} of the whole model's latency", flush=True)
-    for kind, form in (("width", "prune(ratio={:.3f})"), ("low rank", "low_rank(ratio={:.3f})")):
-        tried: list[tuple[float, float]] = [(0.0, 1.0)]
-        ratio = 0.8 * (1 - wanted) * BLOCKS[given.workload] * block / total
-        for _ in range(6):
-            found = share(given.workload, model, smaller(given.workload, model, form.format(ratio)))
-            tried.append((ratio, found))
-            print(f"{form.format(ratio)}: {found:.3f}", flush=True)
-            if abs(found / wanted - 1) < 0.02:
+    known = found(given.workload, given.depth, given.keep)
+
+    def tell(kind: str, text: str, part: float) -> None:
+        print(f"{kind}: {text}: {part:.3f} of the whole model's latency", flush=True)
+        known[kind] = (text, part)
+        (given.keep / f"{given.workload}-{given.depth}.json").write_text(json.dumps(known))
+
+    def timed(text: str) -> float:
+        with engine(smaller(given.workload, model, text), example) as student:
+            return share(dense, student)
+
+    if "depth" not in known:
+        text = f"prune(ratio={round((BLOCKS[given.workload] - given.depth) * block / total, 3)}, structure=blocks)"
+        tell("depth", text, timed(text))
+    wanted = known["depth"][1]
+    for kind, form, most in (("width", "prune(ratio={:.3f}, structure=width)", 0.8), ("low rank", "low_rank(ratio={:.3f})", 0.4)):
+        tried = [(0.0, 1.0)]
+        ratio = (1 - wanted) * most
+        for _ in range(0 if kind in known else 6):
+            tried.append((ratio, timed(form.format(ratio))))
+            tell(kind, form.format(ratio), tried[-1][1])
+            if abs(tried[-1][1] / wanted - 1) < 0.02:
                 break
             (a, at_a), (b, at_b) = sorted(tried, key=lambda pair: abs(pair[1] - wanted))[:2]
-            ratio = min(max(a + (wanted - at_a) * (b - a) / (at_b - at_a), 0.01), 0.9)
-        texts[kind] = form.format(min(tried, key=lambda pair: abs(pair[1] - wanted))[0])
-    (given.keep / f"{given.workload}-{given.depth}.json").write_text(json.dumps(texts))
+            ratio = min(max(a + (wanted - at_a) * (b - a) / (at_b - at_a), 0.01), most)
+        if len(tried) > 1:
+            ratio, part = min(tried[1:], key=lambda pair: abs(pair[1] - wanted))
+            tell(kind, form.format(ratio), part)
+
+
+def speed(given: argparse.Namespace) -> None:
+    """How much faster than the eager whole smaller models in int8 are, whatever their weights."""
+    model, example = whole(given.workload, given.keep), WORKLOADS[given.workload].example(1)
+
+    def eager() -> None:
+        with torch.inference_mode():
+            model(*example)
+
+    for text in ["", *given.texts]:
+        started = smaller(given.workload, model, text) if text else model
+        for scheme in ("", "quantize(w8a8)"):
+            with engine(smaller(given.workload, started, scheme) if scheme else started, example) as student:
+                print(f"{' | '.join(filter(None, (text, scheme))) or 'as it is'}, ONNX Runtime: {1 / share(eager, student):.2f} "
+                      "times as fast as eager", flush=True)
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:
@@ -195,9 +253,10 @@ def _mean_drop(reference: Scores, found: list[Scores], higher: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ratios", "distil", "table"])
+    parser.add_argument("what", choices=["ratios", "speed", "distil", "table"])
     parser.add_argument("workload", choices=list(WORKLOADS))
-    parser.add_argument("--depth", type=int, required=True, help="layers that the reference of latency keeps")
+    parser.add_argument("--texts", nargs="*", default=[], help="transforms whose speed is asked for")
+    parser.add_argument("--depth", type=int, default=0, help="layers that the reference of latency keeps")
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--kinds", nargs="*", help="depth, width, low rank; all by default")
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-4])
@@ -210,7 +269,7 @@ def main() -> None:
     given.keep.mkdir(exist_ok=True, parents=True)
     torch.set_num_threads(given.threads)
     print(f"{now()}, {environment()['cpu']}, torch {torch.__version__}", flush=True)
-    {"ratios": ratios, "distil": distil, "table": table}[given.what](given)
+    {"ratios": ratios, "speed": speed, "distil": distil, "table": table}[given.what](given)
 
 
 if __name__ == "__main__":

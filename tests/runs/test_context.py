@@ -167,6 +167,15 @@ def test_what_is_recalled_is_computed_once_in_its_scope_with_its_tensors(tmp_pat
     assert len(asked) == 3
 
 
+def test_tensors_of_one_storage_are_kept_under_each_of_their_names(tmp_path, monkeypatch):
+    """As plans have them: query, key and value are smoothed by one vector."""
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
+    shared = torch.arange(6.0).reshape(2, 3)
+    for _ in range(2):
+        kept = Recall("model and method")("key", lambda: {"query": shared, "key": shared, "row": shared[1], "turned": shared.t()})
+        assert torch.equal(kept["key"], shared) and torch.equal(kept["row"], shared[1]) and torch.equal(kept["turned"], shared.t())
+
+
 def test_a_context_without_targets_or_a_loss_offers_none():
     untrained = dataclasses.replace(testing.workload, train=None, reference="", loss=None)
     context = make_context(untrained, Target(), 0, print, measurements=measurements(Journal()))

@@ -307,7 +307,8 @@ class Recall:
                 return {**kept["values"], **safetensors.torch.load_file(place / "tensors.safetensors")}
         began = time.perf_counter()
         values = compute()
-        tensors = {name: x.detach().cpu().contiguous() for name, x in values.items() if isinstance(x, Tensor)}
+        tensors = {name: x.detach().cpu().contiguous().clone()  # one tensor may have several names
+                   for name, x in values.items() if isinstance(x, Tensor)}
         document = {"seconds": time.perf_counter() - began,
                     "values": {name: value for name, value in values.items() if name not in tensors}}
         with cache.building("findings", name) as room:
