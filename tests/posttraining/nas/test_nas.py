@@ -21,7 +21,7 @@ from thrifty.posttraining.nas.table import Table
 from thrifty.recipes.context import Context
 from thrifty.recipes.hyperparameters import HyperparameterError
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs.context import score
+from thrifty.runs.context import Recall, score
 
 FEW = ("prune(ratio=0.5)", "low_rank(ratio=0.25)", "quantize(w8a8)")
 
@@ -88,6 +88,34 @@ def test_what_cannot_be_is_listed_with_its_reason():
     rows = nas().list_layers(testing.trained(), plan)
     assert [row["layer"] for row in rows] == ["stem", "inner", "head"]
     assert all(type(row["bytes"]) is int and type(row["error"]) is float for row in rows)  # as an artifact's manifest has them
+
+
+class Attends(nn.Module):
+    """Query, key and value read one tensor, so that one vector smooths all three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        weights = (self.query(x)[:, :, None] * self.key(x)[:, None]).softmax(-1)
+        return x + (weights @ self.value(x)[:, :, None])[..., 0]
+
+
+def test_integers_of_layers_that_read_one_tensor_are_kept_and_built_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64), Attends(), nn.Linear(64, 4))
+    tables = []
+    for _ in range(2):  # the second recalls what the first decided
+        laboratory = Laboratory()
+        context = dataclasses.replace(laboratory.context(), example=(torch.randn(1, 16),), recall=Recall("an attending net"),
+                                      calibration=lambda: iter([(torch.randn(8, 16),)]), score=lambda model, key="": 0.5)
+        with torch.no_grad():
+            plan = nas(alternatives=("quantize(w8a8)",)).plan(copy.deepcopy(net), context)
+        tables.append(Table.from_json(plan.values["table"]))
+    assert not tables[0].refused.get("1") and [row.name for row in tables[0].blocks["1"]][:2] == ["as it is", "quantize(w8a8)"]
+    assert tables[0].blocks == tables[1].blocks
 
 
 def test_alternatives_that_take_too_long_are_left_out():
