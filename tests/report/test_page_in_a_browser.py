@@ -152,7 +152,9 @@ def by_hand(trials, limits, minimise):
 
     meeting = sorted((t for t in done if excess(t) == 0), key=rank)
     if better := [t for t in meeting if beats(t)]:
-        return better[0].id, better[0].id
+        alike = [t for t in better if minimise == "inference" and 1 / t.inference.speedup.value <= read(better[0])] or better[:1]
+        chosen = min(alike, key=lambda t: t.quality.drop.high)
+        return chosen.id, chosen.id
     if meeting:
         return "", meeting[0].id
     least = min(map(excess, done))

@@ -49,6 +49,15 @@ def test_other_things_to_minimize():
     assert best([a, b], "1pt", minimize="training").trial is b
 
 
+def test_of_speeds_that_cannot_be_told_apart_the_smaller_drop_decides():
+    fast, safe = trial("fast", (0.003, -0.004, 0.0095), speedup=(5.4, 5.0, 5.8)), trial("safe", (0.0, -0.003, 0.003),
+                                                                                        speedup=(5.2, 4.6, 5.9))
+    slow = trial("slow", (0.0, 0.0, 0.0), speedup=(4.9, 4.8, 5.0))
+    assert best([fast, safe, slow], "1pt").trial is safe
+    assert best([fast, slow], "1pt").trial is fast
+    assert best([fast, trial("screened", (0.0, 0.0, 0.0), speedup=(9.0, None, None))], "1pt").trial is fast
+
+
 @given(st.lists(st.tuples(drops, speeds), max_size=8), st.integers(0, 6))
 def test_the_choice_is_the_fastest_that_meets_the_bar(rows, points):
     trials = [trial(i, d, speedup=s) for i, (d, s) in enumerate(rows)]
@@ -56,7 +65,11 @@ def test_the_choice_is_the_fastest_that_meets_the_bar(rows, points):
     good = [t for t in trials if t.quality.drop.high <= points / 100]
     faster = [t for t in good if t.inference.speedup.low > 1]
     assert (choice.trial is None) == (not faster) and (choice.keep is None) == (bool(faster) or not trials)
-    if good:
+    if faster:
+        least = max(t.inference.speedup.low for t in faster)
+        alike = [t for t in faster if 1 / t.inference.speedup.value <= 1 / least]
+        assert choice.trial in alike and choice.trial.quality.drop.high == min(t.quality.drop.high for t in alike)
+    elif good:
         assert choice.nearest in good
         assert choice.nearest.inference.speedup.low == max(t.inference.speedup.low for t in good)
     elif trials:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -169,7 +169,8 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
     """Choose the trial with the least of something among those that meet the constraints and beat the model as it is.
 
     The drop is judged by the upper end of its interval, and so is what is minimized: a speed that was screened with
-    one pair comes after every speed that has an interval, and beats nothing. What is slower than the unmodified model is
+    one pair comes after every speed that has an interval, and beats nothing. Among latencies that cannot be told from the
+    least (their value is below its upper end) the smallest drop decides. What is slower than the unmodified model is
     never chosen, whatever is minimized. Failed and unmeasured trials are never chosen.
 
     Args:
@@ -188,13 +189,21 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
     comparable([trial for *_, trial in ranked])
     ranked.sort(key=lambda entry: entry[:3])
     meeting = [trial for *_, trial in ranked if not bars.misses(trial)]
-    chosen = next((trial for trial in meeting if as_it_is.beaten(bars.objective, trial)), None)
+    chosen = _least([entry for entry in ranked if entry[3] in meeting and as_it_is.beaten(bars.objective, entry[3])], bars)
     nearest = chosen or next(iter(meeting), None) or min(
         (trial for *_, trial in ranked), key=lambda t: max(miss.share for miss in bars.misses(t)), default=None)
     if as_it_is.doubt is not None:
         chosen = None
     keep = None if chosen is not None or nearest is None else _kept(nearest, bars, as_it_is)
     return Choice(chosen, nearest, bars.misses(nearest) if nearest else (), keep)
+
+
+def _least(ranked: Sequence[tuple[float, float, float, Trial]], bars: Bars) -> Trial | None:
+    """The first of (upper end, value, drop's upper end, trial); of latencies like the first's that with the smallest drop."""
+    if not ranked:
+        return None
+    alike = [entry for entry in ranked if entry[1] <= ranked[0][0]] if bars.objective == "inference" else ranked[:1]
+    return min(alike, key=lambda entry: entry[2])[3]
 
 
 def _kept(nearest: Trial, bars: Bars, as_it_is: AsItIs) -> str | None:

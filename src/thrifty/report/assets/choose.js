@@ -32,8 +32,8 @@ function meets(row, limits) {
   );
 }
 
-// The trial with the least of `minimise` among those whose upper ends meet every limit and that beat the model as it is; one that was
-// only screened comes after every one with an interval. Without any, the nearest: the least of its largest excess, in spans of the figure over the study.
+// The trial with the least of `minimise` among those whose upper ends meet every limit and that beat the model as it is; of times that
+// cannot be told from the least, that with the smallest drop; one that was only screened comes after every one with an interval. Without any, the nearest: the least of its largest excess, in spans of the figure over the study.
 function best(rows, limits, minimise) {
   const bars = BARS.filter((key) => limits[key] != null);
   const { read, speed } = MINIMISED[minimise];
@@ -68,7 +68,10 @@ function best(rows, limits, minimise) {
       return at < 0 ? 0 : a.key[at] - b.key[at];
     });
   const meeting = ranked.filter((each) => each.excess === 0);
-  const chosen = STUDY.doubt ? null : meeting.find((each) => beatsModel(each.row, minimise));
+  const beating = meeting.filter((each) => beatsModel(each.row, minimise));
+  const alike = speed ? beating.filter((each) => each.key[2] <= beating[0].key[1]) : beating.slice(0, 1);
+  const smallest = alike.reduce((least, each) => (least && least.key[3] <= each.key[3] ? least : each), null);
+  const chosen = STUDY.doubt ? null : smallest;
   const nearest = chosen || meeting[0] || ranked.reduce((least, each) => (!least || each.excess < least.excess ? each : least), null);
   const misses = nearest ? bars.filter((key) => upper(nearest.row.figures[key]) - limits[key] > TOLERANCE) : [];
   return {
