@@ -41,9 +41,9 @@ StudyOption = Annotated[Path | None, typer.Option(
                                    "resumes.")]
 StudyArgument = Annotated[Path | None, typer.Argument(
     metavar="STUDY", help="A study's directory; by default the one study in the current directory.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="The device that serves: cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="The device to run on: cpu or cuda.")]
 TrainingDeviceOption = Annotated[str | None, typer.Option(
-    "--training-device", help="The device that trains: cpu or cuda; the one that serves by default.")]
+    "--training-device", help="The device that trains: cpu or cuda; that of --device by default.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="Threads for inference; 1 gives the steadiest timings.")]
 TrainingThreadsOption = Annotated[int | None, typer.Option(
     "--training-threads", min=1, help="Threads for training; one per processor by default. Give fewer on a busy machine.")]

@@ -64,10 +64,10 @@ def check_recipe(workload: Workload, recipe: Recipe, device: str = "cpu", traini
     """Everything that can be said against a recipe without running anything.
 
     Args:
-        workload: that it is of.
+        workload: the recipe's.
         recipe: to check.
-        device: that serves.
-        training_device: that trains; the same where None.
+        device: where the model is served.
+        training_device: where it is trained; the same where None.
 
     Returns:
         the properties of the model at its end.

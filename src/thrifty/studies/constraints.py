@@ -188,9 +188,9 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
             ranked.append((row[1].high, row[1].value, row[0].high, trial))
     comparable([trial for *_, trial in ranked])
     ranked.sort(key=lambda entry: entry[:3])
-    meeting = [trial for *_, trial in ranked if not bars.misses(trial)]
-    chosen = _least([entry for entry in ranked if entry[3] in meeting and as_it_is.beaten(bars.objective, entry[3])], bars)
-    nearest = chosen or next(iter(meeting), None) or min(
+    meeting = [entry for entry in ranked if not bars.misses(entry[3])]
+    chosen = _least([entry for entry in meeting if as_it_is.beaten(bars.objective, entry[3])], bars)
+    nearest = chosen or next((trial for *_, trial in meeting), None) or min(
         (trial for *_, trial in ranked), key=lambda t: max(miss.share for miss in bars.misses(t)), default=None)
     if as_it_is.doubt is not None:
         chosen = None
@@ -199,7 +199,7 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
 
 
 def _least(ranked: Sequence[tuple[float, float, float, Trial]], bars: Bars) -> Trial | None:
-    """The first of (upper end, value, drop's upper end, trial); of latencies like the first's that with the smallest drop."""
+    """The first of sorted (upper end, value, drop's upper end, trial), or, of latencies like its own, that with the smallest drop."""
     if not ranked:
         return None
     alike = [entry for entry in ranked if entry[1] <= ranked[0][0]] if bars.objective == "inference" else ranked[:1]
