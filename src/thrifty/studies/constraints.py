@@ -199,7 +199,7 @@ def choose(trials: Iterable[Trial], bars: Bars, as_it_is: AsItIs = AsItIs()) -> 
 
 
 def _least(ranked: Sequence[tuple[float, float, float, Trial]], bars: Bars) -> Trial | None:
-    """The first of sorted (upper end, value, drop's upper end, trial), or, of latencies like its own, that with the smallest drop."""
+    """The first of sorted (upper end, value, drop's upper end, trial); of latencies like its own, that with the smallest drop."""
     if not ranked:
         return None
     alike = [entry for entry in ranked if entry[1] <= ranked[0][0]] if bars.objective == "inference" else ranked[:1]
