@@ -32,12 +32,13 @@ from thrifty.artifacts import artifact
 from thrifty.errors import ThriftyError
 from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
-from thrifty.posttraining.nas.alternatives import AS_IT_IS, transforms
+from thrifty.posttraining.nas.alternatives import AS_IT_IS, LEFT_OUT, transforms
 from thrifty.posttraining.nas.choosing import OutOfReach, choose, uniform
 from thrifty.posttraining.nas.limits import read
 from thrifty.posttraining.nas.nas import Nas
 from thrifty.posttraining.nas.search import Search, Settings
 from thrifty.posttraining.nas.stopwatch import Stopwatch
+from thrifty.posttraining.nas.table import Table
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
 from thrifty.runs import checkpoint
@@ -87,6 +88,20 @@ def peers(workload: Workload, model: nn.Module, keep: Path, python: str) -> None
                  functools.partial(theirs, model, context, [python, PEERS, kind, name, str(keep / "peers")]))
         except RuntimeError as error:
             print(f"{kind}: {' '.join(str(error).split())[-300:]}", flush=True)
+
+
+def depths(table: Table, int8: str = "quantize(w8a8)") -> dict[str, tuple[str, ...]]:
+    """Depth alone: the blocks that cost least on their own left out, one, two, ..., the others as they are, or in int8."""
+    skippable = {block: next((row for row in rows if row.name == LEFT_OUT), None) for block, rows in table.blocks.items()}
+    order = sorted((block for block, row in skippable.items() if row), key=lambda block: table.loss(skippable[block]))
+    found = {}
+    for count in range(1, len(order)):
+        gone = set(order[:count])
+        for rest in (AS_IT_IS, int8):
+            has = {block for block, rows in table.blocks.items() if any(row.name == rest for row in rows)}
+            found[f"{count} left out, the others {rest}"] = tuple(
+                LEFT_OUT if block in gone else rest if block in has else AS_IT_IS for block in table.blocks)
+    return found
 
 
 def of_artifact(place: Path, workload: Workload) -> tuple[float, Scores]:
@@ -185,6 +200,10 @@ def main() -> None:
     for whole in wholes:
         kind = next(name for name in whole.names if name != AS_IT_IS)
         rivals[f"all blocks: {kind}"] = (whole.row.seconds, on_test(_built(search, whole.names)))
+    for name, names in depths(table).items():
+        with torch.no_grad():
+            if (whole := search.whole(names)) is not None:
+                rivals[name] = (whole.row.seconds, on_test(_built(search, names)))
     for text in UNIFORM:
         try:
             smaller = copy.deepcopy(model)
