@@ -194,22 +194,34 @@ def distil(given: argparse.Namespace) -> None:
     for kind in given.kinds or texts:
         started = smaller(given.workload, teacher, texts[kind])
         keep(named(given, kind, "before", 0, "test"), scores(workload, started, "test", given.device))
-        for lr, seed in [(lr, 0) for lr in given.lr] + [(given.lr[0], seed) for seed in range(1, given.seeds)]:
-            if named(given, kind, lr, seed, "test").exists():
-                continue
-            began = time.perf_counter()
-            done = distilled(given.workload, copy.deepcopy(started), teacher, lr, seed, given.steps or STEPS[given.workload],
-                             given.device)
-            seconds = time.perf_counter() - began
-            found = {split: scores(workload, done, split, given.device) for split in ("validation", "test")}
-            for split, each in found.items():
-                keep(named(given, kind, lr, seed, split), each)
-            if given.save:
-                torch.save({name: x.half() for name, x in done.state_dict().items()},
-                           named(given, kind, lr, seed, "weights").with_suffix(".pt"))
-            print(f"{given.workload}, {given.depth} layers' latency, {kind}, lr {lr:g}, seed {seed}: "
-                  f"{found['validation'].value:.4f} on validation, {found['test'].value:.4f} on test, {seconds:.0f} s",
-                  flush=True)
+        for lr in given.lr:
+            _trained(given, kind, started, teacher, lr, 0)
+        for seed in range(1, given.seeds):
+            _trained(given, kind, started, teacher, chosen_rate(given, kind), seed)
+
+
+def _trained(given: argparse.Namespace, kind: str, started: nn.Module, teacher: nn.Module, lr: float, seed: int) -> None:
+    """Train and judge one student, unless it was."""
+    if named(given, kind, lr, seed, "test").exists():
+        return
+    workload, began = WORKLOADS[given.workload], time.perf_counter()
+    steps = given.steps or STEPS[given.workload]
+    done = distilled(given.workload, copy.deepcopy(started), teacher, lr, seed, steps, given.device)
+    seconds = time.perf_counter() - began
+    found = {split: scores(workload, done, split, given.device) for split in ("validation", "test")}
+    for split, each in found.items():
+        keep(named(given, kind, lr, seed, split), each)
+    if given.save:
+        torch.save({name: x.half() for name, x in done.state_dict().items()},
+                   named(given, kind, lr, seed, "weights").with_suffix(".pt"))
+    print(f"{given.workload}, {given.depth} layers' latency, {kind}, lr {lr:g}, seed {seed}: {found['validation'].value:.4f} on "
+          f"validation, {found['test'].value:.4f} on test, {seconds:.0f} s", flush=True)
+
+
+def chosen_rate(given: argparse.Namespace, kind: str) -> float:
+    """The rate that is best on validation with seed 0."""
+    sign = 1 if WORKLOADS[given.workload].quality.higher_is_better else -1
+    return max(given.lr, key=lambda lr: sign * kept(named(given, kind, lr, 0, "validation")).value)
 
 
 def named(given: argparse.Namespace, kind: str, lr: float | str, seed: int, split: str) -> Path:
@@ -230,24 +242,23 @@ def kept(path: Path) -> Scores:
 
 def table(given: argparse.Namespace) -> None:
     quality = WORKLOADS[given.workload].quality
-    sign = 1 if quality.higher_is_better else -1
     reference = kept(given.keep / f"{given.workload}-whole-test.npz")
     print(f"| kind | transform | {quality.name} before | distilled, by seed | drop from {reference.value:.4f} | against depth |")
     print("| --- | --- | --- | --- | --- | --- |")
-    best: dict[str, list[Scores]] = {}
+    means: dict[str, Scores] = {}
     for kind, text in kinds(given.workload, given.depth, given.keep).items():
-        lr = max(given.lr, key=lambda lr: sign * kept(named(given, kind, lr, 0, "validation")).value)
-        best[kind] = [kept(path) for seed in range(given.seeds) if (path := named(given, kind, lr, seed, "test")).exists()]
-        drop = _mean_drop(reference, best[kind], quality.higher_is_better)
-        against = "" if kind == "depth" else _mean_drop(best["depth"][0], best[kind], quality.higher_is_better)
+        lr = chosen_rate(given, kind)
+        seeds = [kept(named(given, kind, lr, seed, "test")) for seed in range(given.seeds)]
+        means[kind] = Scores(np.mean([each.numerator for each in seeds], axis=0), seeds[0].denominator, seeds[0].cluster)
+        against = "" if kind == "depth" else _drop(means["depth"], means[kind], quality.higher_is_better)
         print(f"| {kind} | `{text}`, lr {lr:g} | {kept(named(given, kind, 'before', 0, 'test')).value:.4f} | "
-              f"{', '.join(f'{each.value:.4f}' for each in best[kind])} | {drop} | {against} |", flush=True)
+              f"{', '.join(f'{each.value:.4f}' for each in seeds)} | {_drop(reference, means[kind], quality.higher_is_better)} | "
+              f"{against} |", flush=True)
 
 
-def _mean_drop(reference: Scores, found: list[Scores], higher: bool) -> str:
-    """The drop of the mean over seeds, paired on the examples."""
-    mean = Scores(np.mean([each.numerator for each in found], axis=0), found[0].denominator, found[0].cluster)
-    drop = paired_drop(reference, mean, higher_is_better=higher)
+def _drop(reference: Scores, found: Scores, higher: bool) -> str:
+    """Paired on the examples."""
+    drop = paired_drop(reference, found, higher_is_better=higher)
     return f"{drop.value:.4f} [{drop.low:.4f}, {drop.high:.4f}]"
 
 
