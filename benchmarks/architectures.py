@@ -1,6 +1,7 @@
 """State-space models against attention and against transformers' own: kernels, language models of equal size, conversion.
 
     python benchmarks/architectures.py scan              # the state-space dual on this processor, beside transformers
+    python benchmarks/architectures.py experts           # few tokens through experts of few bits on this processor
     python benchmarks/architectures.py train --steps 150 # three backbones of `python-lm`, three seeds
     python benchmarks/architectures.py generate          # tokens a second and memory against context
     python benchmarks/architectures.py convert           # `ssm(keep_attention=0.25)` of a trained `python-lm`
@@ -71,6 +72,27 @@ def scan(given: argparse.Namespace) -> None:
         ratios = [other / own for other, own in zip(found["transformers, chunk 256"], times, strict=True)]
         print(f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {max(times):.1f} | "
               f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
+
+
+def experts(given: argparse.Namespace) -> None:
+    from thrifty import Quantize
+    from thrifty.architectures.moe import MoE
+
+    heading()
+    width, hidden, count, top_k = 1024, 512, 64, 8
+    torch.manual_seed(0)
+    layer = nn.Sequential(MoE(width, hidden, count, top_k, rate=0)).eval()
+    calibration = [torch.randn(16, width)]
+    forms = {"fp32": layer, "bf16": copy.deepcopy(layer).to(torch.bfloat16), "int8": Quantize("w8a16", algorithm="rtn")(layer, calibration),
+             "int4": Quantize("w4a16", algorithm="rtn", group=128)(layer, calibration)}
+    print(f"MoE D{width} I{hidden} E{count} K{top_k}, routing included, ms: median (least) of {given.rounds} rounds in turns\n\n"
+          f"| tokens | {' | '.join(forms)} |\n| --- {'| --- ' * len(forms)}|")
+    for tokens in (1, 16, 64):
+        x = torch.randn(tokens, width)
+        with torch.no_grad():
+            found = interleaved({name: functools.partial(form, x.bfloat16() if name == "bf16" else x) for name, form in forms.items()},
+                                given.rounds)
+        print(f"| {tokens} | {' | '.join(f'{statistics.median(ms):.1f} ({min(ms):.1f})' for ms in found.values())} |", flush=True)
 
 
 # -- language models --------------------------------------------------------------------------------------------
@@ -267,7 +289,7 @@ def mixtures() -> None:
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "scan": scan, "train": train, "generate": generate, "convert": convert, "gpu": gpu}
+    "scan": scan, "experts": experts, "train": train, "generate": generate, "convert": convert, "gpu": gpu}
 
 
 def main() -> None:

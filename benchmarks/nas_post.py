@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer_engines import MODELS, PEERS, WEIGHTS, once, theirs
@@ -41,7 +40,7 @@ from thrifty.posttraining.nas.stopwatch import Stopwatch
 from thrifty.posttraining.nas.table import Table
 from thrifty.recipes.phases import Train
 from thrifty.recipes.recipe import Recipe
-from thrifty.runs import checkpoint
+from thrifty.runs import checkpoint, clock
 from thrifty.runs.checkpoint import Checkpoint
 from thrifty.runs.context import Measurements, Recall, make_context, training_setup
 from thrifty.runs.journal import Journal
@@ -104,16 +103,16 @@ def depths(table: Table, int8: str = "quantize(w8a8)") -> dict[str, tuple[str, .
     return found
 
 
-def of_artifact(place: Path, workload: Workload) -> tuple[float, Scores]:
-    """Median seconds of one call, by the clock that times modules, and its scores on test, request by request."""
-    with contextlib.closing(artifact.load(place, threads=1, trust_native_code=True)) as opened:
-        native = opened.engine.native([x.numpy() for x in workload.example(1)])
-        timer = Timer("run(native)", globals={"run": opened.engine.run, "native": native}, num_threads=1)
+def of_artifact(place: Path, workload: Workload, own: clock.Call) -> tuple[float, Scores]:
+    """What a call takes for each second of the model as it is, and its scores on test, request by request."""
+    with contextlib.closing(artifact.load(place, threads=1, trust_native_code=True)) as theirs:
+        native = theirs.engine.native([x.numpy() for x in workload.example(1)])
 
         def answers(inputs: tuple[Tensor, ...]) -> Tensor:
-            return torch.cat([opened(*(x[i : i + 1] for x in inputs)) for i in range(len(inputs[0]))])
+            return torch.cat([theirs(*(x[i : i + 1] for x in inputs)) for i in range(len(inputs[0]))])
 
-        return float(timer.blocked_autorange(min_run_time=0.2).median), workload.quality(answers, workload.test)
+        taken = clock.ratio(functools.partial(theirs.engine.run, native), own, Target(threads=1))
+        return taken, workload.quality(answers, workload.test)
 
 
 def scores(workload: Workload, model: nn.Module, kept: Path) -> Scores:
@@ -177,7 +176,7 @@ def main() -> None:
     search = Search(copy.deepcopy(model), settings, context)
     if not arguments.make:  # timings are taken anew: the first pass kept bytes in their place
         anew = dataclasses.replace(context, recall=lambda key, compute: compute())
-        search._stopwatch = Stopwatch(anew, arguments.engine, throughput=False)
+        search._stopwatch = Stopwatch(anew, arguments.engine, False, search.model)
     with torch.no_grad():
         table = search.table()
     print(f"{now()}, {environment()['cpu']}, one thread, torch {torch.__version__}; {arguments.engine}\n")
@@ -211,11 +210,14 @@ def main() -> None:
                 for phase in transforms(text):
                     plain = make_context(workload, target, 0, lambda _: None)
                     smaller = phase.build(smaller, phase.plan(copy.deepcopy(smaller), plain)).eval()
-                rivals[text] = (measured.time(copy.deepcopy(smaller), engine=arguments.engine), on_test(smaller))
+                rivals[text] = (search._stopwatch.seconds(smaller, workload.example(1)), on_test(smaller))
         except ThriftyError as error:
             print(f"{text}: {error}")
-    for place in sorted((arguments.keep / "peers").glob("*/nncf*")):
-        rivals[f"{place.name} (OpenVINO)"] = of_artifact(place, workload)
+    if places := sorted((arguments.keep / "peers").glob("*/nncf*")):
+        with clock.opened(copy.deepcopy(model), workload.example(1), target, arguments.engine) as own:
+            for place in places:
+                share, found = of_artifact(place, workload, own)
+                rivals[f"{place.name} (OpenVINO)"] = (share * table.own.seconds, found)
     print("| uniform recipe | latency | on test |\n| --- | --- | --- |")
     for name, (seconds, found) in sorted(rivals.items(), key=lambda item: -item[1][0]):
         print(f"| {name} | {1e3 * seconds:.3f} ms | {found.value:.4f} |")

@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--place", type=Path, default=Path("study"))
     parser.add_argument("--texts", nargs="*", default=[])
     parser.add_argument("--recovery", default="train(adamw(lr=5e-4), epochs=1)")
+    parser.add_argument("--reference", default=workload.reference, help="of `train`")
     parser.add_argument("--device", default="cpu", help="that trains")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -203,7 +204,7 @@ def main() -> None:
         match what:
             case "train":
                 torch.manual_seed(0)
-                model = fitted(LanguageModel(), workload.reference, arguments.device)
+                model = fitted(LanguageModel(), arguments.reference, arguments.device)
                 torch.save(model.state_dict(), arguments.place / "python_lm.pt")
             case "peer":
                 peer()

@@ -15,9 +15,7 @@ import argparse
 import contextlib
 import copy
 import json
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,18 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from minilm_code import workload as minilm
 
-from thrifty import AdamW, Bf16, Distill, OnnxRuntime, Train, Workload, fit
-from thrifty.artifacts import artifact
+from thrifty import AdamW, Bf16, Distill, Train, Workload, fit
 from thrifty.measure.environment import environment, now
 from thrifty.measure.statistics import paired_drop
-from thrifty.recipes.context import Context
 from thrifty.recipes.recipe import Recipe
 from thrifty.recipes.transform import Transform
+from thrifty.runs import clock
 from thrifty.runs.context import make_context
 from thrifty.target import Target
 from thrifty.workloads.embedded.python_lm import workload as python_lm
@@ -50,7 +46,6 @@ BATCH = {"python-lm": 16, "minilm": 128}
 TEACHER = "python_lm.pt"
 """Under --keep: the weights that `shrinking.py train` leaves."""
 EXAMPLES = 64
-TURNS, CALLS = 21, 8
 
 
 def whole(name: str, keep: Path) -> nn.Module:
@@ -83,24 +78,9 @@ def smaller(name: str, model: nn.Module, text: str) -> nn.Module:
 # -- ratios of one latency ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def engine(model: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[Callable[[], object]]:
+def engine(model: nn.Module, inputs: tuple[Tensor, ...]) -> contextlib.AbstractContextManager[clock.Call]:
     """A call of the model's ONNX Runtime engine on one thread."""
-    with tempfile.TemporaryDirectory() as place:
-        context = Context(inputs, lambda: iter([inputs]), target=Target())
-        lowered = OnnxRuntime().lower(copy.deepcopy(model).eval(), inputs, Path(place), context)
-        artifact.write(Path(place), lowered, {}, [x.numpy() for x in inputs], [])
-        with contextlib.closing(artifact.load(Path(place), threads=1, trust_native_code=True)) as opened:
-            native = opened.engine.native([x.numpy() for x in inputs])
-            yield lambda: opened.engine.run(native)
-
-
-def share(first: Callable[[], object], second: Callable[[], object]) -> float:
-    """The second's seconds over the first's: the median over turns, each the quickest of some calls."""
-    def quickest(call: Callable[[], object]) -> float:
-        return min(Timer("call()", globals={"call": call}).timeit(1).mean for _ in range(CALLS))
-
-    return statistics.median(quickest(second) / quickest(first) for _ in range(TURNS))
+    return clock.opened(copy.deepcopy(model), inputs, Target(), "onnxruntime")
 
 
 def ratios(given: argparse.Namespace) -> None:
@@ -110,7 +90,7 @@ def ratios(given: argparse.Namespace) -> None:
         _ratios(given, model, example, dense)
 
 
-def _ratios(given: argparse.Namespace, model: nn.Module, example: tuple[Tensor, ...], dense: Callable[[], object]) -> None:
+def _ratios(given: argparse.Namespace, model: nn.Module, example: tuple[Tensor, ...], dense: clock.Call) -> None:
     total = sum(p.numel() for p in model.parameters())
     block = sum(p.numel() for p in _blocks(model)[0].parameters())
     known = found(given.workload, given.depth, given.keep)
@@ -122,7 +102,7 @@ def _ratios(given: argparse.Namespace, model: nn.Module, example: tuple[Tensor, 
 
     def timed(text: str) -> float:
         with engine(smaller(given.workload, model, text), example) as student:
-            return share(dense, student)
+            return clock.ratio(student, dense, Target())
 
     if "depth" not in known:
         text = f"prune(ratio={round((BLOCKS[given.workload] - given.depth) * block / total, 3)}, structure=blocks)"
@@ -147,16 +127,13 @@ def speed(given: argparse.Namespace) -> None:
     """How much faster than the eager whole smaller models in int8 are, whatever their weights."""
     model, example = whole(given.workload, given.keep), WORKLOADS[given.workload].example(1)
 
-    def eager() -> None:
-        with torch.inference_mode():
-            model(*example)
-
     for text in ["", *given.texts]:
         started = smaller(given.workload, model, text) if text else model
         for scheme in ("", "quantize(w8a8)"):
-            with engine(smaller(given.workload, started, scheme) if scheme else started, example) as student:
-                print(f"{' | '.join(filter(None, (text, scheme))) or 'as it is'}, ONNX Runtime: {1 / share(eager, student):.2f} "
-                      "times as fast as eager", flush=True)
+            named = " | ".join(filter(None, (text, scheme))) or "as it is"
+            small = smaller(given.workload, started, scheme) if scheme else started
+            with clock.opened(model, example, Target()) as eager, engine(small, example) as student:
+                print(f"{named}, ONNX Runtime: {1 / clock.ratio(student, eager, Target()):.2f} times as fast as eager", flush=True)
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:

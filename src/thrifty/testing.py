@@ -318,7 +318,7 @@ def _planned(method: Transform, journal: Journal) -> tuple[Plan, tuple[float, ..
     measured = Measurements(given, Target(), "cpu", 0, journal)
     context = make_context(given, Target(), 0, _hear, measurements=measured, examples=64)
     model = trained(method)  # which trains, the first time
-    with torch.no_grad():
+    with contextlib.closing(measured), torch.no_grad():
         plan = method.plan(model, dataclasses.replace(context, score=lambda model, *, key="": score(given, model)))
     return plan, measured.timings
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thrifty import AdamW, Offline, OnnxRuntime, Prune, SingleStream, testing
+from thrifty import AdamW, Offline, Prune, SingleStream, testing
 from thrifty.errors import ThriftyError
 from thrifty.recipes.context import SearchBudgetSpent
 from thrifty.runs.context import (
@@ -22,7 +22,6 @@ from thrifty.runs.context import (
     rehearsal_context,
     score,
     scored,
-    seconds_a_call,
 )
 from thrifty.runs.journal import FILE, Entry, Journal
 from thrifty.target import Target
@@ -70,25 +69,6 @@ def test_labelled_batches_are_the_calibration_with_its_targets():
     pairs = list(labelled(testing.workload, 3, 40))
     assert torch.equal(torch.cat([x for (x,), _ in pairs]), torch.cat([x for (x,) in calibration(testing.workload, 3, 40)]))
     assert sum(len(target) for _, target in pairs) == 40
-
-
-# -- timing -----------------------------------------------------------------------------------------------------
-
-
-def test_seconds_are_those_of_the_module_on_the_inputs_that_are_given():
-    assert 0.02 <= seconds_a_call(Slow(), (torch.zeros(1),), Target()) < 0.2
-
-
-@pytest.mark.skipif(OnnxRuntime.missing() is not None, reason=str(OnnxRuntime.missing()))
-def test_an_engine_is_timed_by_its_compilers_name():
-    x = testing.workload.example(1)
-    assert 0 < seconds_a_call(testing.trained(), x, Target(), engine="onnxruntime") < 1
-
-
-@pytest.mark.parametrize(("engine", "says"), [("onnxrutime", "did you mean 'onnxruntime'"), ("prune", "is not a compiler")])
-def test_an_engine_that_is_none_is_refused(engine, says):
-    with pytest.raises(ThriftyError, match=says):
-        seconds_a_call(testing.trained(), testing.workload.example(1), Target(), engine=engine)
 
 
 # -- kept, budgeted, charged ------------------------------------------------------------------------------------

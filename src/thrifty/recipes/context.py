@@ -16,18 +16,35 @@ from thrifty.target import Target
 from thrifty.workloads.workload import Batch
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A module beside which others are timed, so that timings hours apart are in the same seconds.
+
+    Args:
+        module: in eval mode; it may not change while it is referred to.
+        inputs: that it is called on.
+        seconds: what a call took when it was timed alone, in the engine that the others are timed in.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    seconds: float
+
+
 class Clock(Protocol):
     """Times modules on behalf of a method."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = "eager",
-                 key: str = "") -> float:
-        """Median seconds of one call on the target.
+                 key: str = "", reference: Reference | None = None) -> float:
+        """Seconds of one call on the target: the median, or in turns with a reference, as a share of its seconds.
 
         Args:
             module: what is timed, in eval mode.
             inputs: that it is called on; the context's example where None.
             engine: "eager", or a compiler's name: the module is lowered by it and its engine timed.
             key: names the question, where it may be asked in another order by a search that goes on after it was killed.
+            reference: stays open in the engine until another is given.
 
         Raises:
             SearchBudgetSpent: no time is left for it.

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,19 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from thrifty.artifacts import artifact
 from thrifty.compilers.parity import as_tuple
 from thrifty.errors import ThriftyError
 from thrifty.measure.meter import Meter, Metered
-from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.context import Context, DistilledBlock, SearchBudgetSpent
+from thrifty.recipes.context import Context, DistilledBlock, Reference, SearchBudgetSpent
 from thrifty.recipes.method import Method
 from thrifty.recipes.phases import Train
 from thrifty.recipes.ranks import Alone, Ranks
-from thrifty.recipes.registry import method_class
 from thrifty.recipes.session import Teachers
 from thrifty.recipes.training_method import TrainingMethod
 from thrifty.runs import cache
+from thrifty.runs.clock import EAGER, Call, opened, ratio, seconds_a_call
 from thrifty.runs.journal import Entry, Journal
 from thrifty.studies.events import Event, Noted
 from thrifty.target import Target
@@ -45,7 +42,6 @@ from thrifty.workloads.workload import Batch, Workload
 
 CALIBRATION_EXAMPLES = 256
 CALIBRATION_BATCH = 32
-EAGER = "eager"
 
 Tell = Callable[[Event], None]
 
@@ -87,7 +83,7 @@ def training_setup(workload: Workload, phase: Train, seed: int, device: str, tea
                  teacher, ranks, workload.loader_workers)
 
 
-# -- judging and timing -----------------------------------------------------------------------------------------
+# -- judging -----------------------------------------------------------------------------------------
 
 
 def score(workload: Workload, model: nn.Module) -> float:
@@ -140,42 +136,6 @@ def _to_cpu(outputs: Any) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def seconds_a_call(module: nn.Module, inputs: tuple[Tensor, ...], target: Target, engine: str = EAGER) -> float:
-    """Median seconds of one call on the target's threads.
-
-    Args:
-        module: in eval mode.
-        inputs: of the call.
-        target: that it runs on.
-        engine: "eager", or a compiler's name.
-
-    Raises:
-        ThriftyError: there is no such compiler, it is not installed, or it cannot take the module.
-    """
-    if engine == EAGER:
-        with torch.no_grad():
-            return _median(functools.partial(module.eval().to(target.device), *(x.to(target.device) for x in inputs)), target)
-    compiler = method_class(engine)()
-    if not isinstance(compiler, Compiler):
-        raise ThriftyError(f"{engine} is not a compiler, so it makes no engine to time: give \"{EAGER}\" or a compiler's name")
-    if missing := type(compiler).missing():
-        raise ThriftyError(missing)
-    with tempfile.TemporaryDirectory(prefix="thrifty-timing-") as place:
-        lowered = compiler.lower(module.eval(), inputs, Path(place), Context(inputs, lambda: iter([inputs]), target=target))
-        artifact.write(Path(place), lowered, {}, [x.numpy() for x in inputs], [])
-        opened = artifact.load(place, threads=target.threads, device=target.device, trust_native_code=True)
-        with contextlib.closing(opened):
-            native = opened.engine.native([x.numpy() for x in inputs])
-            return _median(functools.partial(opened.engine.run, native), target)
-
-
-def _median(call: Callable[[], Any], target: Target) -> float:
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("call()", globals={"call": call}, num_threads=target.threads)
-    return float(timer.blocked_autorange(min_run_time=0.2).median)
-
-
 # -- what a method measures while it decides --------------------------------------------------------------------
 
 
@@ -200,6 +160,8 @@ class Measurements:
         """What was measured now."""
         self.recalled: list[float] = []
         """Seconds of what was measured before this process began."""
+        self._open = contextlib.ExitStack()
+        self._reference: tuple[Reference, str, Call] | None = None
 
     @property
     def timings(self) -> tuple[float, ...]:
@@ -210,10 +172,30 @@ class Measurements:
         """Seconds that are left of the budget."""
         return self._budget - sum(metered.seconds for metered in self.made) - sum(self.recalled)
 
-    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
+    def time(self, module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "",
+             reference: Reference | None = None) -> float:
         """As `thrifty.recipes.context.Clock` says."""
         given = self._workload.example(1) if inputs is None else inputs
-        return self._measured("time", lambda: (seconds_a_call(module, given, self._target, engine), None), key)
+        return self._measured("time", lambda: (self._seconds(module, given, engine, reference), None), key)
+
+    def _seconds(self, module: nn.Module, inputs: tuple[Tensor, ...], engine: str, reference: Reference | None) -> float:
+        with opened(module, inputs, self._target, engine) as call:
+            if reference is None:
+                return seconds_a_call(call, self._target)
+            return reference.seconds * ratio(call, self._opened(reference, engine), self._target)
+
+    def _opened(self, reference: Reference, engine: str) -> Call:
+        """A call of the reference, which stays open until another one is asked for, or until `close`."""
+        if self._reference is None or self._reference[:2] != (reference, engine):
+            self.close()
+            call = self._open.enter_context(opened(reference.module, reference.inputs, self._target, engine))
+            self._reference = (reference, engine, call)
+        return self._reference[2]
+
+    def close(self) -> None:
+        """Close the engine of the reference, if one is open."""
+        self._open.close()
+        self._reference = None
 
     def score(self, model: nn.Module, *, key: str = "") -> float:
         """Quality on validation, higher is better."""
@@ -350,7 +332,8 @@ def make_context(workload: Workload, target: Target, seed: int, tell: Tell, *, m
 
 def rehearsal_context(workload: Workload, target: Target, seed: int, examples: int) -> Context:
     """A context in which nothing is timed, judged or trained: a module takes as long as its parameters are many."""
-    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "") -> float:
+    def supposed(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = EAGER, key: str = "",
+                 reference: Reference | None = None) -> float:
         return 1e-6 + 1e-9 * sum(p.numel() for p in module.parameters())
 
     def untrained(student: nn.Module, examples: Sequence[Example], *, steps: int = 100,

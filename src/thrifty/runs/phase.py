@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -162,7 +163,7 @@ def _transform(phase: object, task: Task, workload: Workload, before: Model, tel
     with cache.keeping("searches", task.key) as room:
         measured = Measurements(workload, task.job.target, device, task.seed("fit"), Journal(room))
         context = make_context(workload, task.job.target, task.seed("plan"), tell, measurements=measured, recall=recall)
-        with torch.no_grad(), Meter(device) as meter:
+        with contextlib.closing(measured), torch.no_grad(), Meter(device) as meter:
             plan = dataclasses.replace(phase.plan(before.module, context), timings=measured.timings)
             after = phase.build(before.module, plan).eval()
     whole, searched = meter.read(), _added(measured.made)

@@ -14,7 +14,7 @@ from thrifty.numerics.observers import CalibrationError
 from thrifty.posttraining.low_rank.calibration import row_information
 from thrifty.posttraining.low_rank.factored import Factored
 from thrifty.posttraining.low_rank.factors import Matrix, Outputs, Scaled, square_root
-from thrifty.recipes.context import Context
+from thrifty.recipes.context import Context, Reference
 
 
 def context(x: Tensor, **more: object) -> Context:
@@ -101,7 +101,8 @@ def test_seconds_decide_where_they_are_measured() -> None:
     """A clock by which a layer in parts takes (k + 16) / 64 of what it took: that is what counts, not its parameters."""
     model, x = two_layers(), torch.randn(64, 64)
 
-    def clock(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = "eager") -> float:
+    def clock(module: nn.Module, inputs: tuple[Tensor, ...] | None = None, *, engine: str = "eager",
+              reference: Reference | None = None) -> float:
         if inputs is None:
             return 2.2
         return (module[0].out_features + 16) / 64 if isinstance(module, Factored) else 1.0  # type: ignore[operator, union-attr]
@@ -110,7 +111,7 @@ def test_seconds_decide_where_they_are_measured() -> None:
     saved = sum(1 - (ranks[0] + 16) / 64 for ranks in plan.values["layers"].values())
     assert 0.3 * 2.2 <= saved <= 0.3 * 2.2 + 0.25 and LowRank(ranks="latency").timed
     with pytest.raises(ThriftyError, match="saves at most 0.000 of this model's time"):
-        LowRank(ratio=0.3, ranks="latency").plan(model, context(x, time=lambda module, inputs=None, engine="eager": 1.0))
+        LowRank(ratio=0.3, ranks="latency").plan(model, context(x, time=lambda module, inputs=None, reference=None: 1.0))
     with pytest.raises(ThriftyError, match="needs timing"):
         LowRank(ratio=0.3, ranks="latency").plan(model, context(x))
 

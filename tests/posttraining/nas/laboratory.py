@@ -27,7 +27,7 @@ class Laboratory:
         found = make_context(testing.workload, Target(), 0, lambda event: self.said.append(event.text), examples=64)
         return dataclasses.replace(found, time=self.time, score=self.score, recall=self.recall)
 
-    def time(self, module, inputs=None, *, engine="eager", key=""):
+    def time(self, module, inputs=None, *, engine="eager", key="", reference=None):
         self.timed += 1
         if self.timed + self.scored > self.stop_after:
             raise KeyboardInterrupt

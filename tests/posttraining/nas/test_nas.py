@@ -150,7 +150,7 @@ def test_a_time_limit_ends_work_at_the_next_module_and_leaves_nothing_behind():
 
 def test_without_a_gain_the_model_is_unchanged():
     class Equal(Laboratory):
-        def time(self, module, inputs=None, *, engine="eager", key=""):
+        def time(self, module, inputs=None, *, engine="eager", key="", reference=None):
             return 1e-3
 
     found = Equal()

@@ -113,7 +113,7 @@ def test_limits_out_of_reach_name_the_nearest():
 
 def test_no_gain_leaves_the_model_as_it_is():
     class Even(Laboratory):
-        def time(self, module, inputs=None, *, engine="eager", key=""):
+        def time(self, module, inputs=None, *, engine="eager", key="", reference=None):
             super().time(module)
             return 1e-3
 
@@ -143,7 +143,7 @@ def test_what_takes_too_long_is_left_out_and_listed():
 
 def test_where_the_seconds_run_out_the_best_so_far_is_taken():
     class Spent(Laboratory):
-        def time(self, module, inputs=None, *, engine="eager", key=""):
+        def time(self, module, inputs=None, *, engine="eager", key="", reference=None):
             if self.timed > 5:
                 raise SearchBudgetSpent("the seconds are spent")
             return super().time(module)

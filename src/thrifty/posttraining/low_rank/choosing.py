@@ -18,7 +18,7 @@ from thrifty.posttraining.low_rank.calibration import Seen
 from thrifty.posttraining.low_rank.factored import absorb, factored, parts
 from thrifty.posttraining.low_rank.factors import Ranks, Shape
 from thrifty.posttraining.ranks import Choices, allocate
-from thrifty.recipes.context import Context
+from thrifty.recipes.context import Context, Reference
 
 BATCHES = 4
 """On which the loss of a truncated layer is measured."""
@@ -145,6 +145,7 @@ def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ran
         raise ThriftyError("low_rank(ranks=latency) needs timing, which a method on its own does not have: use it in a recipe, "
                            "or choose ranks=energy or loss")
     inputs = _inputs(layers, context)
+    dense = Reference(layers.model, context.example, context.time(layers.model))
     timed: dict[Any, float] = {}
 
     def seconds(name: str, ranks: Ranks | None) -> float:
@@ -153,7 +154,7 @@ def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ran
         if key not in timed:
             module = copy.deepcopy(layer) if ranks is None else factored(layer, layers.factors(name, ranks))
             assert context.time is not None
-            timed[key] = context.time(module, (x,))
+            timed[key] = context.time(module, (x,), reference=dense)
         return timed[key]
 
     found: dict[str, list[Ranks]] = {}
@@ -169,7 +170,7 @@ def _by_latency(layers: Layers, context: Context, ratio: float) -> dict[str, Ran
             kept = [layers.shapes[name].kept(r) for r in faster]
             costs = [now, *(seconds(name, r) for r in faster)]
             choices.append(Choices(np.array([round(1e9 * cost) for cost in costs]), np.array([1.0, *kept])))
-    whole = round(1e9 * context.time(layers.model))
+    whole = round(1e9 * dense.seconds)
     held = sum(int(c.parameters[0]) for c in choices)
     most, goal = held - sum(int(c.parameters.min()) for c in choices), int(np.ceil(ratio * whole))
     if most < goal:

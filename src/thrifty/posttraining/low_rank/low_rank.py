@@ -70,7 +70,7 @@ class LowRank(Transform):
     keep: str = pattern("")
 
     name: ClassVar[str] = "low_rank"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     card: ClassVar[Card] = Card(
         family="low-rank",
         benefit="inference time",

@@ -83,6 +83,7 @@ class Nas(Transform):
     seconds: float = number(120, 0, open_low=True)
 
     name: ClassVar[str] = "nas"
+    version: ClassVar[int] = 2
     card: ClassVar[Card] = Card(
         family="nas",
         benefit="inference time",

@@ -89,7 +89,7 @@ class Sampling:
                  context: Context) -> None:
         self.space, self.limits, self.minimize, self.context = space, limits, minimize, context
         self.steps, self.seconds = steps, seconds
-        self._stopwatch = Stopwatch(context, engine, any(limit.what in LEAST for limit in limits))
+        self._stopwatch = Stopwatch(context, engine, any(limit.what in LEAST for limit in limits), space.model)
         self._learn, held_out = split(context)
         with torch.no_grad():
             self._outputs = Outputs(space.model, held_out)

@@ -69,7 +69,7 @@ class Search:
         found, self.left = blocks(model, names(model, settings.pattern), context.example)
         self.blocks = found[:REHEARSED] if context.rehearsal else found
         self.made: dict[str, dict[str, Made]] = {one.name: {AS_IT_IS: Made(AS_IT_IS)} for one in self.blocks}
-        self._stopwatch = Stopwatch(context, settings.engine, settings.throughput)
+        self._stopwatch = Stopwatch(context, settings.engine, settings.throughput, model)
         with torch.no_grad():
             self._outputs = Outputs(model, split(context)[1])
         self._quality = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from typing import Any, final
 
@@ -17,7 +18,7 @@ from thrifty.posttraining.nas.alternatives import OutOfTime, reason
 from thrifty.posttraining.nas.table import BATCH, Row
 from thrifty.posttraining.quantization.sensitivity import held
 from thrifty.recipes.compiler import Compiler
-from thrifty.recipes.context import Context, SearchBudgetSpent
+from thrifty.recipes.context import Context, Reference, SearchBudgetSpent
 from thrifty.recipes.registry import method_class
 
 
@@ -41,17 +42,20 @@ def require(engine: str, method: str, context: Context) -> None:
 
 @final
 class Stopwatch:
-    """Times modules in one engine.
+    """Times modules in one engine, each in turns with the model as it is: a processor's speed drifts in the hours of a search,
+    and figures of different hours are added.
 
     Args:
         context: that measures.
         engine: "eager", or a compiler's name.
         throughput: whether batches are timed too.
+        model: as it is, in eval mode; copied.
     """
 
-    def __init__(self, context: Context, engine: str, throughput: bool) -> None:
+    def __init__(self, context: Context, engine: str, throughput: bool, model: nn.Module) -> None:
         self._context, self._engine, self._throughput = context, engine, throughput
-        self._seconds: dict[str, float] = {}
+        self._model = copy.deepcopy(model)
+        self._known: dict[str, float] = {}
         self._where = repr((engine, context.target, processor(), instruction_set(), runtime_versions()))
 
     def row(self, name: str, model: nn.Module) -> Row:
@@ -73,26 +77,38 @@ class Stopwatch:
         Raises:
             Refused: the engine does not take it.
         """
-        key = hashlib.sha256("\n".join(("time", self._where, signature(module, inputs))).encode()).hexdigest()
-        if key not in self._seconds:
-            kept = self._context.recall(key, lambda: self._clocked(module, inputs, key))
+        reference = self._reference
+        same = signature(module, inputs) == signature(reference.module, reference.inputs)
+        return reference.seconds if same else self._asked(module, inputs, reference)
+
+    @functools.cached_property
+    def _reference(self) -> Reference:
+        """The model as it is, timed alone."""
+        example = self._context.example
+        return Reference(self._model, example, self._asked(self._model, example, None))
+
+    def _asked(self, module: nn.Module, inputs: tuple[Tensor, ...], reference: Reference | None) -> float:
+        beside = [] if reference is None else [signature(reference.module, reference.inputs)]
+        key = hashlib.sha256("\n".join(("time", self._where, signature(module, inputs), *beside)).encode()).hexdigest()
+        if key not in self._known:
+            kept = self._context.recall(key, lambda: self._clocked(module, inputs, key, reference))
             if "refused" in kept:
                 raise Refused(kept["refused"])
-            self._seconds[key] = float(kept["seconds"])
-        return self._seconds[key]
+            self._known[key] = float(kept["seconds"])
+        return self._known[key]
 
-    def _clocked(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str) -> dict[str, Any]:
+    def _clocked(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str, reference: Reference | None) -> dict[str, Any]:
         try:
-            return {"seconds": self._clock(module, inputs, key)}
+            return {"seconds": self._clock(module, inputs, key, reference)}
         except (SearchBudgetSpent, OutOfTime):
             raise
         except Exception as failed:  # whatever an exporter or a backend raises on this module
             return {"refused": f"{self._engine} cannot compile it: {reason(failed)}"}
 
-    def _clock(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str) -> float:
+    def _clock(self, module: nn.Module, inputs: tuple[Tensor, ...], key: str, reference: Reference | None) -> float:
         if self._context.time is None:  # nothing is timed here: what is held and multiplied stands for it
             return 1e-9 * held(module)
-        return self._context.time(copy.deepcopy(module).eval(), inputs, engine=self._engine, key=key)
+        return self._context.time(copy.deepcopy(module).eval(), inputs, engine=self._engine, key=key, reference=reference)
 
 
 def _repeated(x: Tensor) -> Tensor:

@@ -94,6 +94,7 @@ class Subnets(Transform):
     seconds: float = number(120, 0, open_low=True)
 
     name: ClassVar[str] = "subnets"
+    version: ClassVar[int] = 2
     card: ClassVar[Card] = Card(
         family="nas",
         benefit="inference time",
