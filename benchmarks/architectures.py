@@ -83,15 +83,16 @@ def experts(given: argparse.Namespace) -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(MoE(width, hidden, count, top_k, rate=0)).eval()
     calibration = [torch.randn(16, width)]
-    forms = {"fp32": layer, "bf16": copy.deepcopy(layer).to(torch.bfloat16), "int8": Quantize("w8a16", algorithm="rtn")(layer, calibration),
-             "int4": Quantize("w4a16", algorithm="rtn", group=128)(layer, calibration)}
+    int8, int4 = Quantize("w8a16", algorithm="rtn"), Quantize("w4a16", algorithm="rtn", group=128)
+    forms = {"fp32": layer, "bf16": copy.deepcopy(layer).to(torch.bfloat16), "int8": int8(layer, calibration),
+             "int4": int4(layer, calibration)}
     print(f"MoE D{width} I{hidden} E{count} K{top_k}, routing included, ms: median (least) of {given.rounds} rounds in turns\n\n"
           f"| tokens | {' | '.join(forms)} |\n| --- {'| --- ' * len(forms)}|")
     for tokens in (1, 16, 64):
         x = torch.randn(tokens, width)
         with torch.no_grad():
-            found = interleaved({name: functools.partial(form, x.bfloat16() if name == "bf16" else x) for name, form in forms.items()},
-                                given.rounds)
+            calls = {name: functools.partial(form, x.bfloat16() if name == "bf16" else x) for name, form in forms.items()}
+            found = interleaved(calls, given.rounds)
         print(f"| {tokens} | {' | '.join(f'{statistics.median(ms):.1f} ({min(ms):.1f})' for ms in found.values())} |", flush=True)
 
 

@@ -17,7 +17,6 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def speed(given: argparse.Namespace) -> None:
             named = " | ".join(filter(None, (text, scheme))) or "as it is"
             small = smaller(given.workload, started, scheme) if scheme else started
             with clock.opened(model, example, Target()) as eager, engine(small, example) as student:
-                print(f"{named}, ONNX Runtime: {1 / clock.ratio(student, eager, Target()):.2f} times as fast as eager", flush=True)
+                print(f"{named}, ONNX Runtime: {1 / clock.ratio(student, eager, Target()):.2f} times eager's speed", flush=True)
 
 
 def _blocks(model: nn.Module) -> nn.ModuleList:

@@ -9,6 +9,7 @@ import torch
 
 from tests.compilers.nets import called, conv_net, encoder, error, images, lowered, quantized, texts
 from thrifty.compilers import inductor
+from thrifty.compilers.capture import LoweringError
 from thrifty.compilers.inductor import Inductor, kernels
 from thrifty.compilers.requirements import NoCompiler
 from thrifty.posttraining.quantize import Quantize
@@ -89,6 +90,17 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(inductor.shutil, "which", lambda _: None)
     with pytest.raises(NoCompiler, match="apt-get install g"):
         lowered(Inductor(), conv_net(), (images(1),), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_compiler_that_links_a_runtime_of_its_own_is_refused(monkeypatch, tmp_path):
+    """Toolchains beside the system's do; the library crashed in a regular expression when it was opened."""
+    wrapper = tmp_path / "g++"
+    wrapper.write_text('#!/bin/sh\ncase "$*" in *-shared*) exec g++ "$@" -static-libstdc++;; esac\nexec g++ "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: str(wrapper))
+    with pytest.raises(LoweringError, match=r"links a C\+\+ runtime of its own .* name a compiler that does not: CXX="):
+        lowered(Inductor(), torch.nn.Linear(7, 5).eval(), (torch.randn(1, 7),), tmp_path / "lowered")
 
 
 @pytest.mark.slow

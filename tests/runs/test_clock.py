@@ -60,6 +60,6 @@ def test_a_ratio_does_not_drift_with_the_processor(monkeypatch):
 
         return Drifting
 
-    drifting_slow = drifting(0.0005)
-    with opened(drifting_slow(), (torch.zeros(1),), Target()) as reference, opened(Slow(0.5), (torch.zeros(1),), Target()) as half:
+    x, slow = (torch.zeros(1),), drifting(0.0005)
+    with opened(slow(), x, Target()) as reference, opened(Slow(0.5), x, Target()) as half:
         assert ratio(half, reference, Target()) == pytest.approx(0.5, rel=0.2)

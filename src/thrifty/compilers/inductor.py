@@ -175,10 +175,20 @@ def _pack(package: Path, destination: Path) -> str:
                 source += content.decode()
                 content = b""  # torch 2.11 finds the metadata by this file's name
             if entry.filename.endswith(".so"):
+                _refuse_own_runtime(content)
                 content = _stripped(content, destination.parent)
             root, _, rest = entry.filename.partition("/")
             new.writestr(zipfile.ZipInfo(f"model/{rest}" if rest else root), content, zipfile.ZIP_DEFLATED)
     return source
+
+
+def _refuse_own_runtime(library: bytes) -> None:
+    """Refuse what would crash when it is opened: locales of a C++ runtime that is linked in are not those of torch's."""
+    if library.startswith(b"\x7fELF") and b"libstdc++.so" not in library and b"libc++.so" not in library:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        raise LoweringError(f"the C++ compiler {get_cpp_compiler()} links a C++ runtime of its own into the library that Inductor "
+                            "builds, which crashes beside torch's; name a compiler that does not: CXX=/usr/bin/g++")
 
 
 def _stripped(library: bytes, scratch: Path) -> bytes:

@@ -89,8 +89,7 @@ def ratio(call: Call, reference: Call, target: Target) -> float:
 
 def _turn(call: Call, reference: Call, target: Target) -> float:
     pairs = [(_once(reference, target), _once(call, target)) for _ in range(CALLS)]
-    theirs, ours = (min(seconds) for seconds in zip(*pairs, strict=True))
-    return ours / theirs
+    return min(ours for _, ours in pairs) / min(theirs for theirs, _ in pairs)
 
 
 def _once(call: Call, target: Target) -> float:
