@@ -28,6 +28,8 @@ class Method(abc.ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     """Raised whenever the same hyperparameters would give another result: it is part of every hash."""
+    placed_by: ClassVar[str] = "--device"
+    """The option that says what it runs on."""
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
@@ -108,7 +110,7 @@ def require_device(method: Method, device: str) -> None:
     if device not in method.devices:
         named = method.name if device not in method.card.devices else method  # its hyperparameters are why
         raise ThriftyError(f"{named} runs on {', '.join(sorted(method.devices))} but this is {device}; use another "
-                           f"method, or --device {min(method.devices)}")
+                           f"method, or {method.placed_by} {min(method.devices)}")
     if device == "cuda" and torch.cuda.is_available() and (has := torch.cuda.get_device_capability()) < method.card.capability:
         least, found = ("{}.{}".format(*pair) for pair in (method.card.capability, has))
         raise ThriftyError(f"{method.name} needs a GPU of compute capability {least} or more, but {torch.cuda.get_device_name()} "

@@ -30,6 +30,7 @@ class TrainingMethod(Method):
     """
 
     stage: ClassVar[Stage] = "structure"
+    placed_by: ClassVar[str] = "--training-device"
 
     def prepare(self, session: Session) -> None:
         """Change the model before the first step.

@@ -3,28 +3,42 @@
 //   y[r][n] = sum over k of w[n][k] x[r][k],  w[n][k] = s[n][g] (q[n][k] - z[n][g]) for k in group g
 // Rows are sorted by expert; of four bits, number 2j is the low half of byte j.
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace {
 
-// Four rows at once, so that a weight is loaded once for them.
-inline void dots(const float* w, const float* x, int64_t stride, int64_t n, float* found) {
-  float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
-#pragma omp simd reduction(+ : a, b, c, d)
-  for (int64_t i = 0; i < n; ++i) {
-    a += w[i] * x[i];
-    b += w[i] * x[stride + i];
-    c += w[i] * x[2 * stride + i];
-    d += w[i] * x[3 * stride + i];
-  }
-  found[0] = a, found[1] = b, found[2] = c, found[3] = d;
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16;
+#else
+constexpr int64_t LANES = 8;
+#endif
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+
+inline Lanes load(const float* from) {
+  Lanes found;
+  std::memcpy(&found, from, sizeof found);
+  return found;
 }
 
-inline float dot(const float* w, const float* x, int64_t n) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += w[i] * x[i];
-  return sum;
+// A weight is loaded once for all rows. A sum waits four cycles for the one before it, so eight of them go on side by side.
+template <int ROWS>
+inline void dots(const float* w, const float* x, int64_t stride, int64_t n, float* y, int64_t outputs) {
+  constexpr int BESIDE = 8 / ROWS;
+  Lanes sums[ROWS][BESIDE] = {};
+  int64_t i = 0;
+  for (; i + BESIDE * LANES <= n; i += BESIDE * LANES)
+    for (int j = 0; j < BESIDE; ++j) {
+      const Lanes weight = load(w + i + j * LANES);
+      for (int r = 0; r < ROWS; ++r) sums[r][j] += weight * load(x + r * stride + i + j * LANES);
+    }
+  for (int r = 0; r < ROWS; ++r) {
+    float sum = 0.0f;
+    for (int j = 0; j < BESIDE; ++j)
+      for (int64_t l = 0; l < LANES; ++l) sum += sums[r][j][l];
+    for (int64_t k = i; k < n; ++k) sum += w[k] * x[r * stride + k];
+    y[r * outputs] = sum;
+  }
 }
 
 inline void eight(const uint8_t* q, float s, float z, float* w, int64_t n) {
@@ -73,12 +87,14 @@ extern "C" void grouped_integers(const float* x, const uint8_t* q, const float* 
           (bits == 4 ? four : eight)(numbers, s[at * groups + g], z[at * groups + g], w + g * group, group);
         }
         int64_t r = first;
-        for (; r + 4 <= last; r += 4) {
-          float found[4];
-          dots(w, given + r * inputs, inputs, inputs, found);
-          for (int64_t i = 0; i < 4; ++i) y[(r + i) * outputs + n] = found[i];
+        for (; r + 4 <= last; r += 4) dots<4>(w, given + r * inputs, inputs, inputs, y + r * outputs + n, outputs);
+        const float* rest = given + r * inputs;
+        float* found = y + r * outputs + n;
+        switch (last - r) {
+          case 3: dots<3>(w, rest, inputs, inputs, found, outputs); break;
+          case 2: dots<2>(w, rest, inputs, inputs, found, outputs); break;
+          case 1: dots<1>(w, rest, inputs, inputs, found, outputs); break;
         }
-        for (; r < last; ++r) y[r * outputs + n] = dot(w, given + r * inputs, inputs);
       }
     }
   }
