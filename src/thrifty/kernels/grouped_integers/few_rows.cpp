@@ -1,6 +1,6 @@
-// A product with the integers of one expert out of many, for the few rows that go to each: they are read once, and one output
-// channel at a time is dequantized where it stays in a core's own cache.
-//   y[r][n] = sum over k of w[n][k] x[r][k],  w[n][k] = s[n][g] (q[n][k] - z[n][g]) for k in group g
+// A product with the integers of one expert out of many, for the few rows that go to each: they are read once, and become floats
+// in registers.
+//   y[r][n] = sum over g of s[n][g] sum over k in group g of (q[n][k] - z[n][g]) x[r][k]
 // Rows are sorted by expert; of four bits, number 2j is the low half of byte j.
 #include <cstdint>
 #include <cstring>
@@ -15,46 +15,78 @@ constexpr int64_t LANES = 8;
 #endif
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 
-inline Lanes load(const float* from) {
-  Lanes found;
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
+
+template <class Vector>
+inline Vector load(const void* from) {
+  Vector found;
   std::memcpy(&found, from, sizeof found);
   return found;
 }
 
-// A weight is loaded once for all rows. A sum waits four cycles for the one before it, so eight of them go on side by side.
-template <int ROWS>
-inline void dots(const float* w, const float* x, int64_t stride, int64_t n, float* y, int64_t outputs) {
-  constexpr int BESIDE = 8 / ROWS;
-  Lanes sums[ROWS][BESIDE] = {};
-  int64_t i = 0;
-  for (; i + BESIDE * LANES <= n; i += BESIDE * LANES)
-    for (int j = 0; j < BESIDE; ++j) {
-      const Lanes weight = load(w + i + j * LANES);
-      for (int r = 0; r < ROWS; ++r) sums[r][j] += weight * load(x + r * stride + i + j * LANES);
+inline Whole whole(Bytes q) {
+#ifdef __x86_64__
+  __asm__("" : "+x"(q));  // g++ 12 would fetch them from memory one by one
+#endif
+  return __builtin_convertvector(q, Whole);
+}
+
+// One output channel of some rows: sums of s (q - z) x. A weight is made once for all rows, and a sum waits four cycles for the one
+// before it, so that eight of them go on side by side, in registers, over a group. Of four bits the even numbers of a group come
+// before its odd ones.
+template <int ROWS, int BITS>
+void channel(const uint8_t* q, const float* s, const uint8_t* z, const float* x, int64_t inputs, int64_t groups, float* y,
+             int64_t outputs) {
+  constexpr int BESIDE = 8 / ROWS, PARTS = 8 / BITS, STEP = BESIDE / PARTS;
+  const int64_t bytes = inputs / groups / PARTS;
+  Lanes sums[ROWS] = {};
+  float rest[ROWS] = {};
+  for (int64_t g = 0; g < groups; ++g, q += bytes, x += bytes * PARTS) {
+    const float scale = s[g], zero = z[g];
+    Lanes here[ROWS][BESIDE] = {};
+    const auto take = [&](int64_t i, int j) {
+      const Whole both = whole(load<Bytes>(q + i));
+#pragma GCC unroll 2
+      for (int part = 0; part < PARTS; ++part) {
+        const Lanes weight = __builtin_convertvector(BITS == 8 ? both : part ? both >> 4 : both & 15, Lanes) - zero;
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) here[r][j * PARTS + part] += weight * load<Lanes>(x + r * inputs + part * bytes + i);
+      }
+    };
+    int64_t i = 0;
+    for (; i + STEP * LANES <= bytes; i += STEP * LANES)
+#pragma GCC unroll 8
+      for (int j = 0; j < STEP; ++j) take(i + j * LANES, j);
+    for (; i + LANES <= bytes; i += LANES) take(i, 0);
+    for (; i < bytes; ++i)
+      for (int part = 0; part < PARTS; ++part) {
+        const float weight = scale * ((BITS == 8 ? q[i] : part ? q[i] >> 4 : q[i] & 15) - zero);
+        for (int r = 0; r < ROWS; ++r) rest[r] += weight * x[r * inputs + part * bytes + i];
+      }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) {
+      Lanes total = here[r][0];
+#pragma GCC unroll 8
+      for (int j = 1; j < BESIDE; ++j) total += here[r][j];
+      sums[r] += scale * total;
     }
+  }
   for (int r = 0; r < ROWS; ++r) {
-    float sum = 0.0f;
-    for (int j = 0; j < BESIDE; ++j)
-      for (int64_t l = 0; l < LANES; ++l) sum += sums[r][j][l];
-    for (int64_t k = i; k < n; ++k) sum += w[k] * x[r * stride + k];
+    float sum = rest[r];
+    for (int64_t l = 0; l < LANES; ++l) sum += sums[r][l];
     y[r * outputs] = sum;
   }
 }
 
-inline void eight(const uint8_t* q, float s, float z, float* w, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) w[i] = s * (static_cast<float>(static_cast<int32_t>(q[i])) - z);
-}
-
-// The even numbers of a group, then its odd ones.
-inline void four(const uint8_t* q, float s, float z, float* w, int64_t n) {
-  const int64_t half = n / 2;
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const int32_t both = q[i];
-    w[i] = s * (static_cast<float>(both & 15) - z);
-    w[half + i] = s * (static_cast<float>(both >> 4) - z);
-  }
+// All rows of an expert for one of its output channels.
+template <int BITS>
+void rows_of(const uint8_t* q, const float* s, const uint8_t* z, const float* x, int64_t inputs, int64_t groups, float* y,
+             int64_t outputs, int64_t rows) {
+  for (; rows >= 4; rows -= 4, x += 4 * inputs, y += 4 * outputs) channel<4, BITS>(q, s, z, x, inputs, groups, y, outputs);
+  if (rows == 3) channel<3, BITS>(q, s, z, x, inputs, groups, y, outputs);
+  if (rows == 2) channel<2, BITS>(q, s, z, x, inputs, groups, y, outputs);
+  if (rows == 1) channel<1, BITS>(q, s, z, x, inputs, groups, y, outputs);
 }
 
 }  // namespace
@@ -73,29 +105,14 @@ extern "C" void grouped_integers(const float* x, const uint8_t* q, const float* 
       }
   const float* given = bits == 4 ? apart.data() : x;
 #pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> weight(inputs);
-    float* w = weight.data();
-    for (int64_t e = 0; e < experts; ++e) {
-      const int64_t first = e ? ends[e - 1] : 0, last = ends[e];
-      if (first >= last) continue;
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t first = e ? ends[e - 1] : 0, last = ends[e];
+    if (first >= last) continue;
 #pragma omp for nowait
-      for (int64_t n = 0; n < outputs; ++n) {
-        const int64_t at = e * outputs + n;
-        for (int64_t g = 0; g < groups; ++g) {
-          const uint8_t* numbers = q + at * bytes + g * group * bits / 8;
-          (bits == 4 ? four : eight)(numbers, s[at * groups + g], z[at * groups + g], w + g * group, group);
-        }
-        int64_t r = first;
-        for (; r + 4 <= last; r += 4) dots<4>(w, given + r * inputs, inputs, inputs, y + r * outputs + n, outputs);
-        const float* rest = given + r * inputs;
-        float* found = y + r * outputs + n;
-        switch (last - r) {
-          case 3: dots<3>(w, rest, inputs, inputs, found, outputs); break;
-          case 2: dots<2>(w, rest, inputs, inputs, found, outputs); break;
-          case 1: dots<1>(w, rest, inputs, inputs, found, outputs); break;
-        }
-      }
+    for (int64_t n = 0; n < outputs; ++n) {
+      const int64_t at = e * outputs + n;
+      (bits == 4 ? rows_of<4> : rows_of<8>)(q + at * bytes, s + at * groups, z + at * groups, given + first * inputs, inputs, groups,
+                                            y + first * outputs + n, outputs, last - first);
     }
   }
 }
