@@ -43,7 +43,8 @@ class Nas(Transform):
     1. Alternatives of a block are made by the transforms of the recipes in ``alternatives``, applied to the block alone; float
        ones then learn for a few steps to give what the block gave, on what it read.
     2. Each is scored once, by the error of the model's outputs and by quality on validation, and timed on the target in
-       ``engine``, equal blocks once. One that fails, or takes too long, is left out and listed with the reason.
+       ``engine`` in turns with the model as it is, equal blocks once. One that fails, or takes too long, is left out and listed
+       with the reason.
     3. A mixed-integer program picks one a block: least loss, the sum over blocks of error and drop (each in its median),
        under all limits.
     4. What it picked is built and measured whole, beside each alternative in all blocks alike. The table is corrected by what it
