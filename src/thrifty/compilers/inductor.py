@@ -187,8 +187,8 @@ def _refuse_own_runtime(library: bytes) -> None:
     if library.startswith(b"\x7fELF") and b"libstdc++.so" not in library and b"libc++.so" not in library:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
-        raise LoweringError(f"the C++ compiler {get_cpp_compiler()} links a C++ runtime of its own into the library that Inductor "
-                            "builds, which crashes beside torch's; name a compiler that does not: CXX=/usr/bin/g++")
+        raise LoweringError(f"the C++ compiler {get_cpp_compiler()} links a C++ runtime of its own into the library that "
+                            "Inductor builds, which crashes beside torch's; name a compiler that does not: CXX=/usr/bin/g++")
 
 
 def _stripped(library: bytes, scratch: Path) -> bytes:
