@@ -35,6 +35,11 @@ def test_seconds_are_those_of_the_module_on_the_inputs_that_are_given():
         assert 0.002 <= seconds_a_call(call, Target()) < 0.02
 
 
+def test_an_open_call_keeps_no_gradients_and_leaves_those_of_others():
+    with opened(nn.Linear(3, 2), (torch.ones(1, 3),), Target()) as call:
+        assert not call().requires_grad and torch.is_grad_enabled()
+
+
 @pytest.mark.skipif(OnnxRuntime.missing() is not None, reason=str(OnnxRuntime.missing()))
 def test_an_engine_is_opened_by_its_compilers_name():
     x = testing.workload.example(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from thrifty import AdamW, Offline, Prune, SingleStream, testing
 from thrifty.errors import ThriftyError
-from thrifty.recipes.context import SearchBudgetSpent
+from thrifty.recipes.context import Reference, SearchBudgetSpent
+from thrifty.runs import clock
 from thrifty.runs.context import (
     Measurements,
     Recall,
@@ -85,6 +87,23 @@ def test_a_search_that_was_killed_measures_one_candidate_again_at_most(tmp_path)
     assert Slow.calls == 0 and len(second.recalled) == 2 and not second.made
     second.time(Slow())
     assert Slow.calls > 0 and len(second.made) == 1 and len(second.timings) == 2
+
+
+def test_a_reference_stays_open_until_another_comes(monkeypatch, tmp_path):
+    monkeypatch.setattr(clock, "SECONDS", 0.0)
+    opened: list[nn.Module] = []
+
+    def counted(module, *given):
+        opened.append(module)
+        return clock.opened(module, *given)
+
+    monkeypatch.setattr("thrifty.runs.context.opened", counted)
+    x = (torch.randn(64, 256),)
+    first, second = (Reference(nn.Linear(256, 256), x, seconds) for seconds in (10.0, 20.0))
+    with contextlib.closing(measurements(Journal(tmp_path))) as search:
+        taken = [search.time(nn.Linear(256, 256), x, reference=each) for each in (first, first, second)]
+    assert [opened.count(each.module) for each in (first, second)] == [1, 1]
+    assert taken == pytest.approx([10.0, 10.0, 20.0], rel=0.9)
 
 
 def test_an_answer_to_another_question_is_not_replayed(tmp_path):

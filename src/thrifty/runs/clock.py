@@ -46,8 +46,9 @@ def opened(module: nn.Module, inputs: tuple[Tensor, ...], target: Target, engine
         ThriftyError: there is no such compiler, it is not installed, or it cannot take the module.
     """
     if engine == EAGER:
-        with torch.no_grad():
-            yield functools.partial(module.eval().to(target.device), *(x.to(target.device) for x in inputs))
+        # The decorator, not the statement: what is open may stay so while others train.
+        call = torch.no_grad()(module.eval().to(target.device).__call__)
+        yield functools.partial(call, *(x.to(target.device) for x in inputs))
         return
     compiler = method_class(engine)()
     if not isinstance(compiler, Compiler):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from thrifty import Moe, Quantize
 from thrifty.architectures.moe import MoE
 from thrifty.compilers.capture import capture
-from thrifty.kernels.grouped_integers import FEW, naive
+from thrifty.kernels.grouped_integers import FEW, grouped_integers, naive
 from thrifty.numerics.experts import PackedExperts
 from thrifty.numerics.grouped import rtn
-from thrifty.numerics.packing import unpack
+from thrifty.numerics.packing import pack, unpack
 
 
 def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
@@ -75,6 +75,19 @@ def test_products_are_those_of_the_definition(bits: int, ends: list[int]) -> Non
     want = naive.forward(x.double(), unpack(held.packed, bits), held.scale, held.zero, where)
     torch.testing.assert_close(held.product(x, where), want.float(), rtol=1e-4, atol=1e-4)
     assert (len(x) > 2 * FEW) == (ends[-1] == 90), "both ways of multiplying are taken"
+
+
+@pytest.mark.parametrize(("inputs", "groups"), [(8, 1), (62, 1), (40, 5), (136, 1), (1000, 1), (1024, 8)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_few_rows_of_any_number_and_width_are_multiplied_as_defined(bits: int, inputs: int, groups: int) -> None:
+    torch.manual_seed(2)
+    ends, outputs = torch.tensor([1, 1, 3, 6, 10, 15, 21]), 13  # an expert gets 0 to 6 rows
+    q = torch.randint(0, 2**bits, (7 * outputs, inputs), dtype=torch.uint8)
+    scale, zero = torch.rand(7, outputs, groups) + 0.1, torch.randint(0, 2**bits, (7, outputs, groups), dtype=torch.uint8)
+    x, packed = torch.randn(21, inputs), pack(q, bits).reshape(7, outputs, -1)
+    found = grouped_integers(x, packed, scale, zero, ends, bits, lambda expert: pytest.fail("this is for many rows"))
+    want = naive.forward(x.double(), q.reshape(7, outputs, inputs), scale, zero, ends)
+    assert (found - want).norm() <= 1e-6 * want.norm()
 
 
 def test_experts_of_transformers_and_of_moe_become_integers_too() -> None:
