@@ -60,7 +60,7 @@ def test_a_ratio_does_not_drift_with_the_processor(monkeypatch):
 
         class Drifting(Slow):
             def forward(self, x: Tensor) -> Tensor:
-                Slow.seconds *= 1.02  # each call is slower than the one before, 8 times at the end
+                Slow.seconds *= 1.005  # each call is slower than the one before, four times at the end
                 return super().forward(x)
 
         return Drifting
