@@ -24,10 +24,10 @@ from thrifty.target import Target
 EAGER = "eager"
 CALLS = 3
 """Of a turn, each."""
-TURNS, MOST_TURNS = 7, 50
+TURNS, MOST_TURNS = 3, 50
 """Of a comparison, at least and at most."""
-SECONDS = 2.0
-"""Of a comparison, about."""
+SECONDS = 3.0
+"""Of a comparison, about: models that are slow get few turns."""
 
 Call = Callable[[], Any]
 
@@ -79,11 +79,11 @@ def ratio(call: Call, reference: Call, target: Target) -> float:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(target.threads)
+    began, found = time.perf_counter(), list[float]()
     try:
-        began = time.perf_counter()
-        _turn(call, reference, target)
-        turns = SECONDS / max(1e-9, time.perf_counter() - began)
-        return statistics.median(_turn(call, reference, target) for _ in range(round(min(MOST_TURNS, max(TURNS, turns)))))
+        while len(found) < TURNS or (len(found) < MOST_TURNS and time.perf_counter() - began < SECONDS):
+            found.append(_turn(call, reference, target))
+        return statistics.median(found)
     finally:
         torch.set_num_threads(threads)
 
