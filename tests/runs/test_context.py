@@ -90,7 +90,6 @@ def test_a_search_that_was_killed_measures_one_candidate_again_at_most(tmp_path)
 
 
 def test_a_reference_stays_open_until_another_comes(monkeypatch, tmp_path):
-    monkeypatch.setattr(clock, "SECONDS", 0.0)
     opened: list[nn.Module] = []
 
     def counted(module, *given):
@@ -98,12 +97,13 @@ def test_a_reference_stays_open_until_another_comes(monkeypatch, tmp_path):
         return clock.opened(module, *given)
 
     monkeypatch.setattr("thrifty.runs.context.opened", counted)
+    monkeypatch.setattr("thrifty.runs.context.ratio", lambda call, reference, target: 0.5)
     x = (torch.randn(64, 256),)
     first, second = (Reference(nn.Linear(256, 256), x, seconds) for seconds in (10.0, 20.0))
     with contextlib.closing(measurements(Journal(tmp_path))) as search:
         taken = [search.time(nn.Linear(256, 256), x, reference=each) for each in (first, first, second)]
     assert [opened.count(each.module) for each in (first, second)] == [1, 1]
-    assert taken == pytest.approx([10.0, 10.0, 20.0], rel=0.9)
+    assert taken == [5.0, 5.0, 10.0]
 
 
 def test_an_answer_to_another_question_is_not_replayed(tmp_path):

@@ -79,7 +79,8 @@ def ratio(call: Call, reference: Call, target: Target) -> float:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(target.threads)
-    began, found = time.perf_counter(), list[float]()
+    began = time.perf_counter()
+    found: list[float] = []
     try:
         while len(found) < TURNS or (len(found) < MOST_TURNS and time.perf_counter() - began < SECONDS):
             found.append(_turn(call, reference, target))
